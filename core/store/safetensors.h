@@ -1,0 +1,51 @@
+// safetensors files: a validated reader (memory-mapped, read-only) and an atomic writer.
+#ifndef DR_CORE_STORE_SAFETENSORS_H
+#define DR_CORE_STORE_SAFETENSORS_H
+
+#include <stdint.h>
+
+#include "core/base/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dr_safetensors dr_safetensors;
+
+typedef enum dr_dtype { DR_DTYPE_F32, DR_DTYPE_BF16, DR_DTYPE_F16, DR_DTYPE_OTHER } dr_dtype;
+
+typedef struct dr_safetensor {
+    const char *name;     // borrowed from the file object
+    char dtype_name[8];
+    dr_dtype dtype;
+    int32_t n_dims;
+    int64_t shape[8];
+    int64_t n_values;
+    const void *data;     // inside the mapping, possibly unaligned
+} dr_safetensor;
+
+// Refuses a header that is too long, not JSON, has duplicate names, ranges that overlap, leave holes or pass the end, or
+// sizes that do not match shape and dtype; the error names the tensor, expected and found.
+dr_status dr_safetensors_open(const char *path, dr_safetensors **out_file);
+void dr_safetensors_close(dr_safetensors *file);
+int32_t dr_safetensors_count(const dr_safetensors *file);
+const dr_safetensor *dr_safetensors_at(const dr_safetensors *file, int32_t index);
+const dr_safetensor *dr_safetensors_find(const dr_safetensors *file, const char *name); // NULL when absent
+// Converts to fp32 into out [n_values]. DR_ERR_FORMAT when the tensor is missing or its shape differs (both printed).
+dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape, int32_t n_dims,
+                              float *out);
+
+// One F32 tensor to write; data borrowed until the call returns.
+typedef struct dr_safetensor_source {
+    const char *name;
+    int32_t n_dims;
+    int64_t shape[8];
+    const float *data;
+} dr_safetensor_source;
+// Temporary name, fsync, rename, fsync of the folder. A failure leaves the old file as it was.
+dr_status dr_safetensors_write(const char *path, const dr_safetensor_source *tensors, int32_t n_tensors);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
