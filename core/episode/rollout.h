@@ -1,0 +1,66 @@
+// The rollout engine: continuous batching of LLM-TRM episodes without rounds. Each tick runs one batched pass of the policy
+// in which some sequences decode one token, others prefill a prompt or the item list they just got; episodes that ended a
+// preference in this tick are encoded and retrieved for together and go on in the next one. A prompt is prefilled once
+// and its n samples fork its cache; the cache is kept across turns. Results depend on weights, template and draw keys
+// only, never on what else is in the batch or in which order requests came.
+#ifndef DR_CORE_EPISODE_ROLLOUT_H
+#define DR_CORE_EPISODE_ROLLOUT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/episode/protocol.h"
+#include "core/episode/template.h"
+#include "core/episode/trajectory.h"
+#include "core/model/lm.h"
+#include "core/model/sampler.h"
+#include "core/rec/trm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Everything is borrowed and must outlive the engine.
+typedef struct dr_rollout_parts {
+    dr_lm *lm;
+    const dr_tokenizer *tokenizer;
+    dr_trm *trm;
+    const dr_dataset *dataset;
+    const dr_template *prompt_template;
+    dr_protocol protocol;
+    int32_t max_live;       // episodes decoded together
+    int32_t prefill_tokens; // prefill budget of one tick
+} dr_rollout_parts;
+
+// n_samples episodes of one prompt.
+typedef struct dr_rollout_request {
+    uint64_t seed;
+    uint32_t step, prompt;
+    int32_t first_sample, n_samples;
+    int32_t user, target;
+    const int32_t *history; // borrowed until the request's last episode is finished
+    int32_t n_history;
+    dr_sampling sampling;
+} dr_rollout_request;
+
+typedef struct dr_rollout_stats {
+    int64_t prompt_tokens, tool_tokens, sampled_tokens; // pushed through the policy (a shared prompt counts once)
+    int64_t retrievals, ticks, decode_rows;
+    double decode_s, retrieve_s, sample_s;
+} dr_rollout_stats;
+
+typedef struct dr_rollout dr_rollout;
+dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_rollout);
+void dr_rollout_destroy(dr_rollout *rollout);
+dr_status dr_rollout_submit(dr_rollout *rollout, const dr_rollout_request *request);
+// One tick; does nothing when idle. Errors are of the machine (memory, numbers), never of what the policy wrote.
+dr_status dr_rollout_tick(dr_rollout *rollout);
+// Moves one finished trajectory to *out (which the caller then owns); false when none is ready.
+bool dr_rollout_take(dr_rollout *rollout, dr_trajectory *out);
+int32_t dr_rollout_pending(const dr_rollout *rollout); // episodes submitted and not yet taken
+void dr_rollout_stats_get(const dr_rollout *rollout, dr_rollout_stats *out_stats); // since create
+
+#ifdef __cplusplus
+}
+#endif
+#endif
