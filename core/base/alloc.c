@@ -93,8 +93,8 @@ dr_status dr_buf_printf(dr_buf *buf, const char *format, ...) {
     va_copy(again, args);
     int length = vsnprintf(NULL, 0, format, args);
     va_end(args);
-    dr_status status = length < 0 ? DR_FAIL(DR_ERR_ARGUMENT, "buffer: bad format string")
-                                  : buf_reserve(buf, (size_t)length);
+    dr_status status =
+        length < 0 ? DR_FAIL(DR_ERR_ARGUMENT, "buffer: bad format string") : buf_reserve(buf, (size_t)length);
     if (status == DR_OK) {
         vsnprintf(buf->data + buf->length, (size_t)length + 1, format, again);
         buf->length += (size_t)length;

@@ -40,7 +40,8 @@ void dr_log(dr_log_level level, const char *format, ...) {
     localtime_r(&now.tv_sec, &parts);
     size_t used = strftime(line, sizeof line, "%H:%M:%S", &parts);
     used += (size_t)snprintf(line + used, sizeof line - used, " %s ", tags[level]);
-    if (log_role[0]) used += (size_t)snprintf(line + used, sizeof line - used, "[%s %d] ", log_role, log_rank);
+    if (log_role[0])
+        used += (size_t)snprintf(line + used, sizeof line - used, "[%s %d] ", log_role, log_rank);
     va_list args;
     va_start(args, format);
     int wrote = vsnprintf(line + used, sizeof line - used - 1, format, args);

@@ -8,7 +8,8 @@ extern "C" {
 
 typedef enum dr_log_level { DR_LOG_DEBUG, DR_LOG_INFO, DR_LOG_WARN, DR_LOG_ERROR } dr_log_level;
 
-// Lines below `level` are dropped. Default: info, or what the environment's DR_LOG names (debug, info, warn, error).
+// Lines below `level` are dropped. Default: info, or what the environment's DR_LOG names (debug, info, warn,
+// error).
 void dr_log_set_level(dr_log_level level);
 
 // Who speaks: shown on each line as [role rank]; role "" hides it. `role` is copied (15 characters at most).

@@ -41,7 +41,8 @@ dr_rng dr_rng_make(uint64_t seed, uint64_t stream) {
 uint32_t dr_rng_bits(dr_rng *rng) {
     if (rng->n_spare == 0) {
         uint32_t counter[4] = {(uint32_t)rng->counter, (uint32_t)(rng->counter >> 32), (uint32_t)rng->stream,
-                               (uint32_t)(rng->stream >> 32) | 0x80000000u}; // top bit: never a token's counter
+                               (uint32_t)(rng->stream >> 32) |
+                                   0x80000000u}; // top bit: never a token's counter
         uint32_t key[2] = {(uint32_t)rng->seed, (uint32_t)(rng->seed >> 32)};
         dr_philox(counter, key, rng->spare);
         rng->counter++;

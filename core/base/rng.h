@@ -1,5 +1,6 @@
-// Counter-based randomness: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
-// A draw is a pure function of its key and counter, so no generator state is carried between steps, ranks or runs.
+// Counter-based randomness: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+// 2011). A draw is a pure function of its key and counter, so no generator state is carried between steps,
+// ranks or runs.
 #ifndef DR_CORE_BASE_RNG_H
 #define DR_CORE_BASE_RNG_H
 
@@ -24,8 +25,8 @@ uint32_t dr_draw(const dr_draw_key *key);
 // [0, 1) with 24 bits.
 float dr_unit_float(uint32_t bits);
 
-// A sequential stream for everything that is not a token (initial weights, shuffles, dropout, synthetic data):
-// stream ids separate uses of one seed. Plain data; copy it to fork.
+// A sequential stream for everything that is not a token (initial weights, shuffles, dropout, synthetic
+// data): stream ids separate uses of one seed. Plain data; copy it to fork.
 typedef struct dr_rng {
     uint64_t seed, stream, counter;
     uint32_t spare[4];
@@ -34,9 +35,9 @@ typedef struct dr_rng {
 
 dr_rng dr_rng_make(uint64_t seed, uint64_t stream);
 uint32_t dr_rng_bits(dr_rng *rng);
-float dr_rng_float(dr_rng *rng);                  // [0, 1)
-double dr_rng_normal(dr_rng *rng);                // standard normal (Box-Muller)
-uint32_t dr_rng_below(dr_rng *rng, uint32_t n);   // [0, n), unbiased; n >= 1
+float dr_rng_float(dr_rng *rng);                              // [0, 1)
+double dr_rng_normal(dr_rng *rng);                            // standard normal (Box-Muller)
+uint32_t dr_rng_below(dr_rng *rng, uint32_t n);               // [0, n), unbiased; n >= 1
 void dr_rng_shuffle(dr_rng *rng, int32_t *values, int64_t n); // Fisher-Yates
 
 #ifdef __cplusplus

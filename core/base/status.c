@@ -25,18 +25,30 @@ const char *dr_last_error(void) {
 
 const char *dr_status_name(dr_status status) {
     switch (status) {
-    case DR_OK: return "ok";
-    case DR_ERR_ARGUMENT: return "bad argument";
-    case DR_ERR_IO: return "input/output error";
-    case DR_ERR_FORMAT: return "format error";
-    case DR_ERR_RANGE: return "out of range";
-    case DR_ERR_MEMORY: return "out of memory";
-    case DR_ERR_UNSUPPORTED: return "not supported";
-    case DR_ERR_TIMEOUT: return "deadline passed";
-    case DR_ERR_PEER: return "peer failure";
-    case DR_ERR_NUMERIC: return "not a finite number";
-    case DR_ERR_INTERRUPTED: return "interrupted";
-    case DR_ERR_INTERNAL: return "internal error";
+    case DR_OK:
+        return "ok";
+    case DR_ERR_ARGUMENT:
+        return "bad argument";
+    case DR_ERR_IO:
+        return "input/output error";
+    case DR_ERR_FORMAT:
+        return "format error";
+    case DR_ERR_RANGE:
+        return "out of range";
+    case DR_ERR_MEMORY:
+        return "out of memory";
+    case DR_ERR_UNSUPPORTED:
+        return "not supported";
+    case DR_ERR_TIMEOUT:
+        return "deadline passed";
+    case DR_ERR_PEER:
+        return "peer failure";
+    case DR_ERR_NUMERIC:
+        return "not a finite number";
+    case DR_ERR_INTERRUPTED:
+        return "interrupted";
+    case DR_ERR_INTERNAL:
+        return "internal error";
     }
     return "unknown status";
 }
