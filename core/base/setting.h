@@ -33,7 +33,7 @@ typedef struct dr_setting {
     const char *fallback;
     double min, max;
     const char *choices;
-    const char *unit; // "tokens", "s", … or ""
+    const char *unit; // "tokens", "s", …, for text its kind, or ""
     const char *help;
     int32_t is_free; // 1: has no effect on results (paths, intervals), so it stays out of dr_config_hash
 } dr_setting;
@@ -55,6 +55,11 @@ typedef struct dr_setting {
     { key, DR_VALUE_FLOAT_LIST, fallback, min, max, NULL, unit, help, 0 }
 #define DR_STRING_LIST(key, fallback, help)                                                                  \
     { key, DR_VALUE_STRING_LIST, fallback, 0, 0, NULL, "", help, 0 }
+// Text whose kind is worth a word: "FILE", "FOLDER", "KEY=VALUE"; the help shows it in place of the value.
+#define DR_TEXT(key, fallback, kind, help)                                                                   \
+    { key, DR_VALUE_STRING, fallback, 0, 0, NULL, kind, help, 0 }
+#define DR_TEXT_LIST(key, fallback, kind, help)                                                              \
+    { key, DR_VALUE_STRING_LIST, fallback, 0, 0, NULL, kind, help, 0 }
 
 // The same for settings that do not affect results.
 #define DR_FREE_INT(key, fallback, min, max, unit, help)                                                     \

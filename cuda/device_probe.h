@@ -1,0 +1,36 @@
+// What the CUDA runtime says about this machine, as plain data. Needs no driver, no device and no toolkit at
+// run time: the runtime library is linked statically and its answers are tested one by one.
+#ifndef DR_CUDA_DEVICE_PROBE_H
+#define DR_CUDA_DEVICE_PROBE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { DR_PROBE_DEVICES = 16 };
+
+typedef struct dr_device_info {
+    char name[128];
+    int32_t major, minor; // compute capability
+    int32_t n_processors; // streaming multiprocessors
+    int64_t total_bytes;
+} dr_device_info;
+
+typedef struct dr_device_probe {
+    int32_t runtime_version; // 13000 for 13.0
+    int32_t driver_version;  // newest runtime the driver supports, 0 without a driver
+    int32_t nccl_version;    // 22809 for 2.28.9, 0 when the library is not found at run time
+    int32_t n_devices;       // may be more than DR_PROBE_DEVICES; only so many are described
+    dr_device_info devices[DR_PROBE_DEVICES];
+    char reason[256]; // why there is no device to use; "" when there is one
+} dr_device_probe;
+
+// Never fails: what cannot be had is 0 or "", and `reason` says why. Creates no context on any device.
+dr_device_probe dr_device_probe_run(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
