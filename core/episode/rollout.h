@@ -1,8 +1,9 @@
-// The rollout engine: continuous batching of LLM-TRM episodes without rounds. Each tick runs one batched pass of the policy
-// in which some sequences decode one token, others prefill a prompt or the item list they just got; episodes that ended a
-// preference in this tick are encoded and retrieved for together and go on in the next one. A prompt is prefilled once
-// and its n samples fork its cache; the cache is kept across turns. Results depend on weights, template and draw keys
-// only, never on what else is in the batch or in which order requests came.
+// The rollout engine: continuous batching of LLM-TRM episodes without rounds. Each tick runs one batched pass
+// of the policy in which some sequences decode one token, others prefill a prompt or the item list they just
+// got; episodes that ended a preference in this tick are encoded and retrieved for together and go on in the
+// next one. A prompt is prefilled once and its n samples fork its cache; the cache is kept across turns.
+// Results depend on weights, template and draw keys only, never on what else is in the batch or in which
+// order requests came.
 #ifndef DR_CORE_EPISODE_ROLLOUT_H
 #define DR_CORE_EPISODE_ROLLOUT_H
 
@@ -44,7 +45,8 @@ typedef struct dr_rollout_request {
 } dr_rollout_request;
 
 typedef struct dr_rollout_stats {
-    int64_t prompt_tokens, tool_tokens, sampled_tokens; // pushed through the policy (a shared prompt counts once)
+    int64_t prompt_tokens, tool_tokens,
+        sampled_tokens; // pushed through the policy (a shared prompt counts once)
     int64_t retrievals, ticks, decode_rows;
     double decode_s, retrieve_s, sample_s;
 } dr_rollout_stats;
@@ -53,7 +55,8 @@ typedef struct dr_rollout dr_rollout;
 dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_rollout);
 void dr_rollout_destroy(dr_rollout *rollout);
 dr_status dr_rollout_submit(dr_rollout *rollout, const dr_rollout_request *request);
-// One tick; does nothing when idle. Errors are of the machine (memory, numbers), never of what the policy wrote.
+// One tick; does nothing when idle. Errors are of the machine (memory, numbers), never of what the policy
+// wrote.
 dr_status dr_rollout_tick(dr_rollout *rollout);
 // Moves one finished trajectory to *out (which the caller then owns); false when none is ready.
 bool dr_rollout_take(dr_rollout *rollout, dr_trajectory *out);

@@ -1,5 +1,5 @@
-// One trajectory: an append-only stream of token ids with a provenance byte each. Nothing in it is ever decoded and
-// tokenised again; the loss mask is the provenance. Plain data owned by the struct.
+// One trajectory: an append-only stream of token ids with a provenance byte each. Nothing in it is ever
+// decoded and tokenised again; the loss mask is the provenance. Plain data owned by the struct.
 #ifndef DR_CORE_EPISODE_TRAJECTORY_H
 #define DR_CORE_EPISODE_TRAJECTORY_H
 
@@ -15,20 +15,20 @@ extern "C" {
 #endif
 
 typedef enum dr_provenance {
-    DR_FROM_PROMPT = 0,  // the rendered prompt
-    DR_FROM_POLICY = 1,  // sampled: the only tokens that are trained on
-    DR_FROM_FORCED = 2,  // put there by the program in the policy's place
-    DR_FROM_TOOL = 3     // the retrieval model's item list, with its tags and blank lines
+    DR_FROM_PROMPT = 0, // the rendered prompt
+    DR_FROM_POLICY = 1, // sampled: the only tokens that are trained on
+    DR_FROM_FORCED = 2, // put there by the program in the policy's place
+    DR_FROM_TOOL = 3    // the retrieval model's item list, with its tags and blank lines
 } dr_provenance;
 
 typedef enum dr_stop {
-    DR_STOP_NONE = 0,     // still running
-    DR_STOP_ANSWER,       // </recommendation_list> was written
-    DR_STOP_EOS,          // end-of-sequence token
-    DR_STOP_EMPTY_QUERY,  // a preference without text
-    DR_STOP_TURN_CAP,     // too many new tokens in one turn
+    DR_STOP_NONE = 0,      // still running
+    DR_STOP_ANSWER,        // </recommendation_list> was written
+    DR_STOP_EOS,           // end-of-sequence token
+    DR_STOP_EMPTY_QUERY,   // a preference without text
+    DR_STOP_TURN_CAP,      // too many new tokens in one turn
     DR_STOP_RETRIEVAL_CAP, // asked for more retrievals than allowed
-    DR_STOP_TOTAL_CAP     // too many tokens in all: the whole trajectory gets loss mask 0
+    DR_STOP_TOTAL_CAP      // too many tokens in all: the whole trajectory gets loss mask 0
 } dr_stop;
 
 // One retrieval.
@@ -58,15 +58,15 @@ typedef struct dr_trajectory {
     uint64_t policy_version;
 
     int32_t n_tokens, capacity;
-    int32_t *ids;          // [n_tokens]
-    uint8_t *provenance;   // [n_tokens] dr_provenance
-    uint16_t *turn_of;     // [n_tokens] turn number, 0-based
-    float *logprob;        // [n_tokens] at the sampling temperature over the full vocabulary; 0 where not sampled
-    float *logprob_kept;   // [n_tokens] over the kept set of top-p; 0 where not sampled
+    int32_t *ids;        // [n_tokens]
+    uint8_t *provenance; // [n_tokens] dr_provenance
+    uint16_t *turn_of;   // [n_tokens] turn number, 0-based
+    float *logprob; // [n_tokens] at the sampling temperature over the full vocabulary; 0 where not sampled
+    float *logprob_kept; // [n_tokens] over the kept set of top-p; 0 where not sampled
 
-    int32_t n_turns;       // retrievals done
+    int32_t n_turns; // retrievals done
     dr_turn *turns;
-    int32_t text_dim;      // length of the turns' embeddings
+    int32_t text_dim; // length of the turns' embeddings
     dr_stop stop;
 
     // filled by the reward shard
@@ -77,18 +77,22 @@ typedef struct dr_trajectory {
 } dr_trajectory;
 
 void dr_trajectory_reset(dr_trajectory *t); // frees what it owns and zeroes it
+// Makes room for n tokens in all, so that appending up to there allocates nothing.
+dr_status dr_trajectory_reserve(dr_trajectory *t, int32_t n);
 // Appends n tokens of one provenance; logprobs may be NULL (zeros).
-dr_status dr_trajectory_append(dr_trajectory *t, const int32_t *ids, int32_t n, dr_provenance from, uint16_t turn,
-                               const float *logprob, const float *logprob_kept);
+dr_status dr_trajectory_append(dr_trajectory *t, const int32_t *ids, int32_t n, dr_provenance from,
+                               uint16_t turn, const float *logprob, const float *logprob_kept);
 // Appends a retrieval; text and arrays are copied.
-dr_status dr_trajectory_add_turn(dr_trajectory *t, int32_t query_begin, int32_t query_end, const char *preference,
-                                 const float *embedding, int32_t text_dim, const int32_t *items, int32_t n_items);
+dr_status dr_trajectory_add_turn(dr_trajectory *t, int32_t query_begin, int32_t query_end,
+                                 const char *preference, const float *embedding, int32_t text_dim,
+                                 const int32_t *items, int32_t n_items);
 int32_t dr_trajectory_sampled_count(const dr_trajectory *t);
-// True when the trajectory takes part in the loss (its stop is not DR_STOP_TOTAL_CAP and it has sampled tokens).
+// True when the trajectory takes part in the loss (its stop is not DR_STOP_TOTAL_CAP and it has sampled
+// tokens).
 bool dr_trajectory_trains(const dr_trajectory *t);
 
-// Self-contained little-endian bytes with a version and explicit counts: the wire and nothing else. decode refuses any
-// byte string that is not exactly one trajectory, with a clear error, and leaves *out untouched.
+// Self-contained little-endian bytes with a version and explicit counts: the wire and nothing else. decode
+// refuses any byte string that is not exactly one trajectory, with a clear error, and leaves *out untouched.
 dr_status dr_trajectory_encode(const dr_trajectory *t, dr_buf *out);
 dr_status dr_trajectory_decode(const void *bytes, size_t length, dr_trajectory *out);
 
