@@ -4,7 +4,7 @@
 deeprec_packages="gcc libc6-dev cmake ninja-build pkg-config openmpi-bin libopenmpi-dev libhdf5-dev libdnnl-dev
     libyaml-dev libjansson-dev libpcre2-dev libxxhash-dev zlib1g-dev libcmocka-dev"
 # Wanted by the tests and by datasets/get.sh, but nothing is lost without them except what they do.
-deeprec_optional_packages="clang-format curl unzip xz-utils"
+deeprec_optional_packages="clang-format g++ curl unzip xz-utils"
 
 # Names of the packages of "$@" that are not installed.
 deeprec_missing() {

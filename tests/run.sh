@@ -65,7 +65,7 @@ run_ctest() {
 }
 
 say "packages"
-check "packages" deeprec_install clang-format
+check "packages" deeprec_install clang-format g++
 
 say "release build"
 if check "configure release" cmake --preset release && check "build release" cmake --build --preset release -j "$jobs"; then
