@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-void check_close(const char *name, const float *got, const float *want, int64_t n, double absolute, double relative) {
+void check_close(const char *name, const float *got, const float *want, int64_t n, double absolute,
+                 double relative) {
     double worst = -1;
     int64_t at = -1;
     for (int64_t i = 0; i < n; i++) {
@@ -18,8 +19,8 @@ void check_close(const char *name, const float *got, const float *want, int64_t 
         if (isinf(worst)) break;
     }
     if (n > 0 && !(worst <= 1))
-        fail_msg("%s: element %lld of %lld is %.9g, expected %.9g (%.3g of the tolerance)", name, (long long)at,
-                 (long long)n, (double)got[at], (double)want[at], worst);
+        fail_msg("%s: element %lld of %lld is %.9g, expected %.9g (%.3g of the tolerance)", name,
+                 (long long)at, (long long)n, (double)got[at], (double)want[at], worst);
 }
 
 void check_relative_error(const char *name, const float *got, const float *want, int64_t n, double limit) {
@@ -29,20 +30,23 @@ void check_relative_error(const char *name, const float *got, const float *want,
         norm += (double)want[i] * want[i];
     }
     double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
-    if (!(error <= limit)) fail_msg("%s: relative error %.4g over %lld values, limit %.4g", name, error, (long long)n, limit);
+    if (!(error <= limit))
+        fail_msg("%s: relative error %.4g over %lld values, limit %.4g", name, error, (long long)n, limit);
 }
 
 void check_same_bits(const char *name, const float *got, const float *want, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         if (memcmp(&got[i], &want[i], sizeof(float)) != 0)
-            fail_msg("%s: element %lld is %.9g, expected the same bits as %.9g", name, (long long)i, (double)got[i],
-                     (double)want[i]);
+            fail_msg("%s: element %lld is %.9g, expected the same bits as %.9g", name, (long long)i,
+                     (double)got[i], (double)want[i]);
 }
 
 void check_error(dr_status status, dr_status expected, const char *text) {
     if (status != expected)
-        fail_msg("status is '%s' (%s), expected '%s'", dr_status_name(status), dr_last_error(), dr_status_name(expected));
-    if (text && !strstr(dr_last_error(), text)) fail_msg("error text \"%s\" lacks \"%s\"", dr_last_error(), text);
+        fail_msg("status is '%s' (%s), expected '%s'", dr_status_name(status), dr_last_error(),
+                 dr_status_name(expected));
+    if (text && !strstr(dr_last_error(), text))
+        fail_msg("error text \"%s\" lacks \"%s\"", dr_last_error(), text);
 }
 
 const char *check_scratch_dir(void) {
@@ -79,5 +83,6 @@ char *check_read_file(const char *path, size_t *out_length) {
 
 void check_write_file(const char *path, const void *bytes, size_t length) {
     FILE *file = fopen(path, "wb");
-    if (!file || fwrite(bytes, 1, length, file) != length || fclose(file) != 0) fail_msg("cannot write %s", path);
+    if (!file || fwrite(bytes, 1, length, file) != length || fclose(file) != 0)
+        fail_msg("cannot write %s", path);
 }

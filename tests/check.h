@@ -1,4 +1,5 @@
-// What the tests share: cmocka's headers in the order it wants, and a tensor comparer that fails with the facts.
+// What the tests share: cmocka's headers in the order it wants, and a tensor comparer that fails with the
+// facts.
 #ifndef DR_TESTS_CHECK_H
 #define DR_TESTS_CHECK_H
 
@@ -11,9 +12,10 @@
 
 #include "core/base/status.h"
 
-// Fails unless |got[i] - want[i]| <= absolute + relative * |want[i]| for all i; names the worst element and how much of the
-// tolerance it used. NaN never passes.
-void check_close(const char *name, const float *got, const float *want, int64_t n, double absolute, double relative);
+// Fails unless |got[i] - want[i]| <= absolute + relative * |want[i]| for all i; names the worst element and
+// how much of the tolerance it used. NaN never passes.
+void check_close(const char *name, const float *got, const float *want, int64_t n, double absolute,
+                 double relative);
 
 // Fails unless sqrt(Σ(got-want)²/Σwant²) <= limit.
 void check_relative_error(const char *name, const float *got, const float *want, int64_t n, double limit);
