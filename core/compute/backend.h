@@ -1,11 +1,12 @@
-// The compute seam: a table of operations on fp32 activations in backend memory. The CPU body is the reference and
-// stays for ever; CUDA is another body of the same table. Nothing above this line knows which one it talks to.
+// The compute seam: a table of operations on fp32 activations in backend memory. The CPU body is the
+// reference and stays for ever; CUDA is another body of the same table. Nothing above this line knows which
+// one it talks to.
 //
-// Legend: T = rows (tokens), H = query heads, G = key/value heads (H % G == 0), d = head size, V = vocabulary.
-// All matrices are row-major and dense. Every pointer is borrowed, in backend memory, and non-overlapping unless said.
-// Row-exact: row t of the output depends on row t of the input and on the weights only, bit for bit, whatever T is,
-// wherever the row stands, however many threads run. Forward ops are row-exact; this is what makes a trajectory
-// independent of the batch that it was sampled in.
+// Legend: T = rows (tokens), H = query heads, G = key/value heads (H % G == 0), d = head size, V =
+// vocabulary. All matrices are row-major and dense. Every pointer is borrowed, in backend memory, and
+// non-overlapping unless said. Row-exact: row t of the output depends on row t of the input and on the
+// weights only, bit for bit, whatever T is, wherever the row stands, however many threads run. Forward ops
+// are row-exact; this is what makes a trajectory independent of the batch that it was sampled in.
 #ifndef DR_CORE_COMPUTE_BACKEND_H
 #define DR_CORE_COMPUTE_BACKEND_H
 
@@ -19,11 +20,12 @@
 extern "C" {
 #endif
 
-// Multiplication type of the linear ops. Inputs and outputs stay fp32 in memory; bf16 rounds the operands of each
-// product and accumulates in fp32 (AMX or AVX-512 where the processor has it).
+// Multiplication type of the linear ops. Inputs and outputs stay fp32 in memory; bf16 rounds the operands of
+// each product and accumulates in fp32 (AMX or AVX-512 where the processor has it).
 typedef enum dr_precision { DR_FP32, DR_BF16 } dr_precision;
 
-// A weight matrix [n_out, n_in] as the backend wants it (packed, rounded). Filled by weight_pack from fp32 values.
+// A weight matrix [n_out, n_in] as the backend wants it (packed, rounded). Filled by weight_pack from fp32
+// values.
 typedef struct dr_weight dr_weight;
 typedef struct dr_backend dr_backend;
 
@@ -49,39 +51,42 @@ typedef struct dr_backend_ops {
     void (*copy_in)(dr_backend *b, void *to_backend, const void *from_host, size_t bytes);
     void (*copy_out)(dr_backend *b, void *to_host, const void *from_backend, size_t bytes);
 
-    // Linear layers. y = x Wᵀ (+ bias): x [T, n_in], y [T, n_out], bias [n_out] or NULL. linear_forward is row-exact.
+    // Linear layers. y = x Wᵀ (+ bias): x [T, n_in], y [T, n_out], bias [n_out] or NULL. linear_forward is
+    // row-exact.
     dr_status (*weight_create)(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight);
     void (*weight_destroy)(dr_backend *b, dr_weight *w);
     dr_status (*weight_pack)(dr_backend *b, dr_weight *w, const float *values); // again after every update
-    dr_status (*linear_forward)(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,
-                                float *y);
+    dr_status (*linear_forward)(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
+                                const float *bias, float *y);
     // dx [T, n_in] = dy W, or += when accumulate.
-    dr_status (*linear_backward_input)(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
-                                       bool accumulate);
+    dr_status (*linear_backward_input)(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+                                       float *dx, bool accumulate);
     // dw [n_out, n_in] += dyᵀ x; dbias [n_out] += column sums of dy (or NULL).
-    dr_status (*linear_backward_weight)(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
-                                        int64_t n_in, float *dw, float *dbias);
-    // General product for the retrieval model and others: c [m, n] = alpha op(a) op(b) + beta c, fp32. op(a) is [m, k].
-    // Deterministic for equal arguments; row-exact when !trans_a.
+    dr_status (*linear_backward_weight)(dr_backend *b, const float *x, const float *dy, int64_t T,
+                                        int64_t n_out, int64_t n_in, float *dw, float *dbias);
+    // General product for the retrieval model and others: c [m, n] = alpha op(a) op(b) + beta c, fp32. op(a)
+    // is [m, k]. Deterministic for equal arguments; row-exact when !trans_a.
     dr_status (*gemm)(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                       const float *a, const float *b_matrix, float beta, float *c);
 
     // y = x / sqrt(mean(x²) + eps) · w; inv_rms [T] is kept for backward. x, y [T, D]; w [D]. y may be x.
-    void (*rmsnorm_forward)(dr_backend *b, const float *x, const float *w, int64_t T, int64_t D, float eps, float *y,
-                            float *inv_rms);
+    void (*rmsnorm_forward)(dr_backend *b, const float *x, const float *w, int64_t T, int64_t D, float eps,
+                            float *y, float *inv_rms);
     // dx += …, dw += … (dw may be NULL).
-    void (*rmsnorm_backward)(dr_backend *b, const float *dy, const float *x, const float *w, const float *inv_rms,
-                             int64_t T, int64_t D, float *dx, float *dw);
+    void (*rmsnorm_backward)(dr_backend *b, const float *dy, const float *x, const float *w,
+                             const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw);
     // LayerNorm with weight and bias [D]; mean, inv_std [T] kept.
-    void (*layernorm_forward)(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T, int64_t D,
-                              float eps, float *y, float *mean, float *inv_std);
-    void (*layernorm_backward)(dr_backend *b, const float *dy, const float *x, const float *w, const float *mean,
-                               const float *inv_std, int64_t T, int64_t D, float *dx, float *dw, float *dbias);
+    void (*layernorm_forward)(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T,
+                              int64_t D, float eps, float *y, float *mean, float *inv_std);
+    void (*layernorm_backward)(dr_backend *b, const float *dy, const float *x, const float *w,
+                               const float *mean, const float *inv_std, int64_t T, int64_t D, float *dx,
+                               float *dw, float *dbias);
 
-    // Rotary embedding in place, Hugging Face's half-split layout (Su et al., arXiv 2104.09864): x [T, n_heads, d] with
-    // row stride `stride` floats; pair (i, i + d/2) is turned by positions[t] · inv_freq[i]. direction -1 is the backward.
-    void (*rope)(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T, int64_t n_heads,
-                 int64_t d, int64_t stride, int direction);
+    // Rotary embedding in place, Hugging Face's half-split layout (Su et al., arXiv 2104.09864): x [T,
+    // n_heads, d] with row stride `stride` floats; pair (i, i + d/2) is turned by positions[t] · inv_freq[i].
+    // direction -1 is the backward.
+    void (*rope)(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T,
+                 int64_t n_heads, int64_t d, int64_t stride, int direction);
 
     // out [T, F] = silu(gate) · up; gate_up [T, 2F], gate first.
     void (*swiglu_forward)(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out);
@@ -91,41 +96,46 @@ typedef struct dr_backend_ops {
     void (*gelu_forward)(dr_backend *b, const float *x, int64_t n, float *y);
     void (*gelu_backward)(dr_backend *b, const float *dy, const float *x, int64_t n, float *dx);
 
-    // y += x; embedding gather: out [T, D] = table[ids]; backward: dtable[ids[t]] += dout[t] in the order of t.
+    // y += x; embedding gather: out [T, D] = table[ids]; backward: dtable[ids[t]] += dout[t] in the order of
+    // t.
     void (*add)(dr_backend *b, const float *x, int64_t n, float *y);
-    void (*embedding_forward)(dr_backend *b, const float *table, const int32_t *ids, int64_t T, int64_t D, float *out);
+    void (*embedding_forward)(dr_backend *b, const float *table, const int32_t *ids, int64_t T, int64_t D,
+                              float *out);
     void (*embedding_backward)(dr_backend *b, const float *dout, const int32_t *ids, int64_t T, int64_t D,
                                float *dtable);
 
-    // Causal attention over packed sequences: q [T, H, d], k, v [T, G, d] with row strides in floats (they may lie in
-    // one merged qkv buffer); sequence s owns rows cu_seqlens[s] … cu_seqlens[s+1]-1 (host memory, n_seqs + 1 values).
-    // scale = 1/sqrt(d). out [T, H, d] dense; lse [T, H] = log-sum-exp of the scaled scores, kept for backward.
-    dr_status (*attention_forward)(dr_backend *b, const float *q, const float *k, const float *v, int64_t q_stride,
-                                   int64_t kv_stride, const int32_t *cu_seqlens, int32_t n_seqs, int32_t H, int32_t G,
-                                   int32_t d, float *out, float *lse);
+    // Causal attention over packed sequences: q [T, H, d], k, v [T, G, d] with row strides in floats (they
+    // may lie in one merged qkv buffer); sequence s owns rows cu_seqlens[s] … cu_seqlens[s+1]-1 (host memory,
+    // n_seqs + 1 values). scale = 1/sqrt(d). out [T, H, d] dense; lse [T, H] = log-sum-exp of the scaled
+    // scores, kept for backward.
+    dr_status (*attention_forward)(dr_backend *b, const float *q, const float *k, const float *v,
+                                   int64_t q_stride, int64_t kv_stride, const int32_t *cu_seqlens,
+                                   int32_t n_seqs, int32_t H, int32_t G, int32_t d, float *out, float *lse);
     // Overwrites dq, dk, dv (same strides as q, k, v).
-    dr_status (*attention_backward)(dr_backend *b, const float *dout, const float *q, const float *k, const float *v,
-                                    const float *out, const float *lse, int64_t q_stride, int64_t kv_stride,
-                                    const int32_t *cu_seqlens, int32_t n_seqs, int32_t H, int32_t G, int32_t d,
-                                    float *dq, float *dk, float *dv);
+    dr_status (*attention_backward)(dr_backend *b, const float *dout, const float *q, const float *k,
+                                    const float *v, const float *out, const float *lse, int64_t q_stride,
+                                    int64_t kv_stride, const int32_t *cu_seqlens, int32_t n_seqs, int32_t H,
+                                    int32_t G, int32_t d, float *dq, float *dk, float *dv);
 
-    // Paged cache of one layer: k_cache, v_cache [n_pages, page_size, G, d]. kv_store writes each chunk's rows at
-    // positions n_past …; attention_cached then attends causally over past and own rows. Same score, softmax and sum
-    // order per row as attention_forward, so that a row's bits agree between the two.
+    // Paged cache of one layer: k_cache, v_cache [n_pages, page_size, G, d]. kv_store writes each chunk's
+    // rows at positions n_past …; attention_cached then attends causally over past and own rows. Same score,
+    // softmax and sum order per row as attention_forward, so that a row's bits agree between the two.
     void (*kv_store)(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
-                     const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G, int32_t d,
-                     float *k_cache, float *v_cache);
+                     const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
+                     int32_t d, float *k_cache, float *v_cache);
     dr_status (*attention_cached)(dr_backend *b, const float *q, int64_t q_stride, const float *k_cache,
                                   const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out);
 
-    // Loss head without [T, V] logits in memory (vocabulary rows in blocks): for hidden h [T, D], head weight w [V, D],
-    // targets [T]: logprob[t] = log softmax(h w / temperature)[target], entropy[t] of that softmax, lse[t] (all [T]).
-    dr_status (*head_forward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets, int64_t T,
-                              float temperature, float *logprob, float *entropy, float *lse);
+    // Loss head without [T, V] logits in memory (vocabulary rows in blocks): for hidden h [T, D], head weight
+    // w [V, D], targets [T]: logprob[t] = log softmax(h w / temperature)[target], entropy[t] of that softmax,
+    // lse[t] (all [T]).
+    dr_status (*head_forward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
+                              int64_t T, float temperature, float *logprob, float *entropy, float *lse);
     // Gradient of Σ_t dlogprob[t]·logprob[t]: dh [T, D] overwritten, dw [V, D] +=.
-    dr_status (*head_backward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets, int64_t T,
-                               float temperature, const float *lse, const float *dlogprob, float *dh, float *dw);
+    dr_status (*head_backward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
+                               int64_t T, float temperature, const float *lse, const float *dlogprob,
+                               float *dh, float *dw);
 
     // AdamW (Loshchilov & Hutter, arXiv 1711.05101) on n values; gradient is read, not cleared.
     void (*adamw)(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,
@@ -141,7 +151,8 @@ struct dr_backend {
     void *state;
 };
 
-// The CPU body. n_threads 0: what OpenMP offers. DR_BF16 is refused (DR_ERR_UNSUPPORTED) where the processor can't.
+// The CPU body. n_threads 0: what OpenMP offers. DR_BF16 is refused (DR_ERR_UNSUPPORTED) where the processor
+// can't.
 dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backend **out_backend);
 void dr_backend_cpu_destroy(dr_backend *backend);
 bool dr_cpu_has_bf16(void); // AMX-BF16 or AVX512-BF16 present

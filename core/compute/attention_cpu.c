@@ -1,0 +1,362 @@
+// Causal attention with grouped key/value heads. Keys stand in blocks of 16 positions, transposed to [d][16],
+// both in the cache and in the training pass; a row's scores, maximum, exponentials and sums run over these
+// blocks in one fixed way, so a row gets the same bits from the cache, from a chunk and from a packed batch.
+#include <omp.h>
+
+#include "core/base/alloc.h"
+#include "core/compute/cpu_internal.h"
+
+typedef float vec16 __attribute__((vector_size(64), aligned(4)));
+
+enum { KEYS = 16, ROWS = 8, BACKWARD_ROWS = 48, MAX_HEAD = 256 };
+
+// Where the keys and values of one key/value head stand: block i at base + (pages ? pages[i] : i) *
+// block_stride.
+typedef struct key_blocks {
+    const float *k, *v;
+    const int32_t *pages;
+    int64_t k_block_stride, v_block_stride, v_row_stride;
+} key_blocks;
+
+// Up to ROWS query rows that look at the first n_keys[r] keys.
+typedef struct query_rows {
+    int32_t n;
+    const float *q[ROWS];
+    float *out[ROWS];
+    float *lse[ROWS]; // NULL: not wanted
+    int32_t n_keys[ROWS];
+} query_rows;
+
+DR_INLINE int64_t block_of(const key_blocks *blocks, int64_t i) {
+    return blocks->pages ? blocks->pages[i] : i;
+}
+
+DR_INLINE void scores_block(const query_rows *rows, const float *k_block, int32_t d, float *scores,
+                            int64_t stride) {
+    vec16 acc[ROWS] = {0};
+    for (int32_t e = 0; e < d; e++) {
+        vec16 key = *(const vec16 *)(k_block + e * KEYS);
+        for (int r = 0; r < ROWS; r++) acc[r] += rows->q[r][e] * key;
+    }
+    for (int r = 0; r < ROWS; r++) *(vec16 *)(scores + r * stride) = acc[r];
+}
+
+DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scale, float *out_max) {
+    float top = -INFINITY;
+    for (int32_t j = 0; j < n; j++) {
+        scores[j] *= scale;
+        top = scores[j] > top ? scores[j] : top;
+    }
+    for (int64_t j = n; j < padded; j++) scores[j] = -INFINITY;
+    float lanes[KEYS] = {0};
+    for (int64_t j = 0; j < padded; j += KEYS)
+        for (int l = 0; l < KEYS; l++) {
+            float p = dr_expf(scores[j + l] - top);
+            scores[j + l] = p;
+            lanes[l] += p;
+        }
+    for (int width = KEYS / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; l++) lanes[l] += lanes[l + width];
+    *out_max = top;
+    return lanes[0];
+}
+
+// out[r][16 dims] += Σ_j p[r][j] · v[j], j in order.
+DR_INLINE void values_block(const float *scores, int64_t stride, const float *v_block, int64_t v_stride,
+                            int32_t count, int32_t d, float (*acc)[MAX_HEAD]) {
+    int32_t e = 0;
+    for (; e + 16 <= d; e += 16) {
+        vec16 sum[ROWS];
+        for (int r = 0; r < ROWS; r++) sum[r] = *(const vec16 *)(acc[r] + e);
+        for (int32_t j = 0; j < count; j++) {
+            vec16 value = *(const vec16 *)(v_block + j * v_stride + e);
+            for (int r = 0; r < ROWS; r++) sum[r] += scores[r * stride + j] * value;
+        }
+        for (int r = 0; r < ROWS; r++) *(vec16 *)(acc[r] + e) = sum[r];
+    }
+    for (; e < d; e++)
+        for (int32_t j = 0; j < count; j++)
+            for (int r = 0; r < ROWS; r++) acc[r][e] += scores[r * stride + j] * v_block[j * v_stride + e];
+}
+
+// The one way a row is attended; scores: ROWS * padded floats of scratch.
+static DR_HOT void attend(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, float *scores) {
+    int32_t most = 0;
+    for (int r = 0; r < rows->n; r++) most = rows->n_keys[r] > most ? rows->n_keys[r] : most;
+    for (int r = rows->n; r < ROWS; r++) { // idle rows repeat the first one
+        rows->q[r] = rows->q[0];
+        rows->n_keys[r] = rows->n_keys[0];
+    }
+    int64_t n_blocks = (most + KEYS - 1) / KEYS, padded = n_blocks * KEYS;
+    for (int64_t i = 0; i < n_blocks; i++)
+        scores_block(rows, blocks->k + block_of(blocks, i) * blocks->k_block_stride, d, scores + i * KEYS,
+                     padded);
+    float total[ROWS], top[ROWS], acc[ROWS][MAX_HEAD];
+    for (int r = 0; r < ROWS; r++)
+        total[r] = softmax_row(scores + r * padded, rows->n_keys[r], padded, scale, &top[r]);
+    memset(acc, 0, sizeof acc);
+    for (int64_t i = 0; i < n_blocks; i++) {
+        int32_t count = most - i * KEYS < KEYS ? (int32_t)(most - i * KEYS) : KEYS;
+        values_block(scores + i * KEYS, padded, blocks->v + block_of(blocks, i) * blocks->v_block_stride,
+                     blocks->v_row_stride, count, d, acc);
+    }
+    for (int r = 0; r < rows->n; r++) {
+        float inv = 1.0f / total[r];
+        for (int32_t e = 0; e < d; e++) rows->out[r][e] = acc[r][e] * inv;
+        if (rows->lse[r]) *rows->lse[r] = top[r] + logf(total[r]);
+    }
+}
+
+static dr_status check_sizes(int32_t H, int32_t G, int32_t d) {
+    DR_CHECK(G > 0 && H % G == 0 && d > 0 && d <= MAX_HEAD, DR_ERR_RANGE,
+             "attention: %d query heads, %d key heads, head size %d (at most %d)", H, G, d, MAX_HEAD);
+    return DR_OK;
+}
+
+static int64_t padded_keys(int64_t n) {
+    return (n + KEYS - 1) / KEYS * KEYS;
+}
+
+static dr_status reserve_threads(dr_backend *b, int64_t floats) {
+    for (int i = 0; i < b->n_threads; i++) DR_TRY(dr_scratch_reserve(&dr_cpu_state_of(b)->thread[i], floats));
+    return DR_OK;
+}
+
+// Keys [n, d] with a row stride → blocks of [d][16].
+static DR_HOT void transpose_keys(const float *k, int64_t stride, int64_t n, int32_t d, float *out) {
+    int64_t padded = padded_keys(n);
+    for (int64_t j = 0; j < padded; j++)
+        for (int32_t e = 0; e < d; e++)
+            out[j / KEYS * KEYS * d + e * KEYS + j % KEYS] = j < n ? k[j * stride + e] : 0.0f;
+}
+
+typedef struct packed_call {
+    const float *q, *k, *v;
+    int64_t q_stride, kv_stride;
+    int32_t H, G, d;
+    float scale;
+} packed_call;
+
+static void forward_sequence(const packed_call *c, int32_t begin, int32_t n, int32_t g, float *scratch,
+                             float *out, float *lse) {
+    int32_t group = c->H / c->G, d = c->d;
+    float *keys = scratch, *scores = scratch + padded_keys(n) * d;
+    transpose_keys(c->k + begin * c->kv_stride + g * d, c->kv_stride, n, d, keys);
+    key_blocks blocks = {.k = keys,
+                         .v = c->v + begin * c->kv_stride + g * d,
+                         .k_block_stride = (int64_t)KEYS * d,
+                         .v_block_stride = KEYS * c->kv_stride,
+                         .v_row_stride = c->kv_stride};
+    query_rows rows = {0};
+    for (int64_t flat = 0; flat < (int64_t)n * group; flat++) {
+        int64_t i = flat / group, row = begin + i, h = g * group + flat % group;
+        rows.q[rows.n] = c->q + row * c->q_stride + h * d;
+        rows.out[rows.n] = out + (row * c->H + h) * d;
+        rows.lse[rows.n] = lse ? lse + row * c->H + h : NULL;
+        rows.n_keys[rows.n++] = (int32_t)i + 1;
+        if (rows.n == ROWS || flat + 1 == (int64_t)n * group) {
+            attend(&rows, &blocks, d, c->scale, scores);
+            rows.n = 0;
+        }
+    }
+}
+
+static int64_t longest_sequence(const int32_t *cu_seqlens, int32_t n_seqs) {
+    int64_t longest = 1;
+    for (int32_t s = 0; s < n_seqs; s++)
+        if (cu_seqlens[s + 1] - cu_seqlens[s] > longest) longest = cu_seqlens[s + 1] - cu_seqlens[s];
+    return longest;
+}
+
+static dr_status attention_forward(dr_backend *b, const float *q, const float *k, const float *v,
+                                   int64_t q_stride, int64_t kv_stride, const int32_t *cu_seqlens,
+                                   int32_t n_seqs, int32_t H, int32_t G, int32_t d, float *out, float *lse) {
+    DR_TRY(check_sizes(H, G, d));
+    int64_t longest = padded_keys(longest_sequence(cu_seqlens, n_seqs));
+    DR_TRY(reserve_threads(b, longest * d + ROWS * longest));
+    packed_call call = {q, k, v, q_stride, kv_stride, H, G, d, 1.0f / sqrtf((float)d)};
+    dr_cpu_state *state = dr_cpu_state_of(b);
+#pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
+    for (int32_t task = 0; task < n_seqs * G; task++) {
+        int32_t s = task / G;
+        forward_sequence(&call, cu_seqlens[s], cu_seqlens[s + 1] - cu_seqlens[s], task % G,
+                         state->thread[omp_get_thread_num()].data, out, lse);
+    }
+    return DR_OK;
+}
+
+// Scratch of one backward task: packed transposes of K and V, the block's packed Q, dO, K, and two score
+// blocks.
+typedef struct backward_scratch {
+    float *keys_t, *values_t, *packed, *p, *ds;
+} backward_scratch;
+
+static int64_t backward_floats(int64_t n, int32_t d) {
+    int64_t wide = dr_panels_floats(d, n) * 2, padded = (n + DR_PANEL - 1) / DR_PANEL * DR_PANEL;
+    int64_t packed = dr_panels_floats(n > BACKWARD_ROWS ? n : BACKWARD_ROWS, d);
+    return wide + packed + 2 * BACKWARD_ROWS * padded;
+}
+
+static backward_scratch backward_carve(float *scratch, int64_t n, int32_t d) {
+    int64_t wide = dr_panels_floats(d, n), padded = (n + DR_PANEL - 1) / DR_PANEL * DR_PANEL;
+    int64_t packed = dr_panels_floats(n > BACKWARD_ROWS ? n : BACKWARD_ROWS, d);
+    return (backward_scratch){scratch, scratch + wide, scratch + 2 * wide, scratch + 2 * wide + packed,
+                              scratch + 2 * wide + packed + BACKWARD_ROWS * padded};
+}
+
+DR_INLINE int64_t panels_of(int64_t n) {
+    return (n + DR_PANEL - 1) / DR_PANEL;
+}
+
+// p and ds of one block of query rows: p = exp(s·scale - lse), ds = p · (dp - delta) · scale; zero above the
+// diagonal.
+static DR_HOT void backward_scores(float *p, float *ds, int64_t stride, int64_t first, int64_t rows,
+                                   int64_t n_keys, const float *lse, const float *delta, int64_t lse_stride,
+                                   float scale) {
+    for (int64_t r = 0; r < rows; r++) {
+        float l = lse[r * lse_stride], shift = delta[r];
+        int64_t seen = first + r + 1;
+        for (int64_t j = 0; j < seen; j++) {
+            float value = dr_expf(p[r * stride + j] * scale - l);
+            p[r * stride + j] = value;
+            ds[r * stride + j] = value * (ds[r * stride + j] - shift) * scale;
+        }
+        for (int64_t j = seen; j < n_keys; j++) p[r * stride + j] = ds[r * stride + j] = 0.0f;
+    }
+}
+
+typedef struct backward_call {
+    packed_call in;
+    const float *dout, *out, *lse;
+    float *dq, *dk, *dv;
+} backward_call;
+
+static void backward_block(const backward_call *c, const backward_scratch *w, int32_t begin, int64_t i0,
+                           int64_t rows, int32_t g, int32_t h) {
+    int32_t d = c->in.d;
+    int64_t n_keys = i0 + rows, stride = panels_of(n_keys) * DR_PANEL, row = begin + i0,
+            wide = (int64_t)c->in.H * d;
+    const float *q = c->in.q + row * c->in.q_stride + h * d, *dout = c->dout + row * wide + h * d;
+    const float *out = c->out + row * wide + h * d;
+    float delta[BACKWARD_ROWS];
+    for (int64_t r = 0; r < rows; r++) {
+        float sum = 0;
+        for (int32_t e = 0; e < d; e++) sum += dout[r * wide + e] * out[r * wide + e];
+        delta[r] = sum;
+    }
+    dr_panels_multiply(q, c->in.q_stride, 1, w->keys_t, rows, n_keys, d, 0, panels_of(n_keys), w->p, stride,
+                       false);
+    dr_panels_multiply(dout, wide, 1, w->values_t, rows, n_keys, d, 0, panels_of(n_keys), w->ds, stride,
+                       false);
+    backward_scores(w->p, w->ds, stride, i0, rows, n_keys, c->lse + row * c->in.H + h, delta, c->in.H,
+                    c->in.scale);
+
+    int64_t kv = begin * c->in.kv_stride + g * d;
+    dr_panels_pack(c->in.k + kv, c->in.kv_stride, 1, n_keys, d, 0, panels_of(d), w->packed);
+    dr_panels_multiply(w->ds, stride, 1, w->packed, rows, d, n_keys, 0, panels_of(d),
+                       c->dq + row * c->in.q_stride + h * d, c->in.q_stride, false);
+    dr_panels_pack(q, c->in.q_stride, 1, rows, d, 0, panels_of(d), w->packed);
+    dr_panels_multiply(w->ds, 1, stride, w->packed, n_keys, d, rows, 0, panels_of(d), c->dk + kv,
+                       c->in.kv_stride, true);
+    dr_panels_pack(dout, wide, 1, rows, d, 0, panels_of(d), w->packed);
+    dr_panels_multiply(w->p, 1, stride, w->packed, n_keys, d, rows, 0, panels_of(d), c->dv + kv,
+                       c->in.kv_stride, true);
+}
+
+static void backward_sequence(const backward_call *c, int32_t begin, int32_t n, int32_t g, float *scratch) {
+    int32_t d = c->in.d, group = c->in.H / c->in.G;
+    backward_scratch w = backward_carve(scratch, n, d);
+    int64_t kv = begin * c->in.kv_stride + g * d;
+    dr_panels_pack(c->in.k + kv, 1, c->in.kv_stride, d, n, 0, panels_of(n), w.keys_t);
+    dr_panels_pack(c->in.v + kv, 1, c->in.kv_stride, d, n, 0, panels_of(n), w.values_t);
+    for (int32_t j = 0; j < n; j++) {
+        memset(c->dk + kv + j * c->in.kv_stride, 0, (size_t)d * sizeof(float));
+        memset(c->dv + kv + j * c->in.kv_stride, 0, (size_t)d * sizeof(float));
+    }
+    for (int32_t h = g * group; h < (g + 1) * group; h++)
+        for (int64_t i0 = 0; i0 < n; i0 += BACKWARD_ROWS)
+            backward_block(c, &w, begin, i0, n - i0 < BACKWARD_ROWS ? n - i0 : BACKWARD_ROWS, g, h);
+}
+
+static dr_status attention_backward(dr_backend *b, const float *dout, const float *q, const float *k,
+                                    const float *v, const float *out, const float *lse, int64_t q_stride,
+                                    int64_t kv_stride, const int32_t *cu_seqlens, int32_t n_seqs, int32_t H,
+                                    int32_t G, int32_t d, float *dq, float *dk, float *dv) {
+    DR_TRY(check_sizes(H, G, d));
+    DR_TRY(reserve_threads(b, backward_floats(longest_sequence(cu_seqlens, n_seqs), d)));
+    backward_call call = {
+        {q, k, v, q_stride, kv_stride, H, G, d, 1.0f / sqrtf((float)d)}, dout, out, lse, dq, dk, dv};
+    dr_cpu_state *state = dr_cpu_state_of(b);
+#pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
+    for (int32_t task = 0; task < n_seqs * G; task++) {
+        int32_t s = task / G;
+        backward_sequence(&call, cu_seqlens[s], cu_seqlens[s + 1] - cu_seqlens[s], task % G,
+                          state->thread[omp_get_thread_num()].data);
+    }
+    return DR_OK;
+}
+
+static void kv_store(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
+                     const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
+                     int32_t d, float *k_cache, float *v_cache) {
+    (void)b;
+    DR_ASSERT(page_size == KEYS);
+    for (int32_t c = 0; c < n_chunks; c++)
+        for (int32_t i = 0; i < chunks[c].n_new; i++) {
+            int32_t position = chunks[c].n_past + i, slot = position % KEYS;
+            int64_t page = chunks[c].pages[position / KEYS], row = chunks[c].row + i;
+            for (int32_t g = 0; g < G; g++) {
+                float *keys = k_cache + (page * G + g) * KEYS * d,
+                      *values = v_cache + (page * G + g) * KEYS * d;
+                for (int32_t e = 0; e < d; e++) keys[e * KEYS + slot] = k[row * kv_stride + g * d + e];
+                memcpy(values + slot * d, v + row * kv_stride + g * d, (size_t)d * sizeof(float));
+            }
+        }
+}
+
+static void cached_chunk(const packed_call *c, const dr_attention_chunk *chunk, int32_t g, float *scores,
+                         float *out) {
+    int32_t group = c->H / c->G, d = c->d;
+    key_blocks blocks = {.k = c->k + (int64_t)g * KEYS * d,
+                         .v = c->v + (int64_t)g * KEYS * d,
+                         .pages = chunk->pages,
+                         .k_block_stride = (int64_t)c->G * KEYS * d,
+                         .v_block_stride = (int64_t)c->G * KEYS * d,
+                         .v_row_stride = d};
+    query_rows rows = {0};
+    for (int64_t flat = 0; flat < (int64_t)chunk->n_new * group; flat++) {
+        int64_t i = flat / group, row = chunk->row + i, h = g * group + flat % group;
+        rows.q[rows.n] = c->q + row * c->q_stride + h * d;
+        rows.out[rows.n] = out + (row * c->H + h) * d;
+        rows.n_keys[rows.n++] = chunk->n_past + (int32_t)i + 1;
+        if (rows.n == ROWS || flat + 1 == (int64_t)chunk->n_new * group) {
+            attend(&rows, &blocks, d, c->scale, scores);
+            rows.n = 0;
+        }
+    }
+}
+
+static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_stride, const float *k_cache,
+                                  const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
+                                  int32_t page_size, int32_t H, int32_t G, int32_t d, float *out) {
+    DR_TRY(check_sizes(H, G, d));
+    DR_CHECK(page_size == KEYS, DR_ERR_UNSUPPORTED, "key/value pages of %d positions, expected %d", page_size,
+             KEYS);
+    int64_t longest = 1;
+    for (int32_t c = 0; c < n_chunks; c++)
+        if (chunks[c].n_past + chunks[c].n_new > longest) longest = chunks[c].n_past + chunks[c].n_new;
+    DR_TRY(reserve_threads(b, ROWS * padded_keys(longest)));
+    packed_call call = {q, k_cache, v_cache, q_stride, 0, H, G, d, 1.0f / sqrtf((float)d)};
+    dr_cpu_state *state = dr_cpu_state_of(b);
+#pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
+    for (int32_t task = 0; task < n_chunks * G; task++)
+        cached_chunk(&call, &chunks[task / G], task % G, state->thread[omp_get_thread_num()].data, out);
+    return DR_OK;
+}
+
+void dr_cpu_fill_attention(dr_backend_ops *ops) {
+    ops->attention_forward = attention_forward;
+    ops->attention_backward = attention_backward;
+    ops->kv_store = kv_store;
+    ops->attention_cached = attention_cached;
+}

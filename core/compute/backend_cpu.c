@@ -1,0 +1,97 @@
+// The CPU body of backend.h: creation, memory, scratch. The ops live in files by family.
+#include <omp.h>
+#include <unistd.h>
+
+#include "core/base/alloc.h"
+#include "core/compute/cpu_internal.h"
+
+static dr_status memory_create(dr_backend *b, const char *label, size_t bytes, void **out_memory) {
+    (void)b;
+    return dr_alloc(out_memory, label, (int64_t)bytes, 1);
+}
+
+static void memory_destroy(dr_backend *b, void *memory) {
+    (void)b;
+    dr_free(memory);
+}
+
+static void copy(dr_backend *b, void *to, const void *from, size_t bytes) {
+    (void)b;
+    if (bytes) memcpy(to, from, bytes);
+}
+
+dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {
+    if (count <= scratch->count) return DR_OK;
+    float *bigger = NULL;
+    DR_TRY(dr_alloc(&bigger, "compute scratch", count + count / 4, sizeof(float)));
+    dr_free(scratch->data);
+    scratch->data = bigger;
+    scratch->count = count + count / 4;
+    return DR_OK;
+}
+
+bool dr_cpu_has_amx(void) {
+#if defined(__x86_64__)
+    unsigned int eax = 7, ebx, ecx = 0, edx;
+    __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+    return (edx >> 22 & 1) && (edx >> 24 & 1); // AMX-BF16, AMX-TILE
+#else
+    return false;
+#endif
+}
+
+bool dr_cpu_has_bf16(void) {
+#if defined(__x86_64__)
+    unsigned int eax = 7, ebx, ecx = 1, edx;
+    __asm__ volatile("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+    return (eax >> 5 & 1) || dr_cpu_has_amx(); // AVX512-BF16
+#else
+    return false;
+#endif
+}
+
+dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backend **out_backend) {
+    static dr_backend_ops ops;
+    DR_CHECK(n_threads >= 0 && n_threads <= DR_MAX_THREADS, DR_ERR_ARGUMENT,
+             "threads: expected 0 to %d, found %d", DR_MAX_THREADS, n_threads);
+    DR_CHECK(precision == DR_FP32 || dr_cpu_has_bf16(), DR_ERR_UNSUPPORTED,
+             "bf16: this processor has neither AMX-BF16 nor AVX512-BF16; use fp32");
+    ops.name = "cpu";
+    ops.memory_create = memory_create;
+    ops.memory_destroy = memory_destroy;
+    ops.copy_in = copy;
+    ops.copy_out = copy;
+    dr_cpu_fill_linear(&ops);
+    dr_cpu_fill_norm(&ops);
+    dr_cpu_fill_elementwise(&ops);
+    dr_cpu_fill_attention(&ops);
+    dr_cpu_fill_head(&ops);
+
+    dr_backend *backend = NULL;
+    dr_cpu_state *state = NULL;
+    DR_TRY(dr_alloc(&backend, "cpu backend", 1, sizeof *backend));
+    dr_status status;
+    DR_TRY_GOTO(status, dr_alloc(&state, "cpu backend state", 1, sizeof *state), free_backend);
+    int threads = n_threads ? n_threads : omp_get_max_threads();
+    if (threads > DR_MAX_THREADS) threads = DR_MAX_THREADS;
+    if (precision == DR_BF16) DR_TRY_GOTO(status, dr_bf16_create(threads, &state->bf16), free_state);
+    *backend = (dr_backend){.ops = &ops, .precision = precision, .n_threads = threads, .state = state};
+    *out_backend = backend;
+    return DR_OK;
+
+free_state:
+    dr_free(state);
+free_backend:
+    dr_free(backend);
+    return status;
+}
+
+void dr_backend_cpu_destroy(dr_backend *backend) {
+    if (!backend) return;
+    dr_cpu_state *state = backend->state;
+    dr_bf16_destroy(state->bf16);
+    dr_free(state->shared.data);
+    for (int i = 0; i < DR_MAX_THREADS; i++) dr_free(state->thread[i].data);
+    dr_free(state);
+    dr_free(backend);
+}

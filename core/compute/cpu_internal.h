@@ -1,0 +1,107 @@
+// Shared inside the CPU body only: the state behind dr_backend, the fp32 product with its packed panels,
+// scratch memory. Invariant: every fp32 output element is one chain of fused multiply-adds over k = 0, 1, 2,
+// … from zero (or from the value already there), so its bits do not depend on how rows, columns or threads
+// are cut.
+#ifndef DR_CORE_COMPUTE_CPU_INTERNAL_H
+#define DR_CORE_COMPUTE_CPU_INTERNAL_H
+
+#include <math.h>
+#include <string.h>
+
+#include "core/compute/backend.h"
+
+// Hot loops are compiled for several instruction sets and chosen at start; sanitizers dislike the resolver.
+#if defined(__SANITIZE_ADDRESS__) || !defined(__x86_64__)
+#define DR_HOT
+#else
+#define DR_HOT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
+#define DR_INLINE static inline __attribute__((always_inline))
+
+enum { DR_PANEL = 32, DR_MAX_THREADS = 256 };
+
+// Panels of 32 columns of a [k, n] matrix: panel p holds columns 32p … as k rows of 32 floats, zero-padded.
+DR_INLINE int64_t dr_panels_floats(int64_t k, int64_t n) {
+    return (n + DR_PANEL - 1) / DR_PANEL * DR_PANEL * k;
+}
+// Packs columns [first_panel*32, …) of B. Element (kk, j) of B is b[kk * row_stride + j * column_stride].
+void dr_panels_pack(const float *b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
+                    int64_t first_panel, int64_t n_panels, float *panels);
+// c [m, n] (+)= a · B for packed panels [first_panel, first_panel + n_panels) on this thread. Element (i, kk)
+// of a is a[i * a_row + kk * a_column]; c has row stride c_row.
+void dr_panels_multiply(const float *a, int64_t a_row, int64_t a_column, const float *panels, int64_t m,
+                        int64_t n, int64_t k, int64_t first_panel, int64_t n_panels, float *c, int64_t c_row,
+                        bool accumulate);
+
+// Grow-only scratch of one thread or of the caller.
+typedef struct dr_scratch {
+    float *data;
+    int64_t count;
+} dr_scratch;
+dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count);
+
+typedef struct dr_cpu_state {
+    dr_scratch shared;                 // packed operand of the running call
+    dr_scratch thread[DR_MAX_THREADS]; // one a thread
+    struct dr_bf16 *bf16;              // NULL in fp32
+} dr_cpu_state;
+
+DR_INLINE dr_cpu_state *dr_cpu_state_of(dr_backend *b) {
+    return b->state;
+}
+
+struct dr_weight {
+    int64_t n_out, n_in;
+    const float *values; // what was packed last; borrowed, [n_out, n_in]
+    float *panels;       // of the transpose: [n_in, n_out] (fp32 body)
+    void *bf16;          // bf16 body's own packing
+};
+
+// c [m, n] = op(a) · op(b) (+ c) with threads; the building block of every fp32 product.
+dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
+                         const float *b_matrix, int64_t b_row, int64_t b_column, int64_t m, int64_t n,
+                         int64_t k, float *c, bool accumulate);
+// y [T, n_out] = x · packed weight, with threads.
+void dr_cpu_apply_panels(dr_backend *b, const float *x, int64_t T, const dr_weight *w, float *y);
+
+// bf16 products through oneDNN (gemm_bf16.c).
+dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out);
+void dr_bf16_destroy(struct dr_bf16 *bf16);
+dr_status dr_bf16_weight_pack(struct dr_bf16 *bf16, dr_weight *w, const float *values);
+void dr_bf16_weight_destroy(dr_weight *w);
+dr_status dr_bf16_forward(struct dr_bf16 *bf16, const dr_weight *w, const float *x, int64_t T, float *y);
+dr_status dr_bf16_backward_input(struct dr_bf16 *bf16, const dr_weight *w, const float *dy, int64_t T,
+                                 float *dx, bool accumulate);
+dr_status dr_bf16_backward_weight(struct dr_bf16 *bf16, const float *x, const float *dy, int64_t T,
+                                  int64_t n_out, int64_t n_in, float *dw);
+
+// e^x for x <= 88 with a relative error below 2e-7; 0 below -87. Written so that compilers turn loops over it
+// into vectors.
+DR_INLINE float dr_expf(float x) {
+    float y = x < -87.0f ? -87.0f : x;
+    float t = y * 1.44269504f + 12582912.0f; // 1.5·2^23: rounds to the nearest integer
+    float n = t - 12582912.0f;
+    float r = y - n * 0.693359375f + n * 2.12194440e-4f; // ln 2 in two parts (Cody & Waite)
+    float p = 1.9875691500e-4f;                          // minimax polynomial of Cephes' expf
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = (int32_t)n;
+    union {
+        int32_t i;
+        float f;
+    } scale = {.i = (bits + 127) << 23};
+    return x < -87.0f ? 0.0f : p * scale.f;
+}
+
+// Op families; each file fills its entries.
+void dr_cpu_fill_linear(dr_backend_ops *ops);
+void dr_cpu_fill_norm(dr_backend_ops *ops);
+void dr_cpu_fill_elementwise(dr_backend_ops *ops);
+void dr_cpu_fill_attention(dr_backend_ops *ops);
+void dr_cpu_fill_head(dr_backend_ops *ops);
+
+#endif

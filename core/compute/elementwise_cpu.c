@@ -1,0 +1,125 @@
+// Element-wise ops, rotary embedding, embedding tables, AdamW and the gradient norm.
+#include "core/compute/cpu_internal.h"
+
+static void rope(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T,
+                 int64_t n_heads, int64_t d, int64_t stride, int direction) {
+    (void)b;
+    int64_t half = d / 2;
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < half; i++) {
+            float angle = (float)positions[t] * inv_freq[i];
+            float c = cosf(angle), s = direction < 0 ? -sinf(angle) : sinf(angle);
+            for (int64_t h = 0; h < n_heads; h++) {
+                float *head = x + t * stride + h * d;
+                float low = head[i], high = head[i + half];
+                head[i] = low * c - high * s;
+                head[i + half] = high * c + low * s;
+            }
+        }
+}
+
+static DR_HOT void swiglu_forward(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
+    (void)b;
+    for (int64_t t = 0; t < T; t++) {
+        const float *gate = gate_up + t * 2 * F, *up = gate + F;
+        for (int64_t j = 0; j < F; j++) out[t * F + j] = gate[j] / (1.0f + dr_expf(-gate[j])) * up[j];
+    }
+}
+
+static DR_HOT void swiglu_backward(dr_backend *b, const float *dout, const float *gate_up, int64_t T,
+                                   int64_t F, float *dgate_up) {
+    (void)b;
+    for (int64_t t = 0; t < T; t++) {
+        const float *gate = gate_up + t * 2 * F, *up = gate + F, *g = dout + t * F;
+        float *dgate = dgate_up + t * 2 * F, *dup = dgate + F;
+        for (int64_t j = 0; j < F; j++) {
+            float s = 1.0f / (1.0f + dr_expf(-gate[j]));
+            dup[j] = g[j] * gate[j] * s;
+            dgate[j] = g[j] * up[j] * s * (1.0f + gate[j] * (1.0f - s));
+        }
+    }
+}
+
+static void gelu_forward(dr_backend *b, const float *x, int64_t n, float *y) {
+    (void)b;
+    for (int64_t i = 0; i < n; i++) y[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
+}
+
+static void gelu_backward(dr_backend *b, const float *dy, const float *x, int64_t n, float *dx) {
+    (void)b;
+    for (int64_t i = 0; i < n; i++) {
+        float cdf = 0.5f * (1.0f + erff(x[i] * 0.70710678f));
+        dx[i] = dy[i] * (cdf + x[i] * 0.39894228f * dr_expf(-0.5f * x[i] * x[i]));
+    }
+}
+
+static DR_HOT void add(dr_backend *b, const float *x, int64_t n, float *y) {
+    (void)b;
+    for (int64_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+static void embedding_forward(dr_backend *b, const float *table, const int32_t *ids, int64_t T, int64_t D,
+                              float *out) {
+    (void)b;
+    for (int64_t t = 0; t < T; t++) memcpy(out + t * D, table + ids[t] * D, (size_t)D * sizeof(float));
+}
+
+static void embedding_backward(dr_backend *b, const float *dout, const int32_t *ids, int64_t T, int64_t D,
+                               float *dtable) {
+    for (int64_t t = 0; t < T; t++) add(b, dout + t * D, D, dtable + ids[t] * D);
+}
+
+DR_INLINE void adamw_range(float *weights, const float *gradient, float *m, float *v, int64_t begin,
+                           int64_t end, float scale, const dr_adamw_settings *s, float correction1,
+                           float correction2) {
+    for (int64_t i = begin; i < end; i++) {
+        float g = gradient[i] * scale;
+        m[i] = s->beta1 * m[i] + (1.0f - s->beta1) * g;
+        v[i] = s->beta2 * v[i] + (1.0f - s->beta2) * g * g;
+        float step = (m[i] * correction1) / (sqrtf(v[i] * correction2) + s->epsilon);
+        weights[i] -= s->learning_rate * (step + s->weight_decay * weights[i]);
+    }
+}
+
+static DR_HOT void adamw_block(float *weights, const float *gradient, float *m, float *v, int64_t begin,
+                               int64_t end, float scale, const dr_adamw_settings *s, float correction1,
+                               float correction2) {
+    adamw_range(weights, gradient, m, v, begin, end, scale, s, correction1, correction2);
+}
+
+static void adamw(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,
+                  float gradient_scale, const dr_adamw_settings *settings) {
+    float correction1 = (float)(1.0 / (1.0 - pow(settings->beta1, (double)settings->t)));
+    float correction2 = (float)(1.0 / (1.0 - pow(settings->beta2, (double)settings->t)));
+    enum { BLOCK = 65536 };
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1)
+    for (int64_t i = 0; i < n; i += BLOCK)
+        adamw_block(weights, gradient, m, v, i, i + BLOCK < n ? i + BLOCK : n, gradient_scale, settings,
+                    correction1, correction2);
+}
+
+// Blocks of 4,096 values in 8 double lanes; block sums are added in order: the bits do not depend on threads.
+static double sum_of_squares(dr_backend *b, const float *x, int64_t n) {
+    (void)b;
+    double total = 0;
+    for (int64_t begin = 0; begin < n; begin += 4096) {
+        int64_t end = begin + 4096 < n ? begin + 4096 : n;
+        double lanes[8] = {0};
+        for (int64_t i = begin; i < end; i++) lanes[(i - begin) & 7] += (double)x[i] * x[i];
+        for (int l = 0; l < 8; l++) total += lanes[l];
+    }
+    return total;
+}
+
+void dr_cpu_fill_elementwise(dr_backend_ops *ops) {
+    ops->rope = rope;
+    ops->swiglu_forward = swiglu_forward;
+    ops->swiglu_backward = swiglu_backward;
+    ops->gelu_forward = gelu_forward;
+    ops->gelu_backward = gelu_backward;
+    ops->add = add;
+    ops->embedding_forward = embedding_forward;
+    ops->embedding_backward = embedding_backward;
+    ops->adamw = adamw;
+    ops->sum_of_squares = sum_of_squares;
+}

@@ -1,0 +1,237 @@
+// bf16 products through oneDNN (AMX or AVX512-BF16): operands rounded to nearest even, sums in fp32. Rows are
+// taken in chunks of 512 and the rest in powers of two, so that a handful of primitives per matrix serves
+// every batch size.
+#include <dnnl.h>
+#include <omp.h>
+
+#include "core/base/alloc.h"
+#include "core/compute/cpu_internal.h"
+
+typedef uint16_t bf16;
+
+enum { ROW_CHUNK = 512, ROW_LEAST = 16, TABLE = 512 };
+
+// c [m, n] = a · b: a [m, k] or its transpose in memory, b as a packed weight or dense [k, n].
+typedef struct product_key {
+    int64_t m, n, k;
+    int32_t a_transposed, b_transposed, accumulate;
+} product_key;
+
+typedef struct product {
+    product_key key;
+    dnnl_primitive_t primitive;
+    dnnl_memory_t a, b, c;
+} product;
+
+struct dr_bf16 {
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    int n_threads;
+    product table[TABLE];
+    bf16 *a, *b; // rounded operands
+    float *c;    // padded result
+    int64_t a_count, b_count, c_count;
+};
+
+static dr_status dnnl_check(dnnl_status_t status, const char *what) {
+    DR_CHECK(status == dnnl_success, DR_ERR_INTERNAL, "oneDNN: %s failed with status %d", what, (int)status);
+    return DR_OK;
+}
+
+dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out) {
+    struct dr_bf16 *self = NULL;
+    DR_TRY(dr_alloc(&self, "bf16 products", 1, sizeof *self));
+    self->n_threads = n_threads;
+    omp_set_num_threads(n_threads);
+    dr_status status;
+    DR_TRY_GOTO(status, dnnl_check(dnnl_engine_create(&self->engine, dnnl_cpu, 0), "engine"), free_self);
+    DR_TRY_GOTO(status,
+                dnnl_check(dnnl_stream_create(&self->stream, self->engine, dnnl_stream_in_order), "stream"),
+                destroy_engine);
+    *out = self;
+    return DR_OK;
+destroy_engine:
+    dnnl_engine_destroy(self->engine);
+free_self:
+    dr_free(self);
+    return status;
+}
+
+void dr_bf16_destroy(struct dr_bf16 *self) {
+    if (!self) return;
+    for (int i = 0; i < TABLE; i++)
+        if (self->table[i].primitive) {
+            dnnl_primitive_destroy(self->table[i].primitive);
+            dnnl_memory_destroy(self->table[i].a);
+            dnnl_memory_destroy(self->table[i].b);
+            dnnl_memory_destroy(self->table[i].c);
+        }
+    dnnl_stream_destroy(self->stream);
+    dnnl_engine_destroy(self->engine);
+    dr_free(self->a);
+    dr_free(self->b);
+    dr_free(self->c);
+    dr_free(self);
+}
+
+static dr_status describe(dnnl_memory_desc_t *md, int64_t rows, int64_t columns, dnnl_data_type_t type,
+                          int transposed) {
+    dnnl_dims_t dims = {rows, columns}, strides = {transposed ? 1 : columns, transposed ? rows : 1};
+    return dnnl_check(dnnl_memory_desc_init_by_strides(md, 2, dims, type, strides), "memory description");
+}
+
+static dr_status product_create(struct dr_bf16 *self, const product_key *key, product *out) {
+    dnnl_memory_desc_t a, b, c;
+    DR_TRY(describe(&a, key->m, key->k, dnnl_bf16, key->a_transposed));
+    DR_TRY(describe(&b, key->k, key->n, dnnl_bf16, key->b_transposed));
+    DR_TRY(describe(&c, key->m, key->n, dnnl_f32, 0));
+    dnnl_matmul_desc_t desc;
+    DR_TRY(dnnl_check(dnnl_matmul_desc_init(&desc, &a, &b, NULL, &c), "matmul description"));
+    dnnl_primitive_attr_t attr;
+    DR_TRY(dnnl_check(dnnl_primitive_attr_create(&attr), "attributes"));
+    dnnl_post_ops_t sum = NULL;
+    if (key->accumulate) {
+        dnnl_post_ops_create(&sum);
+        dnnl_post_ops_append_sum(sum, 1.0f);
+        dnnl_primitive_attr_set_post_ops(attr, sum);
+    }
+    dnnl_primitive_desc_t pd;
+    dr_status status =
+        dnnl_check(dnnl_primitive_desc_create(&pd, &desc, attr, self->engine, NULL), "bf16 matmul");
+    if (status == DR_OK) {
+        status = dnnl_check(dnnl_primitive_create(&out->primitive, pd), "primitive");
+        dnnl_primitive_desc_destroy(pd);
+    }
+    if (sum) dnnl_post_ops_destroy(sum);
+    dnnl_primitive_attr_destroy(attr);
+    DR_TRY(status);
+    DR_TRY(dnnl_check(dnnl_memory_create(&out->a, &a, self->engine, NULL), "memory"));
+    DR_TRY(dnnl_check(dnnl_memory_create(&out->b, &b, self->engine, NULL), "memory"));
+    DR_TRY(dnnl_check(dnnl_memory_create(&out->c, &c, self->engine, NULL), "memory"));
+    out->key = *key;
+    return DR_OK;
+}
+
+static dr_status product_find(struct dr_bf16 *self, const product_key *key, product **out) {
+    uint64_t hash =
+        (uint64_t)key->m * 0x9E3779B97F4A7C15u ^ (uint64_t)key->n * 0xC2B2AE3D27D4EB4Fu ^
+        (uint64_t)key->k * 0x165667B19E3779F9u ^
+        (uint64_t)(key->a_transposed | key->b_transposed << 1 | key->accumulate << 2) * 0x27D4EB2F165667C5u;
+    for (int probe = 0; probe < TABLE; probe++) {
+        product *entry = &self->table[((hash >> 32) + (uint64_t)probe) % TABLE];
+        if (!entry->primitive) {
+            DR_TRY(product_create(self, key, entry));
+            *out = entry;
+            return DR_OK;
+        }
+        if (memcmp(&entry->key, key, sizeof *key) == 0) {
+            *out = entry;
+            return DR_OK;
+        }
+    }
+    return DR_FAIL(DR_ERR_INTERNAL, "bf16 products: more than %d shapes", TABLE);
+}
+
+static dr_status product_run(struct dr_bf16 *self, const product_key *key, const bf16 *a, const bf16 *b,
+                             float *c) {
+    product *p = NULL;
+    DR_TRY(product_find(self, key, &p));
+    dnnl_memory_set_data_handle(p->a, (void *)(uintptr_t)a);
+    dnnl_memory_set_data_handle(p->b, (void *)(uintptr_t)b);
+    dnnl_memory_set_data_handle(p->c, c);
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, p->a}, {DNNL_ARG_WEIGHTS, p->b}, {DNNL_ARG_DST, p->c}};
+    DR_TRY(dnnl_check(dnnl_primitive_execute(p->primitive, self->stream, 3, args), "execution"));
+    return dnnl_check(dnnl_stream_wait(self->stream), "execution");
+}
+
+// Rounds to nearest even; NaN stays NaN.
+static DR_HOT void round_values(const float *x, int64_t n, bf16 *out) {
+    for (int64_t i = 0; i < n; i++) {
+        union {
+            float f;
+            uint32_t u;
+        } v = {.f = x[i]};
+        uint32_t rounded = (v.u + 0x7FFFu + (v.u >> 16 & 1)) >> 16;
+        out[i] = (bf16)((v.u & 0x7FFFFFFFu) > 0x7F800000u ? v.u >> 16 | 0x40u : rounded);
+    }
+}
+
+static dr_status reserve(void *pointer, int64_t *count, int64_t need, size_t size, const char *label) {
+    if (need <= *count) return DR_OK;
+    DR_TRY(dr_grow(pointer, label, *count, need + need / 4, size));
+    *count = need + need / 4;
+    return DR_OK;
+}
+
+static dr_status round_rows(struct dr_bf16 *self, const float *x, int64_t rows, int64_t padded,
+                            int64_t columns, bf16 **buffer, int64_t *count) {
+    DR_TRY(reserve(buffer, count, padded * columns, sizeof(bf16), "bf16 operand"));
+    enum { BLOCK = 32768 };
+    int64_t n = rows * columns;
+#pragma omp parallel for num_threads(self->n_threads)                                                        \
+    schedule(static) if (self->n_threads > 1 && n > 4 * BLOCK)
+    for (int64_t i = 0; i < n; i += BLOCK) round_values(x + i, n - i < BLOCK ? n - i : BLOCK, *buffer + i);
+    memset(*buffer + n, 0, (size_t)((padded - rows) * columns) * sizeof(bf16));
+    return DR_OK;
+}
+
+static int64_t bucket(int64_t rows) {
+    int64_t size = ROW_LEAST;
+    while (size < rows) size *= 2;
+    return size;
+}
+
+dr_status dr_bf16_weight_pack(struct dr_bf16 *self, dr_weight *w, const float *values) {
+    if (!w->bf16) DR_TRY(dr_alloc(&w->bf16, "bf16 weight", w->n_out * w->n_in, sizeof(bf16)));
+    enum { BLOCK = 32768 };
+    int64_t n = w->n_out * w->n_in;
+#pragma omp parallel for num_threads(self->n_threads)                                                        \
+    schedule(static) if (self->n_threads > 1 && n > 4 * BLOCK)
+    for (int64_t i = 0; i < n; i += BLOCK)
+        round_values(values + i, n - i < BLOCK ? n - i : BLOCK, (bf16 *)w->bf16 + i);
+    return DR_OK;
+}
+
+void dr_bf16_weight_destroy(dr_weight *w) {
+    dr_free(w->bf16);
+}
+
+// c [T, n] (+)= x [T, k] · W or Wᵀ, in row chunks.
+static dr_status rows_product(struct dr_bf16 *self, const float *x, int64_t T, int64_t n, int64_t k,
+                              const bf16 *b, int b_transposed, float *c, bool accumulate) {
+    for (int64_t t = 0; t < T; t += ROW_CHUNK) {
+        int64_t rows = T - t < ROW_CHUNK ? T - t : ROW_CHUNK, padded = bucket(rows);
+        DR_TRY(round_rows(self, x + t * k, rows, padded, k, &self->a, &self->a_count));
+        float *to = c + t * n;
+        bool direct = padded == rows;
+        if (!direct) {
+            DR_TRY(reserve(&self->c, &self->c_count, padded * n, sizeof(float), "bf16 result"));
+            if (accumulate) memcpy(self->c, to, (size_t)(rows * n) * sizeof(float));
+        }
+        product_key key = {padded, n, k, 0, b_transposed, accumulate};
+        DR_TRY(product_run(self, &key, self->a, b, direct ? to : self->c));
+        if (!direct) memcpy(to, self->c, (size_t)(rows * n) * sizeof(float));
+    }
+    return DR_OK;
+}
+
+dr_status dr_bf16_forward(struct dr_bf16 *self, const dr_weight *w, const float *x, int64_t T, float *y) {
+    return rows_product(self, x, T, w->n_out, w->n_in, w->bf16, 1, y, false);
+}
+
+dr_status dr_bf16_backward_input(struct dr_bf16 *self, const dr_weight *w, const float *dy, int64_t T,
+                                 float *dx, bool accumulate) {
+    return rows_product(self, dy, T, w->n_in, w->n_out, w->bf16, 0, dx, accumulate);
+}
+
+dr_status dr_bf16_backward_weight(struct dr_bf16 *self, const float *x, const float *dy, int64_t T,
+                                  int64_t n_out, int64_t n_in, float *dw) {
+    for (int64_t t = 0; t < T; t += ROW_CHUNK) {
+        int64_t rows = T - t < ROW_CHUNK ? T - t : ROW_CHUNK, padded = bucket(rows);
+        DR_TRY(round_rows(self, dy + t * n_out, rows, padded, n_out, &self->a, &self->a_count));
+        DR_TRY(round_rows(self, x + t * n_in, rows, padded, n_in, &self->b, &self->b_count));
+        product_key key = {n_out, n_in, padded, 1, 0, 1};
+        DR_TRY(product_run(self, &key, self->a, self->b, dw));
+    }
+    return DR_OK;
+}

@@ -1,0 +1,162 @@
+// The fp32 product of the CPU body: packed panels of 32 columns and a register-blocked kernel of up to 12
+// rows. Each output element accumulates k in order, so results are row-exact by construction; blocks of k go
+// through memory without rounding.
+#include "core/compute/cpu_internal.h"
+
+typedef float vec16 __attribute__((vector_size(64), aligned(4)));
+
+enum { K_BLOCK = 512, ROWS = 12 };
+
+#define KERNEL(R)                                                                                            \
+    DR_INLINE void kernel_##R(const float *a, int64_t a_row, int64_t a_column, const float *panel,           \
+                              int64_t k, float *c, int64_t c_row, int first) {                               \
+        vec16 low[R], high[R];                                                                               \
+        for (int r = 0; r < R; r++) {                                                                        \
+            low[r] = first ? (vec16){0} : *(const vec16 *)(c + r * c_row);                                   \
+            high[r] = first ? (vec16){0} : *(const vec16 *)(c + r * c_row + 16);                             \
+        }                                                                                                    \
+        for (int64_t kk = 0; kk < k; kk++) {                                                                 \
+            vec16 b0 = *(const vec16 *)(panel + kk * DR_PANEL),                                              \
+                  b1 = *(const vec16 *)(panel + kk * DR_PANEL + 16);                                         \
+            const float *column = a + kk * a_column;                                                         \
+            for (int r = 0; r < R; r++) {                                                                    \
+                float value = column[r * a_row];                                                             \
+                low[r] += value * b0;                                                                        \
+                high[r] += value * b1;                                                                       \
+            }                                                                                                \
+        }                                                                                                    \
+        for (int r = 0; r < R; r++) {                                                                        \
+            *(vec16 *)(c + r * c_row) = low[r];                                                              \
+            *(vec16 *)(c + r * c_row + 16) = high[r];                                                        \
+        }                                                                                                    \
+    }
+KERNEL(1)
+KERNEL(2)
+KERNEL(4)
+KERNEL(8)
+KERNEL(12)
+#undef KERNEL
+
+DR_INLINE void run_rows(const float *a, int64_t a_row, int64_t a_column, const float *panel, int64_t m,
+                        int64_t k, float *c, int64_t c_row, int first) {
+    int64_t i = 0;
+    for (; i + 12 <= m; i += 12)
+        kernel_12(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
+    if (i + 8 <= m) {
+        kernel_8(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
+        i += 8;
+    }
+    if (i + 4 <= m) {
+        kernel_4(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
+        i += 4;
+    }
+    if (i + 2 <= m) {
+        kernel_2(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
+        i += 2;
+    }
+    if (i < m) kernel_1(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
+}
+
+// The last panel may be narrower than 32 columns: it is computed in a small block and copied.
+DR_INLINE void run_edge(const float *a, int64_t a_row, int64_t a_column, const float *panel, int64_t m,
+                        int64_t k, float *c, int64_t c_row, int64_t width, int first) {
+    float block[ROWS * DR_PANEL] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < m; i += ROWS) {
+        int64_t rows = m - i < ROWS ? m - i : ROWS;
+        for (int64_t r = 0; r < rows && !first; r++)
+            for (int64_t j = 0; j < DR_PANEL; j++)
+                block[r * DR_PANEL + j] = j < width ? c[(i + r) * c_row + j] : 0.0f;
+        run_rows(a + i * a_row, a_row, a_column, panel, rows, k, block, DR_PANEL, first);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t j = 0; j < width; j++) c[(i + r) * c_row + j] = block[r * DR_PANEL + j];
+    }
+}
+
+DR_HOT void dr_panels_multiply(const float *a, int64_t a_row, int64_t a_column, const float *panels,
+                               int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels,
+                               float *c, int64_t c_row, bool accumulate) {
+    if (k == 0 && !accumulate) {
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t j = first_panel * DR_PANEL; j < n && j < (first_panel + n_panels) * DR_PANEL; j++)
+                c[i * c_row + j] = 0;
+        return;
+    }
+    for (int64_t k0 = 0; k0 < k; k0 += K_BLOCK) {
+        int64_t depth = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
+        int first = k0 == 0 && !accumulate;
+        for (int64_t p = first_panel; p < first_panel + n_panels; p++) {
+            const float *panel = panels + p * DR_PANEL * k + k0 * DR_PANEL;
+            int64_t width = n - p * DR_PANEL;
+            if (width <= 0) break;
+            const float *block = a + k0 * a_column;
+            if (width >= DR_PANEL)
+                run_rows(block, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, first);
+            else
+                run_edge(block, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, width, first);
+        }
+    }
+}
+
+DR_HOT void dr_panels_pack(const float *b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
+                           int64_t first_panel, int64_t n_panels, float *panels) {
+    for (int64_t p = first_panel; p < first_panel + n_panels; p++) {
+        float *panel = panels + p * DR_PANEL * k;
+        int64_t width = n - p * DR_PANEL < DR_PANEL ? n - p * DR_PANEL : DR_PANEL;
+        const float *corner = b + p * DR_PANEL * column_stride;
+        if (column_stride == 1 && width == DR_PANEL) {
+            for (int64_t kk = 0; kk < k; kk++)
+                memcpy(panel + kk * DR_PANEL, corner + kk * row_stride, DR_PANEL * sizeof(float));
+            continue;
+        }
+        if (width < DR_PANEL) memset(panel, 0, (size_t)(k * DR_PANEL) * sizeof(float));
+        for (int64_t k0 = 0; k0 < k; k0 += 16)
+            for (int64_t j = 0; j < width; j++)
+                for (int64_t kk = k0; kk < k0 + 16 && kk < k; kk++)
+                    panel[kk * DR_PANEL + j] = corner[kk * row_stride + j * column_stride];
+    }
+}
+
+// Work is cut into row blocks × column groups of similar size; each piece is computed whole by one thread.
+static void multiply_threaded(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
+                              const float *panels, int64_t m, int64_t n, int64_t k, float *c,
+                              bool accumulate) {
+    int64_t n_panels = (n + DR_PANEL - 1) / DR_PANEL;
+    int threads = b->n_threads;
+    if (threads == 1 || m * n * k < 32768) {
+        dr_panels_multiply(a, a_row, a_column, panels, m, n, k, 0, n_panels, c, n, accumulate);
+        return;
+    }
+    int64_t row_block = m >= 192 * threads ? 192 : m; // many rows: cut rows; few rows: cut columns only
+    int64_t n_row_blocks = (m + row_block - 1) / row_block;
+    int64_t group = n_row_blocks >= threads ? n_panels : (n_panels + threads - 1) / threads;
+    int64_t n_groups = (n_panels + group - 1) / group;
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(static)
+    for (int64_t rb = 0; rb < n_row_blocks; rb++)
+        for (int64_t g = 0; g < n_groups; g++) {
+            int64_t i = rb * row_block, rows = m - i < row_block ? m - i : row_block;
+            int64_t p = g * group, count = n_panels - p < group ? n_panels - p : group;
+            dr_panels_multiply(a + i * a_row, a_row, a_column, panels, rows, n, k, p, count, c + i * n, n,
+                               accumulate);
+        }
+}
+
+dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
+                         const float *b_matrix, int64_t b_row, int64_t b_column, int64_t m, int64_t n,
+                         int64_t k, float *c, bool accumulate) {
+    dr_scratch *scratch = &dr_cpu_state_of(b)->shared;
+    DR_TRY(dr_scratch_reserve(scratch, dr_panels_floats(k, n)));
+    float *panels = scratch->data;
+    int64_t n_panels = (n + DR_PANEL - 1) / DR_PANEL;
+    if (b->n_threads == 1 || k * n < 65536) {
+        dr_panels_pack(b_matrix, b_row, b_column, k, n, 0, n_panels, panels);
+    } else {
+#pragma omp parallel for num_threads(b->n_threads) schedule(static)
+        for (int64_t p = 0; p < n_panels; p++) dr_panels_pack(b_matrix, b_row, b_column, k, n, p, 1, panels);
+    }
+    multiply_threaded(b, a, a_row, a_column, panels, m, n, k, c, accumulate);
+    return DR_OK;
+}
+
+void dr_cpu_apply_panels(dr_backend *b, const float *x, int64_t T, const dr_weight *w, float *y) {
+    multiply_threaded(b, x, w->n_in, 1, w->panels, T, w->n_out, w->n_in, y, false);
+}

@@ -1,0 +1,84 @@
+// The loss head: log-probabilities and entropy of a softmax over the vocabulary, and their gradient, in
+// blocks of rows, so that [T, V] logits never exist. Logits come from linear_forward: the same bits as the
+// sampler sees.
+#include "core/compute/cpu_internal.h"
+
+enum { HEAD_ROWS = 128, LANES = 16 };
+
+DR_INLINE float reduce(float lanes[LANES]) {
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; l++) lanes[l] += lanes[l + width];
+    return lanes[0];
+}
+
+// log-sum-exp and entropy of z / temperature, z [V]; 16 fixed lanes.
+static DR_HOT void row_softmax(const float *z, int64_t V, float inv_temperature, float *out_lse,
+                               float *out_entropy) {
+    float top = -INFINITY, lanes[LANES] = {0}, weighted[LANES] = {0};
+    for (int64_t j = 0; j < V; j++) top = z[j] > top ? z[j] : top;
+    int64_t j = 0;
+    for (; j + LANES <= V; j += LANES)
+        for (int l = 0; l < LANES; l++) {
+            float x = (z[j + l] - top) * inv_temperature, p = dr_expf(x);
+            lanes[l] += p;
+            weighted[l] += p * x;
+        }
+    for (int l = 0; j + l < V; l++) {
+        float x = (z[j + l] - top) * inv_temperature, p = dr_expf(x);
+        lanes[l] += p;
+        weighted[l] += p * x;
+    }
+    float total = reduce(lanes);
+    *out_lse = top * inv_temperature + logf(total);
+    *out_entropy = logf(total) - reduce(weighted) / total;
+}
+
+// z → d(Σ dlogprob · logprob)/dz in place.
+static DR_HOT void row_gradient(float *z, int64_t V, float inv_temperature, float lse, int32_t target,
+                                float dlogprob) {
+    float scale = dlogprob * inv_temperature;
+    for (int64_t j = 0; j < V; j++) z[j] = -scale * dr_expf(z[j] * inv_temperature - lse);
+    z[target] += scale;
+}
+
+static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
+                              int64_t T, float temperature, float *logprob, float *entropy, float *lse) {
+    int64_t V = w->n_out, D = w->n_in;
+    dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
+    DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
+    float *logits = scratch->data, inv = 1.0f / temperature;
+    for (int64_t t0 = 0; t0 < T; t0 += HEAD_ROWS) {
+        int64_t rows = T - t0 < HEAD_ROWS ? T - t0 : HEAD_ROWS;
+        DR_TRY(b->ops->linear_forward(b, w, h + t0 * D, rows, NULL, logits));
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows > 1)
+        for (int64_t r = 0; r < rows; r++) {
+            row_softmax(logits + r * V, V, inv, &lse[t0 + r], &entropy[t0 + r]);
+            logprob[t0 + r] = logits[r * V + targets[t0 + r]] * inv - lse[t0 + r];
+        }
+    }
+    return DR_OK;
+}
+
+static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
+                               int64_t T, float temperature, const float *lse, const float *dlogprob,
+                               float *dh, float *dw) {
+    int64_t V = w->n_out, D = w->n_in;
+    dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
+    DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
+    float *logits = scratch->data, inv = 1.0f / temperature;
+    for (int64_t t0 = 0; t0 < T; t0 += HEAD_ROWS) {
+        int64_t rows = T - t0 < HEAD_ROWS ? T - t0 : HEAD_ROWS;
+        DR_TRY(b->ops->linear_forward(b, w, h + t0 * D, rows, NULL, logits));
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows > 1)
+        for (int64_t r = 0; r < rows; r++)
+            row_gradient(logits + r * V, V, inv, lse[t0 + r], targets[t0 + r], dlogprob[t0 + r]);
+        DR_TRY(b->ops->linear_backward_input(b, w, logits, rows, dh + t0 * D, false));
+        DR_TRY(b->ops->linear_backward_weight(b, h + t0 * D, logits, rows, V, D, dw, NULL));
+    }
+    return DR_OK;
+}
+
+void dr_cpu_fill_head(dr_backend_ops *ops) {
+    ops->head_forward = head_forward;
+    ops->head_backward = head_backward;
+}

@@ -1,0 +1,97 @@
+// Linear layers and the general product: fp32 through the packed panels, bf16 through oneDNN.
+#include "core/base/alloc.h"
+#include "core/compute/cpu_internal.h"
+
+static dr_status weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight) {
+    DR_CHECK(n_out > 0 && n_in > 0, DR_ERR_RANGE, "weight matrix of %lld x %lld", (long long)n_out,
+             (long long)n_in);
+    dr_weight *w = NULL;
+    DR_TRY(dr_alloc(&w, "weight", 1, sizeof *w));
+    w->n_out = n_out;
+    w->n_in = n_in;
+    if (b->precision == DR_FP32) {
+        dr_status status =
+            dr_alloc(&w->panels, "packed weight", dr_panels_floats(n_in, n_out), sizeof(float));
+        if (status != DR_OK) {
+            dr_free(w);
+            return status;
+        }
+    }
+    *out_weight = w;
+    return DR_OK;
+}
+
+static void weight_destroy(dr_backend *b, dr_weight *w) {
+    (void)b;
+    if (!w) return;
+    dr_bf16_weight_destroy(w);
+    dr_free(w->panels);
+    dr_free(w);
+}
+
+static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
+    w->values = values;
+    if (b->precision == DR_BF16) return dr_bf16_weight_pack(dr_cpu_state_of(b)->bf16, w, values);
+    int64_t n_panels = (w->n_out + DR_PANEL - 1) / DR_PANEL;
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1)
+    for (int64_t p = 0; p < n_panels; p++)
+        dr_panels_pack(values, 1, w->n_in, w->n_in, w->n_out, p, 1, w->panels);
+    return DR_OK;
+}
+
+static void add_bias(const float *bias, int64_t T, int64_t n, float *y) {
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t j = 0; j < n; j++) y[t * n + j] += bias[j];
+}
+
+static dr_status linear_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
+                                const float *bias, float *y) {
+    if (b->precision == DR_BF16)
+        DR_TRY(dr_bf16_forward(dr_cpu_state_of(b)->bf16, w, x, T, y));
+    else
+        dr_cpu_apply_panels(b, x, T, w, y);
+    if (bias) add_bias(bias, T, w->n_out, y);
+    return DR_OK;
+}
+
+static dr_status linear_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+                                       float *dx, bool accumulate) {
+    if (b->precision == DR_BF16)
+        return dr_bf16_backward_input(dr_cpu_state_of(b)->bf16, w, dy, T, dx, accumulate);
+    return dr_cpu_product(b, dy, w->n_out, 1, w->values, w->n_in, 1, T, w->n_in, w->n_out, dx, accumulate);
+}
+
+static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
+                                        int64_t n_out, int64_t n_in, float *dw, float *dbias) {
+    if (b->precision == DR_BF16)
+        DR_TRY(dr_bf16_backward_weight(dr_cpu_state_of(b)->bf16, x, dy, T, n_out, n_in, dw));
+    else
+        DR_TRY(dr_cpu_product(b, dy, 1, n_out, x, n_in, 1, n_out, n_in, T, dw, true));
+    for (int64_t t = 0; dbias && t < T; t++)
+        for (int64_t j = 0; j < n_out; j++) dbias[j] += dy[t * n_out + j];
+    return DR_OK;
+}
+
+static dr_status gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
+                      const float *a, const float *b_matrix, float beta, float *c) {
+    for (int64_t i = 0; beta != 0.0f && beta != 1.0f && i < m * n; i++) c[i] *= beta;
+    const float *left = a;
+    if (alpha != 1.0f) { // scaled copy of a: keeps the product itself one plain chain
+        dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
+        DR_TRY(dr_scratch_reserve(scratch, m * k));
+        for (int64_t i = 0; i < m * k; i++) scratch->data[i] = alpha * a[i];
+        left = scratch->data;
+    }
+    return dr_cpu_product(b, left, trans_a ? 1 : k, trans_a ? m : 1, b_matrix, trans_b ? 1 : n,
+                          trans_b ? k : 1, m, n, k, c, beta != 0.0f);
+}
+
+void dr_cpu_fill_linear(dr_backend_ops *ops) {
+    ops->weight_create = weight_create;
+    ops->weight_destroy = weight_destroy;
+    ops->weight_pack = weight_pack;
+    ops->linear_forward = linear_forward;
+    ops->linear_backward_input = linear_backward_input;
+    ops->linear_backward_weight = linear_backward_weight;
+    ops->gemm = gemm;
+}

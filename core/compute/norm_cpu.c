@@ -1,0 +1,103 @@
+// RMSNorm and LayerNorm, forward and backward. Row sums run in 16 fixed lanes, so a row's bits do not depend
+// on its place.
+#include "core/compute/cpu_internal.h"
+
+enum { LANES = 16 };
+
+DR_INLINE float lane_sum(const float lanes[LANES]) {
+    float s[LANES];
+    memcpy(s, lanes, sizeof s);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) s[i] += s[i + width];
+    return s[0];
+}
+
+// Σ x·y over D in fixed lanes; y NULL means ones.
+DR_INLINE float dot(const float *x, const float *y, int64_t D) {
+    float lanes[LANES] = {0};
+    int64_t j = 0;
+    for (; j + LANES <= D; j += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += x[j + l] * y[j + l];
+    for (int l = 0; j + l < D; l++) lanes[l] += x[j + l] * y[j + l];
+    return lane_sum(lanes);
+}
+
+DR_INLINE float sum(const float *x, int64_t D) {
+    float lanes[LANES] = {0};
+    int64_t j = 0;
+    for (; j + LANES <= D; j += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += x[j + l];
+    for (int l = 0; j + l < D; l++) lanes[l] += x[j + l];
+    return lane_sum(lanes);
+}
+
+static DR_HOT void rmsnorm_forward(dr_backend *b, const float *x, const float *w, int64_t T, int64_t D,
+                                   float eps, float *y, float *inv_rms) {
+    (void)b;
+    for (int64_t t = 0; t < T; t++) {
+        const float *row = x + t * D;
+        float inv = 1.0f / sqrtf(dot(row, row, D) / (float)D + eps);
+        for (int64_t j = 0; j < D; j++) y[t * D + j] = row[j] * inv * w[j];
+        if (inv_rms) inv_rms[t] = inv;
+    }
+}
+
+static DR_HOT void rmsnorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
+                                    const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw) {
+    (void)b;
+    for (int64_t t = 0; t < T; t++) {
+        const float *g = dy + t * D, *row = x + t * D;
+        float inv = inv_rms[t], lanes[LANES] = {0};
+        int64_t j = 0;
+        for (; j + LANES <= D; j += LANES)
+            for (int l = 0; l < LANES; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
+        for (int l = 0; j + l < D; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
+        float scale = lane_sum(lanes) * inv * inv * inv / (float)D;
+        for (int64_t i = 0; i < D; i++) dx[t * D + i] += g[i] * w[i] * inv - row[i] * scale;
+        for (int64_t i = 0; dw && i < D; i++) dw[i] += g[i] * row[i] * inv;
+    }
+}
+
+static DR_HOT void layernorm_forward(dr_backend *b, const float *x, const float *w, const float *bias,
+                                     int64_t T, int64_t D, float eps, float *y, float *mean, float *inv_std) {
+    (void)b;
+    for (int64_t t = 0; t < T; t++) {
+        const float *row = x + t * D;
+        float mu = sum(row, D) / (float)D, lanes[LANES] = {0};
+        int64_t j = 0;
+        for (; j + LANES <= D; j += LANES)
+            for (int l = 0; l < LANES; l++) lanes[l] += (row[j + l] - mu) * (row[j + l] - mu);
+        for (int l = 0; j + l < D; l++) lanes[l] += (row[j + l] - mu) * (row[j + l] - mu);
+        float inv = 1.0f / sqrtf(lane_sum(lanes) / (float)D + eps);
+        for (int64_t i = 0; i < D; i++) y[t * D + i] = (row[i] - mu) * inv * w[i] + bias[i];
+        if (mean) mean[t] = mu;
+        if (inv_std) inv_std[t] = inv;
+    }
+}
+
+static DR_HOT void layernorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
+                                      const float *mean, const float *inv_std, int64_t T, int64_t D,
+                                      float *dx, float *dw, float *dbias) {
+    (void)b;
+    for (int64_t t = 0; t < T; t++) {
+        const float *g = dy + t * D, *row = x + t * D;
+        float mu = mean[t], inv = inv_std[t];
+        float by_one = dot(g, w, D), lanes[LANES] = {0};
+        int64_t j = 0;
+        for (; j + LANES <= D; j += LANES)
+            for (int l = 0; l < LANES; l++) lanes[l] += g[j + l] * w[j + l] * (row[j + l] - mu);
+        for (int l = 0; j + l < D; l++) lanes[l] += g[j + l] * w[j + l] * (row[j + l] - mu);
+        float by_x = lane_sum(lanes) * inv * inv / (float)D;
+        by_one /= (float)D;
+        for (int64_t i = 0; i < D; i++) dx[t * D + i] += inv * (g[i] * w[i] - by_one - (row[i] - mu) * by_x);
+        for (int64_t i = 0; dw && i < D; i++) dw[i] += g[i] * (row[i] - mu) * inv;
+        for (int64_t i = 0; dbias && i < D; i++) dbias[i] += g[i];
+    }
+}
+
+void dr_cpu_fill_norm(dr_backend_ops *ops) {
+    ops->rmsnorm_forward = rmsnorm_forward;
+    ops->rmsnorm_backward = rmsnorm_backward;
+    ops->layernorm_forward = layernorm_forward;
+    ops->layernorm_backward = layernorm_backward;
+}
