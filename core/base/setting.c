@@ -138,6 +138,8 @@ void dr_scalar_reset(dr_scalar *scalar) {
 
 static dr_status write_number(double value, dr_buf *out) {
     char text[40];
+    if (value == floor(value) && fabs(value) < 1e9)
+        return dr_buf_printf(out, "%.0f", value + 0.0); // never 6e+01
     for (int digits = 1; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, value);
         if (strtod(text, NULL) == value) break;
