@@ -107,6 +107,11 @@ room == "tests" || room == "bench" { next }
 }
 ' $sources >>"$found"
 
+# ---- every test program says which runs it belongs to ----
+for file in $(printf '%s\n' $sources | grep -E '^tests/test_[a-z0-9_]*\.c$'); do
+    grep -q '^// labels: [a-z]' "$file" || echo "$file:2: no line \"// labels: ...\" (a formatter may have joined it)" >>"$found"
+done
+
 # ---- exported names ----
 if [ -n "$build" ] && ls "$build"/libdr_*.a >/dev/null 2>&1 && command -v nm >/dev/null 2>&1; then
     for library in "$build"/libdr_*.a; do

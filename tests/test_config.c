@@ -1,5 +1,5 @@
-// Settings: every way a file or an override can be wrong is told by place, key, expected and found; a dump
-// reads back. labels: cpu
+// Settings: everything that can be wrong is told by place, key, expected and found; a dump reads back.
+// labels: cpu
 #include "tests/check.h"
 
 #include <string.h>

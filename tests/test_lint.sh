@@ -89,6 +89,10 @@ reset
 { echo '// A file.'; echo 'int dr_long(int x) {'; for i in $(seq 1 130); do echo '    x++;'; done; echo '    return x;'; echo '}'; } | put core/base/a.c
 expect 'core/base/a.c:2: function of'
 
+reset
+printf '// A test.\nint main(void) {\n    return 0;\n}\n' | put tests/test_a.c
+expect 'tests/test_a.c:2: no line'
+
 if command -v nm >/dev/null 2>&1; then
     reset
     library 'int stray(void) { return 1; }'
