@@ -35,23 +35,33 @@ check() {
     return 1
 }
 
-# Counts the test cases of a ctest JUnit file. No file, or no test in it, is a failure of its own.
+# Counts the test cases of a ctest JUnit file. No file, or no test in it, is a failure of its own; so is a test whose
+# program is not there, which ctest itself calls "not run".
 count() {
-    local name=$1 file=$2 bad n_all n_failed n_skipped
+    local name=$1 file=$2 verdict test
     if [ ! -s "$file" ] || ! grep -q '<testcase ' "$file"; then
         failed=$((failed + 1))
         failures+=("$name (no test ran)")
         return 1
     fi
-    n_all=$(grep -c '<testcase ' "$file")
-    n_skipped=$(grep -c '<testcase .*status="\(notrun\|disabled\)"' "$file")
-    n_failed=$(grep -c '<testcase .*status="fail"' "$file")
-    skipped=$((skipped + n_skipped))
-    failed=$((failed + n_failed))
-    passed=$((passed + n_all - n_skipped - n_failed))
-    while read -r bad; do
-        failures+=("$name: $bad")
-    done < <(sed -n '/<testcase .*status="fail"/s/.*<testcase name="\([^"]*\)".*/\1/p' "$file")
+    while read -r verdict test; do
+        case $verdict in
+        passed) passed=$((passed + 1)) ;;
+        skipped) skipped=$((skipped + 1)) ;;
+        *)
+            failed=$((failed + 1))
+            failures+=("$name: $test")
+            ;;
+        esac
+    done < <(awk '
+        function flush() { if (test != "") print verdict, test; test = "" }
+        /<testcase / {
+            flush()
+            test = $0; sub(/.*<testcase name="/, "", test); sub(/".*/, "", test)
+            verdict = /status="run"/ ? "passed" : /status="disabled"/ ? "skipped" : "failed"
+        }
+        /<skipped message="SKIP_/ { if (verdict == "failed") verdict = "skipped" }
+        END { flush() }' "$file")
 }
 
 # ctest NAME BUILD ARGS...: prints each test's line, and the whole output of those that failed.
