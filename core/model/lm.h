@@ -1,5 +1,6 @@
-// A decoder language model of the Qwen2/Llama family on one page: configuration, weights, training pass, cached pass.
-// One flat fp32 buffer holds every weight: rollout reads what the optimizer wrote, there is no second copy to sync.
+// A decoder language model of the Qwen2/Llama family on one page: configuration, weights, training pass,
+// cached pass. One flat fp32 buffer holds every weight: rollout reads what the optimizer wrote, there is no
+// second copy to sync.
 #ifndef DR_CORE_MODEL_LM_H
 #define DR_CORE_MODEL_LM_H
 
@@ -17,40 +18,46 @@ typedef struct dr_lm_config {
     int32_t n_layers, hidden, n_heads, n_kv_heads, head_size, intermediate, vocab;
     int32_t max_positions;
     float rms_eps, rope_theta;
-    bool tied_head;        // lm_head.weight is model.embed_tokens.weight
-    bool qkv_bias;         // Qwen2: true; Llama: false
+    bool tied_head;                 // lm_head.weight is model.embed_tokens.weight
+    bool qkv_bias;                  // Qwen2: true; Llama: false
     int32_t bos_id, eos_id, pad_id; // -1 when absent
 } dr_lm_config;
 
 // One named tensor inside the flat buffer, under its Hugging Face name.
 typedef struct dr_lm_tensor {
     char name[96];
-    int64_t offset; // in floats
+    int64_t offset;     // in floats
     int64_t rows, cols; // rows = 1 for vectors ([cols])
 } dr_lm_tensor;
 
 typedef struct dr_lm dr_lm;
 
-// Presets: "small" (about 5 M parameters, the laptop default), "base" (about 18 M), "tiny" (tests). Vocabulary given.
+// Presets: "small" (about 5 M parameters, the laptop default), "base" (about 18 M), "tiny" (tests).
+// Vocabulary given.
 dr_status dr_lm_preset(const char *name, int32_t vocab, dr_lm_config *out_config);
 
-// Fresh weights: normal(0, 0.02), output projections scaled by 1/sqrt(2 n_layers); seeded. backend is borrowed.
+// Fresh weights: normal(0, 0.02), output projections scaled by 1/sqrt(2 n_layers); seeded. backend is
+// borrowed.
 dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t seed, dr_lm **out_lm);
 void dr_lm_destroy(dr_lm *lm);
 
-// Hugging Face folder (config.json, model.safetensors in F32/BF16/F16). Unknown architectures are refused by name; a
-// tensor that is missing or has another shape is named with both shapes. save writes F32 and replaces atomically;
-// the tokenizer's file is the tokenizer's business.
+// Hugging Face folder (config.json, model.safetensors in F32/BF16/F16). Unknown architectures are refused by
+// name; a tensor that is missing or has another shape is named with both shapes. save writes F32 and replaces
+// atomically; the tokenizer's file is the tokenizer's business.
 dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm);
 dr_status dr_lm_save(const dr_lm *lm, const char *dir);
 
 const dr_lm_config *dr_lm_config_of(const dr_lm *lm);
+dr_backend *dr_lm_backend(dr_lm *lm); // borrowed
 int64_t dr_lm_n_params(const dr_lm *lm);
 float *dr_lm_params(dr_lm *lm);                                        // [n_params], backend memory
 int32_t dr_lm_tensors(const dr_lm *lm, const dr_lm_tensor **out_list); // returns the count
 // Must follow every change of the parameters: repacks what the linear ops read, and bumps the weight version.
 dr_status dr_lm_weights_changed(dr_lm *lm);
 uint64_t dr_lm_weight_version(const dr_lm *lm);
+
+// Token ids that config.json carries; -1: none.
+void dr_lm_set_special_ids(dr_lm *lm, int32_t bos, int32_t eos, int32_t pad);
 
 // ---- training ----
 
@@ -69,8 +76,8 @@ typedef struct dr_lm_workspace dr_lm_workspace;
 dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_lm_workspace **out_workspace);
 void dr_lm_workspace_destroy(dr_lm_workspace *workspace);
 
-// logprob, entropy [n_rows] under softmax(logits / temperature). DR_ERR_RANGE if the pack is larger than the workspace
-// or an id is outside the vocabulary.
+// logprob, entropy [n_rows] under softmax(logits / temperature). DR_ERR_RANGE if the pack is larger than the
+// workspace or an id is outside the vocabulary.
 dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float temperature,
                         float *out_logprob, float *out_entropy);
 // After dr_lm_forward on the same pack: gradient [n_params] += d(Σ dlogprob[r]·logprob[r]).
@@ -81,14 +88,15 @@ dr_status dr_lm_logits(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pac
 
 // ---- cached inference ----
 
-// Paged key/value cache: pages of DR_KV_PAGE positions, reference-counted so that sequences share a common prefix.
+// Paged key/value cache: pages of DR_KV_PAGE positions, reference-counted so that sequences share a common
+// prefix.
 enum { DR_KV_PAGE = 16 };
 typedef struct dr_kv_cache dr_kv_cache;
 dr_status dr_kv_create(dr_lm *lm, int32_t n_pages, int32_t max_seqs, dr_kv_cache **out_kv);
 void dr_kv_destroy(dr_kv_cache *kv);
 int32_t dr_kv_free_pages(const dr_kv_cache *kv);
-// A sequence is a small number. open: empty. fork: shares full pages, copies the partial last one. DR_ERR_RANGE: no
-// free sequence; DR_ERR_MEMORY: no free page (nothing changed).
+// A sequence is a small number. open: empty. fork: shares full pages, copies the partial last one.
+// DR_ERR_RANGE: no free sequence; DR_ERR_MEMORY: no free page (nothing changed).
 dr_status dr_kv_open(dr_kv_cache *kv, int32_t *out_seq);
 dr_status dr_kv_fork(dr_kv_cache *kv, int32_t seq, int32_t *out_seq);
 void dr_kv_close(dr_kv_cache *kv, int32_t seq);
@@ -102,9 +110,11 @@ typedef struct dr_lm_chunk {
     bool want_logits;   // of the last token
 } dr_lm_chunk;
 
-// Runs all chunks in one batch and appends them to the cache. out_logits [number of chunks with want_logits, vocab],
-// in order. Row-exact: a sequence's logits do not depend on the other chunks. DR_ERR_MEMORY: pages short, nothing changed.
-dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks, float *out_logits);
+// Runs all chunks in one batch and appends them to the cache. out_logits [number of chunks with want_logits,
+// vocab], in order. Row-exact: a sequence's logits do not depend on the other chunks. DR_ERR_MEMORY: pages
+// short, nothing changed.
+dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
+                       float *out_logits);
 
 #ifdef __cplusplus
 }

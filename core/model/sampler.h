@@ -17,17 +17,18 @@ typedef struct dr_sampling {
 
 typedef struct dr_sampled {
     int32_t id;
-    float logprob;      // under softmax(logits / temperature) over the full vocabulary (temperature 1 when greedy)
+    float logprob; // under softmax(logits / temperature) over the full vocabulary (temperature 1 when greedy)
     float logprob_kept; // under the truncated distribution that it was drawn from (0 when greedy)
 } dr_sampled;
 
-// logits [vocab], host memory, not changed. `bits` decides the draw: equal bits and logits give the equal token.
-// DR_ERR_NUMERIC when a logit is NaN or all are -inf. The scratch of at least vocab entries is owned by the sampler.
+// logits [vocab], host memory, not changed. `bits` decides the draw: equal bits and logits give the equal
+// token. DR_ERR_NUMERIC when a logit is NaN or all are -inf. The scratch of at least vocab entries is owned
+// by the sampler.
 typedef struct dr_sampler dr_sampler;
 dr_status dr_sampler_create(int32_t vocab, dr_sampler **out_sampler);
 void dr_sampler_destroy(dr_sampler *sampler);
-dr_status dr_sampler_draw(dr_sampler *sampler, const float *logits, const dr_sampling *settings, uint32_t bits,
-                          dr_sampled *out);
+dr_status dr_sampler_draw(dr_sampler *sampler, const float *logits, const dr_sampling *settings,
+                          uint32_t bits, dr_sampled *out);
 
 #ifdef __cplusplus
 }

@@ -15,25 +15,26 @@ typedef struct dr_safetensors dr_safetensors;
 typedef enum dr_dtype { DR_DTYPE_F32, DR_DTYPE_BF16, DR_DTYPE_F16, DR_DTYPE_OTHER } dr_dtype;
 
 typedef struct dr_safetensor {
-    const char *name;     // borrowed from the file object
+    const char *name; // borrowed from the file object
     char dtype_name[8];
     dr_dtype dtype;
     int32_t n_dims;
     int64_t shape[8];
     int64_t n_values;
-    const void *data;     // inside the mapping, possibly unaligned
+    const void *data; // inside the mapping, possibly unaligned
 } dr_safetensor;
 
-// Refuses a header that is too long, not JSON, has duplicate names, ranges that overlap, leave holes or pass the end, or
-// sizes that do not match shape and dtype; the error names the tensor, expected and found.
+// Refuses a header that is too long, not JSON, has duplicate names, ranges that overlap, leave holes or pass
+// the end, or sizes that do not match shape and dtype; the error names the tensor, expected and found.
 dr_status dr_safetensors_open(const char *path, dr_safetensors **out_file);
 void dr_safetensors_close(dr_safetensors *file);
 int32_t dr_safetensors_count(const dr_safetensors *file);
 const dr_safetensor *dr_safetensors_at(const dr_safetensors *file, int32_t index);
 const dr_safetensor *dr_safetensors_find(const dr_safetensors *file, const char *name); // NULL when absent
-// Converts to fp32 into out [n_values]. DR_ERR_FORMAT when the tensor is missing or its shape differs (both printed).
-dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape, int32_t n_dims,
-                              float *out);
+// Converts to fp32 into out [n_values]. DR_ERR_FORMAT when the tensor is missing or its shape differs (both
+// printed).
+dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape,
+                              int32_t n_dims, float *out);
 
 // One F32 tensor to write; data borrowed until the call returns.
 typedef struct dr_safetensor_source {

@@ -1,0 +1,260 @@
+// The model object: layout of the flat parameter buffer, fresh weights, loading and saving of Hugging Face
+// folders.
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/file.h"
+#include "core/base/rng.h"
+#include "core/model/lm_internal.h"
+#include "core/store/safetensors.h"
+
+typedef struct layout {
+    dr_lm *lm;
+    int64_t at;
+} layout;
+
+static int64_t place(layout *l, int32_t layer, const char *name, int64_t rows, int64_t cols) {
+    dr_lm_tensor *tensor = &l->lm->tensors[l->lm->n_tensors++];
+    if (layer < 0)
+        snprintf(tensor->name, sizeof tensor->name, "%s", name);
+    else
+        snprintf(tensor->name, sizeof tensor->name, "model.layers.%d.%s", layer, name);
+    tensor->offset = l->at;
+    tensor->rows = rows;
+    tensor->cols = cols;
+    l->at += rows * cols;
+    return tensor->offset;
+}
+
+static void place_layer(layout *l, int32_t i) {
+    const dr_lm_config *c = &l->lm->config;
+    lm_layer *layer = &l->lm->layers[i];
+    int64_t q = (int64_t)c->n_heads * c->head_size, kv = (int64_t)c->n_kv_heads * c->head_size;
+    layer->norm1 = place(l, i, "input_layernorm.weight", 1, c->hidden);
+    layer->qkv = place(l, i, "self_attn.q_proj.weight", q, c->hidden);
+    place(l, i, "self_attn.k_proj.weight", kv, c->hidden);
+    place(l, i, "self_attn.v_proj.weight", kv, c->hidden);
+    layer->qkv_bias = -1;
+    if (c->qkv_bias) {
+        layer->qkv_bias = place(l, i, "self_attn.q_proj.bias", 1, q);
+        place(l, i, "self_attn.k_proj.bias", 1, kv);
+        place(l, i, "self_attn.v_proj.bias", 1, kv);
+    }
+    layer->o = place(l, i, "self_attn.o_proj.weight", c->hidden, q);
+    layer->norm2 = place(l, i, "post_attention_layernorm.weight", 1, c->hidden);
+    layer->gate_up = place(l, i, "mlp.gate_proj.weight", c->intermediate, c->hidden);
+    place(l, i, "mlp.up_proj.weight", c->intermediate, c->hidden);
+    layer->down = place(l, i, "mlp.down_proj.weight", c->hidden, c->intermediate);
+}
+
+static void place_all(dr_lm *lm) {
+    layout l = {lm, 0};
+    const dr_lm_config *c = &lm->config;
+    lm->embed = place(&l, -1, "model.embed_tokens.weight", c->vocab, c->hidden);
+    for (int32_t i = 0; i < c->n_layers; i++) place_layer(&l, i);
+    lm->final_norm = place(&l, -1, "model.norm.weight", 1, c->hidden);
+    lm->head = c->tied_head ? lm->embed : place(&l, -1, "lm_head.weight", c->vocab, c->hidden);
+    lm->n_params = l.at;
+}
+
+static dr_status create_weights(dr_lm *lm) {
+    const dr_lm_config *c = &lm->config;
+    dr_backend *b = lm->backend;
+    int64_t q = (int64_t)c->n_heads * c->head_size;
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        lm_layer *layer = &lm->layers[i];
+        DR_TRY(b->ops->weight_create(b, lm_qkv_width(c), c->hidden, &layer->w_qkv));
+        DR_TRY(b->ops->weight_create(b, c->hidden, q, &layer->w_o));
+        DR_TRY(b->ops->weight_create(b, 2 * (int64_t)c->intermediate, c->hidden, &layer->w_gate_up));
+        DR_TRY(b->ops->weight_create(b, c->hidden, c->intermediate, &layer->w_down));
+    }
+    return b->ops->weight_create(b, c->vocab, c->hidden, &lm->w_head);
+}
+
+// The object with all memory and zero parameters.
+static dr_status lm_allocate(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
+    dr_lm *lm = NULL;
+    DR_TRY(dr_lm_config_check(config, "model"));
+    DR_TRY(dr_alloc(&lm, "model", 1, sizeof *lm));
+    lm->backend = backend;
+    lm->config = *config;
+    dr_status status;
+    DR_TRY_GOTO(status, dr_alloc(&lm->layers, "layers", config->n_layers, sizeof *lm->layers), destroy_lm);
+    DR_TRY_GOTO(
+        status,
+        dr_alloc(&lm->tensors, "tensor names", 12 * (int64_t)config->n_layers + 3, sizeof *lm->tensors),
+        destroy_lm);
+    DR_TRY_GOTO(status, dr_alloc(&lm->inv_freq, "rotary frequencies", config->head_size / 2, sizeof(float)),
+                destroy_lm);
+    for (int32_t i = 0; i < config->head_size / 2; i++)
+        lm->inv_freq[i] = (float)(1.0 / pow((double)config->rope_theta, 2.0 * i / config->head_size));
+    place_all(lm);
+    void *memory = NULL;
+    DR_TRY_GOTO(
+        status,
+        backend->ops->memory_create(backend, "parameters", (size_t)lm->n_params * sizeof(float), &memory),
+        destroy_lm);
+    lm->params = memory;
+    DR_TRY_GOTO(status, create_weights(lm), destroy_lm);
+    *out_lm = lm;
+    return DR_OK;
+destroy_lm:
+    dr_lm_destroy(lm);
+    return status;
+}
+
+dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t seed, dr_lm **out_lm) {
+    dr_lm *lm = NULL;
+    DR_TRY(lm_allocate(backend, config, &lm));
+    float output_scale = 1.0f / sqrtf(2.0f * (float)config->n_layers);
+    for (int32_t i = 0; i < lm->n_tensors; i++) {
+        const dr_lm_tensor *t = &lm->tensors[i];
+        float *values = lm->params + t->offset;
+        int64_t n = t->rows * t->cols;
+        if (strstr(t->name, "norm.weight")) {
+            for (int64_t j = 0; j < n; j++) values[j] = 1.0f;
+        } else if (!strstr(t->name, ".bias")) {
+            bool is_output = strstr(t->name, "o_proj") || strstr(t->name, "down_proj");
+            dr_rng rng = dr_rng_make(seed, 1000 + (uint64_t)i);
+            for (int64_t j = 0; j < n; j++)
+                values[j] = 0.02f * (float)dr_rng_normal(&rng) * (is_output ? output_scale : 1.0f);
+        }
+    }
+    dr_status status = dr_lm_weights_changed(lm);
+    if (status != DR_OK) {
+        dr_lm_destroy(lm);
+        return status;
+    }
+    *out_lm = lm;
+    return DR_OK;
+}
+
+void dr_lm_destroy(dr_lm *lm) {
+    if (!lm) return;
+    dr_backend *b = lm->backend;
+    for (int32_t i = 0; lm->layers && i < lm->config.n_layers; i++) {
+        b->ops->weight_destroy(b, lm->layers[i].w_qkv);
+        b->ops->weight_destroy(b, lm->layers[i].w_o);
+        b->ops->weight_destroy(b, lm->layers[i].w_gate_up);
+        b->ops->weight_destroy(b, lm->layers[i].w_down);
+    }
+    b->ops->weight_destroy(b, lm->w_head);
+    b->ops->memory_destroy(b, lm->params);
+    dr_free(lm->layers);
+    dr_free(lm->tensors);
+    dr_free(lm->inv_freq);
+    dr_free(lm->scratch);
+    dr_free(lm->ids);
+    dr_free(lm->positions);
+    dr_free(lm);
+}
+
+dr_status dr_lm_weights_changed(dr_lm *lm) {
+    dr_backend *b = lm->backend;
+    for (int32_t i = 0; i < lm->config.n_layers; i++) {
+        lm_layer *layer = &lm->layers[i];
+        DR_TRY(b->ops->weight_pack(b, layer->w_qkv, lm->params + layer->qkv));
+        DR_TRY(b->ops->weight_pack(b, layer->w_o, lm->params + layer->o));
+        DR_TRY(b->ops->weight_pack(b, layer->w_gate_up, lm->params + layer->gate_up));
+        DR_TRY(b->ops->weight_pack(b, layer->w_down, lm->params + layer->down));
+    }
+    DR_TRY(b->ops->weight_pack(b, lm->w_head, lm->params + lm->head));
+    lm->version++;
+    return DR_OK;
+}
+
+const dr_lm_config *dr_lm_config_of(const dr_lm *lm) {
+    return &lm->config;
+}
+
+dr_backend *dr_lm_backend(dr_lm *lm) {
+    return lm->backend;
+}
+
+void dr_lm_set_special_ids(dr_lm *lm, int32_t bos, int32_t eos, int32_t pad) {
+    lm->config.bos_id = bos;
+    lm->config.eos_id = eos;
+    lm->config.pad_id = pad;
+}
+
+int64_t dr_lm_n_params(const dr_lm *lm) {
+    return lm->n_params;
+}
+
+float *dr_lm_params(dr_lm *lm) {
+    return lm->params;
+}
+
+int32_t dr_lm_tensors(const dr_lm *lm, const dr_lm_tensor **out_list) {
+    *out_list = lm->tensors;
+    return lm->n_tensors;
+}
+
+uint64_t dr_lm_weight_version(const dr_lm *lm) {
+    return lm->version;
+}
+
+static void tensor_shape(const dr_lm_tensor *t, int64_t shape[2], int32_t *n_dims) {
+    bool vector = strstr(t->name, "norm.weight") || strstr(t->name, ".bias");
+    *n_dims = vector ? 1 : 2;
+    shape[0] = vector ? t->cols : t->rows;
+    shape[1] = t->cols;
+}
+
+dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
+    dr_lm_config config;
+    DR_TRY(dr_lm_config_read(dir, &config));
+    char *path = NULL;
+    dr_safetensors *file = NULL;
+    dr_lm *lm = NULL;
+    DR_TRY(dr_path_join(&path, dir, "model.safetensors"));
+    dr_status status;
+    DR_TRY_GOTO(status, dr_safetensors_open(path, &file), free_path);
+    DR_TRY_GOTO(status, lm_allocate(backend, &config, &lm), close_file);
+    for (int32_t i = 0; i < lm->n_tensors; i++) {
+        int64_t shape[2];
+        int32_t n_dims;
+        tensor_shape(&lm->tensors[i], shape, &n_dims);
+        DR_TRY_GOTO(
+            status,
+            dr_safetensors_read(file, lm->tensors[i].name, shape, n_dims, lm->params + lm->tensors[i].offset),
+            destroy_lm);
+    }
+    for (int64_t i = 0; i < lm->n_params; i++)
+        DR_CHECK_GOTO(isfinite(lm->params[i]), status, DR_ERR_NUMERIC, destroy_lm,
+                      "%s: a weight is not a finite number (flat index %lld)", path, (long long)i);
+    DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);
+    *out_lm = lm;
+    lm = NULL;
+destroy_lm:
+    dr_lm_destroy(lm);
+close_file:
+    dr_safetensors_close(file);
+free_path:
+    dr_free(path);
+    return status;
+}
+
+static dr_status save_tensors(const dr_lm *lm, const char *dir) {
+    dr_safetensor_source *sources = NULL;
+    char *path = NULL;
+    DR_TRY(dr_alloc(&sources, "tensors to save", lm->n_tensors, sizeof *sources));
+    for (int32_t i = 0; i < lm->n_tensors; i++) {
+        sources[i].name = lm->tensors[i].name;
+        sources[i].data = lm->params + lm->tensors[i].offset;
+        tensor_shape(&lm->tensors[i], sources[i].shape, &sources[i].n_dims);
+    }
+    dr_status status = dr_path_join(&path, dir, "model.safetensors");
+    if (status == DR_OK) status = dr_safetensors_write(path, sources, lm->n_tensors);
+    dr_free(path);
+    dr_free(sources);
+    return status;
+}
+
+dr_status dr_lm_save(const dr_lm *lm, const char *dir) {
+    DR_TRY(dr_dir_make(dir));
+    DR_TRY(dr_lm_config_write(&lm->config, dir));
+    return save_tensors(lm, dir); // last: a folder with weights is a whole one
+}

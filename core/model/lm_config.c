@@ -1,0 +1,194 @@
+// Presets, and config.json of Hugging Face folders. What this engine does not compute is refused by name,
+// never guessed.
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/model/lm_internal.h"
+
+dr_status dr_lm_preset(const char *name, int32_t vocab, dr_lm_config *out_config) {
+    static const struct {
+        const char *name;
+        int32_t n_layers, hidden, n_heads, n_kv_heads, head_size, intermediate;
+    } presets[] = {
+        {"tiny", 2, 64, 4, 2, 16, 128}, {"small", 6, 256, 4, 2, 64, 640}, {"base", 8, 384, 6, 2, 64, 1024}};
+    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
+        if (strcmp(presets[i].name, name) != 0) continue;
+        dr_lm_config config = {.architecture = "Qwen2ForCausalLM",
+                               .n_layers = presets[i].n_layers,
+                               .hidden = presets[i].hidden,
+                               .n_heads = presets[i].n_heads,
+                               .n_kv_heads = presets[i].n_kv_heads,
+                               .head_size = presets[i].head_size,
+                               .intermediate = presets[i].intermediate,
+                               .vocab = vocab,
+                               .max_positions = 16384,
+                               .rms_eps = 1e-6f,
+                               .rope_theta = 10000.0f,
+                               .tied_head = true,
+                               .qkv_bias = true,
+                               .bos_id = -1,
+                               .eos_id = -1,
+                               .pad_id = -1};
+        DR_TRY(dr_lm_config_check(&config, name));
+        *out_config = config;
+        return DR_OK;
+    }
+    return DR_FAIL(DR_ERR_ARGUMENT, "model preset \"%s\": expected tiny, small or base", name);
+}
+
+dr_status dr_lm_config_check(const dr_lm_config *c, const char *where) {
+    DR_CHECK(c->n_layers > 0 && c->n_layers <= 1000 && c->hidden > 0 && c->hidden <= 1 << 20 &&
+                 c->intermediate > 0 && c->intermediate <= 1 << 22 && c->vocab > 0 && c->vocab <= 1 << 24,
+             DR_ERR_FORMAT, "%s: sizes out of range: %d layers, hidden %d, intermediate %d, vocabulary %d",
+             where, c->n_layers, c->hidden, c->intermediate, c->vocab);
+    DR_CHECK(c->n_heads > 0 && c->n_kv_heads > 0 && c->n_heads % c->n_kv_heads == 0 && c->n_heads <= 1024,
+             DR_ERR_FORMAT, "%s: %d heads cannot share %d key/value heads", where, c->n_heads, c->n_kv_heads);
+    DR_CHECK(c->head_size > 0 && c->head_size % 2 == 0 && c->head_size <= 256, DR_ERR_UNSUPPORTED,
+             "%s: head size %d, expected an even number up to 256", where, c->head_size);
+    DR_CHECK(c->rms_eps > 0 && c->rope_theta > 0 && isfinite(c->rope_theta), DR_ERR_FORMAT,
+             "%s: rms_norm_eps %g and rope_theta %g must be positive", where, (double)c->rms_eps,
+             (double)c->rope_theta);
+    return DR_OK;
+}
+
+// rope_theta stands at the top (older) or inside rope_parameters (newer folders).
+static dr_status read_rope(json_t *root, const char *where, dr_lm_config *c) {
+    double theta = 10000.0;
+    DR_TRY(dr_json_f64_or(root, where, "rope_theta", 1.0, 1e12, theta, &theta));
+    static const char *const places[] = {"rope_scaling", "rope_parameters"};
+    for (int i = 0; i < 2; i++) {
+        json_t *rope = json_object_get(root, places[i]);
+        if (!rope || json_is_null(rope)) continue;
+        DR_CHECK(json_is_object(rope), DR_ERR_FORMAT, "%s: %s: expected an object or null, found %s", where,
+                 places[i], dr_json_type_name(rope));
+        const char *type = "default";
+        DR_TRY(dr_json_string_or(rope, where, json_object_get(rope, "rope_type") ? "rope_type" : "type", type,
+                                 &type));
+        DR_CHECK(strcmp(type, "default") == 0, DR_ERR_UNSUPPORTED, "%s: %s of type \"%s\" is not supported",
+                 where, places[i], type);
+        DR_TRY(dr_json_f64_or(rope, where, "rope_theta", 1.0, 1e12, theta, &theta));
+    }
+    c->rope_theta = (float)theta;
+    return DR_OK;
+}
+
+static dr_status read_architecture(json_t *root, const char *where, dr_lm_config *c) {
+    json_t *list = json_object_get(root, "architectures");
+    const char *name = json_string_value(json_array_get(list, 0));
+    DR_CHECK(name, DR_ERR_FORMAT, "%s: architectures: expected a list with one name", where);
+    DR_CHECK(strcmp(name, "Qwen2ForCausalLM") == 0 || strcmp(name, "LlamaForCausalLM") == 0,
+             DR_ERR_UNSUPPORTED,
+             "%s: architecture \"%s\" is not supported (Qwen2ForCausalLM, LlamaForCausalLM)", where, name);
+    snprintf(c->architecture, sizeof c->architecture, "%s", name);
+    c->qkv_bias = strcmp(name, "Qwen2ForCausalLM") == 0;
+    const char *activation = "silu";
+    DR_TRY(dr_json_string_or(root, where, "hidden_act", activation, &activation));
+    DR_CHECK(strcmp(activation, "silu") == 0, DR_ERR_UNSUPPORTED,
+             "%s: hidden_act \"%s\" is not supported (silu)", where, activation);
+    int biased = 0, windowed = 0;
+    DR_TRY(dr_json_bool_or(root, where, "mlp_bias", 0, &biased));
+    DR_TRY(dr_json_bool_or(root, where, "use_sliding_window", 0, &windowed));
+    if (!c->qkv_bias) {
+        int attention_bias = 0;
+        DR_TRY(dr_json_bool_or(root, where, "attention_bias", 0, &attention_bias));
+        biased |= attention_bias;
+    }
+    DR_CHECK(!biased && !windowed, DR_ERR_UNSUPPORTED, "%s: %s is not supported", where,
+             windowed ? "use_sliding_window" : "mlp_bias or attention_bias");
+    return DR_OK;
+}
+
+// eos_token_id may be one number or a list: the first one counts.
+static dr_status read_token_id(json_t *root, const char *where, const char *key, int32_t *out) {
+    json_t *value = json_object_get(root, key);
+    if (json_is_array(value)) value = json_array_get(value, 0);
+    *out = -1;
+    if (!value || json_is_null(value)) return DR_OK;
+    DR_CHECK(json_is_integer(value) && json_integer_value(value) >= 0 && json_integer_value(value) < 1 << 24,
+             DR_ERR_FORMAT, "%s: %s: expected a token id, found %s", where, key, dr_json_type_name(value));
+    *out = (int32_t)json_integer_value(value);
+    return DR_OK;
+}
+
+static dr_status read_sizes(json_t *root, const char *where, dr_lm_config *c) {
+    static const char *const keys[] = {"num_hidden_layers", "hidden_size", "num_attention_heads",
+                                       "intermediate_size", "vocab_size"};
+    int32_t *const values[] = {&c->n_layers, &c->hidden, &c->n_heads, &c->intermediate, &c->vocab};
+    int64_t number = 0;
+    for (int i = 0; i < 5; i++) {
+        DR_TRY(dr_json_i64(root, where, keys[i], 1, 1 << 24, &number));
+        *values[i] = (int32_t)number;
+    }
+    DR_TRY(dr_json_i64_or(root, where, "num_key_value_heads", 1, 1 << 20, c->n_heads, &number));
+    c->n_kv_heads = (int32_t)number;
+    json_t *head_dim = json_object_get(root, "head_dim");
+    number = c->hidden / c->n_heads;
+    if (head_dim && !json_is_null(head_dim))
+        DR_TRY(dr_json_i64(root, where, "head_dim", 1, 1 << 20, &number));
+    c->head_size = (int32_t)number;
+    DR_TRY(dr_json_i64_or(root, where, "max_position_embeddings", 1, 1 << 30, 32768, &number));
+    c->max_positions = (int32_t)number;
+    double eps = 1e-6;
+    DR_TRY(dr_json_f64_or(root, where, "rms_norm_eps", 1e-20, 1.0, eps, &eps));
+    c->rms_eps = (float)eps;
+    int tied = 0;
+    DR_TRY(dr_json_bool_or(root, where, "tie_word_embeddings", 0, &tied));
+    c->tied_head = tied;
+    return DR_OK;
+}
+
+dr_status dr_lm_config_read(const char *dir, dr_lm_config *out) {
+    char *path = NULL;
+    json_t *root = NULL;
+    dr_lm_config config = {0};
+    DR_TRY(dr_path_join(&path, dir, "config.json"));
+    dr_status status;
+    DR_TRY_GOTO(status, dr_json_load(path, &root), free_path);
+    DR_TRY_GOTO(status, read_architecture(root, path, &config), release_root);
+    DR_TRY_GOTO(status, read_sizes(root, path, &config), release_root);
+    DR_TRY_GOTO(status, read_rope(root, path, &config), release_root);
+    DR_TRY_GOTO(status, read_token_id(root, path, "bos_token_id", &config.bos_id), release_root);
+    DR_TRY_GOTO(status, read_token_id(root, path, "eos_token_id", &config.eos_id), release_root);
+    DR_TRY_GOTO(status, read_token_id(root, path, "pad_token_id", &config.pad_id), release_root);
+    DR_TRY_GOTO(status, dr_lm_config_check(&config, path), release_root);
+    *out = config;
+release_root:
+    json_decref(root);
+free_path:
+    dr_free(path);
+    return status;
+}
+
+static json_t *id_or_null(int32_t id) {
+    return id < 0 ? json_null() : json_integer(id);
+}
+
+dr_status dr_lm_config_write(const dr_lm_config *c, const char *dir) {
+    bool qwen = strcmp(c->architecture, "Qwen2ForCausalLM") == 0;
+    json_t *root = json_pack(
+        "{s:[s], s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:s, s:o, s:o, s:o}",
+        "architectures", c->architecture, "model_type", qwen ? "qwen2" : "llama", "hidden_act", "silu",
+        "num_hidden_layers", c->n_layers, "hidden_size", c->hidden, "num_attention_heads", c->n_heads,
+        "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_size, "intermediate_size", c->intermediate,
+        "vocab_size", c->vocab, "max_position_embeddings", c->max_positions, "rms_norm_eps",
+        (double)c->rms_eps, "rope_theta", (double)c->rope_theta, "tie_word_embeddings", c->tied_head,
+        "torch_dtype", "float32", "bos_token_id", id_or_null(c->bos_id), "eos_token_id",
+        id_or_null(c->eos_id), "pad_token_id", id_or_null(c->pad_id));
+    DR_CHECK(root, DR_ERR_MEMORY, "config.json of %s: cannot build", dir);
+    if (qwen)
+        json_object_set_new(root, "use_sliding_window", json_false());
+    else {
+        json_object_set_new(root, "attention_bias", json_false());
+        json_object_set_new(root, "mlp_bias", json_false());
+    }
+    char *path = NULL;
+    dr_status status = dr_path_join(&path, dir, "config.json");
+    if (status == DR_OK) status = dr_json_save(root, path);
+    dr_free(path);
+    json_decref(root);
+    return status;
+}

@@ -1,0 +1,303 @@
+// The cached pass: paged keys and values with shared prefixes, decode and chunked prefill in one batch.
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/model/lm_internal.h"
+
+typedef struct kv_sequence {
+    bool is_open;
+    int32_t length;
+    int32_t n_pages, capacity;
+    int32_t *pages;
+} kv_sequence;
+
+struct dr_kv_cache {
+    dr_lm *lm;
+    int32_t n_pages, max_seqs;
+    float **k, **v;      // one block a layer: (n_pages, DR_KV_PAGE, G, d), laid out as the backend likes
+    int32_t *references; // of each page
+    int32_t *free_pages; // stack
+    int32_t n_free;
+    kv_sequence *sequences;
+    dr_attention_chunk *chunks; // of the running call
+    int32_t chunks_capacity;
+};
+
+static int64_t page_floats(const dr_lm *lm) {
+    return (int64_t)DR_KV_PAGE * lm->config.n_kv_heads * lm->config.head_size;
+}
+
+static dr_status kv_allocate(dr_kv_cache *kv) {
+    dr_backend *b = kv->lm->backend;
+    int32_t n_layers = kv->lm->config.n_layers;
+    DR_TRY(dr_alloc(&kv->k, "key blocks", n_layers, sizeof *kv->k));
+    DR_TRY(dr_alloc(&kv->v, "value blocks", n_layers, sizeof *kv->v));
+    DR_TRY(dr_alloc(&kv->references, "page references", kv->n_pages, sizeof *kv->references));
+    DR_TRY(dr_alloc(&kv->free_pages, "free pages", kv->n_pages, sizeof *kv->free_pages));
+    DR_TRY(dr_alloc(&kv->sequences, "sequences", kv->max_seqs, sizeof *kv->sequences));
+    size_t bytes = (size_t)kv->n_pages * (size_t)page_floats(kv->lm) * sizeof(float);
+    for (int32_t i = 0; i < n_layers; i++) {
+        void *memory = NULL;
+        DR_TRY(b->ops->memory_create(b, "keys", bytes, &memory));
+        kv->k[i] = memory;
+        DR_TRY(b->ops->memory_create(b, "values", bytes, &memory));
+        kv->v[i] = memory;
+    }
+    for (int32_t i = 0; i < kv->n_pages; i++) kv->free_pages[kv->n_free++] = kv->n_pages - 1 - i;
+    return DR_OK;
+}
+
+dr_status dr_kv_create(dr_lm *lm, int32_t n_pages, int32_t max_seqs, dr_kv_cache **out_kv) {
+    DR_CHECK(n_pages > 0 && max_seqs > 0, DR_ERR_ARGUMENT, "key/value cache of %d pages for %d sequences",
+             n_pages, max_seqs);
+    dr_kv_cache *kv = NULL;
+    DR_TRY(dr_alloc(&kv, "key/value cache", 1, sizeof *kv));
+    kv->lm = lm;
+    kv->n_pages = n_pages;
+    kv->max_seqs = max_seqs;
+    dr_status status = kv_allocate(kv);
+    if (status != DR_OK) {
+        dr_kv_destroy(kv);
+        return status;
+    }
+    *out_kv = kv;
+    return DR_OK;
+}
+
+void dr_kv_destroy(dr_kv_cache *kv) {
+    if (!kv) return;
+    dr_backend *b = kv->lm->backend;
+    for (int32_t i = 0; i < kv->lm->config.n_layers; i++) {
+        if (kv->k) b->ops->memory_destroy(b, kv->k[i]);
+        if (kv->v) b->ops->memory_destroy(b, kv->v[i]);
+    }
+    for (int32_t i = 0; kv->sequences && i < kv->max_seqs; i++) dr_free(kv->sequences[i].pages);
+    dr_free(kv->k);
+    dr_free(kv->v);
+    dr_free(kv->references);
+    dr_free(kv->free_pages);
+    dr_free(kv->sequences);
+    dr_free(kv->chunks);
+    dr_free(kv);
+}
+
+int32_t dr_kv_free_pages(const dr_kv_cache *kv) {
+    return kv->n_free;
+}
+
+static kv_sequence *sequence_of(const dr_kv_cache *kv, int32_t seq) {
+    DR_ASSERT(seq >= 0 && seq < kv->max_seqs && kv->sequences[seq].is_open);
+    return &kv->sequences[seq];
+}
+
+int32_t dr_kv_length(const dr_kv_cache *kv, int32_t seq) {
+    return sequence_of(kv, seq)->length;
+}
+
+dr_status dr_kv_open(dr_kv_cache *kv, int32_t *out_seq) {
+    for (int32_t i = 0; i < kv->max_seqs; i++) {
+        if (kv->sequences[i].is_open) continue;
+        kv->sequences[i].is_open = true;
+        kv->sequences[i].length = kv->sequences[i].n_pages = 0;
+        *out_seq = i;
+        return DR_OK;
+    }
+    return DR_FAIL(DR_ERR_RANGE, "key/value cache: all %d sequences are in use", kv->max_seqs);
+}
+
+static dr_status reserve_page_list(kv_sequence *s, int32_t n) {
+    if (n <= s->capacity) return DR_OK;
+    int32_t capacity = s->capacity ? s->capacity : 16;
+    while (capacity < n) capacity *= 2;
+    DR_TRY(dr_grow(&s->pages, "page list", s->capacity, capacity, sizeof *s->pages));
+    s->capacity = capacity;
+    return DR_OK;
+}
+
+static int32_t take_page(dr_kv_cache *kv) {
+    int32_t page = kv->free_pages[--kv->n_free];
+    kv->references[page] = 1;
+    return page;
+}
+
+static void drop_page(dr_kv_cache *kv, int32_t page) {
+    if (--kv->references[page] == 0) kv->free_pages[kv->n_free++] = page;
+}
+
+dr_status dr_kv_fork(dr_kv_cache *kv, int32_t seq, int32_t *out_seq) {
+    kv_sequence *from = sequence_of(kv, seq);
+    bool partial = from->length % DR_KV_PAGE != 0;
+    DR_CHECK(!partial || kv->n_free > 0, DR_ERR_MEMORY, "key/value cache: no free page for a fork");
+    int32_t child = -1;
+    DR_TRY(dr_kv_open(kv, &child));
+    kv_sequence *to = &kv->sequences[child];
+    dr_status status = reserve_page_list(to, from->n_pages);
+    if (status != DR_OK) {
+        to->is_open = false;
+        return status;
+    }
+    int32_t shared = from->length / DR_KV_PAGE;
+    for (int32_t i = 0; i < shared; i++) {
+        to->pages[i] = from->pages[i];
+        kv->references[from->pages[i]]++;
+    }
+    to->n_pages = shared;
+    to->length = from->length;
+    if (partial) {
+        int32_t page = take_page(kv);
+        int64_t n = page_floats(kv->lm);
+        for (int32_t i = 0; i < kv->lm->config.n_layers; i++) {
+            memcpy(kv->k[i] + page * n, kv->k[i] + from->pages[shared] * n, (size_t)n * sizeof(float));
+            memcpy(kv->v[i] + page * n, kv->v[i] + from->pages[shared] * n, (size_t)n * sizeof(float));
+        }
+        to->pages[to->n_pages++] = page;
+    }
+    *out_seq = child;
+    return DR_OK;
+}
+
+void dr_kv_close(dr_kv_cache *kv, int32_t seq) {
+    kv_sequence *s = sequence_of(kv, seq);
+    for (int32_t i = 0; i < s->n_pages; i++) drop_page(kv, s->pages[i]);
+    s->is_open = false;
+    s->n_pages = s->length = 0;
+}
+
+static int32_t pages_needed(const kv_sequence *s, int32_t n_new) {
+    return (s->length + n_new + DR_KV_PAGE - 1) / DR_KV_PAGE - s->n_pages;
+}
+
+// Pages for every chunk, or nothing at all.
+static dr_status reserve_pages(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks) {
+    int64_t needed = 0;
+    for (int32_t c = 0; c < n_chunks; c++) {
+        kv_sequence *s = sequence_of(kv, chunks[c].seq);
+        needed += pages_needed(s, chunks[c].n);
+        DR_TRY(reserve_page_list(s, s->n_pages + pages_needed(s, chunks[c].n)));
+    }
+    DR_CHECK(needed <= kv->n_free, DR_ERR_MEMORY, "key/value cache: %lld pages needed, %d free",
+             (long long)needed, kv->n_free);
+    for (int32_t c = 0; c < n_chunks; c++) {
+        kv_sequence *s = sequence_of(kv, chunks[c].seq);
+        for (int32_t n = pages_needed(s, chunks[c].n); n > 0; n--) s->pages[s->n_pages++] = take_page(kv);
+    }
+    return DR_OK;
+}
+
+// Scratch of T tokens carved from one block; legend as in lm_train.c.
+typedef struct decode_scratch {
+    float *x, *norm, *qkv, *att, *out, *gate_up, *act;
+} decode_scratch;
+
+static dr_status scratch_reserve(dr_lm *lm, int64_t T, decode_scratch *s) {
+    const dr_lm_config *c = &lm->config;
+    int64_t D = c->hidden, Q = lm_qkv_width(c), A = (int64_t)c->n_heads * c->head_size, F = c->intermediate;
+    int64_t need = T * (3 * D + Q + A + 3 * F);
+    if (need > lm->scratch_count) {
+        dr_free(lm->scratch);
+        lm->scratch = NULL;
+        lm->scratch_count = 0;
+        DR_TRY(dr_alloc(&lm->scratch, "decode scratch", need + need / 4, sizeof(float)));
+        lm->scratch_count = need + need / 4;
+    }
+    if (T > lm->ids_count) {
+        DR_TRY(dr_grow(&lm->ids, "decode ids", lm->ids_count, 2 * T, sizeof *lm->ids));
+        DR_TRY(dr_grow(&lm->positions, "decode positions", lm->ids_count, 2 * T, sizeof *lm->positions));
+        lm->ids_count = 2 * T;
+    }
+    float *at = lm->scratch;
+    s->x = at;
+    s->norm = s->x + T * D;
+    s->out = s->norm + T * D;
+    s->qkv = s->out + T * D;
+    s->att = s->qkv + T * Q;
+    s->gate_up = s->att + T * A;
+    s->act = s->gate_up + T * 2 * F;
+    return DR_OK;
+}
+
+static dr_status layer_decode(dr_lm *lm, const lm_layer *layer, float *k_cache, float *v_cache,
+                              const dr_attention_chunk *chunks, int32_t n_chunks, int64_t T,
+                              const decode_scratch *s) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t D = c->hidden, Q = lm_qkv_width(c), d = c->head_size, H = c->n_heads, G = c->n_kv_heads;
+    const float *p = lm->params;
+    b->ops->rmsnorm_forward(b, s->x, p + layer->norm1, T, D, c->rms_eps, s->norm, NULL);
+    DR_TRY(b->ops->linear_forward(b, layer->w_qkv, s->norm, T,
+                                  layer->qkv_bias < 0 ? NULL : p + layer->qkv_bias, s->qkv));
+    b->ops->rope(b, s->qkv, lm->positions, lm->inv_freq, T, H + G, d, Q, 1);
+    b->ops->kv_store(b, s->qkv + H * d, s->qkv + (H + G) * d, Q, chunks, n_chunks, DR_KV_PAGE, (int32_t)G,
+                     (int32_t)d, k_cache, v_cache);
+    DR_TRY(b->ops->attention_cached(b, s->qkv, Q, k_cache, v_cache, chunks, n_chunks, DR_KV_PAGE, (int32_t)H,
+                                    (int32_t)G, (int32_t)d, s->att));
+    DR_TRY(b->ops->linear_forward(b, layer->w_o, s->att, T, NULL, s->out));
+    b->ops->add(b, s->out, T * D, s->x);
+    b->ops->rmsnorm_forward(b, s->x, p + layer->norm2, T, D, c->rms_eps, s->norm, NULL);
+    DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, s->norm, T, NULL, s->gate_up));
+    b->ops->swiglu_forward(b, s->gate_up, T, c->intermediate, s->act);
+    DR_TRY(b->ops->linear_forward(b, layer->w_down, s->act, T, NULL, s->out));
+    b->ops->add(b, s->out, T * D, s->x);
+    return DR_OK;
+}
+
+static dr_status check_chunks(const dr_lm *lm, const dr_kv_cache *kv, const dr_lm_chunk *chunks,
+                              int32_t n_chunks, int64_t *out_tokens) {
+    int64_t T = 0;
+    for (int32_t c = 0; c < n_chunks; c++) {
+        DR_CHECK(chunks[c].n > 0, DR_ERR_ARGUMENT, "decode: chunk %d has no tokens", c);
+        DR_CHECK(sequence_of(kv, chunks[c].seq)->length + (int64_t)chunks[c].n <= lm->config.max_positions,
+                 DR_ERR_RANGE, "decode: sequence of %d + %d positions, the model allows %d",
+                 dr_kv_length(kv, chunks[c].seq), chunks[c].n, lm->config.max_positions);
+        for (int32_t i = 0; i < chunks[c].n; i++)
+            DR_CHECK(chunks[c].ids[i] >= 0 && chunks[c].ids[i] < lm->config.vocab, DR_ERR_RANGE,
+                     "decode: token %d outside the vocabulary of %d", chunks[c].ids[i], lm->config.vocab);
+        T += chunks[c].n;
+    }
+    *out_tokens = T;
+    return DR_OK;
+}
+
+static dr_status describe_chunks(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks) {
+    if (n_chunks > kv->chunks_capacity) {
+        DR_TRY(
+            dr_grow(&kv->chunks, "attention chunks", kv->chunks_capacity, 2 * n_chunks, sizeof *kv->chunks));
+        kv->chunks_capacity = 2 * n_chunks;
+    }
+    int64_t row = 0;
+    for (int32_t c = 0; c < n_chunks; c++) {
+        kv_sequence *s = sequence_of(kv, chunks[c].seq);
+        kv->chunks[c] = (dr_attention_chunk){row, chunks[c].n, s->length, s->pages};
+        for (int32_t i = 0; i < chunks[c].n; i++) {
+            lm->ids[row + i] = chunks[c].ids[i];
+            lm->positions[row + i] = s->length + i;
+        }
+        row += chunks[c].n;
+    }
+    return DR_OK;
+}
+
+dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
+                       float *out_logits) {
+    dr_backend *b = lm->backend;
+    int64_t T = 0, D = lm->config.hidden;
+    decode_scratch s;
+    DR_TRY(check_chunks(lm, kv, chunks, n_chunks, &T));
+    DR_TRY(scratch_reserve(lm, T, &s));
+    DR_TRY(reserve_pages(kv, chunks, n_chunks));
+    DR_TRY(describe_chunks(lm, kv, chunks, n_chunks));
+    b->ops->embedding_forward(b, lm->params + lm->embed, lm->ids, T, D, s.x);
+    for (int32_t i = 0; i < lm->config.n_layers; i++)
+        DR_TRY(layer_decode(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, n_chunks, T, &s));
+    int64_t n_rows = 0, row = 0;
+    for (int32_t c = 0; c < n_chunks; c++) {
+        row += chunks[c].n;
+        kv->sequences[chunks[c].seq].length += chunks[c].n;
+        if (chunks[c].want_logits) lm->ids[n_rows++] = (int32_t)(row - 1);
+    }
+    if (n_rows == 0) return DR_OK;
+    b->ops->embedding_forward(b, s.x, lm->ids, n_rows, D, s.out); // the last row of each chunk
+    b->ops->rmsnorm_forward(b, s.out, lm->params + lm->final_norm, n_rows, D, lm->config.rms_eps, s.norm,
+                            NULL);
+    return b->ops->linear_forward(b, lm->w_head, s.norm, n_rows, NULL, out_logits);
+}

@@ -1,0 +1,220 @@
+// The training pass over packed sequences: activations kept for the backward, loss head on the chosen rows
+// only.
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/model/lm_internal.h"
+
+// Activations of one layer; legend: T tokens, D hidden, Q = (H + 2G)·d, A = H·d, F intermediate.
+typedef struct layer_activations {
+    float *x;       // (T, D) residual stream before the layer
+    float *norm1;   // (T, D)
+    float *inv1;    // (T)
+    float *qkv;     // (T, Q) after bias and rotation
+    float *att;     // (T, A)
+    float *lse;     // (T, H)
+    float *mid;     // (T, D) residual stream after attention
+    float *norm2;   // (T, D)
+    float *inv2;    // (T)
+    float *gate_up; // (T, 2F)
+    float *act;     // (T, F)
+} layer_activations;
+
+struct dr_lm_workspace {
+    int64_t max_tokens;
+    float *memory; // everything below
+    layer_activations *layers;
+    float *x_out, *final_norm, *final_inv;   // (T, D), (T, D), (T)
+    float *rows, *drows, *row_lse;           // loss rows: (T, D), (T, D), (T)
+    float *dx, *dnorm, *dwide, *dact, *datt; // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, F), (T, A)
+    int32_t *positions;
+};
+
+static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w) {
+    const dr_lm_config *c = &lm->config;
+    int64_t D = c->hidden, Q = lm_qkv_width(c), A = (int64_t)c->n_heads * c->head_size, F = c->intermediate;
+    int64_t at = 0;
+#define TAKE(pointer, count) ((pointer) = base ? base + at : NULL, at += ((count) + 15) / 16 * 16)
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        layer_activations *l = &w->layers[i];
+        TAKE(l->x, T * D);
+        TAKE(l->norm1, T * D);
+        TAKE(l->inv1, T);
+        TAKE(l->qkv, T * Q);
+        TAKE(l->att, T * A);
+        TAKE(l->lse, T * c->n_heads);
+        TAKE(l->mid, T * D);
+        TAKE(l->norm2, T * D);
+        TAKE(l->inv2, T);
+        TAKE(l->gate_up, T * 2 * F);
+        TAKE(l->act, T * F);
+    }
+    TAKE(w->x_out, T * D);
+    TAKE(w->final_norm, T * D);
+    TAKE(w->final_inv, T);
+    TAKE(w->rows, T * D);
+    TAKE(w->drows, T * D);
+    TAKE(w->row_lse, T);
+    TAKE(w->dx, T * D);
+    TAKE(w->dnorm, T * D);
+    TAKE(w->dwide, T * (2 * F > Q ? 2 * F : Q));
+    TAKE(w->dact, T * F);
+    TAKE(w->datt, T * A);
+#undef TAKE
+    return at;
+}
+
+dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_lm_workspace **out_workspace) {
+    DR_CHECK(max_tokens > 0, DR_ERR_ARGUMENT, "training workspace: %lld tokens", (long long)max_tokens);
+    dr_lm_workspace *w = NULL;
+    DR_TRY(dr_alloc(&w, "training workspace", 1, sizeof *w));
+    w->max_tokens = max_tokens;
+    dr_status status;
+    DR_TRY_GOTO(status, dr_alloc(&w->layers, "layer activations", lm->config.n_layers, sizeof *w->layers),
+                destroy);
+    DR_TRY_GOTO(status, dr_alloc(&w->positions, "positions", max_tokens, sizeof *w->positions), destroy);
+    int64_t floats = carve(lm, max_tokens, NULL, w);
+    DR_TRY_GOTO(status, dr_alloc(&w->memory, "activations", floats, sizeof(float)), destroy);
+    carve(lm, max_tokens, w->memory, w);
+    *out_workspace = w;
+    return DR_OK;
+destroy:
+    dr_lm_workspace_destroy(w);
+    return status;
+}
+
+void dr_lm_workspace_destroy(dr_lm_workspace *w) {
+    if (!w) return;
+    dr_free(w->memory);
+    dr_free(w->layers);
+    dr_free(w->positions);
+    dr_free(w);
+}
+
+static dr_status check_pack(const dr_lm *lm, const dr_lm_workspace *w, const dr_pack *pack) {
+    DR_CHECK(pack->n_tokens <= w->max_tokens && pack->n_rows <= pack->n_tokens, DR_ERR_RANGE,
+             "pack of %lld tokens and %lld loss rows, the workspace holds %lld", (long long)pack->n_tokens,
+             (long long)pack->n_rows, (long long)w->max_tokens);
+    DR_CHECK(pack->n_seqs > 0 && pack->cu_seqlens[0] == 0 && pack->cu_seqlens[pack->n_seqs] == pack->n_tokens,
+             DR_ERR_RANGE, "pack: sequence bounds do not cover its %lld tokens", (long long)pack->n_tokens);
+    for (int64_t t = 0; t < pack->n_tokens; t++)
+        DR_CHECK(pack->ids[t] >= 0 && pack->ids[t] < lm->config.vocab, DR_ERR_RANGE,
+                 "pack: token %lld is %d, the vocabulary has %d", (long long)t, pack->ids[t],
+                 lm->config.vocab);
+    for (int64_t r = 0; r < pack->n_rows; r++)
+        DR_CHECK(pack->rows[r] >= 0 && pack->rows[r] < pack->n_tokens, DR_ERR_RANGE,
+                 "pack: loss row %lld reads position %d of %lld", (long long)r, pack->rows[r],
+                 (long long)pack->n_tokens);
+    return DR_OK;
+}
+
+static dr_status layer_forward(dr_lm *lm, const lm_layer *layer, layer_activations *a, const dr_pack *pack,
+                               const int32_t *positions, float *x_next) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t T = pack->n_tokens, D = c->hidden, Q = lm_qkv_width(c), d = c->head_size, H = c->n_heads,
+            G = c->n_kv_heads;
+    const float *p = lm->params;
+    b->ops->rmsnorm_forward(b, a->x, p + layer->norm1, T, D, c->rms_eps, a->norm1, a->inv1);
+    DR_TRY(b->ops->linear_forward(b, layer->w_qkv, a->norm1, T,
+                                  layer->qkv_bias < 0 ? NULL : p + layer->qkv_bias, a->qkv));
+    b->ops->rope(b, a->qkv, positions, lm->inv_freq, T, H + G, d, Q, 1);
+    DR_TRY(b->ops->attention_forward(b, a->qkv, a->qkv + H * d, a->qkv + (H + G) * d, Q, Q, pack->cu_seqlens,
+                                     pack->n_seqs, (int32_t)H, (int32_t)G, (int32_t)d, a->att, a->lse));
+    DR_TRY(b->ops->linear_forward(b, layer->w_o, a->att, T, NULL, a->mid));
+    b->ops->add(b, a->x, T * D, a->mid);
+    b->ops->rmsnorm_forward(b, a->mid, p + layer->norm2, T, D, c->rms_eps, a->norm2, a->inv2);
+    DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, a->norm2, T, NULL, a->gate_up));
+    b->ops->swiglu_forward(b, a->gate_up, T, c->intermediate, a->act);
+    DR_TRY(b->ops->linear_forward(b, layer->w_down, a->act, T, NULL, x_next));
+    b->ops->add(b, a->mid, T * D, x_next);
+    return DR_OK;
+}
+
+// Hidden states of the loss rows into w->rows.
+static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack) {
+    DR_TRY(check_pack(lm, w, pack));
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t T = pack->n_tokens, D = c->hidden;
+    for (int32_t s = 0; s < pack->n_seqs; s++)
+        for (int32_t t = pack->cu_seqlens[s]; t < pack->cu_seqlens[s + 1]; t++)
+            w->positions[t] = t - pack->cu_seqlens[s];
+    b->ops->embedding_forward(b, lm->params + lm->embed, pack->ids, T, D, w->layers[0].x);
+    for (int32_t i = 0; i < c->n_layers; i++)
+        DR_TRY(layer_forward(lm, &lm->layers[i], &w->layers[i], pack, w->positions,
+                             i + 1 < c->n_layers ? w->layers[i + 1].x : w->x_out));
+    b->ops->rmsnorm_forward(b, w->x_out, lm->params + lm->final_norm, T, D, c->rms_eps, w->final_norm,
+                            w->final_inv);
+    b->ops->embedding_forward(b, w->final_norm, pack->rows, pack->n_rows, D, w->rows); // a gather of rows
+    return DR_OK;
+}
+
+dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float temperature,
+                        float *out_logprob, float *out_entropy) {
+    DR_CHECK(temperature > 0, DR_ERR_ARGUMENT, "loss temperature %g", (double)temperature);
+    for (int64_t r = 0; r < pack->n_rows; r++)
+        DR_CHECK(pack->targets[r] >= 0 && pack->targets[r] < lm->config.vocab, DR_ERR_RANGE,
+                 "pack: target %lld is %d, the vocabulary has %d", (long long)r, pack->targets[r],
+                 lm->config.vocab);
+    DR_TRY(body_forward(lm, w, pack));
+    dr_backend *b = lm->backend;
+    return b->ops->head_forward(b, lm->w_head, w->rows, pack->targets, pack->n_rows, temperature, out_logprob,
+                                out_entropy, w->row_lse);
+}
+
+dr_status dr_lm_logits(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float *out_logits) {
+    DR_TRY(body_forward(lm, w, pack));
+    dr_backend *b = lm->backend;
+    return b->ops->linear_forward(b, lm->w_head, w->rows, pack->n_rows, NULL, out_logits);
+}
+
+// In: w->dx = gradient at the layer's output. Out: w->dx = gradient at its input.
+static dr_status layer_backward(dr_lm *lm, const lm_layer *layer, const layer_activations *a,
+                                dr_lm_workspace *w, const dr_pack *pack, float *gradient) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t T = pack->n_tokens, D = c->hidden, Q = lm_qkv_width(c), d = c->head_size, H = c->n_heads,
+            G = c->n_kv_heads;
+    int64_t F = c->intermediate, A = H * d;
+    const float *p = lm->params;
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_down, w->dx, T, w->dact, false));
+    DR_TRY(b->ops->linear_backward_weight(b, a->act, w->dx, T, D, F, gradient + layer->down, NULL));
+    b->ops->swiglu_backward(b, w->dact, a->gate_up, T, F, w->dwide);
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_gate_up, w->dwide, T, w->dnorm, false));
+    DR_TRY(
+        b->ops->linear_backward_weight(b, a->norm2, w->dwide, T, 2 * F, D, gradient + layer->gate_up, NULL));
+    b->ops->rmsnorm_backward(b, w->dnorm, a->mid, p + layer->norm2, a->inv2, T, D, w->dx,
+                             gradient + layer->norm2);
+
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_o, w->dx, T, w->datt, false));
+    DR_TRY(b->ops->linear_backward_weight(b, a->att, w->dx, T, D, A, gradient + layer->o, NULL));
+    DR_TRY(b->ops->attention_backward(b, w->datt, a->qkv, a->qkv + A, a->qkv + A + G * d, a->att, a->lse, Q,
+                                      Q, pack->cu_seqlens, pack->n_seqs, (int32_t)H, (int32_t)G, (int32_t)d,
+                                      w->dwide, w->dwide + A, w->dwide + A + G * d));
+    b->ops->rope(b, w->dwide, w->positions, lm->inv_freq, T, H + G, d, Q, -1);
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_qkv, w->dwide, T, w->dnorm, false));
+    DR_TRY(b->ops->linear_backward_weight(b, a->norm1, w->dwide, T, Q, D, gradient + layer->qkv,
+                                          layer->qkv_bias < 0 ? NULL : gradient + layer->qkv_bias));
+    b->ops->rmsnorm_backward(b, w->dnorm, a->x, p + layer->norm1, a->inv1, T, D, w->dx,
+                             gradient + layer->norm1);
+    return DR_OK;
+}
+
+dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float temperature,
+                         const float *dlogprob, float *gradient) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t T = pack->n_tokens, D = c->hidden;
+    DR_TRY(b->ops->head_backward(b, lm->w_head, w->rows, pack->targets, pack->n_rows, temperature, w->row_lse,
+                                 dlogprob, w->drows, gradient + lm->head));
+    memset(w->dnorm, 0, (size_t)(T * D) * sizeof(float));
+    memset(w->dx, 0, (size_t)(T * D) * sizeof(float));
+    b->ops->embedding_backward(b, w->drows, pack->rows, pack->n_rows, D, w->dnorm); // a scatter of rows
+    b->ops->rmsnorm_backward(b, w->dnorm, w->x_out, lm->params + lm->final_norm, w->final_inv, T, D, w->dx,
+                             gradient + lm->final_norm);
+    for (int32_t i = c->n_layers - 1; i >= 0; i--)
+        DR_TRY(layer_backward(lm, &lm->layers[i], &w->layers[i], w, pack, gradient));
+    b->ops->embedding_backward(b, w->dx, pack->ids, T, D, gradient + lm->embed);
+    return DR_OK;
+}
