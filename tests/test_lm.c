@@ -1,6 +1,7 @@
-// The decoder LM against PyTorch goldens, against finite differences, and against itself: cache and batch
-// agree bit for bit. labels: cpu
+// The decoder LM against PyTorch goldens, finite differences, and itself: cache and batch agree bit for bit.
+// labels: cpu
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
