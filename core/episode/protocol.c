@@ -80,6 +80,19 @@ static int32_t run_end(const dr_trajectory *t, int32_t begin) {
     return end;
 }
 
+dr_status dr_protocol_decode(const dr_tokenizer *tokenizer, const int32_t *ids, int64_t n_ids,
+                             dr_buf *out_bytes) {
+    int32_t size = dr_tokenizer_size(tokenizer);
+    for (int64_t i = 0; i < n_ids;) {
+        int64_t end = i;
+        while (end < n_ids && ids[end] >= 0 && ids[end] < size) end++;
+        if (end > i) DR_TRY(dr_tokenizer_decode(tokenizer, ids + i, end - i, out_bytes));
+        if (end < n_ids) DR_TRY(dr_buf_text(out_bytes, "\xEF\xBF\xBD"));
+        i = end + 1;
+    }
+    return DR_OK;
+}
+
 static dr_status decode_runs(const dr_tokenizer *tokenizer, const dr_trajectory *t, dr_completion *c) {
     for (int32_t i = 0; i < t->n_tokens;) {
         if (t->provenance[i] == DR_FROM_PROMPT) {
@@ -88,7 +101,7 @@ static dr_status decode_runs(const dr_tokenizer *tokenizer, const dr_trajectory 
         }
         int32_t end = run_end(t, i);
         size_t before = c->text.length;
-        DR_TRY(dr_tokenizer_decode(tokenizer, t->ids + i, end - i, &c->text));
+        DR_TRY(dr_protocol_decode(tokenizer, t->ids + i, end - i, &c->text));
         DR_TRY(add_segment(c, c->text.length - before, t->provenance[i] == DR_FROM_TOOL));
         i = end;
     }

@@ -67,6 +67,10 @@ typedef struct dr_completion {
     int32_t n_segments, capacity;
 } dr_completion;
 void dr_completion_reset(dr_completion *completion);
+// Appends the bytes of ids the way all of this room reads them: an id outside the vocabulary (a model may
+// have more rows than its tokenizer has tokens) gives U+FFFD.
+dr_status dr_protocol_decode(const dr_tokenizer *tokenizer, const int32_t *ids, int64_t n_ids,
+                             dr_buf *out_bytes);
 // By provenance: exact. The prompt is left out; tokens forced by the program count as the policy's.
 dr_status dr_completion_from_trajectory(const dr_tokenizer *tokenizer, const dr_trajectory *trajectory,
                                         dr_completion *out);

@@ -31,6 +31,9 @@ typedef struct dr_rollout_parts {
     dr_protocol protocol;
     int32_t max_live;       // episodes decoded together
     int32_t prefill_tokens; // prefill budget of one tick
+    int32_t kv_pages; // cache pages; 0: enough for max_live episodes of the longest kind. With fewer, the
+                      // youngest episodes give theirs up when pages run short and are prefilled again later:
+                      // same bits, more work
 } dr_rollout_parts;
 
 // n_samples episodes of one prompt.
@@ -46,14 +49,17 @@ typedef struct dr_rollout_request {
 
 typedef struct dr_rollout_stats {
     int64_t prompt_tokens, tool_tokens,
-        sampled_tokens; // pushed through the policy (a shared prompt counts once)
-    int64_t retrievals, ticks, decode_rows;
+        sampled_tokens;                     // pushed through the policy (a shared prompt counts once)
+    int64_t retrievals, ticks, decode_rows; // rows: token positions run, re-run ones included
+    int64_t preemptions;                    // episodes that gave up their cache pages
     double decode_s, retrieve_s, sample_s;
 } dr_rollout_stats;
 
 typedef struct dr_rollout dr_rollout;
 dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_rollout);
 void dr_rollout_destroy(dr_rollout *rollout);
+// Refused: empty or bad history, sampling settings out of range, more samples than a draw key holds, a
+// retrieval larger than what the history leaves of the catalogue.
 dr_status dr_rollout_submit(dr_rollout *rollout, const dr_rollout_request *request);
 // One tick; does nothing when idle. Errors are of the machine (memory, numbers), never of what the policy
 // wrote.

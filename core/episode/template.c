@@ -270,8 +270,17 @@ void dr_rendering_reset(dr_rendering *rendering) {
     memset(rendering, 0, sizeof *rendering);
 }
 
+void dr_rendering_clear(dr_rendering *r) {
+    dr_buf_clear(&r->text);
+    r->n_foreign = 0;
+}
+
+dr_status dr_rendering_own(dr_rendering *r, const char *text) {
+    return dr_buf_text(&r->text, text);
+}
+
 // Text of the data set: control characters become spaces (a title is one line), the range is noted.
-static dr_status put_foreign(dr_rendering *r, const char *text) {
+dr_status dr_rendering_foreign(dr_rendering *r, const char *text) {
     if (r->n_foreign == r->capacity) {
         int32_t wider = r->capacity ? 2 * r->capacity : 64;
         DR_TRY(dr_grow(&r->foreign, "ranges of foreign text", 2 * (int64_t)r->capacity, 2 * (int64_t)wider,
@@ -305,9 +314,9 @@ static dr_status put_item_line(dr_rendering *r, const char *line, size_t n, int3
         if (strcmp(name, "n") == 0)
             DR_TRY(dr_buf_printf(&r->text, "%d", number));
         else if (strcmp(name, "title") == 0)
-            DR_TRY(put_foreign(r, title));
+            DR_TRY(dr_rendering_foreign(r, title));
         else
-            DR_TRY(put_foreign(r, categories[0] ? categories : "-"));
+            DR_TRY(dr_rendering_foreign(r, categories[0] ? categories : "-"));
         i += length;
     }
     return DR_OK;
@@ -403,8 +412,8 @@ static size_t special_at(const dr_tokenizer *tokenizer, const char *text, size_t
     return dr_tokenizer_special(tokenizer, name) >= 0 ? n : 0;
 }
 
-static dr_status encode_rendering(const dr_tokenizer *tokenizer, const dr_rendering *r, int32_t **ids,
-                                  int64_t *n_ids, int64_t *capacity) {
+dr_status dr_rendering_ids(const dr_rendering *r, const dr_tokenizer *tokenizer, int32_t **ids,
+                           int64_t *n_ids, int64_t *capacity) {
     const char *text = r->text.data;
     size_t length = r->text.length, done = 0, at = 0;
     for (int32_t next = 0; at < length;) {
@@ -430,24 +439,19 @@ static dr_status encode_rendering(const dr_tokenizer *tokenizer, const dr_render
     return DR_OK;
 }
 
-static void clear(dr_rendering *r) {
-    dr_buf_clear(&r->text);
-    r->n_foreign = 0;
-}
-
 dr_status dr_template_prompt_ids(const dr_template *t, const dr_tokenizer *tokenizer,
                                  const dr_dataset *dataset, const int32_t *history, int32_t n_history,
                                  int32_t k, int32_t k_retrieve, dr_rendering *scratch, int32_t **ids,
                                  int64_t *n_ids, int64_t *capacity) {
-    clear(scratch);
+    dr_rendering_clear(scratch);
     DR_TRY(put_prompt(t, dataset, history, n_history, k, k_retrieve, scratch));
-    return encode_rendering(tokenizer, scratch, ids, n_ids, capacity);
+    return dr_rendering_ids(scratch, tokenizer, ids, n_ids, capacity);
 }
 
 dr_status dr_template_item_list_ids(const dr_template *t, const dr_tokenizer *tokenizer,
                                     const dr_dataset *dataset, const int32_t *items, int32_t n_items,
                                     dr_rendering *scratch, int32_t **ids, int64_t *n_ids, int64_t *capacity) {
-    clear(scratch);
+    dr_rendering_clear(scratch);
     DR_TRY(put_list(t, dataset, items, n_items, scratch));
-    return encode_rendering(tokenizer, scratch, ids, n_ids, capacity);
+    return dr_rendering_ids(scratch, tokenizer, ids, n_ids, capacity);
 }

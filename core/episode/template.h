@@ -45,6 +45,14 @@ typedef struct dr_rendering {
     int32_t n_foreign, capacity;
 } dr_rendering;
 void dr_rendering_reset(dr_rendering *rendering);
+void dr_rendering_clear(dr_rendering *rendering);                      // empty, memory kept
+dr_status dr_rendering_own(dr_rendering *rendering, const char *text); // text of the program or its files
+dr_status dr_rendering_foreign(dr_rendering *rendering,
+                               const char *text); // one line; control characters become spaces
+// Appends the token ids of a rendering as dr_tokenizer_encode does. Only the program's own text can become
+// special tokens.
+dr_status dr_rendering_ids(const dr_rendering *rendering, const dr_tokenizer *tokenizer, int32_t **ids,
+                           int64_t *n_ids, int64_t *capacity);
 
 // The same two as token ids, appended as dr_tokenizer_encode does. Special tokens come only from the
 // template's own text (and the list's tags): a title or category that spells one is encoded as plain text.

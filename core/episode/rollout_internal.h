@@ -1,0 +1,75 @@
+// The engine's state, shared by its two halves: rollout.c (requests in, tick, trajectories out) and
+// rollout_batch.c (who runs in this tick, cache pages). Nothing outside core/episode includes it.
+#ifndef DR_CORE_EPISODE_ROLLOUT_INTERNAL_H
+#define DR_CORE_EPISODE_ROLLOUT_INTERNAL_H
+
+#include "core/episode/episode.h"
+#include "core/episode/rollout.h"
+
+// One request and its prompt, from submit until its last sample has its own cache.
+typedef struct rollout_group {
+    dr_rollout_request request;
+    int32_t *prompt;
+    int64_t n_prompt, prompt_capacity; // 0 tokens: not rendered yet
+    int32_t n_admitted;                // samples that became live
+    int32_t n_waiting;                 // live samples that have not forked the prompt's cache
+    int32_t seq;                       // cache of the prompt without its last token, or -1
+    int32_t chunk_tick_tokens;         // tokens of it in the batch being built
+} rollout_group;
+
+// One live episode.
+typedef struct rollout_live {
+    dr_episode episode;
+    dr_sampling sampling;
+    const int32_t *history;
+    int32_t n_history;
+    rollout_group *group; // while it waits for the prompt's cache, else NULL
+    int32_t seq;          // its cache, or -1
+    bool in_batch;
+} rollout_live;
+
+struct dr_rollout {
+    dr_rollout_parts parts;
+    dr_episode_rules rules;
+    const dr_text_encoder *encoder;
+    dr_kv_cache *kv;
+    dr_sampler *sampler;
+    int32_t vocab, text_dim;
+    uint64_t weight_version; // of the cache's contents
+    int32_t n_pages;
+
+    rollout_live *slots;  // [max_live]
+    rollout_live **live;  // [n_live] oldest first
+    rollout_live **spare; // [max_live - n_live]
+    int32_t n_live;
+
+    rollout_group **groups; // [n_groups] in order of submission
+    int32_t n_groups, groups_capacity;
+    dr_trajectory *finished; // [n_finished] from `first_finished` on
+    int32_t first_finished, n_finished, finished_capacity;
+    int32_t n_pending;
+
+    // one tick
+    dr_lm_chunk *chunks; // [2 max_live + 1]
+    rollout_live **rows; // [n_rows] episodes that get logits, in the order of their chunks
+    int32_t n_chunks, n_rows;
+    int64_t reserved_pages; // that the chunks of this tick will take
+    float *logits;          // [max_live, vocab]
+    // retrieval of one tick
+    rollout_live **asking; // [n_asking]
+    const char **texts;    // [max_live]
+    float *embeddings;     // [max_live, text_dim]
+    dr_trm_query *queries; // [max_live]
+    dr_hit *hits;          // [max_live, k_retrieve]
+    int32_t *items;        // [k_retrieve]
+    dr_episode_scratch scratch;
+    dr_rollout_stats stats;
+};
+
+// Fills chunks and rows of this tick: oldest episodes first, one decode token each, prompts and lists within
+// the prefill budget. Opens, forks and, when pages run short, closes caches.
+dr_status dr_rollout_batch(dr_rollout *r);
+// Pages that n more tokens of a cache with `length` tokens take.
+int64_t dr_rollout_pages(int64_t length, int64_t n);
+
+#endif
