@@ -1,5 +1,5 @@
-// Text embedding seam: a table with several bodies. The default body hashes word and character n-grams and needs no
-// download; a transformer sentence encoder is another body of the same table.
+// Text embedding seam: a table with several bodies. The default body hashes word and character n-grams and
+// needs no download; a transformer sentence encoder is another body of the same table.
 #ifndef DR_CORE_TEXT_ENCODER_H
 #define DR_CORE_TEXT_ENCODER_H
 
@@ -26,7 +26,8 @@ struct dr_text_encoder {
     void *state;
 };
 
-// name: "hashed-ngram". dim > 0 (1024 matches the authors' width). Unknown names are refused with the known ones listed.
+// name: "hashed-ngram". dim > 0 (1024 matches the authors' width). Unknown names are refused with the known
+// ones listed.
 dr_status dr_text_encoder_create(const char *name, int32_t dim, dr_text_encoder **out_encoder);
 void dr_text_encoder_destroy(dr_text_encoder *encoder); // NULL is fine
 
