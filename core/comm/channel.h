@@ -1,5 +1,6 @@
-// The message seam between roles: non-blocking, point to point, ordered per pair of ranks. Bodies: loopback (all roles in
-// one process) and MPI. No call here blocks; every wait is a loop of the caller with a deadline.
+// The message seam between roles: non-blocking, point to point, ordered per pair of ranks. Bodies: loopback
+// (all roles in one process) and MPI. No call here blocks; every wait is a loop of the caller with a
+// deadline.
 #ifndef DR_CORE_COMM_CHANNEL_H
 #define DR_CORE_COMM_CHANNEL_H
 
@@ -16,9 +17,11 @@ extern "C" {
 typedef struct dr_channel dr_channel;
 
 typedef struct dr_channel_ops {
-    // Queues one message (bytes are copied). Progress happens in poll. DR_ERR_PEER when the peer is known to be gone.
+    // Queues one message (bytes are copied). Progress happens in poll. DR_ERR_PEER when the peer is known to
+    // be gone.
     dr_status (*send)(dr_channel *channel, int to, const void *bytes, size_t length);
-    // Takes one arrived message, if any: *out_from = sender and out_bytes filled (cleared first), else *out_from = -1.
+    // Takes one arrived message, if any: *out_from = sender and out_bytes filled (cleared first), else
+    // *out_from = -1.
     dr_status (*poll)(dr_channel *channel, int *out_from, dr_buf *out_bytes);
     // Messages queued here and not yet handed to the transport.
     int64_t (*pending_sends)(const dr_channel *channel);

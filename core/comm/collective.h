@@ -1,4 +1,5 @@
-// The collective seam, for the learner group only. Bodies: alone (one rank), MPI, and NCCL later. Every call has a deadline.
+// The collective seam, for the learner group only. Bodies: alone (one rank), MPI, and NCCL later. Every call
+// has a deadline.
 #ifndef DR_CORE_COMM_COLLECTIVE_H
 #define DR_CORE_COMM_COLLECTIVE_H
 
@@ -13,7 +14,8 @@ extern "C" {
 typedef struct dr_collective dr_collective;
 
 typedef struct dr_collective_ops {
-    // Element-wise sum over the group in rank order (rank 0 + rank 1 + …), the same bits on every rank and every run. In place.
+    // Element-wise sum over the group in rank order (rank 0 + rank 1 + …), the same bits on every rank and
+    // every run. In place.
     dr_status (*allreduce_sum)(dr_collective *collective, float *values, int64_t n);
     dr_status (*allreduce_sum_double)(dr_collective *collective, double *values, int64_t n);
     dr_status (*broadcast)(dr_collective *collective, void *bytes, int64_t n_bytes, int root);
@@ -22,8 +24,8 @@ typedef struct dr_collective_ops {
 
 struct dr_collective {
     const dr_collective_ops *ops;
-    int rank, size;      // in the group
-    double deadline_s;   // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
+    int rank, size;    // in the group
+    double deadline_s; // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
     void *state;
 };
 

@@ -1,6 +1,7 @@
-// The preference-aware retrieval model (TRM) of DeepRec (arXiv 2505.16810, §3.2): an id embedding and a mixture-of-experts
-// text adaptor, frequency-domain fusion over the last L items, a small bidirectional transformer, and a query fusion with
-// the preference text. Score = cosine between the user vector and the item embedding.
+// The preference-aware retrieval model (TRM) of DeepRec (arXiv 2505.16810, §3.2): an id embedding and a
+// mixture-of-experts text adaptor, frequency-domain fusion over the last L items, a small bidirectional
+// transformer, and a query fusion with the preference text. Score = cosine between the user vector and the
+// item embedding.
 #ifndef DR_CORE_REC_TRM_H
 #define DR_CORE_REC_TRM_H
 
@@ -16,8 +17,8 @@ extern "C" {
 #endif
 
 typedef struct dr_trm_config {
-    int32_t n_items, hidden /*128*/, text_dim /*1024*/, max_history /*20*/, n_layers /*2*/, n_heads /*2*/, inner /*512*/,
-        n_experts /*8*/;
+    int32_t n_items, hidden /*128*/, text_dim /*1024*/, max_history /*20*/, n_layers /*2*/, n_heads /*2*/,
+        inner /*512*/, n_experts /*8*/;
     float dropout /*0.5*/, adaptor_dropout /*0.2*/, layernorm_eps /*1e-12*/, temperature /*0.07*/;
     char text_encoder[32]; // "hashed-ngram"; "external" when the text vectors came from elsewhere
 } dr_trm_config;
@@ -29,13 +30,16 @@ dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm);
 dr_status dr_trm_save(const dr_trm *trm, const char *dir);
 void dr_trm_destroy(dr_trm *trm);
 const dr_trm_config *dr_trm_config_of(const dr_trm *trm);
-// The encoder that the preference texts go through; NULL when the TRM's text vectors are external. Owned by the TRM.
+// The encoder that the preference texts go through; NULL when the TRM's text vectors are external. Owned by
+// the TRM.
 const dr_text_encoder *dr_trm_text_encoder(const dr_trm *trm);
-// L2-normalised rows: item vectors [n_items + 1, hidden] and text vectors [n_items + 1, text_dim]; row 0 is zero. Host.
+// L2-normalised rows: item vectors [n_items + 1, hidden] and text vectors [n_items + 1, text_dim]; row 0 is
+// zero. Host.
 const float *dr_trm_item_vectors(const dr_trm *trm);
 const float *dr_trm_text_vectors(const dr_trm *trm);
 
-// One request: the last max_history items of `history` count; text [text_dim] is the encoded preference or NULL.
+// One request: the last max_history items of `history` count; text [text_dim] is the encoded preference or
+// NULL.
 typedef struct dr_trm_query {
     const int32_t *history;
     int32_t n_history;
@@ -47,10 +51,11 @@ typedef struct dr_hit {
     float score;
 } dr_hit;
 
-// Scores [n, n_items + 1]; column 0 (padding) is -inf. Row-exact. DR_ERR_RANGE: an item outside 1 … n_items, empty history.
+// Scores [n, n_items + 1]; column 0 (padding) is -inf. Row-exact. DR_ERR_RANGE: an item outside 1 … n_items,
+// empty history.
 dr_status dr_trm_score(dr_trm *trm, const dr_trm_query *queries, int64_t n, float *out_scores);
-// The k best of each, best first; equal scores go to the smaller id; items of the history left out when asked.
-// out_hits [n, k]. DR_ERR_RANGE if fewer than k items remain.
+// The k best of each, best first; equal scores go to the smaller id; items of the history left out when
+// asked. out_hits [n, k]. DR_ERR_RANGE if fewer than k items remain.
 dr_status dr_trm_top_k(dr_trm *trm, const dr_trm_query *queries, int64_t n, int32_t k, bool exclude_history,
                        dr_hit *out_hits);
 

@@ -14,17 +14,18 @@ extern "C" {
 // Items are 1 … n_items (0 is padding), users 0 … n_users-1. Everything is owned by the struct.
 typedef struct dr_dataset {
     int32_t n_items, n_users;
-    char **titles;        // [n_items + 1], unique, UTF-8; [0] = ""
-    char **categories;    // [n_items + 1], one string, names joined by ", "; "" when none
-    char **item_names;    // [n_items + 1], the source's own id
-    char **user_names;    // [n_users], the source's own id
-    int64_t *offsets;     // [n_users + 1] into sequence
-    int32_t *sequence;    // item ids in time order, ties as in the source
+    char **titles;     // [n_items + 1], unique, UTF-8; [0] = ""
+    char **categories; // [n_items + 1], one string, names joined by ", "; "" when none
+    char **item_names; // [n_items + 1], the source's own id
+    char **user_names; // [n_users], the source's own id
+    int64_t *offsets;  // [n_users + 1] into sequence
+    int32_t *sequence; // item ids in time order, ties as in the source
     char *name, *source, *options, *tie_order; // how it was made, also stored as attributes
 } dr_dataset;
 
-dr_status dr_dataset_load(const char *path, dr_dataset **out_dataset);      // checks every range and the stored digest
-dr_status dr_dataset_save(const dr_dataset *dataset, const char *path);     // temporary name, fsync, rename
+dr_status dr_dataset_load(const char *path,
+                          dr_dataset **out_dataset); // checks every range and the stored digest
+dr_status dr_dataset_save(const dr_dataset *dataset, const char *path); // temporary name, fsync, rename
 void dr_dataset_destroy(dr_dataset *dataset);
 
 typedef enum dr_split { DR_SPLIT_TRAIN, DR_SPLIT_VALID, DR_SPLIT_TEST } dr_split;

@@ -1,0 +1,490 @@
+// Body of h5.h. The library's own error printing is off: its text goes into our one error line. H5dont_atexit
+// keeps its exit handler away, which crashes after a failed write.
+#include "core/store/h5.h"
+
+#include <errno.h>
+#include <hdf5.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "core/base/alloc.h"
+#include "core/base/file.h"
+
+enum { CHUNK_BYTES = 1 << 20, MAX_DIMS = 4 };
+
+struct dr_h5 {
+    hid_t id;
+    char *path, *temp; // temp NULL: open for reading
+    dr_status first_error;
+};
+
+static void library_init(void) {
+    static bool done;
+    if (done) return;
+    H5dont_atexit();
+    H5open();
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    done = true;
+}
+
+static herr_t keep_innermost(unsigned n, const H5E_error2_t *error, void *text) {
+    if (n == 0) snprintf(text, 160, "%s", error->desc ? error->desc : "");
+    return 0;
+}
+
+// One line for a failed library call; the first one of a file being written makes its commit fail.
+static dr_status h5_fail(dr_h5 *file, const char *what, const char *name) {
+    char text[160] = "";
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, text);
+    H5Eclear2(H5E_DEFAULT);
+    dr_status status = DR_FAIL(file->temp ? DR_ERR_IO : DR_ERR_FORMAT, "%s: %s %s: %s", file->path, what,
+                               name, text[0] ? text : "HDF5 gives no reason");
+    if (file->first_error == DR_OK) file->first_error = status;
+    return status;
+}
+
+static hid_t native_type(dr_h5_type type) {
+    switch (type) {
+    case DR_H5_F32:
+        return H5T_NATIVE_FLOAT;
+    case DR_H5_F64:
+        return H5T_NATIVE_DOUBLE;
+    case DR_H5_I32:
+        return H5T_NATIVE_INT32;
+    case DR_H5_I64:
+        return H5T_NATIVE_INT64;
+    case DR_H5_U8:
+        return H5T_NATIVE_UINT8;
+    case DR_H5_U16:
+        return H5T_NATIVE_UINT16;
+    case DR_H5_U64:
+        return H5T_NATIVE_UINT64;
+    }
+    return -1;
+}
+
+static size_t type_size(dr_h5_type type) {
+    static const size_t sizes[] = {4, 8, 4, 8, 1, 2, 8};
+    return sizes[type];
+}
+
+static const char *type_text(dr_h5_type type) {
+    static const char *const names[] = {"float32", "float64", "int32", "int64", "uint8", "uint16", "uint64"};
+    return names[type];
+}
+
+static dr_status file_new(const char *path, dr_h5 **out) {
+    dr_h5 *file = NULL;
+    library_init();
+    DR_TRY(dr_alloc(&file, "hdf5 file", 1, sizeof *file));
+    file->id = -1;
+    dr_status status = dr_strdup(&file->path, path);
+    if (status != DR_OK) {
+        dr_free(file);
+        return status;
+    }
+    *out = file;
+    return DR_OK;
+}
+
+static void file_free(dr_h5 *file) {
+    dr_free(file->path);
+    dr_free(file->temp);
+    dr_free(file);
+}
+
+dr_status dr_h5_create(const char *path, dr_h5 **out_file) {
+    dr_h5 *file = NULL;
+    dr_buf temp = {0};
+    DR_TRY(file_new(path, &file));
+    dr_status status = dr_buf_printf(&temp, "%s.tmp.%d", path, (int)getpid());
+    file->temp = temp.data;
+    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    H5Pset_libver_bounds(access, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST);
+    if (status == DR_OK) {
+        file->id = H5Fcreate(file->temp, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+        if (file->id < 0) status = h5_fail(file, "cannot create", file->temp);
+    }
+    H5Pclose(access);
+    if (status != DR_OK) {
+        file_free(file);
+        return status;
+    }
+    *out_file = file;
+    return DR_OK;
+}
+
+dr_status dr_h5_commit(dr_h5 *file) {
+    dr_status status = file->first_error;
+    if (status == DR_OK && H5Fflush(file->id, H5F_SCOPE_GLOBAL) < 0)
+        status = h5_fail(file, "cannot flush", file->temp);
+    if (H5Fclose(file->id) < 0 && status == DR_OK) status = h5_fail(file, "cannot close", file->temp);
+    if (status == DR_OK)
+        status = dr_file_commit(file->temp, file->path);
+    else
+        unlink(file->temp);
+    file_free(file);
+    return status;
+}
+
+void dr_h5_abort(dr_h5 *file) {
+    if (!file) return;
+    H5Fclose(file->id);
+    unlink(file->temp);
+    file_free(file);
+}
+
+dr_status dr_h5_open(const char *path, dr_h5 **out_file) {
+    DR_CHECK(access(path, R_OK) == 0, DR_ERR_IO, "%s: cannot open: %s", path, strerror(errno));
+    dr_h5 *file = NULL;
+    DR_TRY(file_new(path, &file));
+    file->id = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    if (file->id < 0) {
+        dr_status status = h5_fail(file, "cannot read", "as an HDF5 file");
+        file_free(file);
+        return status;
+    }
+    *out_file = file;
+    return DR_OK;
+}
+
+void dr_h5_close(dr_h5 *file) {
+    if (!file) return;
+    H5Fclose(file->id);
+    file_free(file);
+}
+
+const char *dr_h5_path(const dr_h5 *file) {
+    return file->path;
+}
+
+static dr_status set_attribute(dr_h5 *file, const char *object, const char *name, hid_t type,
+                               const void *value) {
+    hid_t at = H5Oopen(file->id, object, H5P_DEFAULT);
+    if (at < 0) return h5_fail(file, "no object", object);
+    hid_t space = H5Screate(H5S_SCALAR),
+          attribute = H5Acreate2(at, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
+    bool ok = attribute >= 0 && H5Awrite(attribute, type, value) >= 0;
+    if (attribute >= 0) H5Aclose(attribute);
+    H5Sclose(space);
+    H5Oclose(at);
+    return ok ? DR_OK : h5_fail(file, "cannot write attribute", name);
+}
+
+static hid_t string_type(void) {
+    hid_t type = H5Tcopy(H5T_C_S1);
+    H5Tset_size(type, H5T_VARIABLE);
+    H5Tset_cset(type, H5T_CSET_UTF8);
+    return type;
+}
+
+dr_status dr_h5_set_string(dr_h5 *file, const char *object, const char *name, const char *value) {
+    hid_t type = string_type();
+    dr_status status = set_attribute(file, object, name, type, &value);
+    H5Tclose(type);
+    return status;
+}
+
+dr_status dr_h5_set_i64(dr_h5 *file, const char *object, const char *name, int64_t value) {
+    return set_attribute(file, object, name, H5T_NATIVE_INT64, &value);
+}
+
+dr_status dr_h5_set_f64(dr_h5 *file, const char *object, const char *name, double value) {
+    return set_attribute(file, object, name, H5T_NATIVE_DOUBLE, &value);
+}
+
+static dr_status get_attribute(dr_h5 *file, const char *object, const char *name, H5T_class_t class,
+                               hid_t type, void *out) {
+    hid_t attribute = H5Aopen_by_name(file->id, object, name, H5P_DEFAULT, H5P_DEFAULT);
+    if (attribute < 0) {
+        H5Eclear2(H5E_DEFAULT);
+        return DR_FAIL(DR_ERR_FORMAT, "%s: attribute \"%s\" of %s is missing", file->path, name, object);
+    }
+    hid_t stored = H5Aget_type(attribute), space = H5Aget_space(attribute);
+    bool fits = H5Tget_class(stored) == class && H5Sget_simple_extent_npoints(space) == 1 &&
+                (class != H5T_STRING || H5Tis_variable_str(stored) > 0);
+    dr_status status = DR_OK;
+    if (!fits)
+        status = DR_FAIL(DR_ERR_FORMAT, "%s: attribute \"%s\" of %s has another type than expected",
+                         file->path, name, object);
+    else if (H5Aread(attribute, type, out) < 0)
+        status = h5_fail(file, "cannot read attribute", name);
+    H5Sclose(space);
+    H5Tclose(stored);
+    H5Aclose(attribute);
+    return status;
+}
+
+dr_status dr_h5_get_string(dr_h5 *file, const char *object, const char *name, char **out_value) {
+    char *text = NULL;
+    hid_t type = string_type();
+    dr_status status = get_attribute(file, object, name, H5T_STRING, type, &text);
+    H5Tclose(type);
+    if (status != DR_OK) return status;
+    status = dr_strdup(out_value, text ? text : "");
+    H5free_memory(text);
+    return status;
+}
+
+dr_status dr_h5_get_i64(dr_h5 *file, const char *object, const char *name, int64_t *out_value) {
+    return get_attribute(file, object, name, H5T_INTEGER, H5T_NATIVE_INT64, out_value);
+}
+
+dr_status dr_h5_get_f64(dr_h5 *file, const char *object, const char *name, double *out_value) {
+    return get_attribute(file, object, name, H5T_FLOAT, H5T_NATIVE_DOUBLE, out_value);
+}
+
+// Chunks of about one MiB, cut along the first dimension.
+static hid_t creation_list(int32_t n_dims, const int64_t *shape, size_t size) {
+    hid_t list = H5Pcreate(H5P_DATASET_CREATE);
+    hsize_t chunk[MAX_DIMS];
+    size_t row = size;
+    int64_t total = 1;
+    for (int32_t i = 0; i < n_dims; i++) {
+        chunk[i] = (hsize_t)shape[i];
+        total *= shape[i];
+        if (i > 0) row *= (size_t)shape[i];
+    }
+    if (total == 0) return list; // an empty dataset has no chunks
+    hsize_t rows = row >= CHUNK_BYTES ? 1 : CHUNK_BYTES / row;
+    if (chunk[0] > rows) chunk[0] = rows;
+    H5Pset_chunk(list, n_dims, chunk);
+    H5Pset_fletcher32(list);
+    return list;
+}
+
+static hid_t open_for_write(dr_h5 *file, const char *name, hid_t type, int32_t n_dims, const int64_t *shape,
+                            size_t size) {
+    hsize_t dims[MAX_DIMS] = {0};
+    for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
+    hid_t space = H5Screate_simple(n_dims, dims, NULL), list = creation_list(n_dims, shape, size);
+    hid_t links = H5Pcreate(H5P_LINK_CREATE);
+    H5Pset_create_intermediate_group(links, 1);
+    hid_t dataset = H5Dcreate2(file->id, name, type, space, links, list, H5P_DEFAULT);
+    H5Pclose(links);
+    H5Pclose(list);
+    H5Sclose(space);
+    return dataset;
+}
+
+static dr_status write_notes(dr_h5 *file, const char *name, uint64_t digest, const char *description,
+                             const char *unit) {
+    char text[24];
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)digest);
+    DR_TRY(dr_h5_set_string(file, name, "xxh3", text));
+    DR_TRY(dr_h5_set_string(file, name, "description", description));
+    return dr_h5_set_string(file, name, "unit", unit);
+}
+
+dr_status dr_h5_write(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, const int64_t *shape,
+                      const void *data, const char *description, const char *unit) {
+    DR_ASSERT(n_dims >= 1 && n_dims <= MAX_DIMS);
+    size_t bytes = type_size(type);
+    for (int32_t i = 0; i < n_dims; i++) bytes *= (size_t)shape[i];
+    hid_t dataset = open_for_write(file, name, native_type(type), n_dims, shape, type_size(type));
+    if (dataset < 0) return h5_fail(file, "cannot create dataset", name);
+    bool ok = bytes == 0 || H5Dwrite(dataset, native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0;
+    dr_status status = ok ? DR_OK : h5_fail(file, "cannot write dataset", name);
+    if (H5Dclose(dataset) < 0 && status == DR_OK) status = h5_fail(file, "cannot close dataset", name);
+    DR_TRY(status);
+    return write_notes(file, name, XXH3_64bits(data, bytes), description, unit);
+}
+
+static uint64_t strings_digest(const char *const *strings, int64_t n) {
+    uint64_t h = (uint64_t)n;
+    for (int64_t i = 0; i < n; i++)
+        h = XXH3_64bits_withSeed(strings[i] ? strings[i] : "", strings[i] ? strlen(strings[i]) + 1 : 1, h);
+    return h;
+}
+
+dr_status dr_h5_write_strings(dr_h5 *file, const char *name, const char *const *strings, int64_t n,
+                              const char *description) {
+    hid_t type = string_type();
+    hid_t dataset = open_for_write(file, name, type, 1, &n, sizeof(char *) * 2);
+    if (dataset < 0) {
+        H5Tclose(type);
+        return h5_fail(file, "cannot create dataset", name);
+    }
+    bool ok = n == 0 || H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, strings) >= 0;
+    dr_status status = ok ? DR_OK : h5_fail(file, "cannot write dataset", name);
+    if (H5Dclose(dataset) < 0 && status == DR_OK) status = h5_fail(file, "cannot close dataset", name);
+    H5Tclose(type);
+    DR_TRY(status);
+    return write_notes(file, name, strings_digest(strings, n), description, "");
+}
+
+bool dr_h5_has(dr_h5 *file, const char *name) {
+    char part[256];
+    for (const char *slash = strchr(name, '/'); slash;
+         slash = strchr(slash + 1, '/')) { // groups on the way must exist
+        if (slash == name) continue;
+        snprintf(part, sizeof part, "%.*s", (int)(slash - name), name);
+        if (H5Lexists(file->id, part, H5P_DEFAULT) <= 0) return false;
+    }
+    bool found = H5Lexists(file->id, name, H5P_DEFAULT) > 0;
+    H5Eclear2(H5E_DEFAULT);
+    return found;
+}
+
+static dr_status open_for_read(dr_h5 *file, const char *name, hid_t *out_dataset) {
+    DR_CHECK(dr_h5_has(file, name), DR_ERR_FORMAT, "%s: dataset \"%s\" is missing", file->path, name);
+    hid_t dataset = H5Dopen2(file->id, name, H5P_DEFAULT);
+    if (dataset < 0) return h5_fail(file, "cannot open dataset", name);
+    *out_dataset = dataset;
+    return DR_OK;
+}
+
+static int32_t shape_of(hid_t dataset, int64_t shape[MAX_DIMS]) {
+    hid_t space = H5Dget_space(dataset);
+    hsize_t dims[H5S_MAX_RANK];
+    int n = H5Sget_simple_extent_dims(space, dims, NULL);
+    H5Sclose(space);
+    for (int i = 0; i < n && i < MAX_DIMS; i++) shape[i] = (int64_t)dims[i];
+    return n;
+}
+
+dr_status dr_h5_shape(dr_h5 *file, const char *name, int32_t *out_n_dims, int64_t out_shape[4]) {
+    hid_t dataset;
+    DR_TRY(open_for_read(file, name, &dataset));
+    int64_t shape[MAX_DIMS] = {0};
+    int32_t n = shape_of(dataset, shape);
+    H5Dclose(dataset);
+    DR_CHECK(n >= 0 && n <= MAX_DIMS, DR_ERR_FORMAT, "%s: dataset \"%s\" has %d dimensions, at most %d",
+             file->path, name, n, MAX_DIMS);
+    memcpy(out_shape, shape, sizeof shape);
+    *out_n_dims = n;
+    return DR_OK;
+}
+
+static dr_status check_shape(dr_h5 *file, const char *name, hid_t dataset, int32_t n_dims, int64_t *shape) {
+    int64_t found[MAX_DIMS] = {0};
+    int32_t n = shape_of(dataset, found);
+    DR_CHECK(n == n_dims, DR_ERR_FORMAT, "%s: dataset \"%s\" has %d dimensions, expected %d", file->path,
+             name, n, n_dims);
+    for (int32_t i = 0; i < n; i++)
+        DR_CHECK(shape[i] < 0 || shape[i] == found[i], DR_ERR_FORMAT,
+                 "%s: dataset \"%s\": dimension %d is %lld, expected %lld", file->path, name, i,
+                 (long long)found[i], (long long)shape[i]);
+    memcpy(shape, found, (size_t)n * sizeof *shape);
+    return DR_OK;
+}
+
+static dr_status check_digest(dr_h5 *file, const char *name, uint64_t digest) {
+    char *stored = NULL, text[24];
+    if (H5Aexists_by_name(file->id, name, "xxh3", H5P_DEFAULT) <= 0) return DR_OK; // a file of another writer
+    DR_TRY(dr_h5_get_string(file, name, "xxh3", &stored));
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)digest);
+    dr_status status = DR_OK;
+    if (strcmp(stored, text) != 0)
+        status = DR_FAIL(DR_ERR_FORMAT, "%s: dataset \"%s\" is damaged: digest %s, expected %s", file->path,
+                         name, text, stored);
+    dr_free(stored);
+    return status;
+}
+
+static dr_status read_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5_type type, int32_t n_dims,
+                             int64_t *shape, void **out) {
+    DR_TRY(check_shape(file, name, dataset, n_dims, shape));
+    hid_t stored = H5Dget_type(dataset);
+    bool same = H5Tget_class(stored) == (type <= DR_H5_F64 ? H5T_FLOAT : H5T_INTEGER) &&
+                H5Tget_size(stored) == type_size(type);
+    H5Tclose(stored);
+    DR_CHECK(same, DR_ERR_FORMAT, "%s: dataset \"%s\" is not of type %s", file->path, name, type_text(type));
+    int64_t count = 1;
+    for (int32_t i = 0; i < n_dims; i++)
+        DR_CHECK(!__builtin_mul_overflow(count, shape[i], &count) && count < (int64_t)1 << 40, DR_ERR_FORMAT,
+                 "%s: dataset \"%s\" is too large", file->path, name);
+    void *data = NULL;
+    DR_TRY(dr_alloc(&data, name, count, type_size(type)));
+    dr_status status = DR_OK;
+    if (count > 0 && H5Dread(dataset, native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0)
+        status = h5_fail(file, "cannot read dataset", name);
+    if (status == DR_OK)
+        status = check_digest(file, name, XXH3_64bits(data, (size_t)count * type_size(type)));
+    if (status == DR_OK)
+        *out = data;
+    else
+        dr_free(data);
+    return status;
+}
+
+dr_status dr_h5_read(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, int64_t *shape,
+                     void *out_pointer) {
+    hid_t dataset;
+    void *data = NULL;
+    DR_TRY(open_for_read(file, name, &dataset));
+    dr_status status = read_values(file, name, dataset, type, n_dims, shape, &data);
+    H5Dclose(dataset);
+    if (status == DR_OK) memcpy(out_pointer, &data, sizeof data);
+    return status;
+}
+
+void dr_h5_free_strings(char **strings, int64_t n) {
+    for (int64_t i = 0; strings && i < n; i++) dr_free(strings[i]);
+    dr_free(strings);
+}
+
+// Copies what the library allocated into our memory.
+static dr_status adopt_strings(char **raw, int64_t n, char ***out) {
+    char **strings = NULL;
+    DR_TRY(dr_alloc(&strings, "strings", n, sizeof *strings));
+    for (int64_t i = 0; i < n; i++) {
+        dr_status status = dr_strdup(&strings[i], raw[i] ? raw[i] : "");
+        if (status != DR_OK) {
+            dr_h5_free_strings(strings, i);
+            return status;
+        }
+    }
+    *out = strings;
+    return DR_OK;
+}
+
+static dr_status read_strings(dr_h5 *file, const char *name, hid_t dataset, int64_t *n, char ***out) {
+    DR_TRY(check_shape(file, name, dataset, 1, n));
+    hid_t stored = H5Dget_type(dataset);
+    bool strings = H5Tget_class(stored) == H5T_STRING && H5Tis_variable_str(stored) > 0;
+    H5Tclose(stored);
+    DR_CHECK(strings, DR_ERR_FORMAT, "%s: dataset \"%s\" does not hold strings", file->path, name);
+    char **raw = NULL;
+    DR_TRY(dr_alloc(&raw, name, *n, sizeof *raw));
+    hid_t type = string_type(), space = H5Dget_space(dataset);
+    dr_status status = DR_OK;
+    if (*n > 0 && H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, raw) < 0)
+        status = h5_fail(file, "cannot read dataset", name);
+    if (status == DR_OK) {
+        status = check_digest(file, name, strings_digest((const char *const *)raw, *n));
+        if (status == DR_OK) status = adopt_strings(raw, *n, out);
+        if (*n > 0) H5Dvlen_reclaim(type, space, H5P_DEFAULT, raw);
+    }
+    H5Sclose(space);
+    H5Tclose(type);
+    dr_free(raw);
+    return status;
+}
+
+dr_status dr_h5_read_strings(dr_h5 *file, const char *name, int64_t *n, char ***out_strings) {
+    hid_t dataset;
+    DR_TRY(open_for_read(file, name, &dataset));
+    dr_status status = read_strings(file, name, dataset, n, out_strings);
+    H5Dclose(dataset);
+    return status;
+}
+
+dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
+                              const int64_t *shape, const char *source_file, const char *source) {
+    hsize_t dims[MAX_DIMS];
+    for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
+    hid_t space = H5Screate_simple(n_dims, dims, NULL), list = H5Pcreate(H5P_DATASET_CREATE);
+    hid_t links = H5Pcreate(H5P_LINK_CREATE);
+    H5Pset_create_intermediate_group(links, 1);
+    H5Pset_virtual(list, space, source_file, source, space);
+    hid_t dataset = H5Dcreate2(file->id, name, native_type(type), space, links, list, H5P_DEFAULT);
+    H5Pclose(links);
+    H5Pclose(list);
+    H5Sclose(space);
+    if (dataset < 0 || H5Dclose(dataset) < 0) return h5_fail(file, "cannot create virtual dataset", name);
+    return DR_OK;
+}
