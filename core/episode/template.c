@@ -279,8 +279,7 @@ dr_status dr_rendering_own(dr_rendering *r, const char *text) {
     return dr_buf_text(&r->text, text);
 }
 
-// Text of the data set: control characters become spaces (a title is one line), the range is noted.
-dr_status dr_rendering_foreign(dr_rendering *r, const char *text) {
+dr_status dr_rendering_foreign_bytes(dr_rendering *r, const char *text, size_t length) {
     if (r->n_foreign == r->capacity) {
         int32_t wider = r->capacity ? 2 * r->capacity : 64;
         DR_TRY(dr_grow(&r->foreign, "ranges of foreign text", 2 * (int64_t)r->capacity, 2 * (int64_t)wider,
@@ -288,12 +287,18 @@ dr_status dr_rendering_foreign(dr_rendering *r, const char *text) {
         r->capacity = wider;
     }
     size_t begin = r->text.length;
-    DR_TRY(dr_buf_text(&r->text, text));
-    for (size_t i = begin; i < r->text.length; i++)
-        if ((unsigned char)r->text.data[i] < ' ') r->text.data[i] = ' ';
+    DR_TRY(dr_buf_append(&r->text, text, length));
     r->foreign[2 * r->n_foreign] = begin;
     r->foreign[2 * r->n_foreign + 1] = r->text.length;
     r->n_foreign++;
+    return DR_OK;
+}
+
+dr_status dr_rendering_foreign(dr_rendering *r, const char *text) {
+    size_t begin = r->text.length;
+    DR_TRY(dr_rendering_foreign_bytes(r, text, strlen(text)));
+    for (size_t i = begin; i < r->text.length; i++)
+        if ((unsigned char)r->text.data[i] < ' ') r->text.data[i] = ' ';
     return DR_OK;
 }
 

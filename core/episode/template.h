@@ -47,8 +47,9 @@ typedef struct dr_rendering {
 void dr_rendering_reset(dr_rendering *rendering);
 void dr_rendering_clear(dr_rendering *rendering);                      // empty, memory kept
 dr_status dr_rendering_own(dr_rendering *rendering, const char *text); // text of the program or its files
-dr_status dr_rendering_foreign(dr_rendering *rendering,
-                               const char *text); // one line; control characters become spaces
+// Text of the data set, as one line: control characters become spaces.
+dr_status dr_rendering_foreign(dr_rendering *rendering, const char *text);
+dr_status dr_rendering_foreign_bytes(dr_rendering *rendering, const char *text, size_t length); // as they are
 // Appends the token ids of a rendering as dr_tokenizer_encode does. Only the program's own text can become
 // special tokens.
 dr_status dr_rendering_ids(const dr_rendering *rendering, const dr_tokenizer *tokenizer, int32_t **ids,
