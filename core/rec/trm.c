@@ -1,0 +1,482 @@
+// The retrieval model as an object: parameter layout under the authors' names, folders, scores and top-K.
+#include "core/rec/trm.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/rec/trm_internal.h"
+#include "core/store/safetensors.h"
+
+enum { SERVE_BATCH = 128 };
+
+static int64_t place(dr_trm *trm, int64_t *at, const char *name, int32_t n_dims, int64_t a, int64_t b,
+                     int64_t c, int64_t d) {
+    DR_ASSERT(trm->n_tensors < TRM_MAX_TENSORS);
+    trm_tensor *t = &trm->tensors[trm->n_tensors++];
+    int64_t shape[4] = {a, b, c, d}, n = 1;
+    snprintf(t->name, sizeof t->name, "%s", name);
+    t->offset = *at;
+    t->n_dims = n_dims;
+    for (int i = 0; i < n_dims; i++) {
+        t->shape[i] = shape[i];
+        n *= shape[i];
+    }
+    *at += n;
+    return t->offset;
+}
+
+// A linear layer's or norm's "prefix.part.weight" or ".bias".
+static int64_t place_part(dr_trm *trm, int64_t *at, int32_t layer, const char *part, int64_t rows,
+                          int64_t cols) {
+    char name[96];
+    snprintf(name, sizeof name, "trm_encoder.layer.%d.%s", layer, part);
+    return rows ? place(trm, at, name, 2, rows, cols, 0, 0) : place(trm, at, name, 1, cols, 0, 0, 0);
+}
+
+static void place_layer(dr_trm *trm, int64_t *at, int32_t i) {
+    int64_t D = trm->config.hidden, I = trm->config.inner;
+    trm_layer *l = &trm->layers[i];
+    l->qkv = place_part(trm, at, i, "multi_head_attention.query.weight", D, D);
+    place_part(trm, at, i, "multi_head_attention.key.weight", D, D);
+    place_part(trm, at, i, "multi_head_attention.value.weight", D, D);
+    l->qkv_bias = place_part(trm, at, i, "multi_head_attention.query.bias", 0, D);
+    place_part(trm, at, i, "multi_head_attention.key.bias", 0, D);
+    place_part(trm, at, i, "multi_head_attention.value.bias", 0, D);
+    l->out = place_part(trm, at, i, "multi_head_attention.out_linear.weight", D, D);
+    l->out_bias = place_part(trm, at, i, "multi_head_attention.out_linear.bias", 0, D);
+    l->norm1 = place_part(trm, at, i, "multi_head_attention.LayerNorm.weight", 0, D);
+    l->norm1_bias = place_part(trm, at, i, "multi_head_attention.LayerNorm.bias", 0, D);
+    l->up = place_part(trm, at, i, "feed_forward.linear_1.weight", I, D);
+    l->up_bias = place_part(trm, at, i, "feed_forward.linear_1.bias", 0, I);
+    l->down = place_part(trm, at, i, "feed_forward.linear_2.weight", D, I);
+    l->down_bias = place_part(trm, at, i, "feed_forward.linear_2.bias", 0, D);
+    l->norm2 = place_part(trm, at, i, "feed_forward.LayerNorm.weight", 0, D);
+    l->norm2_bias = place_part(trm, at, i, "feed_forward.LayerNorm.bias", 0, D);
+}
+
+static void place_all(dr_trm *trm) {
+    const dr_trm_config *c = &trm->config;
+    int64_t at = 0, D = c->hidden, L = c->max_history, X = c->text_dim, E = c->n_experts;
+    char name[96];
+    trm->items = place(trm, &at, "item_embedding.weight", 2, c->n_items + 1, D, 0, 0);
+    trm->positions = place(trm, &at, "position_embedding.weight", 2, L, D, 0, 0);
+    trm->filter = place(trm, &at, "complex_weight", 4, 1, L / 2 + 1, D, 2);
+    trm->item_gate = place(trm, &at, "item_gating.weight", 2, 1, D, 0, 0);
+    trm->item_gate_bias = place(trm, &at, "item_gating.bias", 1, 1, 0, 0, 0);
+    trm->fusion_gate = place(trm, &at, "fusion_gating.weight", 2, 1, D, 0, 0);
+    trm->fusion_gate_bias = place(trm, &at, "fusion_gating.bias", 1, 1, 0, 0, 0);
+    for (int32_t e = 0; e < E; e++) {
+        snprintf(name, sizeof name, "moe_adaptor.experts.%d.lin.weight", e);
+        int64_t offset = place(trm, &at, name, 2, D, X, 0, 0);
+        if (e == 0) trm->experts = offset;
+    }
+    trm->gate = place(trm, &at, "moe_adaptor.w_gate", 2, X, E, 0, 0);
+    trm->noise = place(trm, &at, "moe_adaptor.w_noise", 2, X, E, 0, 0);
+    trm->norm = place(trm, &at, "LayerNorm.weight", 1, D, 0, 0, 0);
+    trm->norm_bias = place(trm, &at, "LayerNorm.bias", 1, D, 0, 0, 0);
+    trm->out_norm = place(trm, &at, "OutLayerNorm.weight", 1, D, 0, 0, 0);
+    trm->out_norm_bias = place(trm, &at, "OutLayerNorm.bias", 1, D, 0, 0, 0);
+    for (int32_t i = 0; i < c->n_layers; i++) place_layer(trm, &at, i);
+    trm->n_params = at;
+}
+
+static dr_status check_config(const dr_trm_config *c, const char *where) {
+    DR_CHECK(c->n_items > 0 && c->n_items < 1 << 28 && c->hidden > 0 && c->hidden <= 256 && c->text_dim > 0 &&
+                 c->text_dim <= 65536 && c->max_history >= 2 && c->max_history <= TRM_MAX_HISTORY &&
+                 c->max_history % 2 == 0 && c->n_layers >= 1 && c->n_layers <= TRM_MAX_LAYERS &&
+                 c->n_heads >= 1 && c->hidden % c->n_heads == 0 && c->inner > 0 && c->inner <= 65536 &&
+                 c->n_experts >= 1 && c->n_experts <= TRM_MAX_EXPERTS,
+             DR_ERR_FORMAT,
+             "%s: sizes out of range: %d items, hidden %d (at most 256), text %d, history %d (even, at most "
+             "%d), %d layers, "
+             "%d heads, inner %d, %d experts",
+             where, c->n_items, c->hidden, c->text_dim, c->max_history, TRM_MAX_HISTORY, c->n_layers,
+             c->n_heads, c->inner, c->n_experts);
+    DR_CHECK(c->dropout >= 0 && c->dropout < 1 && c->adaptor_dropout >= 0 && c->adaptor_dropout < 1 &&
+                 c->temperature > 0 && c->layernorm_eps > 0,
+             DR_ERR_FORMAT, "%s: dropout rates must be in [0, 1), temperature and layer_norm_eps positive",
+             where);
+    return DR_OK;
+}
+
+// Orthonormal real DFT over L positions and its inverse as dense matrices.
+static void make_dft(dr_trm *trm) {
+    int32_t L = trm->config.max_history, K = L / 2 + 1;
+    double norm = 1.0 / sqrt((double)L);
+    for (int32_t k = 0; k < K; k++)
+        for (int32_t l = 0; l < L; l++) {
+            double angle = 2.0 * 3.14159265358979323846 * (double)((int64_t)k * l % L) / L;
+            double twice = k == 0 || k == K - 1 ? 1.0 : 2.0;
+            trm->dft[k * L + l] = (float)(cos(angle) * norm);
+            trm->dft[(K + k) * L + l] = (float)(-sin(angle) * norm);
+            trm->inverse[l * 2 * K + k] = (float)(twice * cos(angle) * norm);
+            trm->inverse[l * 2 * K + K + k] = twice == 1.0 ? 0.0f : (float)(-twice * sin(angle) * norm);
+        }
+}
+
+static dr_status create_weights(dr_trm *trm) {
+    dr_backend *b = trm->backend;
+    int64_t D = trm->config.hidden, I = trm->config.inner;
+    DR_TRY(b->ops->weight_create(b, trm->config.n_experts * D, trm->config.text_dim, &trm->w_experts));
+    for (int32_t i = 0; i < trm->config.n_layers; i++) {
+        DR_TRY(b->ops->weight_create(b, 3 * D, D, &trm->layers[i].w_qkv));
+        DR_TRY(b->ops->weight_create(b, D, D, &trm->layers[i].w_out));
+        DR_TRY(b->ops->weight_create(b, I, D, &trm->layers[i].w_up));
+        DR_TRY(b->ops->weight_create(b, D, I, &trm->layers[i].w_down));
+    }
+    return DR_OK;
+}
+
+dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_trm **out) {
+    dr_trm *trm = NULL;
+    DR_TRY(check_config(config, "retrieval model"));
+    DR_TRY(dr_alloc(&trm, "retrieval model", 1, sizeof *trm));
+    trm->backend = backend;
+    trm->config = *config;
+    int64_t N = (int64_t)config->n_items + 1;
+    place_all(trm);
+    make_dft(trm);
+    dr_status status;
+    DR_TRY_GOTO(status, dr_alloc(&trm->params, "retrieval parameters", trm->n_params, sizeof(float)),
+                destroy);
+    DR_TRY_GOTO(status, dr_alloc(&trm->text, "item text vectors", N * config->text_dim, sizeof(float)),
+                destroy);
+    DR_TRY_GOTO(status, dr_alloc(&trm->unit_items, "unit item vectors", N * config->hidden, sizeof(float)),
+                destroy);
+    DR_TRY_GOTO(status, dr_alloc(&trm->unit_text, "unit text vectors", N * config->text_dim, sizeof(float)),
+                destroy);
+    DR_TRY_GOTO(status, dr_alloc(&trm->adapted, "adapted text vectors", N * config->hidden, sizeof(float)),
+                destroy);
+    DR_TRY_GOTO(status, create_weights(trm), destroy);
+    DR_TRY_GOTO(status, dr_trm_batch_create(trm, SERVE_BATCH, false, &trm->batch), destroy);
+    if (strcmp(config->text_encoder, "external") != 0)
+        DR_TRY_GOTO(status, dr_text_encoder_create(config->text_encoder, config->text_dim, &trm->encoder),
+                    destroy);
+    *out = trm;
+    return DR_OK;
+destroy:
+    dr_trm_destroy(trm);
+    return status;
+}
+
+void dr_trm_destroy(dr_trm *trm) {
+    if (!trm) return;
+    dr_backend *b = trm->backend;
+    for (int32_t i = 0; i < trm->config.n_layers; i++) {
+        b->ops->weight_destroy(b, trm->layers[i].w_qkv);
+        b->ops->weight_destroy(b, trm->layers[i].w_out);
+        b->ops->weight_destroy(b, trm->layers[i].w_up);
+        b->ops->weight_destroy(b, trm->layers[i].w_down);
+    }
+    b->ops->weight_destroy(b, trm->w_experts);
+    dr_trm_batch_destroy(trm->batch);
+    dr_text_encoder_destroy(trm->encoder);
+    dr_free(trm->params);
+    dr_free(trm->text);
+    dr_free(trm->unit_items);
+    dr_free(trm->unit_text);
+    dr_free(trm->adapted);
+    dr_free(trm);
+}
+
+dr_status dr_trm_weights_changed(dr_trm *trm) {
+    dr_backend *b = trm->backend;
+    DR_TRY(b->ops->weight_pack(b, trm->w_experts, trm->params + trm->experts));
+    for (int32_t i = 0; i < trm->config.n_layers; i++) {
+        const trm_layer *l = &trm->layers[i];
+        DR_TRY(b->ops->weight_pack(b, l->w_qkv, trm->params + l->qkv));
+        DR_TRY(b->ops->weight_pack(b, l->w_out, trm->params + l->out));
+        DR_TRY(b->ops->weight_pack(b, l->w_up, trm->params + l->up));
+        DR_TRY(b->ops->weight_pack(b, l->w_down, trm->params + l->down));
+    }
+    return DR_OK;
+}
+
+static void normalise_rows(const float *x, int64_t rows, int64_t D, float *out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        double norm = 0;
+        for (int64_t d = 0; d < D; d++) norm += (double)x[r * D + d] * x[r * D + d];
+        float inv = norm > 0 ? (float)(1.0 / sqrt(norm)) : 0.0f;
+        for (int64_t d = 0; d < D; d++) out[r * D + d] = x[r * D + d] * inv;
+    }
+}
+
+dr_status dr_trm_prepare_serving(dr_trm *trm) {
+    int64_t N = (int64_t)trm->config.n_items + 1, D = trm->config.hidden, X = trm->config.text_dim;
+    DR_TRY(dr_trm_weights_changed(trm));
+    normalise_rows(trm->params + trm->items, N, D, trm->unit_items);
+    normalise_rows(trm->text, N, X, trm->unit_text);
+    memset(trm->unit_items, 0, (size_t)D * sizeof(float));
+    memset(trm->unit_text, 0, (size_t)X * sizeof(float));
+    trm_adaptor adaptor;
+    DR_TRY(dr_trm_adaptor_create(trm, SERVE_BATCH, false, &adaptor));
+    dr_status status = DR_OK;
+    for (int64_t r = 0; r < N && status == DR_OK; r += SERVE_BATCH) {
+        int64_t rows = N - r < SERVE_BATCH ? N - r : SERVE_BATCH;
+        memcpy(adaptor.x, trm->text + r * X, (size_t)(rows * X) * sizeof(float));
+        status = dr_trm_adapt(trm, &adaptor, rows, NULL);
+        memcpy(trm->adapted + r * D, adaptor.y, (size_t)(rows * D) * sizeof(float));
+    }
+    dr_trm_adaptor_reset(&adaptor);
+    return status;
+}
+
+const dr_trm_config *dr_trm_config_of(const dr_trm *trm) {
+    return &trm->config;
+}
+
+const dr_text_encoder *dr_trm_text_encoder(const dr_trm *trm) {
+    return trm->encoder;
+}
+
+const float *dr_trm_item_vectors(const dr_trm *trm) {
+    return trm->unit_items;
+}
+
+const float *dr_trm_text_vectors(const dr_trm *trm) {
+    return trm->unit_text;
+}
+
+// Adapted preference texts of up to SERVE_BATCH requests, zero rows where there is none.
+static dr_status adapt_queries(dr_trm *trm, const dr_trm_query *queries, int64_t n, float *out,
+                               bool *out_any) {
+    int64_t X = trm->config.text_dim, D = trm->config.hidden;
+    *out_any = false;
+    for (int64_t q = 0; q < n; q++) *out_any |= queries[q].text != NULL;
+    if (!*out_any) return DR_OK;
+    trm_adaptor adaptor;
+    DR_TRY(dr_trm_adaptor_create(trm, n, false, &adaptor));
+    int64_t rows = 0;
+    for (int64_t q = 0; q < n; q++)
+        if (queries[q].text) memcpy(adaptor.x + rows++ * X, queries[q].text, (size_t)X * sizeof(float));
+    dr_status status = dr_trm_adapt(trm, &adaptor, rows, NULL);
+    rows = 0;
+    for (int64_t q = 0; q < n && status == DR_OK; q++) {
+        if (queries[q].text)
+            memcpy(out + q * D, adaptor.y + rows++ * D, (size_t)D * sizeof(float));
+        else
+            memset(out + q * D, 0, (size_t)D * sizeof(float));
+    }
+    dr_trm_adaptor_reset(&adaptor);
+    return status;
+}
+
+dr_status dr_trm_score(dr_trm *trm, const dr_trm_query *queries, int64_t n, float *out_scores) {
+    int64_t N = (int64_t)trm->config.n_items + 1, D = trm->config.hidden;
+    float *adapted = NULL, *unit = NULL;
+    dr_status status;
+    DR_TRY(dr_alloc(&adapted, "adapted preferences", SERVE_BATCH * D, sizeof(float)));
+    DR_TRY_GOTO(status, dr_alloc(&unit, "unit user vectors", SERVE_BATCH * D, sizeof(float)), free_adapted);
+    for (int64_t q = 0; q < n; q += SERVE_BATCH) {
+        int64_t rows = n - q < SERVE_BATCH ? n - q : SERVE_BATCH;
+        bool any = false;
+        DR_TRY_GOTO(status, adapt_queries(trm, queries + q, rows, adapted, &any), free_unit);
+        DR_TRY_GOTO(status, dr_trm_batch_fill(trm, trm->batch, queries + q, rows, trm->adapted, NULL),
+                    free_unit);
+        DR_TRY_GOTO(status, dr_trm_batch_forward(trm, trm->batch, any ? adapted : NULL, NULL), free_unit);
+        normalise_rows(trm->batch->fused, rows, D, unit);
+        DR_TRY_GOTO(status,
+                    trm->backend->ops->gemm(trm->backend, false, true, rows, N, D, 1.0f, unit,
+                                            trm->unit_items, 0.0f, out_scores + q * N),
+                    free_unit);
+        for (int64_t r = 0; r < rows; r++) out_scores[(q + r) * N] = -INFINITY;
+    }
+free_unit:
+    dr_free(unit);
+free_adapted:
+    dr_free(adapted);
+    return status;
+}
+
+static bool better(dr_hit a, dr_hit b) {
+    return a.score > b.score || (a.score == b.score && a.item < b.item);
+}
+
+// Insertion into a short sorted list: k is small beside the catalogue, most items fail the first comparison.
+static int32_t select_top(const float *scores, int64_t N, int32_t k, dr_hit *out) {
+    int32_t n = 0;
+    for (int32_t item = 1; item < N; item++) {
+        dr_hit hit = {item, scores[item]};
+        if (!(hit.score > -INFINITY) || (n == k && !better(hit, out[k - 1]))) continue;
+        int32_t at = n < k ? n++ : k - 1;
+        for (; at > 0 && better(hit, out[at - 1]); at--) out[at] = out[at - 1];
+        out[at] = hit;
+    }
+    return n;
+}
+
+dr_status dr_trm_top_k(dr_trm *trm, const dr_trm_query *queries, int64_t n, int32_t k, bool exclude_history,
+                       dr_hit *out_hits) {
+    int64_t N = (int64_t)trm->config.n_items + 1;
+    float *scores = NULL;
+    DR_CHECK(k > 0 && k < N, DR_ERR_RANGE, "retrieval: top %d of %d items", k, trm->config.n_items);
+    DR_TRY(dr_alloc(&scores, "retrieval scores", SERVE_BATCH * N, sizeof(float)));
+    dr_status status = DR_OK;
+    for (int64_t q = 0; q < n && status == DR_OK; q += SERVE_BATCH) {
+        int64_t rows = n - q < SERVE_BATCH ? n - q : SERVE_BATCH;
+        status = dr_trm_score(trm, queries + q, rows, scores);
+        for (int64_t r = 0; r < rows && status == DR_OK; r++) {
+            const dr_trm_query *query = &queries[q + r];
+            for (int32_t i = 0; exclude_history && i < query->n_history; i++)
+                scores[r * N + query->history[i]] = -INFINITY;
+            int32_t found = select_top(scores + r * N, N, k, out_hits + (q + r) * k);
+            if (found < k)
+                status = DR_FAIL(DR_ERR_RANGE, "retrieval: only %d of %d items remain for request %lld",
+                                 found, k, (long long)(q + r));
+        }
+    }
+    dr_free(scores);
+    return status;
+}
+
+// config.json is optional: a converted state dict of the authors has none, its sizes follow from the shapes.
+static dr_status sizes_from_tensors(const dr_safetensors *file, const char *path, dr_trm_config *c) {
+    const dr_safetensor *items = dr_safetensors_find(file, "item_embedding.weight");
+    const dr_safetensor *text = dr_safetensors_find(file, "item_plm_embedding.weight");
+    const dr_safetensor *positions = dr_safetensors_find(file, "position_embedding.weight");
+    const dr_safetensor *gate = dr_safetensors_find(file, "moe_adaptor.w_gate");
+    const dr_safetensor *up = dr_safetensors_find(file, "trm_encoder.layer.0.feed_forward.linear_1.weight");
+    DR_CHECK(items && text && positions && gate && up && items->n_dims == 2 && text->n_dims == 2 &&
+                 positions->n_dims == 2 && gate->n_dims == 2 && up->n_dims == 2 && items->shape[0] > 1 &&
+                 items->shape[0] < 1 << 28,
+             DR_ERR_FORMAT,
+             "%s: not a retrieval model: expected item_embedding, item_plm_embedding, position_embedding, "
+             "moe_adaptor and "
+             "trm_encoder tensors",
+             path);
+    const dr_safetensor *shapes[] = {items, text, positions, gate, up};
+    for (int i = 0; i < 5; i++)
+        DR_CHECK(shapes[i]->shape[1] < 1 << 20, DR_ERR_FORMAT, "%s: %s is too wide", path, shapes[i]->name);
+    c->n_items = (int32_t)items->shape[0] - 1;
+    c->hidden = (int32_t)items->shape[1];
+    c->text_dim = (int32_t)text->shape[1];
+    c->max_history = (int32_t)positions->shape[0];
+    c->n_experts = (int32_t)gate->shape[1];
+    c->inner = (int32_t)up->shape[0];
+    char name[96];
+    for (c->n_layers = 0; c->n_layers < TRM_MAX_LAYERS; c->n_layers++) {
+        snprintf(name, sizeof name, "trm_encoder.layer.%d.feed_forward.linear_1.weight", c->n_layers);
+        if (!dr_safetensors_find(file, name)) break;
+    }
+    return DR_OK;
+}
+
+static dr_status read_config(const char *dir, dr_trm_config *c) {
+    char *path = NULL;
+    json_t *root = NULL;
+    DR_TRY(dr_path_join(&path, dir, "config.json"));
+    dr_status status = DR_OK;
+    if (!dr_file_exists(path)) goto free_path; // defaults stay
+    DR_TRY_GOTO(status, dr_json_load(path, &root), free_path);
+    int64_t heads = c->n_heads;
+    double values[4] = {c->dropout, c->adaptor_dropout, c->layernorm_eps, c->temperature};
+    static const char *const keys[] = {"dropout", "adaptor_dropout", "layer_norm_eps", "temperature"};
+    const char *encoder = c->text_encoder;
+    status = dr_json_i64_or(root, path, "num_heads", 1, 256, heads, &heads);
+    for (int i = 0; i < 4 && status == DR_OK; i++)
+        status = dr_json_f64_or(root, path, keys[i], 0, 1, values[i], &values[i]);
+    if (status == DR_OK) status = dr_json_string_or(root, path, "text_encoder", encoder, &encoder);
+    if (status == DR_OK) {
+        c->n_heads = (int32_t)heads;
+        c->dropout = (float)values[0];
+        c->adaptor_dropout = (float)values[1];
+        c->layernorm_eps = (float)values[2];
+        c->temperature = (float)values[3];
+        char name[sizeof c->text_encoder];
+        snprintf(name, sizeof name, "%s", encoder);
+        memcpy(c->text_encoder, name, sizeof name);
+    }
+    json_decref(root);
+free_path:
+    dr_free(path);
+    return status;
+}
+
+static dr_status read_tensors(const dr_safetensors *file, const char *path, dr_trm *trm) {
+    for (int32_t i = 0; i < trm->n_tensors; i++)
+        DR_TRY(dr_safetensors_read(file, trm->tensors[i].name, trm->tensors[i].shape, trm->tensors[i].n_dims,
+                                   trm->params + trm->tensors[i].offset));
+    int64_t shape[2] = {(int64_t)trm->config.n_items + 1, trm->config.text_dim};
+    DR_TRY(dr_safetensors_read(file, "item_plm_embedding.weight", shape, 2, trm->text));
+    for (int64_t i = 0; i < trm->n_params; i++)
+        DR_CHECK(isfinite(trm->params[i]), DR_ERR_NUMERIC, "%s: a weight is not a finite number", path);
+    for (int64_t i = 0; i < shape[0] * shape[1]; i++)
+        DR_CHECK(isfinite(trm->text[i]), DR_ERR_NUMERIC, "%s: a text vector is not finite", path);
+    return DR_OK;
+}
+
+dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm) {
+    char *path = NULL;
+    dr_safetensors *file = NULL;
+    dr_trm *trm = NULL;
+    dr_trm_config config = {.n_heads = 2,
+                            .dropout = 0.5f,
+                            .adaptor_dropout = 0.2f,
+                            .layernorm_eps = 1e-12f,
+                            .temperature = 0.07f,
+                            .text_encoder = "external"};
+    dr_status status;
+    DR_TRY(dr_path_join(&path, dir, "model.safetensors"));
+    DR_TRY_GOTO(status, dr_safetensors_open(path, &file), free_path);
+    DR_TRY_GOTO(status, sizes_from_tensors(file, path, &config), close_file);
+    DR_TRY_GOTO(status, read_config(dir, &config), close_file);
+    DR_TRY_GOTO(status, check_config(&config, path), close_file);
+    DR_TRY_GOTO(status, dr_trm_allocate(backend, &config, &trm), close_file);
+    status = read_tensors(file, path, trm);
+    if (status == DR_OK) status = dr_trm_prepare_serving(trm);
+    if (status == DR_OK)
+        *out_trm = trm;
+    else
+        dr_trm_destroy(trm);
+close_file:
+    dr_safetensors_close(file);
+free_path:
+    dr_free(path);
+    return status;
+}
+
+static dr_status save_config(const dr_trm_config *c, const char *dir) {
+    json_t *root =
+        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:s}", "model_type",
+                  "deeprec-trm", "num_items", c->n_items, "hidden_size", c->hidden, "text_dim", c->text_dim,
+                  "max_history", c->max_history, "num_layers", c->n_layers, "num_heads", c->n_heads,
+                  "inner_size", c->inner, "num_experts", c->n_experts, "dropout", (double)c->dropout,
+                  "adaptor_dropout", (double)c->adaptor_dropout, "layer_norm_eps", (double)c->layernorm_eps,
+                  "temperature", (double)c->temperature, "text_encoder", c->text_encoder);
+    DR_CHECK(root, DR_ERR_MEMORY, "config.json of %s: cannot build", dir);
+    char *path = NULL;
+    dr_status status = dr_path_join(&path, dir, "config.json");
+    if (status == DR_OK) status = dr_json_save(root, path);
+    dr_free(path);
+    json_decref(root);
+    return status;
+}
+
+dr_status dr_trm_save(const dr_trm *trm, const char *dir) {
+    dr_safetensor_source sources[TRM_MAX_TENSORS + 1];
+    for (int32_t i = 0; i < trm->n_tensors; i++) {
+        const trm_tensor *t = &trm->tensors[i];
+        sources[i] =
+            (dr_safetensor_source){.name = t->name, .n_dims = t->n_dims, .data = trm->params + t->offset};
+        memcpy(sources[i].shape, t->shape, sizeof t->shape);
+    }
+    sources[trm->n_tensors] =
+        (dr_safetensor_source){.name = "item_plm_embedding.weight",
+                               .n_dims = 2,
+                               .shape = {(int64_t)trm->config.n_items + 1, trm->config.text_dim},
+                               .data = trm->text};
+    char *path = NULL;
+    DR_TRY(dr_dir_make(dir));
+    DR_TRY(save_config(&trm->config, dir));
+    DR_TRY(dr_path_join(&path, dir, "model.safetensors"));
+    dr_status status = dr_safetensors_write(path, sources, trm->n_tensors + 1);
+    dr_free(path);
+    return status;
+}

@@ -1,0 +1,500 @@
+// The training loop and one batch's loss with gradients.
+#include "core/rec/trm_train.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/clock.h"
+#include "core/rec/metrics.h"
+#include "core/rec/trm_internal.h"
+
+enum { EVAL_CHUNK = 512 };
+
+dr_trm_train_options dr_trm_train_defaults(void) {
+    return (dr_trm_train_options){.config = {.hidden = 128,
+                                             .text_dim = 1024,
+                                             .max_history = 20,
+                                             .n_layers = 2,
+                                             .n_heads = 2,
+                                             .inner = 512,
+                                             .n_experts = 8,
+                                             .dropout = 0.2f,
+                                             .adaptor_dropout = 0.2f,
+                                             .layernorm_eps = 1e-12f,
+                                             .temperature = 0.07f,
+                                             .text_encoder = "hashed-ngram"},
+                                  .max_epochs = 30,
+                                  .batch = 512,
+                                  .patience = 4,
+                                  .learning_rate = 1e-3f,
+                                  .text_dropout = 0.5f,
+                                  .word_dropout = 0.3f,
+                                  .title_words = 0.25f,
+                                  .seed = 1};
+}
+
+int64_t dr_trm_n_params(const dr_trm *trm) {
+    return trm->n_params;
+}
+
+float *dr_trm_params(dr_trm *trm) {
+    return trm->params;
+}
+
+bool dr_trm_find_param(const dr_trm *trm, const char *name, int64_t *out_offset, int64_t *out_count) {
+    for (int32_t i = 0; i < trm->n_tensors; i++) {
+        const trm_tensor *t = &trm->tensors[i];
+        if (strcmp(t->name, name) != 0) continue;
+        *out_offset = t->offset;
+        *out_count = 1;
+        for (int32_t d = 0; d < t->n_dims; d++) *out_count *= t->shape[d];
+        return true;
+    }
+    return false;
+}
+
+// Buffers of one training batch.
+typedef struct trainer {
+    dr_trm *trm;
+    int64_t capacity;
+    trm_batch *batch;
+    trm_adaptor adaptor;
+    int32_t *slots; // [N] adaptor row of an item in this batch, -1: not there
+    int32_t *used;  // items of this batch in order of appearance
+    int32_t n_used;
+    float *query_text;             // (B, D)
+    float *unit, *norms;           // (B, D) û, (B) |u|
+    float *item_unit, *item_norms; // (N, D), (N)
+    float *logits;                 // (B, N)
+    float *dunit, *dfused, *ditems, *dx_text, *dquery, *dadapted;
+} trainer;
+
+static void trainer_reset(trainer *t) {
+    float *owned[] = {t->query_text, t->unit,   t->norms,  t->item_unit, t->item_norms, t->logits,
+                      t->dunit,      t->dfused, t->ditems, t->dx_text,   t->dquery,     t->dadapted};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
+    dr_free(t->slots);
+    dr_free(t->used);
+    dr_trm_adaptor_reset(&t->adaptor);
+    dr_trm_batch_destroy(t->batch);
+    *t = (trainer){0};
+}
+
+static dr_status trainer_init(dr_trm *trm, int64_t capacity, trainer *t) {
+    const dr_trm_config *c = &trm->config;
+    int64_t N = (int64_t)c->n_items + 1, D = c->hidden, P = capacity * c->max_history;
+    int64_t distinct = P + 1 < N ? P + 1 : N;
+    *t = (trainer){.trm = trm, .capacity = capacity};
+    struct {
+        float **pointer;
+        int64_t count;
+    } plan[] = {{&t->query_text, capacity * D},
+                {&t->unit, capacity * D},
+                {&t->norms, capacity},
+                {&t->item_unit, N * D},
+                {&t->item_norms, N},
+                {&t->logits, capacity * N},
+                {&t->dunit, capacity * D},
+                {&t->dfused, capacity * D},
+                {&t->ditems, N * D},
+                {&t->dx_text, P * D},
+                {&t->dquery, capacity * D},
+                {&t->dadapted, (distinct + capacity) * D}};
+    dr_status status = dr_trm_batch_create(trm, capacity, true, &t->batch);
+    if (status == DR_OK) status = dr_trm_adaptor_create(trm, distinct + capacity, true, &t->adaptor);
+    if (status == DR_OK) status = dr_alloc(&t->slots, "batch slots", N, sizeof *t->slots);
+    if (status == DR_OK) status = dr_alloc(&t->used, "batch items", N, sizeof *t->used);
+    for (size_t i = 0; i < sizeof plan / sizeof *plan && status == DR_OK; i++)
+        status = dr_alloc(plan[i].pointer, "retrieval training", plan[i].count, sizeof(float));
+    if (status != DR_OK) trainer_reset(t);
+    return status;
+}
+
+// Adaptor rows: every item of the batch once (padding first), then the preference texts.
+static void gather_texts(trainer *t, const dr_trm_query *queries, int64_t B, int64_t *out_rows) {
+    const dr_trm_config *c = &t->trm->config;
+    int64_t L = c->max_history, X = c->text_dim, N = (int64_t)c->n_items + 1;
+    memset(t->slots, 0xFF, (size_t)N * sizeof *t->slots);
+    t->n_used = 0;
+    t->slots[0] = t->n_used;
+    t->used[t->n_used++] = 0;
+    for (int64_t q = 0; q < B; q++) {
+        int32_t n = queries[q].n_history < L ? queries[q].n_history : (int32_t)L;
+        for (int32_t l = 0; l < n; l++) {
+            int32_t item = queries[q].history[queries[q].n_history - n + l];
+            if (item < 0 || item >= N || t->slots[item] >= 0)
+                continue; // bad ids are refused by dr_trm_batch_fill
+            t->slots[item] = t->n_used;
+            t->used[t->n_used++] = item;
+        }
+    }
+    int64_t rows = t->n_used;
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(t->adaptor.x + r * X, t->trm->text + (int64_t)t->used[r] * X, (size_t)X * sizeof(float));
+    for (int64_t q = 0; q < B; q++)
+        if (queries[q].text) memcpy(t->adaptor.x + rows++ * X, queries[q].text, (size_t)X * sizeof(float));
+    *out_rows = rows;
+}
+
+static void spread_query_texts(trainer *t, const dr_trm_query *queries, int64_t B) {
+    int64_t D = t->trm->config.hidden, row = t->n_used;
+    for (int64_t q = 0; q < B; q++) {
+        if (queries[q].text)
+            memcpy(t->query_text + q * D, t->adaptor.y + row++ * D, (size_t)D * sizeof(float));
+        else
+            memset(t->query_text + q * D, 0, (size_t)D * sizeof(float));
+    }
+}
+
+static void unit_rows(const float *x, int64_t rows, int64_t D, float *unit, float *norms) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        float sum = 0;
+        for (int64_t d = 0; d < D; d++) sum += x[r * D + d] * x[r * D + d];
+        norms[r] = sqrtf(sum);
+        float inv = norms[r] > 1e-12f ? 1.0f / norms[r] : 0.0f;
+        for (int64_t d = 0; d < D; d++) unit[r * D + d] = x[r * D + d] * inv;
+    }
+}
+
+// dx (+)= (du - û (û·du)) / |x|
+static void unit_rows_backward(const float *du, const float *unit, const float *norms, int64_t rows,
+                               int64_t D, float *dx, bool accumulate) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        float dot = 0, inv = norms[r] > 1e-12f ? 1.0f / norms[r] : 0.0f;
+        for (int64_t d = 0; d < D; d++) dot += du[r * D + d] * unit[r * D + d];
+        for (int64_t d = 0; d < D; d++) {
+            float g = (du[r * D + d] - unit[r * D + d] * dot) * inv;
+            dx[r * D + d] = accumulate ? dx[r * D + d] + g : g;
+        }
+    }
+}
+
+// logits → gradient of the mean cross-entropy in place; returns the mean loss. Column 0 (padding) takes no
+// part.
+static double softmax_loss(float *logits, const int32_t *targets, int64_t B, int64_t N, float inv_temperature,
+                           double *row_losses) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < B; r++) {
+        float *z = logits + r * N, top = -INFINITY;
+        for (int64_t j = 1; j < N; j++) top = z[j] > top ? z[j] : top;
+        double total = 0;
+        for (int64_t j = 1; j < N; j++) {
+            float e = expf((z[j] - top) * inv_temperature);
+            total += e;
+            if (j == targets[r]) row_losses[r] = -(double)(z[j] - top) * inv_temperature;
+            z[j] = e;
+        }
+        row_losses[r] += log(total);
+        float scale = (float)(1.0 / total / (double)B) * inv_temperature;
+        z[0] = 0;
+        for (int64_t j = 1; j < N; j++) z[j] *= scale;
+        z[targets[r]] -= inv_temperature / (float)B;
+    }
+    double loss = 0;
+    for (int64_t r = 0; r < B; r++) loss += row_losses[r] / (double)B;
+    return loss;
+}
+
+// Loss of a batch, its gradient added up in `gradient` (overwritten).
+static dr_status batch_gradient(trainer *t, const dr_trm_query *queries, const int32_t *targets, int64_t B,
+                                dr_rng *rng, double *out_loss, float *gradient) {
+    dr_trm *trm = t->trm;
+    const dr_trm_config *c = &trm->config;
+    dr_backend *b = trm->backend;
+    int64_t N = (int64_t)c->n_items + 1, D = c->hidden, P = B * c->max_history, rows = 0;
+    memset(gradient, 0, (size_t)trm->n_params * sizeof(float));
+    gather_texts(t, queries, B, &rows);
+    DR_TRY(dr_trm_adapt(trm, &t->adaptor, rows, rng));
+    spread_query_texts(t, queries, B);
+    DR_TRY(dr_trm_batch_fill(trm, t->batch, queries, B, t->adaptor.y, t->slots));
+    DR_TRY(dr_trm_batch_forward(trm, t->batch, t->query_text, rng));
+    unit_rows(t->batch->fused, B, D, t->unit, t->norms);
+    unit_rows(trm->params + trm->items, N, D, t->item_unit, t->item_norms);
+    DR_TRY(b->ops->gemm(b, false, true, B, N, D, 1.0f, t->unit, t->item_unit, 0.0f, t->logits));
+    double *row_losses = NULL;
+    DR_TRY(dr_alloc(&row_losses, "losses", B, sizeof *row_losses));
+    *out_loss = softmax_loss(t->logits, targets, B, N, 1.0f / c->temperature, row_losses);
+    dr_free(row_losses);
+    DR_CHECK(isfinite(*out_loss), DR_ERR_NUMERIC, "retrieval training: the loss is %g", *out_loss);
+
+    DR_TRY(b->ops->gemm(b, false, false, B, D, N, 1.0f, t->logits, t->item_unit, 0.0f, t->dunit));
+    DR_TRY(b->ops->gemm(b, true, false, N, D, B, 1.0f, t->logits, t->unit, 0.0f, t->ditems));
+    unit_rows_backward(t->ditems, t->item_unit, t->item_norms, N, D, gradient + trm->items, true);
+    unit_rows_backward(t->dunit, t->unit, t->norms, B, D, t->dfused, false);
+    DR_TRY(dr_trm_batch_backward(trm, t->batch, t->dfused, gradient, t->dx_text, t->dquery));
+    memset(t->dadapted, 0, (size_t)(rows * D) * sizeof(float));
+    for (int64_t p = 0; p < P; p++) {
+        float *to = t->dadapted + (int64_t)t->slots[t->batch->ids[p]] * D;
+        for (int64_t d = 0; d < D; d++) to[d] += t->dx_text[p * D + d];
+    }
+    int64_t row = t->n_used;
+    for (int64_t q = 0; q < B; q++)
+        if (queries[q].text) memcpy(t->dadapted + row++ * D, t->dquery + q * D, (size_t)D * sizeof(float));
+    return dr_trm_adapt_backward(trm, &t->adaptor, t->dadapted, gradient);
+}
+
+dr_status dr_trm_loss(dr_trm *trm, const dr_trm_query *queries, const int32_t *targets, int64_t n,
+                      double *out_loss, float *gradient) {
+    trainer t;
+    DR_TRY(trainer_init(trm, n, &t));
+    dr_status status = batch_gradient(&t, queries, targets, n, NULL, out_loss, gradient);
+    trainer_reset(&t);
+    return status;
+}
+
+static void draw_weights(dr_trm *trm, uint64_t seed) {
+    for (int32_t i = 0; i < trm->n_tensors; i++) {
+        const trm_tensor *t = &trm->tensors[i];
+        int64_t n = 1;
+        for (int32_t d = 0; d < t->n_dims; d++) n *= t->shape[d];
+        float *values = trm->params + t->offset;
+        bool norm = strstr(t->name, "LayerNorm.weight") != NULL;
+        bool zero = strstr(t->name, "bias") || strstr(t->name, "w_gate") || strstr(t->name, "w_noise");
+        dr_rng rng = dr_rng_make(seed, 2000 + (uint64_t)i);
+        for (int64_t j = 0; j < n; j++)
+            values[j] = norm ? 1.0f : zero ? 0.0f : 0.02f * (float)dr_rng_normal(&rng);
+    }
+    memset(trm->params + trm->items, 0, (size_t)trm->config.hidden * sizeof(float)); // padding
+}
+
+// Title and categories of every item through the encoder.
+static dr_status encode_catalogue(dr_trm *trm, const dr_dataset *d) {
+    dr_buf text = {0};
+    dr_status status = DR_OK;
+    for (int32_t i = 1; i <= d->n_items && status == DR_OK; i++) {
+        dr_buf_clear(&text);
+        status = dr_buf_printf(&text, "%s, %s", d->titles[i], d->categories[i]);
+        const char *one = text.data;
+        if (status == DR_OK)
+            status = trm->encoder->ops->encode(trm->encoder, &one, 1,
+                                               trm->text + (int64_t)i * trm->config.text_dim);
+    }
+    dr_buf_reset(&text);
+    return status;
+}
+
+typedef struct train_sample {
+    int32_t user, position; // target is sequence[offset[user] + position]
+} train_sample;
+
+static dr_status list_samples(const dr_dataset *d, train_sample **out, int64_t *out_n) {
+    int64_t n = 0, at = 0;
+    for (int32_t u = 0; u < d->n_users; u++) {
+        int64_t length = d->offsets[u + 1] - d->offsets[u] - 2;
+        if (length > 1) n += length - 1;
+    }
+    DR_CHECK(n > 0, DR_ERR_ARGUMENT, "retrieval training: no user has two items before the held-out ones");
+    train_sample *samples = NULL;
+    DR_TRY(dr_alloc(&samples, "training samples", n, sizeof *samples));
+    for (int32_t u = 0; u < d->n_users; u++)
+        for (int64_t p = 1; p < d->offsets[u + 1] - d->offsets[u] - 2; p++)
+            samples[at++] = (train_sample){u, (int32_t)p};
+    *out = samples;
+    *out_n = n;
+    return DR_OK;
+}
+
+// A preference text as a policy would write it: some of the target's categories in any order, at times words
+// of its title.
+static dr_status write_preference(const dr_dataset *d, int32_t item, const dr_trm_train_options *o,
+                                  dr_rng *rng, dr_buf *out) {
+    const char *parts[32];
+    int32_t lengths[32], order[32], n = 0;
+    for (const char *at = d->categories[item]; *at && n < 32;) {
+        const char *comma = strstr(at, ", ");
+        lengths[n] = comma ? (int32_t)(comma - at) : (int32_t)strlen(at);
+        parts[n++] = at;
+        at = comma ? comma + 2 : at + strlen(at);
+    }
+    for (int32_t i = 0; i < n; i++) order[i] = i;
+    dr_rng_shuffle(rng, order, n);
+    const char *joint = dr_rng_float(rng) < 0.5f ? ", " : " ";
+    dr_buf_clear(out);
+    DR_TRY(dr_buf_text(out, ""));
+    for (int32_t i = 0; i < n; i++) {
+        bool keep = dr_rng_float(rng) >= o->word_dropout || (i + 1 == n && out->length == 0);
+        if (keep)
+            DR_TRY(
+                dr_buf_printf(out, "%s%.*s", out->length ? joint : "", lengths[order[i]], parts[order[i]]));
+    }
+    if (dr_rng_float(rng) >= o->title_words && n > 0) return DR_OK;
+    for (const char *at = d->titles[item]; *at;) {
+        const char *space = strchr(at, ' ');
+        int32_t length = space ? (int32_t)(space - at) : (int32_t)strlen(at);
+        if (dr_rng_float(rng) < 0.5f)
+            DR_TRY(dr_buf_printf(out, "%s%.*s", out->length ? " " : "", length, at));
+        at = space ? space + 1 : at + length;
+    }
+    return DR_OK;
+}
+
+typedef struct batch_input {
+    dr_trm_query *queries;
+    int32_t *targets;
+    float *texts; // (B, X)
+} batch_input;
+
+static dr_status make_batch(const dr_trm *trm, const dr_dataset *d, const train_sample *samples, int64_t B,
+                            const dr_trm_train_options *o, dr_rng *rng, dr_buf *text, batch_input *in) {
+    int64_t X = trm->config.text_dim;
+    for (int64_t q = 0; q < B; q++) {
+        const int32_t *sequence = d->sequence + d->offsets[samples[q].user];
+        in->queries[q] = (dr_trm_query){.history = sequence, .n_history = samples[q].position};
+        in->targets[q] = sequence[samples[q].position];
+        if (!trm->encoder || dr_rng_float(rng) < o->text_dropout) continue;
+        DR_TRY(write_preference(d, in->targets[q], o, rng, text));
+        const char *one = text->data;
+        DR_TRY(trm->encoder->ops->encode(trm->encoder, &one, 1, in->texts + q * X));
+        in->queries[q].text = in->texts + q * X;
+    }
+    return DR_OK;
+}
+
+// Validation Recall@10 and NDCG@10 without text, items of the history left out.
+static dr_status validate(dr_trm *trm, const dr_dataset *d, double *out_recall, double *out_ndcg) {
+    DR_TRY(dr_trm_prepare_serving(trm));
+    dr_trm_query queries[EVAL_CHUNK];
+    int32_t targets[EVAL_CHUNK];
+    dr_hit *hits = NULL;
+    int64_t total = 0;
+    int32_t k = trm->config.n_items > 10 ? 10 : 1, n = 0;
+    double recall = 0, ndcg = 0;
+    DR_TRY(dr_alloc(&hits, "validation hits", (int64_t)EVAL_CHUNK * k, sizeof *hits));
+    dr_status status = DR_OK;
+    for (int32_t u = 0; u < d->n_users && status == DR_OK; u++) {
+        dr_example e;
+        if (dr_dataset_example(d, u, DR_SPLIT_VALID, &e)) {
+            queries[n] = (dr_trm_query){e.history, e.n_history, NULL};
+            targets[n++] = e.target;
+        }
+        if (n < EVAL_CHUNK && u + 1 < d->n_users) continue;
+        if (n > 0) status = dr_trm_top_k(trm, queries, n, k, true, hits);
+        for (int32_t q = 0; q < n && status == DR_OK; q++)
+            for (int32_t i = 0; i < k; i++)
+                if (hits[q * k + i].item == targets[q]) {
+                    recall += 1;
+                    ndcg += dr_ndcg_at(i, k);
+                }
+        total += n;
+        n = 0;
+    }
+    dr_free(hits);
+    *out_recall = total ? recall / (double)total : 0;
+    *out_ndcg = total ? ndcg / (double)total : 0;
+    return status;
+}
+
+typedef struct training {
+    trainer t;
+    train_sample *samples;
+    int64_t n_samples;
+    batch_input in;
+    dr_buf text;
+    float *gradient, *m, *v, *best;
+    int64_t updates;
+} training;
+
+static dr_status train_epoch(training *w, dr_trm *trm, const dr_dataset *d, const dr_trm_train_options *o,
+                             int32_t epoch, double *out_loss) {
+    dr_backend *b = trm->backend;
+    dr_rng order = dr_rng_make(o->seed, 3000 + (uint64_t)epoch);
+    for (int64_t i = w->n_samples - 1; i > 0; i--) {
+        int64_t j = (int64_t)dr_rng_below(&order, (uint32_t)(i + 1));
+        train_sample kept = w->samples[i];
+        w->samples[i] = w->samples[j];
+        w->samples[j] = kept;
+    }
+    int64_t total =
+        o->samples_per_epoch > 0 && o->samples_per_epoch < w->n_samples ? o->samples_per_epoch : w->n_samples;
+    double sum = 0;
+    for (int64_t at = 0; at < total; at += o->batch) {
+        int64_t B = total - at < o->batch ? total - at : o->batch;
+        dr_rng rng = dr_rng_make(o->seed, 1000000 + (uint64_t)w->updates);
+        DR_TRY(make_batch(trm, d, w->samples + at, B, o, &rng, &w->text, &w->in));
+        double loss = 0;
+        DR_TRY(batch_gradient(&w->t, w->in.queries, w->in.targets, B, &rng, &loss, w->gradient));
+        dr_adamw_settings settings = {o->learning_rate, 0.9f, 0.999f, 1e-8f, o->weight_decay, ++w->updates};
+        b->ops->adamw(b, trm->params, w->gradient, w->m, w->v, trm->n_params, 1.0f, &settings);
+        DR_TRY(dr_trm_weights_changed(trm));
+        sum += loss * (double)B;
+        if (o->on_batch) o->on_batch(o->context, at + B, total);
+    }
+    *out_loss = sum / (double)total;
+    return DR_OK;
+}
+
+static dr_status train_all(training *w, dr_trm *trm, const dr_dataset *d, const dr_trm_train_options *o) {
+    double best = -1;
+    int32_t since = 0;
+    for (int32_t epoch = 0; epoch < o->max_epochs && since < o->patience; epoch++) {
+        double start = dr_clock_seconds(), loss = 0, recall = 0, ndcg = 0;
+        DR_TRY(train_epoch(w, trm, d, o, epoch, &loss));
+        DR_TRY(validate(trm, d, &recall, &ndcg));
+        bool is_best = ndcg > best;
+        if (is_best) {
+            best = ndcg;
+            since = 0;
+            memcpy(w->best, trm->params, (size_t)trm->n_params * sizeof(float));
+        } else {
+            since++;
+        }
+        if (o->on_epoch)
+            o->on_epoch(o->context, epoch + 1, loss, recall, ndcg, dr_clock_seconds() - start, is_best);
+    }
+    memcpy(trm->params, w->best, (size_t)trm->n_params * sizeof(float));
+    return dr_trm_prepare_serving(trm);
+}
+
+static dr_status training_init(training *w, dr_trm *trm, const dr_dataset *d, const dr_trm_train_options *o) {
+    int64_t n = trm->n_params;
+    DR_TRY(trainer_init(trm, o->batch, &w->t));
+    DR_TRY(list_samples(d, &w->samples, &w->n_samples));
+    DR_TRY(dr_alloc(&w->in.queries, "batch requests", o->batch, sizeof *w->in.queries));
+    DR_TRY(dr_alloc(&w->in.targets, "batch targets", o->batch, sizeof *w->in.targets));
+    DR_TRY(dr_alloc(&w->in.texts, "batch texts", (int64_t)o->batch * trm->config.text_dim, sizeof(float)));
+    DR_TRY(dr_alloc(&w->gradient, "retrieval gradient", n, sizeof(float)));
+    DR_TRY(dr_alloc(&w->m, "first moments", n, sizeof(float)));
+    DR_TRY(dr_alloc(&w->v, "second moments", n, sizeof(float)));
+    return dr_alloc(&w->best, "best weights", n, sizeof(float));
+}
+
+static void training_reset(training *w) {
+    trainer_reset(&w->t);
+    dr_free(w->samples);
+    dr_free(w->in.queries);
+    dr_free(w->in.targets);
+    dr_free(w->in.texts);
+    dr_buf_reset(&w->text);
+    dr_free(w->gradient);
+    dr_free(w->m);
+    dr_free(w->v);
+    dr_free(w->best);
+}
+
+dr_status dr_trm_train(dr_backend *backend, const dr_dataset *dataset, const dr_trm_train_options *options,
+                       dr_trm **out_trm) {
+    dr_trm_config config = options->config;
+    config.n_items = dataset->n_items;
+    dr_trm *trm = NULL;
+    training w = {0};
+    DR_CHECK(options->batch > 0 && options->max_epochs > 0 && options->patience > 0, DR_ERR_ARGUMENT,
+             "retrieval training: batch %d, epochs %d and patience %d must be positive", options->batch,
+             options->max_epochs, options->patience);
+    DR_TRY(dr_trm_allocate(backend, &config, &trm));
+    draw_weights(trm, options->seed);
+    dr_status status = trm->encoder ? encode_catalogue(trm, dataset) : DR_OK;
+    if (status == DR_OK) status = dr_trm_weights_changed(trm);
+    if (status == DR_OK) status = training_init(&w, trm, dataset, options);
+    if (status == DR_OK) status = train_all(&w, trm, dataset, options);
+    training_reset(&w);
+    if (status != DR_OK) {
+        dr_trm_destroy(trm);
+        return status;
+    }
+    *out_trm = trm;
+    return DR_OK;
+}

@@ -1,0 +1,49 @@
+// Training of the retrieval model: full-softmax cross-entropy on cosine / temperature over every position of
+// the training part, with preference texts made from the target, dropped often enough that it also ranks well
+// without one.
+#ifndef DR_CORE_REC_TRM_TRAIN_H
+#define DR_CORE_REC_TRM_TRAIN_H
+
+#include "core/rec/trm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dr_trm_train_options {
+    dr_trm_config config; // n_items is taken from the data set
+    int32_t max_epochs, batch, patience;
+    int64_t samples_per_epoch; // at most; 0: every position
+    float learning_rate, weight_decay;
+    float text_dropout; // share of samples without a preference text
+    float word_dropout; // of each category name
+    float title_words;  // share of texts that also carry words of the target's title
+    uint64_t seed;
+    // After each epoch: mean loss, validation Recall@10 and NDCG@10 (no text), seconds. NULL: silent.
+    void (*on_epoch)(void *context, int32_t epoch, double loss, double recall, double ndcg, double seconds,
+                     bool is_best);
+    void (*on_batch)(void *context, int64_t done, int64_t total);
+    void *context;
+} dr_trm_train_options;
+
+dr_trm_train_options dr_trm_train_defaults(void);
+
+// Trains from fresh weights and returns the model of the best validation NDCG@10, ready to serve. Same seed,
+// same bits.
+dr_status dr_trm_train(dr_backend *backend, const dr_dataset *dataset, const dr_trm_train_options *options,
+                       dr_trm **out_trm);
+
+// Loss and gradient of one batch of requests without dropout and noise: what the goldens and finite
+// differences check. texts: one row (text_dim) a request through dr_trm_query.text. gradient has
+// dr_trm_n_params floats and is overwritten.
+dr_status dr_trm_loss(dr_trm *trm, const dr_trm_query *queries, const int32_t *targets, int64_t n,
+                      double *out_loss, float *gradient);
+int64_t dr_trm_n_params(const dr_trm *trm);
+float *dr_trm_params(dr_trm *trm);
+// Offset and size of a named parameter in the flat buffer; false when there is none.
+bool dr_trm_find_param(const dr_trm *trm, const char *name, int64_t *out_offset, int64_t *out_count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
