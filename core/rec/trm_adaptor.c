@@ -87,7 +87,10 @@ dr_status dr_trm_adapt(dr_trm *trm, trm_adaptor *a, int64_t rows, dr_rng *rng) {
     a->rows = rows;
     if (rows == 0) return DR_OK;
     DR_TRY(b->ops->gemm(b, false, false, rows, E, X, 1.0f, a->x, trm->params + trm->gate, 0.0f, a->gate));
-    if (rng) DR_TRY(disturb(trm, a, rows, rng));
+    if (rng)
+        DR_TRY(disturb(trm, a, rows, rng));
+    else if (a->x_dropped != a->x) // a training pass without noise still needs its input for the backward
+        memcpy(a->x_dropped, a->x, (size_t)(rows * X) * sizeof(float));
     DR_TRY(b->ops->linear_forward(b, trm->w_experts, rng ? a->x_dropped : a->x, rows, NULL, a->z));
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < rows; r++) {

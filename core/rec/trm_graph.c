@@ -66,7 +66,7 @@ dr_status dr_trm_batch_create(const dr_trm *trm, int64_t capacity, bool trains, 
         trm_layer_pass *p = &b->layers[l];
         bool is_last = l + 1 == c->n_layers;
         int64_t Q = is_last ? capacity : P, Lq = is_last ? 1 : L;
-        p->x = l == 0 ? b->normed : NULL;
+        if (l == 0) p->x = b->normed; // the others were made by the layer before
         struct {
             float **pointer;
             int64_t count;
