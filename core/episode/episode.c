@@ -37,13 +37,24 @@ static void stop(dr_episode *e, dr_stop why) {
     e->state = DR_EPISODE_DONE;
 }
 
+// Room for a usual turn's text.
+static dr_status reserve_text(dr_buf *text) {
+    static const char blank[4096];
+    if (text->capacity > sizeof blank) return DR_OK;
+    dr_buf_clear(text);
+    return dr_buf_append(text, blank, sizeof blank);
+}
+
 dr_status dr_episode_begin(dr_episode *e, const dr_episode_rules *rules, const int32_t *prompt,
                            int32_t n_prompt) {
-    enum { USUAL_TURN = 256 };
-    int32_t room = n_prompt + USUAL_TURN;
+    enum { USUAL_TOKENS = 1024 }; // room made now, so that most episodes never grow while they decode
+    int32_t room = n_prompt + USUAL_TOKENS, most = rules->protocol.max_total_tokens;
     DR_CHECK(n_prompt >= 1, DR_ERR_ARGUMENT, "an episode needs a prompt of at least one token");
     dr_trajectory_reset(&e->trajectory);
+    if (room > most && most > n_prompt) room = most;
     DR_TRY(dr_trajectory_reserve(&e->trajectory, room));
+    DR_TRY(reserve_text(&e->turn_text));
+    DR_TRY(reserve_text(&e->preference));
     DR_TRY(dr_trajectory_append(&e->trajectory, prompt, n_prompt, DR_FROM_PROMPT, 0, NULL, NULL));
     begin_turn(e, 0);
     if (n_prompt >= rules->protocol.max_total_tokens) stop(e, DR_STOP_TOTAL_CAP);

@@ -1,0 +1,509 @@
+// The rollout engine: episodes stop as the protocol says, and what comes out depends on weights, template and
+// draw keys only, never on the batch, the order of requests, the size of the cache, or who asked for which
+// samples. labels: cpu
+#include "tests/check.h"
+
+#include <string.h>
+
+#include "core/base/log.h"
+#include "core/episode/episode.h"
+#include "core/episode/rollout.h"
+#include "tests/tiny_catalogue.h"
+#include "tests/tiny_policy.h"
+#include "tests/tiny_trm.h"
+
+enum { PROMPTS = 4, SAMPLES = 6 };
+
+static dr_dataset data;
+static dr_backend *backend;
+static dr_tokenizer *tokenizer;
+static dr_lm *lm;
+static dr_trm *trm;
+static dr_template *compact;
+
+static int setup(void **state) {
+    (void)state;
+    data = tiny_catalogue();
+    if (dr_backend_cpu_create(DR_FP32, 1, &backend) != DR_OK) return -1;
+    if (tiny_tokenizer(&tokenizer) != DR_OK || tiny_policy(backend, tokenizer, &lm) != DR_OK) return -1;
+    if (tiny_trm(backend, &data, &trm) != DR_OK) return -1;
+    return dr_template_load("compact", &compact) == DR_OK ? 0 : -1;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    dr_template_destroy(compact);
+    dr_trm_destroy(trm);
+    dr_lm_destroy(lm);
+    dr_tokenizer_destroy(tokenizer);
+    dr_backend_cpu_destroy(backend);
+    tiny_catalogue_reset(&data);
+    return 0;
+}
+
+static dr_rollout_parts usual_parts(void) {
+    return (dr_rollout_parts){.lm = lm,
+                              .tokenizer = tokenizer,
+                              .trm = trm,
+                              .dataset = &data,
+                              .prompt_template = compact,
+                              .protocol = {.k = 10,
+                                           .k_retrieve = 4,
+                                           .max_retrievals = 3,
+                                           .max_turn_tokens = 40,
+                                           .max_total_tokens = 420,
+                                           .exclude_history = true},
+                              .max_live = 8,
+                              .prefill_tokens = 64};
+}
+
+static dr_rollout_request request_of(int prompt, int first, int n) {
+    dr_example example;
+    assert_true(dr_dataset_example(&data, prompt, DR_SPLIT_TEST, &example));
+    return (dr_rollout_request){.seed = 99,
+                                .step = 7,
+                                .prompt = (uint32_t)prompt,
+                                .first_sample = first,
+                                .n_samples = n,
+                                .user = prompt,
+                                .target = example.target,
+                                .history = example.history,
+                                .n_history = example.n_history,
+                                .sampling = {1.0f, 1.0f}};
+}
+
+// Trajectories by prompt and sample, as their wire bytes: equal bytes are equal bits.
+typedef struct outcome {
+    dr_buf bytes[PROMPTS][SAMPLES];
+    int32_t n;
+    dr_rollout_stats stats;
+} outcome;
+
+static void outcome_reset(outcome *o) {
+    for (int p = 0; p < PROMPTS; p++)
+        for (int s = 0; s < SAMPLES; s++) dr_buf_reset(&o->bytes[p][s]);
+    memset(o, 0, sizeof *o);
+}
+
+static void drain(dr_rollout *rollout, outcome *o) {
+    dr_trajectory t;
+    while (dr_rollout_take(rollout, &t)) {
+        assert_true(t.prompt < PROMPTS && t.sample < SAMPLES);
+        dr_buf *slot = &o->bytes[t.prompt][t.sample];
+        assert_int_equal(slot->length, 0); // once
+        check_ok(dr_trajectory_encode(&t, slot));
+        dr_trajectory_reset(&t);
+        o->n++;
+    }
+}
+
+static void run(const dr_rollout_parts *parts, const dr_rollout_request *requests, int n, outcome *o) {
+    dr_rollout *rollout = NULL;
+    check_ok(dr_rollout_create(parts, &rollout));
+    for (int i = 0; i < n; i++) check_ok(dr_rollout_submit(rollout, &requests[i]));
+    for (int ticks = 0; dr_rollout_pending(rollout) > 0; ticks++) {
+        assert_true(ticks < 100000);
+        check_ok(dr_rollout_tick(rollout));
+        drain(rollout, o);
+    }
+    check_ok(dr_rollout_tick(rollout)); // idle: nothing happens
+    dr_rollout_stats_get(rollout, &o->stats);
+    dr_rollout_destroy(rollout);
+}
+
+static void run_all(const dr_rollout_parts *parts, outcome *o) {
+    dr_rollout_request requests[PROMPTS];
+    for (int p = 0; p < PROMPTS; p++) requests[p] = request_of(p, 0, SAMPLES);
+    run(parts, requests, PROMPTS, o);
+    assert_int_equal(o->n, PROMPTS * SAMPLES);
+}
+
+static void check_equal(const outcome *a, const outcome *b, const char *what) {
+    for (int p = 0; p < PROMPTS; p++)
+        for (int s = 0; s < SAMPLES; s++) {
+            const dr_buf *x = &a->bytes[p][s], *y = &b->bytes[p][s];
+            if (x->length != y->length || memcmp(x->data, y->data, x->length) != 0)
+                fail_msg("%s: prompt %d sample %d differs", what, p, s);
+        }
+}
+
+static dr_trajectory decoded(const dr_buf *bytes) {
+    dr_trajectory t = {0};
+    check_ok(dr_trajectory_decode(bytes->data, bytes->length, &t));
+    return t;
+}
+
+// ---- what an episode looks like ----
+
+// Prompt and lists are the template's; each turn's sampled tokens end where the protocol says.
+static void check_episode(const dr_trajectory *t, const dr_protocol *protocol) {
+    dr_rendering scratch = {0};
+    int32_t *ids = NULL;
+    int64_t n = 0, capacity = 0;
+    dr_example example;
+    assert_true(dr_dataset_example(&data, t->user, DR_SPLIT_TEST, &example));
+    check_ok(dr_template_prompt_ids(compact, tokenizer, &data, example.history, example.n_history,
+                                    protocol->k, protocol->k_retrieve, &scratch, &ids, &n, &capacity));
+    assert_memory_equal(t->ids, ids, (size_t)n * 4);
+    int32_t at = (int32_t)n;
+    for (int32_t i = 0; i < at; i++) assert_int_equal(t->provenance[i], DR_FROM_PROMPT);
+    for (int32_t turn = 0; turn <= t->n_turns; turn++) {
+        int32_t begin = at;
+        while (at < t->n_tokens && t->provenance[at] == DR_FROM_POLICY) {
+            assert_int_equal(t->turn_of[at], turn);
+            assert_true(t->logprob[at] < 0 && t->logprob_kept[at] <= 0 &&
+                        t->logprob[at] <= t->logprob_kept[at]);
+            at++;
+        }
+        assert_true(at > begin);
+        assert_true(at - begin <= protocol->max_turn_tokens);
+        if (turn == t->n_turns) break;
+        const dr_turn *q = &t->turns[turn];
+        assert_int_equal(q->query_begin, begin);
+        assert_int_equal(q->query_end, at);
+        assert_int_equal(t->ids[at - 1], dr_tokenizer_special(tokenizer, DR_TAG_PREFERENCE_END));
+        assert_true(strlen(q->preference) > 0);
+        assert_int_equal(q->n_items, protocol->k_retrieve);
+        for (int32_t i = 0; i < q->n_items; i++) // left out as asked
+            for (int32_t j = 0; j < example.n_history; j++)
+                assert_int_not_equal(q->items[i], example.history[j]);
+        n = 0;
+        check_ok(dr_template_item_list_ids(compact, tokenizer, &data, q->items, q->n_items, &scratch, &ids,
+                                           &n, &capacity));
+        assert_memory_equal(t->ids + at, ids, (size_t)n * 4);
+        for (int64_t i = 0; i < n; i++) {
+            assert_int_equal(t->provenance[at + i], DR_FROM_TOOL);
+            assert_true(t->logprob[at + i] == 0);
+        }
+        at += (int32_t)n;
+    }
+    assert_int_equal(at, t->n_tokens);
+    assert_true(t->n_tokens <= protocol->max_total_tokens);
+    assert_true(t->n_turns <= protocol->max_retrievals);
+    dr_free(ids);
+    dr_rendering_reset(&scratch);
+}
+
+static void test_episodes(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    outcome o = {0};
+    int stops[8] = {0};
+    run_all(&parts, &o);
+    for (int p = 0; p < PROMPTS; p++)
+        for (int s = 0; s < SAMPLES; s++) {
+            dr_trajectory t = decoded(&o.bytes[p][s]);
+            check_episode(&t, &parts.protocol);
+            assert_true(t.seed == 99 && t.step == 7 && t.user == p && t.target > 0);
+            assert_true(t.policy_version == dr_lm_weight_version(lm));
+            int32_t last = t.ids[t.n_tokens - 1];
+            if (t.stop == DR_STOP_ANSWER)
+                assert_int_equal(last, dr_tokenizer_special(tokenizer, DR_TAG_ANSWER_END));
+            if (t.stop == DR_STOP_EOS)
+                assert_int_equal(last, dr_tokenizer_special(tokenizer, "<|endoftext|>"));
+            if (t.stop == DR_STOP_RETRIEVAL_CAP) assert_int_equal(t.n_turns, 3);
+            stops[t.stop]++;
+            dr_trajectory_reset(&t);
+        }
+    print_message(
+        "stops: answer %d, end %d, empty %d, turn cap %d, retrieval cap %d, total cap %d; %d retrievals\n",
+        stops[DR_STOP_ANSWER], stops[DR_STOP_EOS], stops[DR_STOP_EMPTY_QUERY], stops[DR_STOP_TURN_CAP],
+        stops[DR_STOP_RETRIEVAL_CAP], stops[DR_STOP_TOTAL_CAP], (int)o.stats.retrievals);
+    // the test means something only if the policy does all kinds of things
+    assert_true(stops[DR_STOP_ANSWER] > 0 && stops[DR_STOP_EOS] > 0 && stops[DR_STOP_EMPTY_QUERY] > 0);
+    assert_true(stops[DR_STOP_TURN_CAP] + stops[DR_STOP_RETRIEVAL_CAP] + stops[DR_STOP_TOTAL_CAP] > 0);
+    assert_int_equal(stops[DR_STOP_NONE], 0);
+    assert_true(o.stats.retrievals > 8 && o.stats.preemptions == 0);
+    outcome_reset(&o);
+}
+
+// ---- the same bits whatever the batch ----
+
+static void test_batching(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    outcome want = {0}, got = {0};
+    run_all(&parts, &want);
+    const struct { int32_t max_live, prefill_tokens; } sizes[] = {{1, 64}, {3, 7}, {24, 512}, {5, 1}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        parts.max_live = sizes[i].max_live;
+        parts.prefill_tokens = sizes[i].prefill_tokens;
+        run_all(&parts, &got);
+        check_equal(&want, &got, "batch size");
+        assert_int_equal(got.stats.sampled_tokens, want.stats.sampled_tokens);
+        assert_int_equal(got.stats.prompt_tokens, want.stats.prompt_tokens);
+        assert_int_equal(got.stats.tool_tokens, want.stats.tool_tokens);
+        outcome_reset(&got);
+    }
+    outcome_reset(&want);
+}
+
+static void test_few_pages(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    outcome want = {0}, got = {0};
+    run_all(&parts, &want);
+    parts.kv_pages = 420 / DR_KV_PAGE + 2; // one episode of the longest kind, for eight of them
+    run_all(&parts, &got);
+    check_equal(&want, &got, "few pages");
+    assert_true(got.stats.preemptions > 0);
+    assert_true(got.stats.decode_rows > want.stats.decode_rows);
+    outcome_reset(&got);
+    parts.kv_pages = 10;
+    dr_rollout *rollout = NULL;
+    check_error(dr_rollout_create(&parts, &rollout), DR_ERR_ARGUMENT, "10 cache pages");
+    outcome_reset(&want);
+}
+
+static void test_order_and_split(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    outcome want = {0}, got = {0};
+    run_all(&parts, &want);
+    dr_rollout_request requests[3 * PROMPTS];
+    for (int p = 0; p < PROMPTS; p++) requests[p] = request_of(PROMPTS - 1 - p, 0, SAMPLES);
+    run(&parts, requests, PROMPTS, &got);
+    check_equal(&want, &got, "other order");
+    outcome_reset(&got);
+    for (int p = 0; p < PROMPTS; p++) { // samples of a prompt in three requests, mixed with the others'
+        requests[p] = request_of(p, 4, 2);
+        requests[PROMPTS + p] = request_of(PROMPTS - 1 - p, 0, 1);
+        requests[2 * PROMPTS + p] = request_of(p, 1, 3);
+    }
+    run(&parts, requests, 3 * PROMPTS, &got);
+    assert_int_equal(got.n, PROMPTS * SAMPLES);
+    check_equal(&want, &got, "split requests");
+    outcome_reset(&got);
+    for (int p = 0; p < PROMPTS; p++) { // replay of single samples, each in a fresh engine
+        dr_rollout_request one = request_of(p, p, 1);
+        run(&parts, &one, 1, &got);
+        assert_int_equal(got.bytes[p][p].length, want.bytes[p][p].length);
+        assert_memory_equal(got.bytes[p][p].data, want.bytes[p][p].data, want.bytes[p][p].length);
+        outcome_reset(&got);
+    }
+    outcome_reset(&want);
+}
+
+// Requests that come while others run.
+static void test_late_requests(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    outcome want = {0}, got = {0};
+    run_all(&parts, &want);
+    dr_rollout *rollout = NULL;
+    check_ok(dr_rollout_create(&parts, &rollout));
+    for (int p = 0; p < PROMPTS; p++) {
+        dr_rollout_request q = request_of(p, 0, SAMPLES);
+        check_ok(dr_rollout_submit(rollout, &q));
+        for (int i = 0; i < 5; i++) check_ok(dr_rollout_tick(rollout));
+        if (p % 2) drain(rollout, &got);
+    }
+    while (dr_rollout_pending(rollout) > 0) {
+        check_ok(dr_rollout_tick(rollout));
+        drain(rollout, &got);
+    }
+    check_equal(&want, &got, "late requests");
+    dr_rollout_destroy(rollout);
+    outcome_reset(&want);
+    outcome_reset(&got);
+}
+
+static void test_keys_and_sampling(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    outcome want = {0}, got = {0};
+    run_all(&parts, &want);
+    int same = 0;
+    dr_rollout_request q = request_of(0, 0, SAMPLES);
+    q.step = 8; // another step: other draws
+    run(&parts, &q, 1, &got);
+    for (int s = 0; s < SAMPLES; s++) {
+        dr_trajectory a = decoded(&want.bytes[0][s]), b = decoded(&got.bytes[0][s]);
+        same += a.n_tokens == b.n_tokens && memcmp(a.ids, b.ids, (size_t)a.n_tokens * 4) == 0;
+        dr_trajectory_reset(&a);
+        dr_trajectory_reset(&b);
+    }
+    assert_true(same < SAMPLES);
+    outcome_reset(&got);
+    q = request_of(0, 0, SAMPLES);
+    q.sampling = (dr_sampling){0.0f, 1.0f}; // greedy: all samples agree
+    run(&parts, &q, 1, &got);
+    dr_trajectory first = decoded(&got.bytes[0][0]);
+    for (int s = 1; s < SAMPLES; s++) {
+        dr_trajectory t = decoded(&got.bytes[0][s]);
+        assert_int_equal(t.n_tokens, first.n_tokens);
+        assert_memory_equal(t.ids, first.ids, (size_t)t.n_tokens * 4);
+        dr_trajectory_reset(&t);
+    }
+    dr_trajectory_reset(&first);
+    outcome_reset(&got);
+    outcome_reset(&want);
+}
+
+// A vocabulary that does not know the tags: they are found in the bytes of many tokens.
+static void test_plain_text_tags(void **state) {
+    (void)state;
+    dr_tokenizer *plain = NULL;
+    const char *texts[] = {"abc <|begin_of_preference|>x<|end_of_preference|> abc <|end_of_preference|>\n"};
+    check_ok(dr_tokenizer_train(texts, 1, 300, NULL, 0, &plain));
+    dr_episode_rules rules = {plain, compact, &data, usual_parts().protocol, {0}};
+    dr_episode_rules_eos(&rules, -1);
+    dr_episode e = {0};
+    const int32_t prompt = 1;
+    check_ok(dr_episode_begin(&e, &rules, &prompt, 1));
+    int32_t *ids = NULL;
+    int64_t n = 0, capacity = 0;
+    const char *text = "a " DR_TAG_PREFERENCE " war \"films\" " DR_TAG_PREFERENCE_END;
+    check_ok(dr_tokenizer_encode(plain, text, strlen(text), true, &ids, &n, &capacity));
+    assert_true(n > 3);
+    for (int64_t i = 0; i < n; i++) {
+        assert_int_equal(e.state, DR_EPISODE_RUNNING);
+        check_ok(dr_episode_token(&e, &rules, &(dr_sampled){.id = ids[i], .logprob = -1}));
+    }
+    assert_int_equal(e.state, DR_EPISODE_ASKS);
+    assert_string_equal(e.preference.data, "war films");
+    dr_episode_scratch scratch = {0};
+    const float embedding[2] = {1, 0};
+    const int32_t items[2] = {3, 23};
+    check_ok(dr_episode_items(&e, &rules, embedding, 2, items, 2, &scratch));
+    assert_int_equal(e.state, DR_EPISODE_RUNNING);
+    assert_int_equal(e.trajectory.n_turns, 1);
+    assert_int_equal(dr_episode_draw_key(&e).turn, 1);
+    assert_int_equal(dr_episode_draw_key(&e).position, 0);
+    dr_completion c = {0};
+    check_ok(dr_completion_from_trajectory(plain, &e.trajectory, &c));
+    assert_int_equal(c.n_segments, 2);
+    assert_false(c.segments[0].from_tool);
+    assert_int_equal(c.segments[0].length, strlen(text));
+    assert_memory_equal(c.segments[0].text, text, strlen(text));
+    assert_true(c.segments[1].from_tool);
+    const char *list = "\n\n<|begin_of_item_list|>\n1. Blue Moon\n2. Last <think>\n<|end_of_item_list|>\n\n";
+    assert_int_equal(c.segments[1].length, strlen(list));
+    assert_memory_equal(c.segments[1].text, list, strlen(list));
+    dr_completion_reset(&c);
+    dr_episode_scratch_reset(&scratch);
+    dr_episode_reset(&e);
+    dr_free(ids);
+    dr_tokenizer_destroy(plain);
+}
+
+// ---- caps and refusals ----
+
+// Runs all with these caps; every episode must have `tokens` tokens behind its prompt, and some must stop for
+// `why`.
+static void check_caps(const dr_rollout_parts *parts, int32_t tokens, dr_stop why) {
+    outcome o = {0};
+    int found = 0;
+    run_all(parts, &o);
+    for (int p = 0; p < PROMPTS; p++)
+        for (int s = 0; s < SAMPLES; s++) {
+            dr_trajectory t = decoded(&o.bytes[p][s]);
+            assert_int_equal(dr_trajectory_sampled_count(&t), tokens);
+            assert_int_equal(dr_trajectory_trains(&t), tokens > 0 && t.stop != DR_STOP_TOTAL_CAP);
+            found += t.stop == why;
+            dr_trajectory_reset(&t);
+        }
+    assert_true(found > 0);
+    outcome_reset(&o);
+}
+
+static void test_caps(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    parts.protocol.max_total_tokens = 1; // the prompts alone are too long
+    check_caps(&parts, 0, DR_STOP_TOTAL_CAP);
+    parts = usual_parts();
+    parts.protocol.max_turn_tokens = 1;
+    check_caps(&parts, 1, DR_STOP_TURN_CAP);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    dr_rollout *rollout = NULL;
+    check_ok(dr_rollout_create(&parts, &rollout));
+    dr_rollout_request q = request_of(0, 0, 1);
+    q.n_history = 0;
+    check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "empty history");
+    q = request_of(0, 65536, 1);
+    check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "samples 65536");
+    q = request_of(0, 0, 0);
+    check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "samples");
+    q = request_of(0, 0, 1);
+    q.sampling.top_p = 0;
+    check_error(dr_rollout_submit(rollout, &q), DR_ERR_ARGUMENT, "top-p");
+    const int32_t wrong[] = {1, 25};
+    q = request_of(0, 0, 1);
+    q.history = wrong;
+    q.n_history = 2;
+    check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "item 25");
+    int32_t most[TINY_ITEMS - 3];
+    for (int i = 0; i < TINY_ITEMS - 3; i++) most[i] = i + 1;
+    q.history = most;
+    q.n_history = TINY_ITEMS - 3;
+    check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "3 items are left");
+    assert_int_equal(dr_rollout_pending(rollout), 0);
+    // weights must not change under live episodes
+    q = request_of(0, 0, 1);
+    check_ok(dr_rollout_submit(rollout, &q));
+    check_ok(dr_rollout_tick(rollout));
+    check_ok(dr_lm_weights_changed(lm));
+    check_error(dr_rollout_tick(rollout), DR_ERR_ARGUMENT, "weights changed");
+    dr_rollout_destroy(rollout); // with an episode in it
+    parts.max_live = 0;
+    check_error(dr_rollout_create(&parts, &rollout), DR_ERR_ARGUMENT, "max_live 0");
+    dr_rollout_destroy(NULL);
+}
+
+// One round of all requests; counts the ticks that only decode, and the allocations made in those.
+static void run_round(dr_rollout *rollout, int *out_quiet, int64_t *out_allocations) {
+    outcome o = {0};
+    bool begins = true; // after an episode has finished, the next one begins
+    *out_quiet = 0;
+    *out_allocations = 0;
+    for (int p = 0; p < PROMPTS; p++) {
+        dr_rollout_request q = request_of(p, 0, SAMPLES);
+        check_ok(dr_rollout_submit(rollout, &q));
+    }
+    while (dr_rollout_pending(rollout) > 0) {
+        dr_rollout_stats before, after;
+        int64_t calls = dr_alloc_calls();
+        dr_rollout_stats_get(rollout, &before);
+        int32_t n = o.n;
+        check_ok(dr_rollout_tick(rollout));
+        calls = dr_alloc_calls() - calls;
+        dr_rollout_stats_get(rollout, &after);
+        drain(rollout, &o);
+        bool decodes = !begins && o.n == n && after.retrievals == before.retrievals;
+        begins = o.n != n || after.prompt_tokens != before.prompt_tokens;
+        if (!decodes || begins) continue;
+        ++*out_quiet;
+        *out_allocations += calls;
+    }
+    outcome_reset(&o);
+}
+
+// Decoding allocates nothing once the buffers have their size: only beginning, retrieving and finishing do.
+static void test_no_allocation(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    dr_rollout *rollout = NULL;
+    int quiet = 0;
+    int64_t allocations = -1;
+    check_ok(dr_rollout_create(&parts, &rollout));
+    for (int round = 0; round < 6; round++) run_round(rollout, &quiet, &allocations);
+    assert_true(quiet > 5);
+    assert_int_equal(allocations, 0);
+    dr_rollout_destroy(rollout);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_episodes),        cmocka_unit_test(test_batching),
+        cmocka_unit_test(test_few_pages),       cmocka_unit_test(test_order_and_split),
+        cmocka_unit_test(test_late_requests),   cmocka_unit_test(test_keys_and_sampling),
+        cmocka_unit_test(test_plain_text_tags), cmocka_unit_test(test_caps),
+        cmocka_unit_test(test_no_allocation),   cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
