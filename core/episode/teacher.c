@@ -10,6 +10,31 @@
 
 enum { MOST_CATEGORIES = 64, LONGEST_WORD = 48, LONGEST_PREFERENCE = 160 };
 
+// Every fixed phrase; the parts below point into this list, so that a tokenizer trained on it has seen them
+// all.
+static const char *const phrases[] = {"Likes ",
+                                      "Mostly ",
+                                      "Often ",
+                                      "A mixed taste.\n",
+                                      " and ",
+                                      ", lately ",
+                                      ".\n",
+                                      "Another side of it.\n",
+                                      "Now something else.\n",
+                                      "One more look.\n",
+                                      "The best of each list first.",
+                                      "First places first, list by list.",
+                                      "The first ones fit best.",
+                                      "In the order found.",
+                                      "something alike",
+                                      NULL};
+static const char *const *const starts = phrases, *const *const bridges = phrases + 7,
+                                *const *const many = phrases + 10, *const *const one = phrases + 12;
+
+const char *const *dr_teacher_phrases(void) {
+    return phrases;
+}
+
 struct dr_teacher {
     dr_episode_rules rules;
     dr_trm *trm;
@@ -179,7 +204,7 @@ static dr_status draw_preference(const dr_teacher *t, const int32_t *history, in
         DR_TRY(dr_buf_printf(out, "%s%ds", out->length ? " " : "", title_year(d->titles[item]) / 10 * 10));
     if (with_word && extra.length > 0)
         DR_TRY(dr_buf_printf(out, "%s%.*s", out->length ? " " : "", (int)extra.length, extra.text));
-    return out->length > 0 ? DR_OK : dr_buf_text(out, "something alike");
+    return out->length > 0 ? DR_OK : dr_buf_text(out, phrases[14]);
 }
 
 // The m preferences of a trajectory, different from each other where the history allows it.
@@ -250,26 +275,23 @@ static int top_categories(const dr_teacher *t, const int32_t *history, int32_t n
 }
 
 static dr_status put_opening(dr_teacher *t, const int32_t *history, int32_t n, dr_rng *rng) {
-    static const char *const starts[] = {"Likes ", "Mostly ", "Often "};
     word top[2], latest;
     int count = top_categories(t, history, n, top, &latest);
     const char *start = starts[dr_rng_below(rng, 3)];
-    if (count == 0) return dr_rendering_own(&t->turn, "A mixed taste.\n");
+    if (count == 0) return dr_rendering_own(&t->turn, phrases[3]);
     DR_TRY(dr_rendering_own(&t->turn, start));
     DR_TRY(put_word(&t->turn, top[0]));
     if (count > 1) {
-        DR_TRY(dr_rendering_own(&t->turn, " and "));
+        DR_TRY(dr_rendering_own(&t->turn, phrases[4]));
         DR_TRY(put_word(&t->turn, top[1]));
     }
-    DR_TRY(dr_rendering_own(&t->turn, ", lately "));
+    DR_TRY(dr_rendering_own(&t->turn, phrases[5]));
     DR_TRY(put_word(&t->turn, latest));
-    return dr_rendering_own(&t->turn, ".\n");
+    return dr_rendering_own(&t->turn, phrases[6]);
 }
 
 static dr_status put_query(dr_teacher *t, const plan *p, int turn, const int32_t *history, int32_t n,
                            dr_rng *rng) {
-    static const char *const bridges[] = {"Another side of it.\n", "Now something else.\n",
-                                          "One more look.\n"};
     const char *bridge = bridges[dr_rng_below(rng, 3)];
     dr_rendering_clear(&t->turn);
     if (turn == 0)
@@ -306,8 +328,6 @@ static dr_status merge_lists(dr_teacher *t, int m, const int32_t *history, int32
 }
 
 static dr_status put_ranking(dr_teacher *t, int m, dr_rng *rng) {
-    static const char *const many[] = {"The best of each list first.", "First places first, list by list."};
-    static const char *const one[] = {"The first ones fit best.", "In the order found."};
     uint32_t pick = dr_rng_below(rng, 2);
     dr_rendering_clear(&t->turn);
     DR_TRY(dr_rendering_own(&t->turn, m > 1 ? many[pick] : one[pick]));

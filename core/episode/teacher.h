@@ -26,6 +26,9 @@ typedef struct dr_teacher_settings {
 } dr_teacher_settings;
 dr_teacher_settings dr_teacher_defaults(void); // 0.25 0.45 0.30, 0.4, 0.2, 0.15, 0.85
 
+// The teacher's fixed phrases, NULL-terminated: what a fresh tokenizer should know.
+const char *const *dr_teacher_phrases(void);
+
 typedef struct dr_teacher dr_teacher;
 // rules is copied; its parts and the trm are borrowed.
 dr_status dr_teacher_create(const dr_episode_rules *rules, dr_trm *trm, const dr_teacher_settings *settings,

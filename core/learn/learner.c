@@ -1,0 +1,154 @@
+// Packing and the losses. Trajectories go into micro-batches in the order they come, so the sum's order is
+// fixed.
+#include "core/learn/learner.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+
+struct dr_learner {
+    dr_lm *lm, *reference;
+    int64_t pack_tokens, capacity;
+    dr_lm_workspace *workspace, *reference_workspace;
+    int32_t *ids, *cu_seqlens, *rows, *targets;
+    int32_t *item_of; // [rows] which trajectory of the pack
+    float *stored;    // [rows] log-probability at sampling
+    float *logprob, *entropy, *reference_logprob, *ignored, *dlogprob;
+};
+
+void dr_learn_stats_add(dr_learn_stats *sum, const dr_learn_stats *part) {
+    sum->tokens += part->tokens;
+    sum->run_tokens += part->run_tokens;
+    sum->loss += part->loss;
+    sum->entropy += part->entropy;
+    sum->ratio += part->ratio;
+    sum->clipped += part->clipped;
+    sum->kl += part->kl;
+    sum->logprob_gap += part->logprob_gap;
+    if (part->largest_gap > sum->largest_gap) sum->largest_gap = part->largest_gap;
+}
+
+dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, int64_t longest,
+                            dr_learner **out_learner) {
+    dr_learner *l = NULL;
+    int64_t n = pack_tokens > longest ? pack_tokens : longest;
+    DR_TRY(dr_alloc(&l, "learner", 1, sizeof *l));
+    l->lm = lm;
+    l->reference = reference;
+    l->pack_tokens = pack_tokens;
+    l->capacity = n;
+    int32_t **whole[] = {&l->ids, &l->cu_seqlens, &l->rows, &l->targets, &l->item_of};
+    float **real[] = {&l->stored, &l->logprob, &l->entropy, &l->reference_logprob, &l->ignored, &l->dlogprob};
+    dr_status status = dr_lm_workspace_create(lm, n, &l->workspace);
+    if (status == DR_OK && reference) status = dr_lm_workspace_create(reference, n, &l->reference_workspace);
+    for (size_t i = 0; i < sizeof whole / sizeof *whole && status == DR_OK; i++)
+        status = dr_alloc(whole[i], "micro-batch", n + 1, sizeof(int32_t));
+    for (size_t i = 0; i < sizeof real / sizeof *real && status == DR_OK; i++)
+        status = dr_alloc(real[i], "micro-batch", n, sizeof(float));
+    if (status != DR_OK) {
+        dr_learner_destroy(l);
+        return status;
+    }
+    *out_learner = l;
+    return DR_OK;
+}
+
+void dr_learner_destroy(dr_learner *l) {
+    if (!l) return;
+    dr_lm_workspace_destroy(l->workspace);
+    dr_lm_workspace_destroy(l->reference_workspace);
+    int32_t *whole[] = {l->ids, l->cu_seqlens, l->rows, l->targets, l->item_of};
+    float *real[] = {l->stored, l->logprob, l->entropy, l->reference_logprob, l->ignored, l->dlogprob};
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) dr_free(whole[i]);
+    for (size_t i = 0; i < sizeof real / sizeof *real; i++) dr_free(real[i]);
+    dr_free(l);
+}
+
+// Adds one trajectory to the pack: its tokens but the last as input, a loss row for each token that the
+// policy sampled.
+static void pack_add(dr_learner *l, dr_pack *pack, const dr_trajectory *t, int32_t item) {
+    int64_t base = pack->n_tokens;
+    memcpy(l->ids + base, t->ids, (size_t)(t->n_tokens - 1) * sizeof *l->ids);
+    for (int32_t i = 1; i < t->n_tokens; i++) {
+        if (t->provenance[i] != DR_FROM_POLICY) continue;
+        int64_t r = pack->n_rows++;
+        l->rows[r] = (int32_t)(base + i - 1);
+        l->targets[r] = t->ids[i];
+        l->item_of[r] = item;
+        l->stored[r] = t->logprob[i];
+    }
+    pack->n_tokens += t->n_tokens - 1;
+    l->cu_seqlens[++pack->n_seqs] = (int32_t)pack->n_tokens;
+}
+
+// Derivative of the loss for one token by its log-probability; notes what metrics want.
+static float token_gradient(const dr_loss_settings *s, const dr_learn_item *item, float now, float stored,
+                            float reference, dr_learn_stats *stats) {
+    float weight = item->token_weight;
+    if (s->kind == DR_LOSS_SUPERVISED) {
+        stats->loss -= (double)weight * now;
+        return -weight;
+    }
+    float a = item->advantage, ratio = expf(now - stored), low = 1.0f - s->clip_low,
+          high = 1.0f + s->clip_high;
+    bool clipped = (a > 0 && ratio > high) || (a < 0 && ratio < low);
+    float kept = ratio < low ? low : ratio > high ? high : ratio;
+    float objective = ratio * a < kept * a ? ratio * a : kept * a;
+    float gradient = clipped ? 0.0f : -weight * a * ratio;
+    stats->loss -= (double)weight * objective;
+    stats->ratio += ratio;
+    stats->clipped += clipped;
+    double gap = fabs((double)now - stored);
+    stats->logprob_gap += gap;
+    if (gap > stats->largest_gap) stats->largest_gap = gap;
+    if (s->kl == DR_KL_OFF) return gradient;
+    float d = reference - now; // k1: -d; k3: e^d - d - 1 (Schulman, "Approximating KL divergence", 2020)
+    double kl = s->kl == DR_KL_K1 ? -d : expf(d) - d - 1.0f;
+    stats->kl += kl;
+    stats->loss += (double)weight * s->kl_weight * kl;
+    return gradient + weight * s->kl_weight * (s->kl == DR_KL_K1 ? 1.0f : 1.0f - expf(d));
+}
+
+static dr_status pack_run(dr_learner *l, const dr_pack *pack, const dr_learn_item *items,
+                          const dr_loss_settings *settings, float *gradient, dr_learn_stats *stats) {
+    if (pack->n_rows == 0) return DR_OK;
+    bool has_kl = settings->kind == DR_LOSS_POLICY && settings->kl != DR_KL_OFF;
+    DR_CHECK(!has_kl || l->reference, DR_ERR_ARGUMENT, "learner: a KL penalty needs a reference model");
+    DR_TRY(dr_lm_forward(l->lm, l->workspace, pack, settings->temperature, l->logprob, l->entropy));
+    if (has_kl)
+        DR_TRY(dr_lm_forward(l->reference, l->reference_workspace, pack, settings->temperature,
+                             l->reference_logprob, l->ignored));
+    for (int64_t r = 0; r < pack->n_rows; r++) {
+        const dr_learn_item *item = &items[l->item_of[r]];
+        DR_CHECK(isfinite(l->logprob[r]), DR_ERR_NUMERIC,
+                 "learner: log-probability %g at step %u, prompt %u, sample %u: no update is made",
+                 (double)l->logprob[r], item->trajectory->step, item->trajectory->prompt,
+                 item->trajectory->sample);
+        l->dlogprob[r] = token_gradient(settings, item, l->logprob[r], l->stored[r],
+                                        has_kl ? l->reference_logprob[r] : 0.0f, stats);
+        stats->entropy += l->entropy[r];
+    }
+    stats->tokens += (double)pack->n_rows;
+    stats->run_tokens += (double)pack->n_tokens;
+    return dr_lm_backward(l->lm, l->workspace, pack, settings->temperature, l->dlogprob, gradient);
+}
+
+dr_status dr_learner_accumulate(dr_learner *l, const dr_learn_item *items, int32_t n,
+                                const dr_loss_settings *settings, float *gradient, dr_learn_stats *stats) {
+    dr_pack pack = {.ids = l->ids, .cu_seqlens = l->cu_seqlens, .rows = l->rows, .targets = l->targets};
+    for (int32_t i = 0; i < n; i++) {
+        const dr_trajectory *t = items[i].trajectory;
+        if (items[i].token_weight == 0.0f || t->n_tokens < 2) continue;
+        DR_CHECK(t->n_tokens <= l->capacity, DR_ERR_RANGE,
+                 "learner: a trajectory of %d tokens, at most %lld were planned", t->n_tokens,
+                 (long long)l->capacity);
+        if (pack.n_seqs > 0 && pack.n_tokens + t->n_tokens - 1 > l->pack_tokens) {
+            DR_TRY(pack_run(l, &pack, items, settings, gradient, stats));
+            pack.n_tokens = pack.n_rows = 0;
+            pack.n_seqs = 0;
+        }
+        pack_add(l, &pack, t, i);
+    }
+    return pack.n_seqs > 0 ? pack_run(l, &pack, items, settings, gradient, stats) : DR_OK;
+}

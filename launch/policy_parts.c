@@ -1,0 +1,79 @@
+// Opening and closing of the pieces in order; the reverse order on failure.
+#include "launch/policy_parts.h"
+
+#include "core/base/config.h"
+
+dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out) {
+    dr_policy_parts parts = {0};
+    int threads = (int)dr_config_int(options, "threads");
+    dr_precision precision = (dr_precision)dr_config_choice(options, "precision"); // rows in the enum's order
+    parts.protocol = (dr_protocol){.k = (int32_t)dr_config_int(options, "k"),
+                                   .k_retrieve = (int32_t)dr_config_int(options, "k-retrieve"),
+                                   .max_retrievals = (int32_t)dr_config_int(options, "max-retrievals"),
+                                   .max_turn_tokens = (int32_t)dr_config_int(options, "max-turn-tokens"),
+                                   .max_total_tokens = (int32_t)dr_config_int(options, "max-total-tokens"),
+                                   .exclude_history = dr_config_bool(options, "exclude-history")};
+    parts.max_live = (int32_t)dr_config_int(options, "max-live");
+    dr_status status;
+    DR_TRY_GOTO(status, dr_dataset_load(dr_config_string(options, "dataset"), &parts.dataset), close_parts);
+    DR_TRY_GOTO(status, dr_template_load(dr_config_string(options, "template"), &parts.prompt_template),
+                close_parts);
+    DR_TRY_GOTO(status, dr_backend_cpu_create(precision, threads, &parts.backend), close_parts);
+    DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, threads, &parts.trm_backend), close_parts);
+    DR_TRY_GOTO(status, dr_trm_load(parts.trm_backend, dr_config_string(options, "trm"), &parts.trm),
+                close_parts);
+    DR_CHECK_GOTO(dr_trm_config_of(parts.trm)->n_items == parts.dataset->n_items, status, DR_ERR_ARGUMENT,
+                  close_parts, "%s: the retrieval model knows %d items, the data set %s has %d",
+                  dr_config_string(options, "trm"), dr_trm_config_of(parts.trm)->n_items,
+                  dr_config_string(options, "dataset"), parts.dataset->n_items);
+    *out = parts;
+    return DR_OK;
+
+close_parts:
+    dr_policy_parts_close(&parts);
+    return status;
+}
+
+dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir) {
+    dr_lm *lm = NULL;
+    dr_tokenizer *tokenizer = NULL;
+    DR_TRY(dr_lm_load(parts->backend, model_dir, &lm));
+    dr_status status;
+    DR_TRY_GOTO(status, dr_tokenizer_load(model_dir, &tokenizer), destroy_lm);
+    DR_CHECK_GOTO(dr_tokenizer_size(tokenizer) <= dr_lm_config_of(lm)->vocab, status, DR_ERR_FORMAT,
+                  destroy_tokenizer, "%s: the tokenizer has %d ids, the model's vocabulary %d", model_dir,
+                  dr_tokenizer_size(tokenizer), dr_lm_config_of(lm)->vocab);
+    dr_lm_destroy(parts->lm);
+    dr_tokenizer_destroy(parts->tokenizer);
+    parts->lm = lm;
+    parts->tokenizer = tokenizer;
+    return DR_OK;
+
+destroy_tokenizer:
+    dr_tokenizer_destroy(tokenizer);
+destroy_lm:
+    dr_lm_destroy(lm);
+    return status;
+}
+
+void dr_policy_parts_close(dr_policy_parts *parts) {
+    dr_lm_destroy(parts->lm);
+    dr_tokenizer_destroy(parts->tokenizer);
+    dr_trm_destroy(parts->trm);
+    dr_template_destroy(parts->prompt_template);
+    dr_backend_cpu_destroy(parts->trm_backend);
+    dr_backend_cpu_destroy(parts->backend);
+    dr_dataset_destroy(parts->dataset);
+    *parts = (dr_policy_parts){0};
+}
+
+dr_rollout_parts dr_policy_parts_rollout(const dr_policy_parts *parts) {
+    return (dr_rollout_parts){.lm = parts->lm,
+                              .tokenizer = parts->tokenizer,
+                              .trm = parts->trm,
+                              .dataset = parts->dataset,
+                              .prompt_template = parts->prompt_template,
+                              .protocol = parts->protocol,
+                              .max_live = parts->max_live,
+                              .prefill_tokens = 1024};
+}

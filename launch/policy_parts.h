@@ -1,0 +1,46 @@
+// Opens what every command that runs a policy needs (data set, backend, TRM, model, tokenizer, template) and
+// hands it out as the rollout engine's parts. One place, so that eval, recommend and train open the same
+// things the same way.
+#ifndef DR_LAUNCH_POLICY_PARTS_H
+#define DR_LAUNCH_POLICY_PARTS_H
+
+#include "core/base/setting.h"
+#include "core/episode/rollout.h"
+#include "launch/cli.h"
+
+// Options that choose the parts; a command puts these rows into its table.
+#define DR_POLICY_PARTS_OPTIONS                                                                              \
+    DR_TEXT("dataset", NULL, "FILE", "prepared data set (.h5)"),                                             \
+        DR_TEXT("trm", NULL, "FOLDER", "retrieval model"),                                                   \
+        DR_TEXT("template", "compact", "NAME", "prompt template: compact, full, or a file"),                 \
+        DR_INT("k", "10", 1, 64, "items", "length of the answer"),                                           \
+        DR_INT("k-retrieve", "20", 1, 1000, "items", "items of one retrieval"),                              \
+        DR_INT("max-retrievals", "8", 1, 64, "", "retrievals of one trajectory"),                            \
+        DR_INT("max-turn-tokens", "256", 1, 65536, "tokens", "new tokens of one turn"),                      \
+        DR_INT("max-total-tokens", "2048", 16, 1048576, "tokens", "length of one trajectory"),               \
+        DR_BOOL("exclude-history", "true", "retrieval leaves out items of the history"),                     \
+        DR_INT("max-live", "64", 1, 4096, "", "episodes decoded together"),                                  \
+        DR_CHOICE("precision", "fp32", "fp32|bf16", "operands of the policy's matrix products"),             \
+        DR_INT("threads", "0", 0, 1024, "", "processor threads, 0: all")
+
+typedef struct dr_policy_parts {
+    dr_backend *backend;     // of the policy, in the chosen precision
+    dr_backend *trm_backend; // fp32: retrieval does not change with the policy's precision
+    dr_dataset *dataset;
+    dr_trm *trm;
+    dr_template *prompt_template;
+    dr_lm *lm;               // NULL until dr_policy_parts_model
+    dr_tokenizer *tokenizer; // likewise
+    dr_protocol protocol;
+    int32_t max_live;
+} dr_policy_parts;
+
+// Opens everything but the model. On failure nothing stays open.
+dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out);
+// Opens a model folder, closing the one before.
+dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir);
+void dr_policy_parts_close(dr_policy_parts *parts);
+// The engine's view; borrowed from `parts`.
+dr_rollout_parts dr_policy_parts_rollout(const dr_policy_parts *parts);
+
+#endif
