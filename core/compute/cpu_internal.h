@@ -8,14 +8,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/base/hot.h"
 #include "core/compute/backend.h"
 
-// Hot loops are compiled for several instruction sets and chosen at start; sanitizers dislike the resolver.
-#if defined(__SANITIZE_ADDRESS__) || !defined(__x86_64__)
-#define DR_HOT
-#else
-#define DR_HOT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#endif
 #define DR_INLINE static inline __attribute__((always_inline))
 
 enum { DR_PANEL = 32, DR_MAX_THREADS = 256 };

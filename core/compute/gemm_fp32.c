@@ -72,6 +72,36 @@ DR_INLINE void run_edge(const float *a, int64_t a_row, int64_t a_column, const f
     }
 }
 
+// All panels of one block of k: `panels` points at the block's first row of panel 0, panels are k rows apart.
+DR_INLINE void run_panels(const float *a, int64_t a_row, int64_t a_column, const float *panels, int64_t m,
+                          int64_t n, int64_t k, int64_t depth, int64_t first_panel, int64_t n_panels,
+                          float *c, int64_t c_row, int first) {
+    for (int64_t p = first_panel; p < first_panel + n_panels; p++) {
+        const float *panel = panels + p * DR_PANEL * k;
+        int64_t width = n - p * DR_PANEL;
+        if (width <= 0) break;
+        if (width >= DR_PANEL)
+            run_rows(a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, first);
+        else
+            run_edge(a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, width, first);
+    }
+}
+
+// The same for a transposed left side: its columns lie far apart in memory, so each block of rows is packed
+// first.
+DR_INLINE void run_transposed(const float *a, int64_t a_row, int64_t a_column, const float *panels, int64_t m,
+                              int64_t n, int64_t k, int64_t depth, int64_t first_panel, int64_t n_panels,
+                              float *c, int64_t c_row, int first) {
+    float block[K_BLOCK * ROWS] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < m; i += ROWS) {
+        int64_t rows = m - i < ROWS ? m - i : ROWS;
+        for (int64_t kk = 0; kk < depth; kk++)
+            for (int64_t r = 0; r < rows; r++) block[kk * ROWS + r] = a[(i + r) * a_row + kk * a_column];
+        run_panels(block, 1, ROWS, panels, rows, n, k, depth, first_panel, n_panels, c + i * c_row, c_row,
+                   first);
+    }
+}
+
 DR_HOT void dr_panels_multiply(const float *a, int64_t a_row, int64_t a_column, const float *panels,
                                int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels,
                                float *c, int64_t c_row, bool accumulate) {
@@ -84,16 +114,13 @@ DR_HOT void dr_panels_multiply(const float *a, int64_t a_row, int64_t a_column, 
     for (int64_t k0 = 0; k0 < k; k0 += K_BLOCK) {
         int64_t depth = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
         int first = k0 == 0 && !accumulate;
-        for (int64_t p = first_panel; p < first_panel + n_panels; p++) {
-            const float *panel = panels + p * DR_PANEL * k + k0 * DR_PANEL;
-            int64_t width = n - p * DR_PANEL;
-            if (width <= 0) break;
-            const float *block = a + k0 * a_column;
-            if (width >= DR_PANEL)
-                run_rows(block, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, first);
-            else
-                run_edge(block, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, width, first);
+        if (a_column != 1 && m >= ROWS) {
+            run_transposed(a + k0 * a_column, a_row, a_column, panels + k0 * DR_PANEL, m, n, k, depth,
+                           first_panel, n_panels, c, c_row, first);
+            continue;
         }
+        run_panels(a + k0 * a_column, a_row, a_column, panels + k0 * DR_PANEL, m, n, k, depth, first_panel,
+                   n_panels, c, c_row, first);
     }
 }
 

@@ -31,15 +31,24 @@ DR_INLINE float sum(const float *x, int64_t D) {
     return lane_sum(lanes);
 }
 
-static DR_HOT void rmsnorm_forward(dr_backend *b, const float *x, const float *w, int64_t T, int64_t D,
-                                   float eps, float *y, float *inv_rms) {
-    (void)b;
+static DR_HOT void rmsnorm_forward_rows(const float *x, const float *w, int64_t T, int64_t D, float eps,
+                                        float *y, float *inv_rms) {
     for (int64_t t = 0; t < T; t++) {
         const float *row = x + t * D;
         float inv = 1.0f / sqrtf(dot(row, row, D) / (float)D + eps);
         for (int64_t j = 0; j < D; j++) y[t * D + j] = row[j] * inv * w[j];
         if (inv_rms) inv_rms[t] = inv;
     }
+}
+
+enum { ROW_BLOCK = 64 };
+
+static void rmsnorm_forward(dr_backend *b, const float *x, const float *w, int64_t T, int64_t D, float eps,
+                            float *y, float *inv_rms) {
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > ROW_BLOCK)
+    for (int64_t t = 0; t < T; t += ROW_BLOCK)
+        rmsnorm_forward_rows(x + t * D, w, T - t < ROW_BLOCK ? T - t : ROW_BLOCK, D, eps, y + t * D,
+                             inv_rms ? inv_rms + t : NULL);
 }
 
 static DR_HOT void rmsnorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
@@ -58,9 +67,8 @@ static DR_HOT void rmsnorm_backward(dr_backend *b, const float *dy, const float 
     }
 }
 
-static DR_HOT void layernorm_forward(dr_backend *b, const float *x, const float *w, const float *bias,
-                                     int64_t T, int64_t D, float eps, float *y, float *mean, float *inv_std) {
-    (void)b;
+static DR_HOT void layernorm_forward_rows(const float *x, const float *w, const float *bias, int64_t T,
+                                          int64_t D, float eps, float *y, float *mean, float *inv_std) {
     for (int64_t t = 0; t < T; t++) {
         const float *row = x + t * D;
         float mu = sum(row, D) / (float)D, lanes[LANES] = {0};
@@ -73,6 +81,14 @@ static DR_HOT void layernorm_forward(dr_backend *b, const float *x, const float 
         if (mean) mean[t] = mu;
         if (inv_std) inv_std[t] = inv;
     }
+}
+
+static void layernorm_forward(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T,
+                              int64_t D, float eps, float *y, float *mean, float *inv_std) {
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > ROW_BLOCK)
+    for (int64_t t = 0; t < T; t += ROW_BLOCK)
+        layernorm_forward_rows(x + t * D, w, bias, T - t < ROW_BLOCK ? T - t : ROW_BLOCK, D, eps, y + t * D,
+                               mean ? mean + t : NULL, inv_std ? inv_std + t : NULL);
 }
 
 static DR_HOT void layernorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,

@@ -5,9 +5,10 @@
 #include <string.h>
 
 #include "core/base/alloc.h"
+#include "core/base/hot.h"
 #include "core/rec/trm_internal.h"
 
-static uint32_t mix32(uint32_t h) {
+static inline __attribute__((always_inline)) uint32_t mix32(uint32_t h) {
     h ^= h >> 16;
     h *= 0x7FEB352Du;
     h ^= h >> 15;
@@ -16,12 +17,20 @@ static uint32_t mix32(uint32_t h) {
 }
 
 // Inverted dropout with a mask that is a function of (key, element): the backward draws it again.
+static DR_HOT void dropout_range(float *x, int64_t begin, int64_t end, uint32_t threshold, float scale,
+                                 uint32_t key) {
+    for (int64_t i = begin; i < end; i++) {
+        float kept = mix32((uint32_t)i * 0x9E3779B9u ^ key) < threshold ? 0.0f : scale;
+        x[i] *= kept;
+    }
+}
+
 static void dropout(float *x, int64_t n, float rate, uint32_t key) {
+    enum { BLOCK = 16384 };
     uint32_t threshold = (uint32_t)(rate * 4294967296.0f);
-    float scale = 1.0f / (1.0f - rate);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        x[i] = mix32((uint32_t)i * 0x9E3779B9u ^ key) < threshold ? 0.0f : x[i] * scale;
+    for (int64_t i = 0; i < n; i += BLOCK)
+        dropout_range(x, i, i + BLOCK < n ? i + BLOCK : n, threshold, 1.0f / (1.0f - rate), key);
 }
 
 static dr_status take(float **out, const char *label, int64_t count) {
@@ -142,8 +151,8 @@ dr_status dr_trm_batch_fill(const dr_trm *trm, trm_batch *b, const dr_trm_query 
 }
 
 // out (rows, D) = m (rows, n) · x (n, D); m transposed when `transposed` (then m is (n, rows)).
-static void small_product(const float *m, int64_t rows, int64_t n, bool transposed, const float *x, int64_t D,
-                          float *out, bool accumulate) {
+static DR_HOT void small_product(const float *m, int64_t rows, int64_t n, bool transposed, const float *x,
+                                 int64_t D, float *out, bool accumulate) {
     for (int64_t i = 0; i < rows; i++) {
         float *to = out + i * D;
         if (!accumulate) memset(to, 0, (size_t)D * sizeof(float));
@@ -157,8 +166,8 @@ static void small_product(const float *m, int64_t rows, int64_t n, bool transpos
 
 // (2K, D) complex product g = f ⊙ w; both as real rows then imaginary rows, or w interleaved (K, D, 2) when
 // `interleaved`.
-static void complex_product(const float *f, const float *w, bool interleaved, int64_t K, int64_t D,
-                            float *g) {
+static DR_HOT void complex_product(const float *f, const float *w, bool interleaved, int64_t K, int64_t D,
+                                   float *g) {
     for (int64_t k = 0; k < K; k++)
         for (int64_t d = 0; d < D; d++) {
             int64_t re = k * D + d, im = (K + k) * D + d;
@@ -169,8 +178,8 @@ static void complex_product(const float *f, const float *w, bool interleaved, in
 }
 
 // Gradient of complex_product: df += dg ⊙ conj(w), dw += dg ⊙ conj(f).
-static void complex_backward(const float *dg, const float *f, const float *w, bool interleaved, int64_t K,
-                             int64_t D, float *df, float *dw) {
+static DR_HOT void complex_backward(const float *dg, const float *f, const float *w, bool interleaved,
+                                    int64_t K, int64_t D, float *df, float *dw) {
     for (int64_t k = 0; k < K; k++)
         for (int64_t d = 0; d < D; d++) {
             int64_t re = k * D + d, im = (K + k) * D + d;
@@ -182,7 +191,7 @@ static void complex_backward(const float *dg, const float *f, const float *w, bo
         }
 }
 
-static float row_dot(const float *x, const float *y, int64_t D) {
+static inline __attribute__((always_inline)) float row_dot(const float *x, const float *y, int64_t D) {
     float lanes[16] = {0};
     int64_t d = 0;
     for (; d + 16 <= D; d += 16)
@@ -194,7 +203,7 @@ static float row_dot(const float *x, const float *y, int64_t D) {
 }
 
 // a = irfft(F_id ⊙ C), b = irfft(F_text ⊙ F_id), h = 2(a σ(a·w1 + b1) + b σ(b·w2 + b2)) + position.
-static void fuse_request(const dr_trm *trm, trm_batch *t, int64_t q, float *g) {
+static DR_HOT void fuse_request(const dr_trm *trm, trm_batch *t, int64_t q, float *g) {
     const dr_trm_config *c = &trm->config;
     int64_t L = c->max_history, D = c->hidden, K = L / 2 + 1;
     float *f_id = t->f_id + q * 2 * K * D, *f_text = t->f_text + q * 2 * K * D;
@@ -219,8 +228,8 @@ static void fuse_request(const dr_trm *trm, trm_batch *t, int64_t q, float *g) {
 }
 
 // Softmax attention of one request; the last layer has one query row, the last item's.
-static void attend_request(const dr_trm *trm, trm_batch *t, const trm_layer_pass *p, int64_t q,
-                           bool is_last) {
+static DR_HOT void attend_request(const dr_trm *trm, trm_batch *t, const trm_layer_pass *p, int64_t q,
+                                  bool is_last) {
     const dr_trm_config *c = &trm->config;
     int64_t L = c->max_history, D = c->hidden, H = c->n_heads, d = D / H, Lq = is_last ? 1 : L;
     int32_t n = t->lengths[q];
@@ -308,8 +317,8 @@ dr_status dr_trm_batch_forward(dr_trm *trm, trm_batch *t, const float *query_tex
 }
 
 // dqkv (P, 3D) from dmixed (Q, D).
-static void attend_backward(const dr_trm *trm, const trm_batch *t, const trm_layer_pass *p, int64_t q,
-                            bool is_last, const float *dmixed, float *dqkv) {
+static DR_HOT void attend_backward(const dr_trm *trm, const trm_batch *t, const trm_layer_pass *p, int64_t q,
+                                   bool is_last, const float *dmixed, float *dqkv) {
     const dr_trm_config *c = &trm->config;
     int64_t L = c->max_history, D = c->hidden, H = c->n_heads, d = D / H, Lq = is_last ? 1 : L;
     float scale = 1.0f / sqrtf((float)d), dw[TRM_MAX_HISTORY];
@@ -382,8 +391,8 @@ static dr_status layer_backward(dr_trm *trm, trm_batch *t, int32_t l, bool has_d
 
 // Per-request part of the fusion's backward: dh (L, D) → dx_id, dx_text; shared sums go to this request's own
 // slots.
-static void fuse_backward(const dr_trm *trm, const trm_batch *t, int64_t q, const float *dh, float *dx_id,
-                          float *dx_text, float *dfilter, float *dgates, float *work) {
+static DR_HOT void fuse_backward(const dr_trm *trm, const trm_batch *t, int64_t q, const float *dh,
+                                 float *dx_id, float *dx_text, float *dfilter, float *dgates, float *work) {
     const dr_trm_config *c = &trm->config;
     int64_t L = c->max_history, D = c->hidden, K = L / 2 + 1, F = 2 * K * D;
     const float *p = trm->params, *f_id = t->f_id + q * F, *f_text = t->f_text + q * F;
