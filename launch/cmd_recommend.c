@@ -8,57 +8,27 @@
 #include "core/reward/reward.h"
 #include "core/text/normalize.h"
 #include "launch/cli.h"
-#include "launch/settings.h"
+#include "launch/policy_parts.h"
 
 static const dr_setting options[] = {
     DR_TEXT("model", NULL, "FOLDER", "policy (Hugging Face folder)"),
-    DR_TEXT("trm", NULL, "FOLDER", "trained retrieval model"),
-    DR_TEXT("dataset", NULL, "FILE", "prepared data set (.h5)"),
     DR_TEXT("user", NULL, "ID", "the user, as the source names it"),
     DR_CHOICE("split", "test", "test|valid|train", "which item is held back as the target"),
     DR_FLOAT("temperature", "0", 0, 10, "", "sampling temperature; 0: greedy"),
     DR_FLOAT("top-p", "1", 0.01, 1, "", "nucleus of the sampling distribution"),
     DR_INT("seed", "1", 0, 9007199254740992.0, "", "seed, when sampling"),
-    DR_TEXT("config", "", "FILE", "training configuration to take the protocol and the template from"),
-    DR_TEXT_LIST("set", "", "KEY=VALUE", "overrides one setting of it, such as protocol.template=full"),
-    DR_CHOICE("precision", "fp32", "fp32|bf16", "matrix products of the policy"),
+    DR_POLICY_PARTS_OPTIONS,
 };
 
 typedef struct session {
-    dr_config *config;
-    dr_dataset *dataset;
-    dr_backend *backend, *trm_backend;
-    dr_lm *lm;
-    dr_tokenizer *tokenizer;
-    dr_trm *trm;
-    dr_template *prompt_template;
+    dr_policy_parts parts;
+    const dr_dataset *dataset;
     dr_reward_context *rewards;
-    dr_protocol protocol;
     dr_example example;
     const char *bold, *dim, *blue, *green, *red, *off; // escape sequences, or "" when not on a terminal
 } session;
 
-// ---- loading ----
-
-static dr_status read_settings(const dr_cli *cli, dr_config **out_config) {
-    const char *path = dr_config_string(cli->options, "config");
-    int32_t n = dr_config_count(cli->options, "set");
-    const char **overrides = NULL;
-    DR_TRY(dr_alloc(&overrides, "overrides", n, sizeof *overrides));
-    for (int32_t i = 0; i < n; i++) overrides[i] = dr_config_string_at(cli->options, "set", i);
-    dr_status status = dr_settings_read(path[0] ? path : NULL, overrides, n, 0, out_config);
-    dr_free(overrides);
-    return status;
-}
-
-static dr_protocol protocol_from(const dr_config *c) {
-    return (dr_protocol){.k = (int32_t)dr_config_int(c, "protocol.k"),
-                         .k_retrieve = (int32_t)dr_config_int(c, "protocol.k_retrieve"),
-                         .max_retrievals = (int32_t)dr_config_int(c, "protocol.max_retrievals"),
-                         .max_turn_tokens = (int32_t)dr_config_int(c, "protocol.max_turn_tokens"),
-                         .max_total_tokens = (int32_t)dr_config_int(c, "protocol.max_total_tokens"),
-                         .exclude_history = dr_config_bool(c, "protocol.exclude_history") != 0};
-}
+// ---- preparing ----
 
 static dr_status find_user(const dr_cli *cli, session *s) {
     static const dr_split splits[] = {DR_SPLIT_TEST, DR_SPLIT_VALID, DR_SPLIT_TRAIN};
@@ -72,8 +42,7 @@ static dr_status find_user(const dr_cli *cli, session *s) {
     return DR_OK;
 }
 
-static dr_status load(const dr_cli *cli, session *s) {
-    const dr_config *o = cli->options;
+static void choose_colors(session *s) {
     bool color = isatty(STDOUT_FILENO) && !getenv("NO_COLOR");
     s->bold = color ? "\x1b[1m" : "";
     s->dim = color ? "\x1b[2m" : "";
@@ -81,40 +50,10 @@ static dr_status load(const dr_cli *cli, session *s) {
     s->green = color ? "\x1b[32m" : "";
     s->red = color ? "\x1b[31m" : "";
     s->off = color ? "\x1b[0m" : "";
-    DR_TRY(read_settings(cli, &s->config));
-    s->protocol = protocol_from(s->config);
-    DR_TRY(dr_template_load(dr_config_string(s->config, "protocol.template"), &s->prompt_template));
-    DR_TRY(dr_dataset_load(dr_config_string(o, "dataset"), &s->dataset));
-    DR_TRY(find_user(cli, s));
-    DR_TRY(dr_backend_cpu_create(dr_config_choice(o, "precision") == 1 ? DR_BF16 : DR_FP32, 0, &s->backend));
-    DR_TRY(dr_backend_cpu_create(DR_FP32, 0, &s->trm_backend));
-    DR_TRY(dr_tokenizer_load(dr_config_string(o, "model"), &s->tokenizer));
-    DR_TRY(dr_lm_load(s->backend, dr_config_string(o, "model"), &s->lm));
-    DR_TRY(dr_trm_load(s->trm_backend, dr_config_string(o, "trm"), &s->trm));
-    return dr_reward_context_create(s->dataset, s->trm, NULL, s->prompt_template, &s->rewards);
-}
-
-static void unload(session *s) {
-    dr_reward_context_destroy(s->rewards);
-    dr_trm_destroy(s->trm);
-    dr_lm_destroy(s->lm);
-    dr_tokenizer_destroy(s->tokenizer);
-    dr_backend_cpu_destroy(s->trm_backend);
-    dr_backend_cpu_destroy(s->backend);
-    dr_dataset_destroy(s->dataset);
-    dr_template_destroy(s->prompt_template);
-    dr_config_destroy(s->config);
 }
 
 static dr_status roll(const dr_cli *cli, const session *s, dr_trajectory *out) {
-    dr_rollout_parts parts = {.lm = s->lm,
-                              .tokenizer = s->tokenizer,
-                              .trm = s->trm,
-                              .dataset = s->dataset,
-                              .prompt_template = s->prompt_template,
-                              .protocol = s->protocol,
-                              .max_live = 1,
-                              .prefill_tokens = (int32_t)dr_config_int(s->config, "rollout.prefill_tokens")};
+    dr_rollout_parts parts = dr_policy_parts_rollout(&s->parts);
     dr_rollout_request request = {.seed = (uint64_t)dr_config_int(cli->options, "seed"),
                                   .n_samples = 1,
                                   .user = s->example.user,
@@ -124,6 +63,7 @@ static dr_status roll(const dr_cli *cli, const session *s, dr_trajectory *out) {
                                   .sampling = {(float)dr_config_float(cli->options, "temperature"),
                                                (float)dr_config_float(cli->options, "top-p")}};
     dr_rollout *rollout = NULL;
+    parts.max_live = 1;
     DR_TRY(dr_rollout_create(&parts, &rollout));
     dr_status status = dr_rollout_submit(rollout, &request);
     bool done = false;
@@ -182,7 +122,7 @@ static void show_item(const session *s, int number, int32_t item, const char *en
 }
 
 static void show_history(const session *s) {
-    int32_t n = s->example.n_history, shown = dr_template_max_history(s->prompt_template);
+    int32_t n = s->example.n_history, shown = dr_template_max_history(s->parts.prompt_template);
     if (shown > n) shown = n;
     printf("%sUser ", s->bold);
     show_string(s->dataset->user_names[s->example.user]);
@@ -204,7 +144,7 @@ static dr_status show_retrieval(const session *s, const dr_turn *turn) {
     float *scores = NULL;
     dr_trm_query query = {s->example.history, s->example.n_history, turn->embedding};
     DR_TRY(dr_alloc(&scores, "scores", (int64_t)s->dataset->n_items + 1, sizeof *scores));
-    dr_status status = dr_trm_score(s->trm, &query, 1, scores);
+    dr_status status = dr_trm_score(s->parts.trm, &query, 1, scores);
     if (status == DR_OK) {
         printf("\n  %sAsks for:%s %s", s->bold, s->off, s->blue);
         show_string(turn->preference);
@@ -269,8 +209,8 @@ static dr_status show(const session *s, const dr_trajectory *t) {
     dr_reward_result result;
     dr_reward_settings settings = dr_reward_defaults(DR_STAGE_REC);
     int32_t turn = 0;
-    settings.k = s->protocol.k;
-    dr_status status = dr_completion_from_trajectory(s->tokenizer, t, &c);
+    settings.k = s->parts.protocol.k;
+    dr_status status = dr_completion_from_trajectory(s->parts.tokenizer, t, &c);
     if (status == DR_OK)
         status = dr_reward_score(s->rewards, &settings, &c, s->example.target, NULL, 0, 0, &result);
     if (status == DR_OK) show_history(s);
@@ -285,14 +225,26 @@ static dr_status show(const session *s, const dr_trajectory *t) {
     return status;
 }
 
+// With the parts open.
+static dr_status recommend(const dr_cli *cli, session *s) {
+    dr_trajectory trajectory = {0};
+    s->dataset = s->parts.dataset;
+    choose_colors(s);
+    DR_TRY(find_user(cli, s));
+    DR_TRY(dr_policy_parts_model(&s->parts, dr_config_string(cli->options, "model")));
+    DR_TRY(dr_reward_context_create(s->dataset, s->parts.trm, NULL, s->parts.prompt_template, &s->rewards));
+    dr_status status = roll(cli, s, &trajectory);
+    if (status == DR_OK) status = show(s, &trajectory);
+    dr_trajectory_reset(&trajectory);
+    dr_reward_context_destroy(s->rewards);
+    return status;
+}
+
 static dr_status run(const dr_cli *cli) {
     session s = {0};
-    dr_trajectory trajectory = {0};
-    dr_status status = load(cli, &s);
-    if (status == DR_OK) status = roll(cli, &s, &trajectory);
-    if (status == DR_OK) status = show(&s, &trajectory);
-    dr_trajectory_reset(&trajectory);
-    unload(&s);
+    DR_TRY(dr_policy_parts_open(cli->options, &s.parts));
+    dr_status status = recommend(cli, &s);
+    dr_policy_parts_close(&s.parts);
     return status;
 }
 
@@ -302,7 +254,7 @@ const dr_command dr_command_recommend = {
     .help = "Decodes greedily unless --temperature says otherwise. The item that was held back is marked "
             "wherever it "
             "appears. The number beside a retrieved item is the retrieval model's score for it. Protocol and "
-            "template must be those that the policy was trained with: --config takes them from its run.",
+            "template must be those that the policy was trained with.",
     .arguments = "",
     .options = options,
     .n_options = sizeof options / sizeof options[0],

@@ -3,12 +3,17 @@
 #include "tests/check.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/base/rng.h"
 #include "core/reward/reward.h"
 #include "core/reward/title_index.h"
+#include "core/store/dataset.h"
 #include "tests/tiny_catalogue.h"
+#include "tests/tiny_trm.h"
 
 #define ASK(text) DR_TAG_PREFERENCE text DR_TAG_PREFERENCE_END
 #define LIST(text) "\n\n" DR_TAG_ITEMS "\n" text "\n" DR_TAG_ITEMS_END "\n\n"
@@ -200,6 +205,41 @@ static void test_similarity(void **state) {
                  DR_STAGE_REC, 1);
     assert_true(r.valid);
     check_near(r.parts[DR_REWARD_SIMILARITY], 10.0 * 0.01 / 3.85);
+}
+
+static double dot(const float *a, const float *b, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
+    return sum;
+}
+
+// With a retrieval model: the mean of its text and item cosines.
+static void test_similarity_with_trm(void **state) {
+    (void)state;
+    dr_backend *backend = NULL;
+    dr_trm *trm = NULL;
+    dr_reward_context *with_trm = NULL;
+    dr_completion c = {0};
+    dr_reward_result r;
+    dr_reward_settings settings = dr_reward_defaults(DR_STAGE_REC);
+    check_ok(dr_backend_cpu_create(DR_FP32, 1, &backend));
+    check_ok(tiny_trm(backend, &data, &trm));
+    check_ok(dr_reward_context_create(&data, trm, NULL, NULL, &with_trm));
+    const char *text =
+        "a " ASK("x") LIST("1. A") "so. " ANSWER("q\nBlue Moon\ne\nr\nt\ny\nStar War\ni\no\np\n");
+    check_ok(dr_completion_from_text(text, strlen(text), &c));
+    check_ok(dr_reward_score(with_trm, &settings, &c, 1, NULL, 0, 0, &r));
+    const float *items = dr_trm_item_vectors(trm), *texts = dr_trm_text_vectors(trm);
+    double moon = 0.5 * dot(items + 3 * TINY_HIDDEN, items + 1 * TINY_HIDDEN, TINY_HIDDEN) +
+                  0.5 * dot(texts + 3 * TINY_TEXT, texts + 1 * TINY_TEXT, TINY_TEXT);
+    assert_true(fabs(moon) > 1e-3);
+    double want = 10 * (0.81 * moon + 0.16 * 1.0) / 3.85; // places 1 and 6 of ten
+    check_close("similarity", &r.parts[DR_REWARD_SIMILARITY], (float[]){(float)want}, 1, 1e-5, 1e-5);
+    assert_int_equal(r.hit_position, 6);
+    dr_completion_reset(&c);
+    dr_reward_context_destroy(with_trm);
+    dr_trm_destroy(trm);
+    dr_backend_cpu_destroy(backend);
 }
 
 #define MORE(text) ASK(text) LIST("1. A")
@@ -424,17 +464,103 @@ static void test_title_index(void **state) {
     dr_title_index_destroy(index);
 }
 
+// ---- the command ----
+
+static int run_command(const char *dir, const char *flags, char **out_text) {
+    char command[2048];
+    snprintf(command, sizeof command, "%s reward --dataset %s/d.h5 --input %s/in.jsonl %s >%s/out 2>%s/err",
+             DR_BINARY, dir, dir, flags, dir, dir);
+    int status = system(command);
+    *out_text = check_read_file(check_path(dir, "out"), NULL);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void check_has(const char *text, const char *part) {
+    if (!strstr(text, part)) fail_msg("\"%s\" is not in:\n%s", part, text);
+}
+
+#define JSON_GOOD                                                                                            \
+    "He likes war. " ASK("war") "\\n\\n" DR_TAG_ITEMS "\\n1. Star War\\n" DR_TAG_ITEMS_END                   \
+                                "\\n\\nso. </think>\\n" DR_TAG_ANSWER                                        \
+                                "\\n1. Star War\\n2. Star War II\\n3. Blue Moon\\n4. Red Sun\\n5. a\\n6. "   \
+                                "b\\n7. c\\n8. d\\n9. e\\n"                                                  \
+                                "10. f\\n" DR_TAG_ANSWER_END
+
+static void test_command(void **state) {
+    (void)state;
+    if (access(DR_BINARY, X_OK) != 0) skip();
+    const char *dir = check_scratch_dir();
+    char *out = NULL;
+    check_ok(dr_dataset_save(&data, check_path(dir, "d.h5")));
+    const char *good = "{\"user\": \"100\", \"completion\": \"" JSON_GOOD "\", \"target\": \"star war\"}\n"
+                       "\n"
+                       "{\"user\": 101, \"completion\": \"x\xff\"}\n"
+                       "{\"target\": \"i2\", \"completion\": \"" JSON_GOOD "\"}\n";
+    check_write_file(check_path(dir, "in.jsonl"), good, strlen(good));
+    assert_int_equal(run_command(dir, "--stage rec", &out), 0);
+    check_has(out, "{\"line\":1,\"user\":\"100\",\"target\":\"Star "
+                   "War\",\"format\":0.0,\"invocation\":0.0,\"diversity\":0.0,"
+                   "\"hit\":1.0,\"rank\":2.0,");
+    check_has(out, "\"valid\":true,\"reason\":\"\",\"retrievals\":1,\"lines\":10,\"hit_position\":0,"
+                   "\"items\":[1,2,3,4,0,0,");
+    check_has(out, "{\"line\":3,\"user\":101,");
+    check_has(out, "\"total\":-1.0,\"valid\":false,\"reason\":\"no retrieval\"");
+    check_has(out, "{\"line\":4,\"target\":\"Star War II\"");
+    check_has(out, "\"hit_position\":1");
+    free(out);
+    char *err = check_read_file(check_path(dir, "err"), NULL);
+    check_has(err, "in.jsonl:3: bytes that are no UTF-8");
+    check_has(err, "3 completions: 66.7 % valid");
+    free(err);
+    assert_int_equal(run_command(dir, "--stage cold --set stage1.weight_format=7", &out), 0);
+    check_has(out, "\"total\":-7.0");
+    free(out);
+    assert_int_equal(run_command(dir, "--set protocol.k=9", &out), 0);
+    check_has(out, "\"reason\":\"expected 9 answer lines, found 10\"");
+    free(out);
+    const char *bad =
+        "{\"user\": \"nobody\", \"completion\": \"x\"}\n{\"user\": \"100\"}\n{\"user\": \"100\", \n[1]\n"
+        "{\"user\": 1.5, \"completion\": \"x\"}\n{\"target\": \"Nowhere\", \"completion\": \"x\"}\n";
+    check_write_file(check_path(dir, "in.jsonl"), bad, strlen(bad));
+    assert_int_equal(run_command(dir, "", &out), 1);
+    check_has(out, "{\"line\":1,\"error\":\"user nobody is not in the data set\"}");
+    check_has(out, "{\"line\":2,\"error\":\"\\\"completion\\\": expected text\"}");
+    check_has(out, "{\"line\":3,\"error\":\"column ");
+    check_has(out, "{\"line\":4,\"error\":\"expected an object");
+    check_has(out, "{\"line\":5,\"error\":\"\\\"user\\\": expected");
+    check_has(out, "{\"line\":6,\"error\":\"\\\"target\\\": no item");
+    free(out);
+    err = check_read_file(check_path(dir, "err"), NULL);
+    check_has(err, "in.jsonl:3: column ");
+    check_has(err, "6 of 6 lines could not be scored");
+    free(err);
+    const char *names[] = {"d.h5", "in.jsonl", "out", "err"};
+    for (int i = 0; i < 4; i++) unlink(check_path(dir, names[i]));
+    rmdir(dir);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),          cmocka_unit_test(test_valid),
-        cmocka_unit_test(test_hit_and_rank),      cmocka_unit_test(test_title_inside_another),
-        cmocka_unit_test(test_normalised_titles), cmocka_unit_test(test_duplicates),
-        cmocka_unit_test(test_similarity),        cmocka_unit_test(test_invocation),
-        cmocka_unit_test(test_diversity),         cmocka_unit_test(test_format_of_preferences_and_lists),
-        cmocka_unit_test(test_format_of_thought), cmocka_unit_test(test_format_of_answer),
-        cmocka_unit_test(test_tag_inside_answer), cmocka_unit_test(test_words_and_scripts),
-        cmocka_unit_test(test_broken_bytes),      cmocka_unit_test(test_long_answer),
-        cmocka_unit_test(test_refusals),          cmocka_unit_test(test_title_index),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_valid),
+        cmocka_unit_test(test_hit_and_rank),
+        cmocka_unit_test(test_title_inside_another),
+        cmocka_unit_test(test_normalised_titles),
+        cmocka_unit_test(test_duplicates),
+        cmocka_unit_test(test_similarity),
+        cmocka_unit_test(test_similarity_with_trm),
+        cmocka_unit_test(test_invocation),
+        cmocka_unit_test(test_diversity),
+        cmocka_unit_test(test_format_of_preferences_and_lists),
+        cmocka_unit_test(test_format_of_thought),
+        cmocka_unit_test(test_format_of_answer),
+        cmocka_unit_test(test_tag_inside_answer),
+        cmocka_unit_test(test_words_and_scripts),
+        cmocka_unit_test(test_broken_bytes),
+        cmocka_unit_test(test_long_answer),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_title_index),
+        cmocka_unit_test(test_command),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
