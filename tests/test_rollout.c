@@ -1,6 +1,5 @@
-// The rollout engine: episodes stop as the protocol says, and what comes out depends on weights, template and
-// draw keys only, never on the batch, the order of requests, the size of the cache, or who asked for which
-// samples. labels: cpu
+// The rollout engine: where episodes stop, and the same bits whatever the batch, the order, the cache size.
+// labels: cpu
 #include "tests/check.h"
 
 #include <string.h>

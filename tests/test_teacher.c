@@ -1,5 +1,5 @@
-// The scripted teacher: every trajectory keeps the format, looks like what a policy could have written, and
-// depends on the history and the key only. Trajectories from a user's own text. labels: cpu
+// The scripted teacher: always valid, a function of history and key; and trajectories from a user's own text.
+// labels: cpu
 #include "tests/check.h"
 
 #include <string.h>
