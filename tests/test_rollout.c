@@ -212,7 +212,7 @@ static void test_episodes(void **state) {
     assert_true(stops[DR_STOP_ANSWER] > 0 && stops[DR_STOP_EOS] > 0 && stops[DR_STOP_EMPTY_QUERY] > 0);
     assert_true(stops[DR_STOP_TURN_CAP] + stops[DR_STOP_RETRIEVAL_CAP] + stops[DR_STOP_TOTAL_CAP] > 0);
     assert_int_equal(stops[DR_STOP_NONE], 0);
-    assert_true(o.stats.retrievals > 8 && o.stats.preemptions == 0);
+    assert_true(o.stats.retrievals > 8);
     outcome_reset(&o);
 }
 

@@ -54,11 +54,12 @@ static dr_status create_buffers(dr_rollout *r) {
     return DR_OK;
 }
 
-// Worst case of one episode, plus one page for the copy of a partly filled one while its origin is still
-// there.
+// One episode's worst case, plus one page for the copy of a partly filled one while its origin is still
+// there. Most episodes are far from the cap, so by default a third of everybody's worst case is set aside.
 static dr_status create_cache(dr_rollout *r) {
     int64_t one = dr_rollout_pages(0, r->rules.protocol.max_total_tokens) + 1;
-    int64_t all = (r->parts.max_live + 1) * one + 1, pages = r->parts.kv_pages ? r->parts.kv_pages : all;
+    int64_t all = (r->parts.max_live + 1) * one + 1, pages = r->parts.kv_pages;
+    if (pages == 0) pages = all / 3 > 2 * one ? all / 3 : 2 * one;
     if (pages > all) pages = all;
     DR_CHECK(pages >= one, DR_ERR_ARGUMENT,
              "rollout: %lld cache pages, one episode of %d tokens may need %lld", (long long)pages,

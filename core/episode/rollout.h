@@ -31,9 +31,9 @@ typedef struct dr_rollout_parts {
     dr_protocol protocol;
     int32_t max_live;       // episodes decoded together
     int32_t prefill_tokens; // prefill budget of one tick
-    int32_t kv_pages; // cache pages; 0: enough for max_live episodes of the longest kind. With fewer, the
-                      // youngest episodes give theirs up when pages run short and are prefilled again later:
-                      // same bits, more work
+    int32_t kv_pages; // pages of the cache; 0: a third of what max_live episodes of the longest kind need.
+                      // When pages run short the youngest episodes give theirs up and are prefilled again
+                      // later: the same bits, more work
 } dr_rollout_parts;
 
 // n_samples episodes of one prompt.
