@@ -14,7 +14,7 @@ enum { ROW_CHUNK = 512, ROW_LEAST = 16, TABLE = 512 };
 // c [m, n] = a · b: a [m, k] or its transpose in memory, b as a packed weight or dense [k, n].
 typedef struct product_key {
     int64_t m, n, k;
-    int32_t a_transposed, b_transposed, accumulate;
+    int64_t a_transposed, b_transposed, accumulate; // no padding: keys are compared as bytes
 } product_key;
 
 typedef struct product {
@@ -82,8 +82,8 @@ static dr_status describe(dnnl_memory_desc_t *md, int64_t rows, int64_t columns,
 
 static dr_status product_create(struct dr_bf16 *self, const product_key *key, product *out) {
     dnnl_memory_desc_t a, b, c;
-    DR_TRY(describe(&a, key->m, key->k, dnnl_bf16, key->a_transposed));
-    DR_TRY(describe(&b, key->k, key->n, dnnl_bf16, key->b_transposed));
+    DR_TRY(describe(&a, key->m, key->k, dnnl_bf16, key->a_transposed != 0));
+    DR_TRY(describe(&b, key->k, key->n, dnnl_bf16, key->b_transposed != 0));
     DR_TRY(describe(&c, key->m, key->n, dnnl_f32, 0));
     dnnl_matmul_desc_t desc;
     DR_TRY(dnnl_check(dnnl_matmul_desc_init(&desc, &a, &b, NULL, &c), "matmul description"));

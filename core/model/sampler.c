@@ -62,35 +62,34 @@ static int by_probability(const void *a, const void *b) {
     return x->id - y->id;
 }
 
-// Zeroes p outside the kept set and returns the kept mass. Candidates below a floor that cannot belong to the
-// set are dropped before sorting: if all tokens under f together weigh less than (1 - top_p), the set lies
-// above f.
+// Zeroes p outside the kept set and returns the kept mass. Only tokens above a floor are sorted; the floor
+// falls until they weigh enough, and usually a handful does.
 static double keep_nucleus(dr_sampler *s, double total, double top_p) {
-    double floor = 1e-3 / s->vocab * total, allowed = (1.0 - top_p) * total;
-    for (int tries = 0; tries < 8; tries++, floor *= 0.03125) {
-        double below = 0;
-        int32_t n = 0;
+    double floor = total;
+    int32_t n = 0;
+    do {
+        floor = floor > total * 1e-30 ? floor * 0.0625 : 0.0;
+        double above = 0;
+        n = 0;
         for (int32_t i = 0; i < s->vocab; i++) {
-            if (s->p[i] < floor)
-                below += s->p[i];
-            else
-                s->candidates[n++] = (candidate){s->p[i], i};
+            if (s->p[i] < floor) continue;
+            above += s->p[i];
+            s->candidates[n++] = (candidate){s->p[i], i};
         }
-        if (below >= allowed && tries < 7) continue;
-        qsort(s->candidates, (size_t)n, sizeof *s->candidates, by_probability);
-        double kept = 0;
-        int32_t n_kept = 0;
-        while (n_kept < n && kept < top_p * total) kept += s->candidates[n_kept++].p;
-        candidate last = s->candidates[n_kept - 1];
-        kept = 0;
-        for (int32_t i = 0; i < s->vocab; i++) {
-            bool keep = s->p[i] > last.p || (s->p[i] == last.p && i <= last.id);
-            if (!keep) s->p[i] = 0;
-            kept += s->p[i];
-        }
-        return kept;
+        if (above >= top_p * total) break;
+    } while (floor > 0);
+    qsort(s->candidates, (size_t)n, sizeof *s->candidates, by_probability);
+    double kept = 0;
+    int32_t n_kept = 0;
+    while (n_kept < n && kept < top_p * total) kept += s->candidates[n_kept++].p;
+    candidate last = s->candidates[n_kept - 1];
+    kept = 0;
+    for (int32_t i = 0; i < s->vocab; i++) {
+        bool keep = s->p[i] > last.p || (s->p[i] == last.p && i <= last.id);
+        if (!keep) s->p[i] = 0;
+        kept += s->p[i];
     }
-    return total;
+    return kept;
 }
 
 dr_status dr_sampler_draw(dr_sampler *s, const float *logits, const dr_sampling *settings, uint32_t bits,

@@ -1,0 +1,359 @@
+// Bodies of checkpoint.h.
+#include "core/learn/checkpoint.h"
+
+#include <dirent.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/base/log.h"
+#include "core/store/h5.h"
+
+enum { MANIFEST_VERSION = 1, MAX_STEPS = 100000 };
+static const char *const groups[] = {"weights", "first_moment", "second_moment"};
+
+void dr_checkpoint_info_reset(dr_checkpoint_info *info) {
+    dr_free(info->files);
+    *info = (dr_checkpoint_info){0};
+}
+
+dr_status dr_checkpoint_dir(const char *run_dir, int64_t step, char **out_dir) {
+    dr_buf path = {0};
+    DR_TRY(dr_buf_printf(&path, "%s/checkpoints/step_%06lld", run_dir, (long long)step));
+    *out_dir = path.data;
+    return DR_OK;
+}
+
+static dr_status file_digest(const char *path, int64_t *out_bytes, char out[24]) {
+    dr_buf bytes = {0};
+    dr_status status = dr_file_read(path, 0, &bytes);
+    if (status == DR_OK) {
+        *out_bytes = (int64_t)bytes.length;
+        snprintf(out, 24, "%016llx", (unsigned long long)XXH3_64bits(bytes.data, bytes.length));
+    }
+    dr_buf_reset(&bytes);
+    return status;
+}
+
+static void tensor_path(const char *group, const char *tensor, char out[160]) {
+    snprintf(out, 160, "%s/%s", group, tensor);
+}
+
+static int32_t tensor_shape(const dr_lm_tensor *t, int64_t shape[2]) {
+    bool vector = strstr(t->name, "norm.weight") || strstr(t->name, ".bias");
+    shape[0] = vector ? t->cols : t->rows;
+    shape[1] = t->cols;
+    return vector ? 1 : 2;
+}
+
+static dr_status write_tensors(dr_h5 *file, dr_lm *lm, dr_optimizer *optimizer, int32_t part,
+                               int32_t n_parts) {
+    const float *sources[] = {dr_lm_params(lm), dr_optimizer_first(optimizer),
+                              dr_optimizer_second(optimizer)};
+    const dr_lm_tensor *tensors;
+    int32_t n = dr_lm_tensors(lm, &tensors);
+    char name[160];
+    for (int32_t i = part; i < n; i += n_parts)
+        for (int g = 0; g < 3; g++) {
+            int64_t shape[2];
+            int32_t n_dims = tensor_shape(&tensors[i], shape);
+            tensor_path(groups[g], tensors[i].name, name);
+            DR_TRY(dr_h5_write(file, name, DR_H5_F32, n_dims, shape, sources[g] + tensors[i].offset,
+                               "whole tensor; its shape is the global shape", ""));
+            DR_TRY(dr_h5_set_i64(file, name, "global_offset", 0));
+        }
+    DR_TRY(dr_h5_set_string(file, "/", "format", "deeprec-checkpoint"));
+    DR_TRY(dr_h5_set_i64(file, "/", "part", part));
+    DR_TRY(dr_h5_set_i64(file, "/", "n_parts", n_parts));
+    return dr_h5_set_i64(file, "/", "updates", dr_optimizer_updates(optimizer));
+}
+
+dr_status dr_checkpoint_write_part(dr_lm *lm, dr_optimizer *optimizer, const char *dir, int32_t part,
+                                   int32_t n_parts, dr_checkpoint_file *out_file) {
+    char *path = NULL;
+    dr_h5 *file = NULL;
+    dr_checkpoint_file written = {0};
+    snprintf(written.name, sizeof written.name, "rank_%d.h5", part);
+    DR_TRY(dr_dir_make(dir));
+    DR_TRY(dr_path_join(&path, dir, written.name));
+    dr_status status = dr_h5_create(path, &file);
+    if (status == DR_OK) {
+        status = write_tensors(file, lm, optimizer, part, n_parts);
+        if (status == DR_OK)
+            status = dr_h5_commit(file);
+        else
+            dr_h5_abort(file);
+    }
+    if (status == DR_OK) status = file_digest(path, &written.bytes, written.digest);
+    dr_free(path);
+    if (status == DR_OK) *out_file = written;
+    return status;
+}
+
+// Every tensor of every rank file under the same name.
+static dr_status write_view(const char *dir, int32_t n_parts, const dr_lm_tensor *tensors,
+                            int32_t n_tensors) {
+    char *path = NULL, name[160], source[32];
+    dr_h5 *view = NULL;
+    DR_TRY(dr_path_join(&path, dir, "view.h5"));
+    dr_status status = dr_h5_create(path, &view);
+    dr_free(path);
+    DR_TRY(status);
+    for (int32_t i = 0; i < n_tensors && status == DR_OK; i++)
+        for (int g = 0; g < 3 && status == DR_OK; g++) {
+            int64_t shape[2];
+            int32_t n_dims = tensor_shape(&tensors[i], shape);
+            tensor_path(groups[g], tensors[i].name, name);
+            snprintf(source, sizeof source, "rank_%d.h5", i % n_parts);
+            status = dr_h5_write_virtual(view, name, DR_H5_F32, n_dims, shape, source, name);
+        }
+    if (status == DR_OK) return dr_h5_commit(view);
+    dr_h5_abort(view);
+    return status;
+}
+
+dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, const dr_checkpoint_info *info) {
+    // the layout of the tensors follows from the configuration alone
+    dr_backend *backend = NULL;
+    dr_lm *shape = NULL;
+    const dr_lm_tensor *tensors;
+    DR_TRY(dr_backend_cpu_create(DR_FP32, 1, &backend));
+    dr_status status = dr_lm_create(backend, config, 0, &shape);
+    if (status == DR_OK) {
+        int32_t n = dr_lm_tensors(shape, &tensors);
+        status = write_view(dir, info->n_files, tensors, n);
+    }
+    dr_lm_destroy(shape);
+    dr_backend_cpu_destroy(backend);
+    DR_TRY(status);
+    json_t *files = json_array();
+    for (int32_t i = 0; i < info->n_files; i++)
+        json_array_append_new(files,
+                              json_pack("{s:s, s:I, s:s}", "name", info->files[i].name, "bytes",
+                                        (json_int_t)info->files[i].bytes, "xxh3", info->files[i].digest));
+    json_t *root = json_pack(
+        "{s:s, s:i, s:I, s:I, s:s, s:s, s:o}", "format", "deeprec-checkpoint", "version", MANIFEST_VERSION,
+        "step", (json_int_t)info->step, "updates", (json_int_t)info->updates, "layout",
+        "tensor i of the model is in rank file i mod n", "config_hash", info->config_hash, "files", files);
+    DR_CHECK(root, DR_ERR_MEMORY, "%s: cannot build the manifest", dir);
+    char *path = NULL;
+    status = dr_path_join(&path, dir, "manifest.json");
+    if (status == DR_OK) status = dr_json_save(root, path);
+    dr_free(path);
+    json_decref(root);
+    return status;
+}
+
+static int by_step(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x > y ? -1 : x < y; // newest first
+}
+
+// Steps of the folders step_N, newest first.
+static dr_status list_steps(const char *run_dir, int64_t **out_steps, int32_t *out_n) {
+    char *path = NULL;
+    int64_t *steps = NULL;
+    int32_t n = 0;
+    DR_TRY(dr_path_join(&path, run_dir, "checkpoints"));
+    DIR *dir = opendir(path);
+    dr_free(path);
+    dr_status status = dr_alloc(&steps, "checkpoint steps", MAX_STEPS, sizeof *steps);
+    if (status != DR_OK) {
+        if (dir) closedir(dir);
+        return status;
+    }
+    for (struct dirent *entry; dir && (entry = readdir(dir)) && n < MAX_STEPS;) {
+        long long step = 0;
+        char rest = 0;
+        if (sscanf(entry->d_name, "step_%lld%c", &step, &rest) == 1) steps[n++] = step;
+    }
+    if (dir) closedir(dir);
+    qsort(steps, (size_t)n, sizeof *steps, by_step);
+    *out_steps = steps;
+    *out_n = n;
+    return DR_OK;
+}
+
+static dr_status read_manifest(const char *dir, dr_checkpoint_info *info) {
+    char *path = NULL;
+    json_t *root = NULL, *files = NULL, *entry;
+    size_t i;
+    DR_TRY(dr_path_join(&path, dir, "manifest.json"));
+    dr_status status;
+    DR_TRY_GOTO(status, dr_json_load(path, &root), free_path);
+    const char *text = NULL;
+    int64_t version = 0;
+    status = dr_json_i64(root, path, "version", MANIFEST_VERSION, MANIFEST_VERSION, &version);
+    if (status == DR_OK) status = dr_json_i64(root, path, "step", 0, (int64_t)1 << 40, &info->step);
+    if (status == DR_OK) status = dr_json_i64(root, path, "updates", 0, (int64_t)1 << 40, &info->updates);
+    if (status == DR_OK) status = dr_json_string(root, path, "config_hash", &text);
+    if (status == DR_OK) snprintf(info->config_hash, sizeof info->config_hash, "%s", text);
+    if (status == DR_OK) status = dr_json_array(root, path, "files", &files);
+    if (status == DR_OK)
+        status =
+            dr_alloc(&info->files, "checkpoint files", (int64_t)json_array_size(files), sizeof *info->files);
+    if (status == DR_OK) {
+        json_array_foreach(files, i, entry) {
+            dr_checkpoint_file *f = &info->files[i];
+            if ((status = dr_json_string(entry, path, "name", &text)) != DR_OK) break;
+            if (strchr(text, '/') || strlen(text) >= sizeof f->name) {
+                status = DR_FAIL(DR_ERR_FORMAT, "%s: files[%zu]: bad name \"%s\"", path, i, text);
+                break;
+            }
+            snprintf(f->name, sizeof f->name, "%s", text);
+            if ((status = dr_json_i64(entry, path, "bytes", 0, (int64_t)1 << 50, &f->bytes)) != DR_OK) break;
+            if ((status = dr_json_string(entry, path, "xxh3", &text)) != DR_OK) break;
+            snprintf(f->digest, sizeof f->digest, "%s", text);
+            info->n_files++;
+        }
+    }
+    json_decref(root);
+free_path:
+    dr_free(path);
+    return status;
+}
+
+dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info) {
+    dr_checkpoint_info info = {0};
+    dr_status status = read_manifest(dir, &info);
+    for (int32_t i = 0; i < info.n_files && status == DR_OK; i++) {
+        char *path = NULL, digest[24];
+        int64_t bytes = 0;
+        status = dr_path_join(&path, dir, info.files[i].name);
+        if (status == DR_OK) status = file_digest(path, &bytes, digest);
+        if (status == DR_OK && (bytes != info.files[i].bytes || strcmp(digest, info.files[i].digest) != 0))
+            status = DR_FAIL(DR_ERR_FORMAT,
+                             "%s is damaged: %lld bytes with digest %s, the manifest says %lld with %s", path,
+                             (long long)bytes, digest, (long long)info.files[i].bytes, info.files[i].digest);
+        dr_free(path);
+    }
+    if (status != DR_OK) {
+        dr_checkpoint_info_reset(&info);
+        return status;
+    }
+    *out_info = info;
+    return DR_OK;
+}
+
+dr_status dr_checkpoint_find(const char *run_dir, int64_t *out_step) {
+    int64_t *steps = NULL, found = -1;
+    int32_t n = 0, n_manifests = 0;
+    DR_TRY(list_steps(run_dir, &steps, &n));
+    dr_status status = DR_OK;
+    for (int32_t i = 0; i < n && found < 0 && status == DR_OK; i++) {
+        char *dir = NULL, *manifest = NULL;
+        dr_checkpoint_info info;
+        status = dr_checkpoint_dir(run_dir, steps[i], &dir);
+        if (status == DR_OK) status = dr_path_join(&manifest, dir, "manifest.json");
+        if (status == DR_OK && dr_file_exists(manifest)) {
+            n_manifests++;
+            if (dr_checkpoint_verify(dir, &info) == DR_OK) {
+                found = steps[i];
+                dr_checkpoint_info_reset(&info);
+            } else {
+                dr_warn("checkpoint %s is not usable: %s; looking for an older one", dir, dr_last_error());
+            }
+        }
+        dr_free(dir);
+        dr_free(manifest);
+    }
+    dr_free(steps);
+    DR_TRY(status);
+    DR_CHECK(found >= 0 || n_manifests == 0, DR_ERR_FORMAT, "%s: none of its %d checkpoints is usable",
+             run_dir, n_manifests);
+    *out_step = found;
+    return DR_OK;
+}
+
+static void remove_checkpoint(const char *dir) {
+    char path[1200];
+    snprintf(path, sizeof path, "%s/manifest.json", dir);
+    unlink(path); // first: from here on it is no checkpoint
+    DIR *d = opendir(dir);
+    for (struct dirent *entry; d && (entry = readdir(d));) {
+        if (entry->d_name[0] == '.') continue;
+        snprintf(path, sizeof path, "%s/%.200s", dir, entry->d_name);
+        unlink(path);
+    }
+    if (d) closedir(d);
+    rmdir(dir);
+}
+
+dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep) {
+    int64_t *steps = NULL;
+    int32_t n = 0, complete = 0;
+    DR_TRY(list_steps(run_dir, &steps, &n));
+    dr_status status = DR_OK;
+    for (int32_t i = 0; i < n && status == DR_OK; i++) {
+        char *dir = NULL, *manifest = NULL;
+        status = dr_checkpoint_dir(run_dir, steps[i], &dir);
+        if (status == DR_OK) status = dr_path_join(&manifest, dir, "manifest.json");
+        if (status == DR_OK) {
+            if (complete >= keep)
+                remove_checkpoint(dir);
+            else
+                complete += dr_file_exists(manifest);
+        }
+        dr_free(dir);
+        dr_free(manifest);
+    }
+    dr_free(steps);
+    return status;
+}
+
+static dr_status load_file(dr_h5 *file, const dr_lm_tensor *tensors, int32_t n, float *const targets[3],
+                           uint8_t *seen, int64_t *out_updates) {
+    char name[160];
+    DR_TRY(dr_h5_get_i64(file, "/", "updates", out_updates));
+    for (int32_t i = 0; i < n; i++) {
+        tensor_path(groups[0], tensors[i].name, name);
+        if (!dr_h5_has(file, name)) continue;
+        for (int g = 0; g < 3; g++) {
+            if (!targets[g]) continue;
+            int64_t shape[2];
+            int32_t n_dims = tensor_shape(&tensors[i], shape);
+            float *values = NULL;
+            tensor_path(groups[g], tensors[i].name, name);
+            DR_TRY(dr_h5_read(file, name, DR_H5_F32, n_dims, shape, &values));
+            memcpy(targets[g] + tensors[i].offset, values,
+                   (size_t)(tensors[i].rows * tensors[i].cols) * sizeof(float));
+            dr_free(values);
+        }
+        seen[i] = 1;
+    }
+    return DR_OK;
+}
+
+dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir) {
+    dr_checkpoint_info info = {0};
+    const dr_lm_tensor *tensors;
+    int32_t n = dr_lm_tensors(lm, &tensors);
+    uint8_t *seen = NULL;
+    float *const targets[3] = {dr_lm_params(lm), optimizer ? dr_optimizer_first(optimizer) : NULL,
+                               optimizer ? dr_optimizer_second(optimizer) : NULL};
+    DR_TRY(dr_checkpoint_verify(dir, &info));
+    dr_status status = dr_alloc(&seen, "loaded tensors", n, 1);
+    int64_t updates = 0;
+    for (int32_t i = 0; i < info.n_files && status == DR_OK; i++) {
+        char *path = NULL;
+        dr_h5 *file = NULL;
+        status = dr_path_join(&path, dir, info.files[i].name);
+        if (status == DR_OK) status = dr_h5_open(path, &file);
+        if (status == DR_OK) status = load_file(file, tensors, n, targets, seen, &updates);
+        dr_h5_close(file);
+        dr_free(path);
+    }
+    for (int32_t i = 0; i < n && status == DR_OK; i++)
+        if (!seen[i]) status = DR_FAIL(DR_ERR_FORMAT, "%s: tensor %s is missing", dir, tensors[i].name);
+    dr_free(seen);
+    dr_checkpoint_info_reset(&info);
+    DR_TRY(status);
+    if (optimizer) dr_optimizer_set_updates(optimizer, updates);
+    return dr_lm_weights_changed(lm);
+}

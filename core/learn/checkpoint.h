@@ -1,0 +1,54 @@
+// Checkpoints: checkpoints/step_N/{rank_R.h5, view.h5, manifest.json}. Rank files hold named tensors (weights
+// and both moments) with their global shape; only a manifest, written last, makes a checkpoint real. Any
+// number of learners can load one.
+#ifndef DR_CORE_LEARN_CHECKPOINT_H
+#define DR_CORE_LEARN_CHECKPOINT_H
+
+#include "core/base/alloc.h"
+#include "core/model/lm.h"
+#include "core/model/optimizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dr_checkpoint_file {
+    char name[32];
+    int64_t bytes;
+    char digest[24]; // XXH3-64 of the whole file, hexadecimal
+} dr_checkpoint_file;
+
+typedef struct dr_checkpoint_info {
+    int64_t step;    // steps done
+    int64_t updates; // optimizer updates done
+    char config_hash[24];
+    int32_t n_files;
+    dr_checkpoint_file *files; // [n_files], owned
+} dr_checkpoint_info;
+void dr_checkpoint_info_reset(dr_checkpoint_info *info);
+
+// "RUN/checkpoints/step_000012" into a new string.
+dr_status dr_checkpoint_dir(const char *run_dir, int64_t step, char **out_dir);
+
+// Learner `part` of n_parts writes its tensors (every n_parts-th one) into dir/rank_PART.h5 and tells what it
+// wrote.
+dr_status dr_checkpoint_write_part(dr_lm *lm, dr_optimizer *optimizer, const char *dir, int32_t part,
+                                   int32_t n_parts, dr_checkpoint_file *out_file);
+// view.h5 (virtual datasets over all rank files), then manifest.json.
+dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, const dr_checkpoint_info *info);
+// Removes all but the newest `keep` complete checkpoints, and incomplete ones older than those.
+dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep);
+
+// The newest checkpoint that is complete and undamaged. Damaged ones are named in a warning and skipped.
+// *out_step = -1 when there is none at all; DR_ERR_FORMAT when there are some and none is usable: a run never
+// starts over silently.
+dr_status dr_checkpoint_find(const char *run_dir, int64_t *out_step);
+// manifest.json with the digests of all files checked.
+dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info);
+// Fills weights and, when optimizer is not NULL, moments and update count; then repacks the weights.
+dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

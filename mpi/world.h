@@ -1,0 +1,36 @@
+// MPI start and end, and the MPI bodies of the two seams. The only place that may abort a job.
+#ifndef DR_MPI_WORLD_H
+#define DR_MPI_WORLD_H
+
+#include "core/comm/channel.h"
+#include "core/comm/collective.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dr_world {
+    int rank, size;         // processes
+    int local_rank, local_size; // on this node
+} dr_world;
+
+// True when a launcher (mpirun, srun) started this process as one of several.
+int dr_world_is_launched(void);
+// MPI_Init with errors returned, then a short silence: Open MPI's TCP start races with early messages.
+dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world);
+void dr_world_finalize(void);
+// Ends every process of the job with `code`; one line must have been logged before.
+void dr_world_abort(int code) __attribute__((noreturn));
+
+// Endpoints over processes: endpoint e lives on process process_of[e] (borrowed until the channels are destroyed). Creates the
+// channels of the endpoints that live here: out_channels[e], NULL for the others.
+dr_status dr_channel_mpi_create(const int *process_of, int n_endpoints, dr_channel **out_channels);
+
+// Collective over the listed processes (ascending), created by all processes of the job together; *out is NULL on the others.
+// Sums run in rank order: the same bits on every rank and in every run.
+dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_s, dr_collective **out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
