@@ -3,35 +3,41 @@
 
 #include "core/base/config.h"
 
-dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out) {
-    dr_policy_parts parts = {0};
-    int threads = (int)dr_config_int(options, "threads");
-    dr_precision precision = (dr_precision)dr_config_choice(options, "precision"); // rows in the enum's order
-    parts.protocol = (dr_protocol){.k = (int32_t)dr_config_int(options, "k"),
-                                   .k_retrieve = (int32_t)dr_config_int(options, "k-retrieve"),
-                                   .max_retrievals = (int32_t)dr_config_int(options, "max-retrievals"),
-                                   .max_turn_tokens = (int32_t)dr_config_int(options, "max-turn-tokens"),
-                                   .max_total_tokens = (int32_t)dr_config_int(options, "max-total-tokens"),
-                                   .exclude_history = dr_config_bool(options, "exclude-history")};
-    parts.max_live = (int32_t)dr_config_int(options, "max-live");
+dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out) {
+    dr_policy_parts parts = {.protocol = choice->protocol, .max_live = choice->max_live};
     dr_status status;
-    DR_TRY_GOTO(status, dr_dataset_load(dr_config_string(options, "dataset"), &parts.dataset), close_parts);
-    DR_TRY_GOTO(status, dr_template_load(dr_config_string(options, "template"), &parts.prompt_template),
+    DR_TRY_GOTO(status, dr_dataset_load(choice->dataset, &parts.dataset), close_parts);
+    DR_TRY_GOTO(status, dr_template_load(choice->prompt_template, &parts.prompt_template), close_parts);
+    DR_TRY_GOTO(status, dr_backend_cpu_create(choice->precision, choice->threads, &parts.backend),
                 close_parts);
-    DR_TRY_GOTO(status, dr_backend_cpu_create(precision, threads, &parts.backend), close_parts);
-    DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, threads, &parts.trm_backend), close_parts);
-    DR_TRY_GOTO(status, dr_trm_load(parts.trm_backend, dr_config_string(options, "trm"), &parts.trm),
-                close_parts);
+    DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, choice->threads, &parts.trm_backend), close_parts);
+    DR_TRY_GOTO(status, dr_trm_load(parts.trm_backend, choice->trm, &parts.trm), close_parts);
     DR_CHECK_GOTO(dr_trm_config_of(parts.trm)->n_items == parts.dataset->n_items, status, DR_ERR_ARGUMENT,
-                  close_parts, "%s: the retrieval model knows %d items, the data set %s has %d",
-                  dr_config_string(options, "trm"), dr_trm_config_of(parts.trm)->n_items,
-                  dr_config_string(options, "dataset"), parts.dataset->n_items);
+                  close_parts, "%s: the retrieval model knows %d items, the data set %s has %d", choice->trm,
+                  dr_trm_config_of(parts.trm)->n_items, choice->dataset, parts.dataset->n_items);
     *out = parts;
     return DR_OK;
 
 close_parts:
     dr_policy_parts_close(&parts);
     return status;
+}
+
+dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out) {
+    dr_policy_choice choice = {
+        .dataset = dr_config_string(options, "dataset"),
+        .trm = dr_config_string(options, "trm"),
+        .prompt_template = dr_config_string(options, "template"),
+        .precision = (dr_precision)dr_config_choice(options, "precision"), // rows in the enum's order
+        .threads = (int)dr_config_int(options, "threads"),
+        .protocol = {.k = (int32_t)dr_config_int(options, "k"),
+                     .k_retrieve = (int32_t)dr_config_int(options, "k-retrieve"),
+                     .max_retrievals = (int32_t)dr_config_int(options, "max-retrievals"),
+                     .max_turn_tokens = (int32_t)dr_config_int(options, "max-turn-tokens"),
+                     .max_total_tokens = (int32_t)dr_config_int(options, "max-total-tokens"),
+                     .exclude_history = dr_config_bool(options, "exclude-history")},
+        .max_live = (int32_t)dr_config_int(options, "max-live")};
+    return dr_policy_parts_choose(&choice, out);
 }
 
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir) {

@@ -35,7 +35,18 @@ typedef struct dr_policy_parts {
     int32_t max_live;
 } dr_policy_parts;
 
+// What to open; text is borrowed for the call.
+typedef struct dr_policy_choice {
+    const char *dataset, *trm, *prompt_template;
+    dr_precision precision;
+    int threads;
+    dr_protocol protocol;
+    int32_t max_live;
+} dr_policy_choice;
+
 // Opens everything but the model. On failure nothing stays open.
+dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out);
+// The same from a command's options.
 dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out);
 // Opens a model folder, closing the one before.
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir);

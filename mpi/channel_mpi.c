@@ -1,5 +1,5 @@
-// The MPI body of the channel: non-blocking sends with copied bytes, matched probes, one queue per endpoint of this process.
-// The endpoints travel in the tag. No call blocks.
+// The MPI body of the channel: non-blocking sends with copied bytes, matched probes, one queue per endpoint
+// of this process. The endpoints travel in the tag. No call blocks.
 #include <mpi.h>
 #include <string.h>
 
@@ -28,7 +28,8 @@ typedef struct hub {
     int n_endpoints, open;
     outgoing *sends;
     int64_t n_sends;
-    incoming *first, *last; // in order of arrival; a message is handed out once it and all before it from its sender are here
+    incoming *first, *last; // in order of arrival; a message is handed out once it and all before it from its
+                            // sender are here
 } hub;
 
 static dr_status progress_sends(hub *h) {
@@ -50,15 +51,16 @@ static dr_status progress_sends(hub *h) {
 
 static dr_status mpi_send(dr_channel *c, int to, const void *bytes, size_t length) {
     hub *h = c->state;
-    DR_CHECK(to >= 0 && to < h->n_endpoints, DR_ERR_ARGUMENT, "channel: no endpoint %d of %d", to, h->n_endpoints);
+    DR_CHECK(to >= 0 && to < h->n_endpoints, DR_ERR_ARGUMENT, "channel: no endpoint %d of %d", to,
+             h->n_endpoints);
     DR_CHECK(length <= INT32_MAX, DR_ERR_RANGE, "channel: a message of %zu bytes, at most 2 GiB", length);
     outgoing *o = NULL;
     DR_TRY(dr_alloc(&o, "message", 1, sizeof *o));
     dr_status status = dr_alloc(&o->bytes, "message", (int64_t)length, 1);
     if (status == DR_OK) {
         memcpy(o->bytes, bytes, length);
-        status = dr_mpi_check(MPI_Isend(o->bytes, (int)length, MPI_BYTE, h->process_of[to], c->rank * TAG_BASE + to,
-                                        MPI_COMM_WORLD, &o->request),
+        status = dr_mpi_check(MPI_Isend(o->bytes, (int)length, MPI_BYTE, h->process_of[to],
+                                        c->rank * TAG_BASE + to, MPI_COMM_WORLD, &o->request),
                               "MPI_Isend");
     }
     if (status != DR_OK) {
@@ -145,7 +147,8 @@ dr_status dr_channel_mpi_create(const int *process_of, int n_endpoints, dr_chann
     int rank = 0;
     hub *h = NULL;
     DR_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
-    DR_CHECK(n_endpoints < TAG_BASE, DR_ERR_ARGUMENT, "channel: %d endpoints, at most %d", n_endpoints, TAG_BASE - 1);
+    DR_CHECK(n_endpoints < TAG_BASE, DR_ERR_ARGUMENT, "channel: %d endpoints, at most %d", n_endpoints,
+             TAG_BASE - 1);
     DR_TRY(dr_alloc(&h, "channel hub", 1, sizeof *h));
     h->process_of = process_of;
     h->n_endpoints = n_endpoints;

@@ -1,4 +1,5 @@
-// The MPI body of the collective seam: an all-gather in pieces and a sum in rank order, polled with a deadline.
+// The MPI body of the collective seam: an all-gather in pieces and a sum in rank order, polled with a
+// deadline.
 #include <mpi.h>
 #include <string.h>
 
@@ -21,8 +22,8 @@ static dr_status wait_for(dr_collective *c, MPI_Request *request, const char *wh
         DR_MPI(MPI_Test(request, &done, MPI_STATUS_IGNORE));
         if (done) return DR_OK;
         DR_CHECK(dr_clock_seconds() - start < c->deadline_s, DR_ERR_TIMEOUT,
-                 "learner %d of %d: %s of %lld values did not finish within %.0f s", c->rank, c->size, what, (long long)n,
-                 c->deadline_s);
+                 "learner %d of %d: %s of %lld values did not finish within %.0f s", c->rank, c->size, what,
+                 (long long)n, c->deadline_s);
         if (spins > 20) dr_clock_sleep(spins > 200 ? 0.001 : 0.00005);
     }
 }

@@ -27,8 +27,8 @@ dr_status dr_mpi_check(int code, const char *call) {
 dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world) {
     int provided = 0;
     DR_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
-    DR_CHECK(provided >= MPI_THREAD_FUNNELED, DR_ERR_UNSUPPORTED, "MPI grants thread level %d, %d is needed", provided,
-             MPI_THREAD_FUNNELED);
+    DR_CHECK(provided >= MPI_THREAD_FUNNELED, DR_ERR_UNSUPPORTED, "MPI grants thread level %d, %d is needed",
+             provided, MPI_THREAD_FUNNELED);
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     dr_world world;
     DR_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &world.rank));

@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 typedef struct dr_world {
-    int rank, size;         // processes
+    int rank, size;             // processes
     int local_rank, local_size; // on this node
 } dr_world;
 
@@ -22,12 +22,12 @@ void dr_world_finalize(void);
 // Ends every process of the job with `code`; one line must have been logged before.
 void dr_world_abort(int code) __attribute__((noreturn));
 
-// Endpoints over processes: endpoint e lives on process process_of[e] (borrowed until the channels are destroyed). Creates the
-// channels of the endpoints that live here: out_channels[e], NULL for the others.
+// Endpoints over processes: endpoint e lives on process process_of[e] (borrowed until the channels are
+// destroyed). Creates the channels of the endpoints that live here: out_channels[e], NULL for the others.
 dr_status dr_channel_mpi_create(const int *process_of, int n_endpoints, dr_channel **out_channels);
 
-// Collective over the listed processes (ascending), created by all processes of the job together; *out is NULL on the others.
-// Sums run in rank order: the same bits on every rank and in every run.
+// Collective over the listed processes (ascending), created by all processes of the job together; *out is
+// NULL on the others. Sums run in rank order: the same bits on every rank and in every run.
 dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_s, dr_collective **out);
 
 #ifdef __cplusplus

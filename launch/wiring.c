@@ -1,0 +1,207 @@
+// Roles, channels and backends of a training run.
+#include "launch/wiring.h"
+
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/log.h"
+#include "mpi/world.h"
+
+enum { MAX_ENDPOINTS = 4096 };
+
+static void read_stage(const dr_config *c, const char *name, dr_stage_settings *out) {
+    static const char *const weights[] = {"format", "invocation", "diversity", "hit", "rank", "similarity"};
+    char key[64];
+    snprintf(out->name, sizeof out->name, "%s", name);
+#define STAGE_INT(field, setting)                                                                            \
+    snprintf(key, sizeof key, "%s." setting, name);                                                          \
+    out->field = (int32_t)dr_config_int(c, key)
+    STAGE_INT(steps, "steps");
+    STAGE_INT(prompts, "prompts");
+    STAGE_INT(samples, "samples");
+    STAGE_INT(updates, "updates");
+    STAGE_INT(difficulty_from, "difficulty_from");
+    STAGE_INT(difficulty_to, "difficulty_to");
+#undef STAGE_INT
+    out->reward = dr_reward_defaults(DR_STAGE_REC);
+    for (int i = 0; i < DR_REWARD_PARTS; i++) {
+        snprintf(key, sizeof key, "%s.weight_%s", name, weights[i]);
+        out->reward.weight[i] = (float)dr_config_float(c, key);
+    }
+    out->reward.k = (int32_t)dr_config_int(c, "protocol.k");
+    out->reward.forbid_cjk = dr_config_bool(c, "reward.forbid_cjk");
+    out->reward.invocation_step = (float)dr_config_float(c, "reward.invocation_step");
+    out->reward.invocation_cap = (int32_t)dr_config_int(c, "reward.invocation_cap");
+    out->reward.diversity_scale = (float)dr_config_float(c, "reward.diversity_scale");
+    out->reward.rank_step = (float)dr_config_float(c, "reward.rank_step");
+    out->reward.similarity_scale = (float)dr_config_float(c, "reward.similarity_scale");
+}
+
+void dr_wiring_settings(const dr_config *c, char hash[24], dr_run_settings *out) {
+    dr_run_settings s = {.dir = dr_config_string(c, "run.dir"),
+                         .config_hash = hash,
+                         .seed = (uint64_t)dr_config_int(c, "run.seed"),
+                         .deadline_s = dr_config_float(c, "run.deadline"),
+                         .stop_after = (int32_t)dr_config_int(c, "run.stop_after"),
+                         .sampling = {.temperature = (float)dr_config_float(c, "rollout.temperature"),
+                                      .top_p = (float)dr_config_float(c, "rollout.top_p")},
+                         .advantage = (dr_advantage_kind)dr_config_choice(c, "learn.advantage"),
+                         .loss_mean = (dr_loss_mean)dr_config_choice(c, "learn.loss_mean"),
+                         .pack_tokens = dr_config_int(c, "learn.pack_tokens"),
+                         .checkpoint_every = (int32_t)dr_config_int(c, "checkpoint.every"),
+                         .checkpoint_keep = (int32_t)dr_config_int(c, "checkpoint.keep"),
+                         .keep_trajectories = dr_config_bool(c, "output.trajectories"),
+                         .policy_dir = dr_config_string(c, "model.policy")};
+    s.loss = (dr_loss_settings){.kind = DR_LOSS_POLICY,
+                                .temperature = s.sampling.temperature > 0 ? s.sampling.temperature : 1.0f,
+                                .clip_low = (float)dr_config_float(c, "learn.clip_low"),
+                                .clip_high = (float)dr_config_float(c, "learn.clip_high"),
+                                .kl = (dr_kl_kind)dr_config_choice(c, "learn.kl"),
+                                .kl_weight = (float)dr_config_float(c, "learn.kl_weight")};
+    s.optimizer = (dr_optimizer_settings){.beta1 = (float)dr_config_float(c, "learn.beta1"),
+                                          .beta2 = (float)dr_config_float(c, "learn.beta2"),
+                                          .epsilon = (float)dr_config_float(c, "learn.epsilon"),
+                                          .weight_decay = (float)dr_config_float(c, "learn.weight_decay"),
+                                          .clip_norm = (float)dr_config_float(c, "learn.gradient_clip")};
+    read_stage(c, "stage1", &s.stages[0]);
+    read_stage(c, "stage2", &s.stages[1]);
+    int64_t updates = 0;
+    for (int i = 0; i < DR_STAGES; i++) updates += (int64_t)s.stages[i].steps * s.stages[i].updates;
+    s.schedule = (dr_schedule){.kind = (dr_schedule_kind)dr_config_choice(c, "learn.schedule"),
+                               .peak = (float)dr_config_float(c, "learn.rate"),
+                               .final_share = (float)dr_config_float(c, "learn.rate_end"),
+                               .warmup_steps = dr_config_int(c, "learn.warmup"),
+                               .total_steps = updates};
+    *out = s;
+}
+
+// Which roles live on this process, and how many learners there are.
+typedef struct placement {
+    dr_world world;
+    dr_layout layout;
+    int process_of[MAX_ENDPOINTS];
+} placement;
+
+static dr_status place(const dr_config *c, placement *p) {
+    int shards = (int)dr_config_int(c, "ranks.reward_shards"), n = p->world.size;
+    if (n == 1) {
+        p->layout = (dr_layout){shards, 1};
+    } else if (n == 2) {
+        p->layout = (dr_layout){shards, 1}; // rank 0 scores as well
+    } else {
+        DR_CHECK(shards < n - 1, DR_ERR_ARGUMENT,
+                 "ranks.reward_shards is %d: of %d ranks one coordinates and one must work", shards, n);
+        p->layout = (dr_layout){shards, n - 1 - shards};
+    }
+    int endpoints = dr_layout_endpoints(&p->layout);
+    DR_CHECK(endpoints <= MAX_ENDPOINTS, DR_ERR_UNSUPPORTED, "%d endpoints, at most %d", endpoints,
+             MAX_ENDPOINTS);
+    for (int e = 0; e < endpoints; e++) p->process_of[e] = n == 1 ? 0 : n == 2 ? e == endpoints - 1 : e;
+    return DR_OK;
+}
+
+// Threads of this process: what is asked for, or the node's cores shared evenly.
+static int choose_threads(const dr_config *c, const dr_world *world) {
+    int asked = (int)dr_config_int(c, "run.threads");
+    int cores = (int)sysconf(_SC_NPROCESSORS_ONLN),
+        each = cores / (world->local_size > 0 ? world->local_size : 1);
+    int threads = asked > 0 ? asked : each < 1 ? 1 : each;
+    omp_set_num_threads(threads);
+    return threads;
+}
+
+static dr_status open_parts(const dr_config *c, int threads, dr_policy_parts *parts) {
+    dr_policy_choice choice = {
+        .dataset = dr_config_string(c, "data.dataset"),
+        .trm = dr_config_string(c, "model.trm"),
+        .prompt_template = dr_config_string(c, "protocol.template"),
+        .precision = (dr_precision)dr_config_choice(c, "model.precision"),
+        .threads = threads,
+        .protocol = {.k = (int32_t)dr_config_int(c, "protocol.k"),
+                     .k_retrieve = (int32_t)dr_config_int(c, "protocol.k_retrieve"),
+                     .max_retrievals = (int32_t)dr_config_int(c, "protocol.max_retrievals"),
+                     .max_turn_tokens = (int32_t)dr_config_int(c, "protocol.max_turn_tokens"),
+                     .max_total_tokens = (int32_t)dr_config_int(c, "protocol.max_total_tokens"),
+                     .exclude_history = dr_config_bool(c, "protocol.exclude_history")},
+        .max_live = (int32_t)dr_config_int(c, "rollout.max_live")};
+    DR_TRY(dr_policy_parts_choose(&choice, parts));
+    return dr_policy_parts_model(parts, dr_config_string(c, "model.policy"));
+}
+
+static dr_status create_roles(const placement *p, const dr_run_settings *settings,
+                              const dr_run_assets *assets, dr_channel **channels, dr_collective *learners,
+                              dr_role **roles, int *n_roles) {
+    for (int e = 0; e < dr_layout_endpoints(&p->layout); e++) {
+        if (!channels[e]) continue;
+        dr_role **role = &roles[*n_roles];
+        if (e == 0)
+            DR_TRY(dr_coordinator_create(settings, assets, &p->layout, channels[e], role));
+        else if (e <= p->layout.n_shards)
+            DR_TRY(dr_reward_shard_create(settings, assets, &p->layout, channels[e], role));
+        else
+            DR_TRY(dr_worker_create(settings, assets, &p->layout, channels[e], learners, role));
+        (*n_roles)++;
+    }
+    return DR_OK;
+}
+
+static dr_status connect(const placement *p, double deadline_s, dr_channel **channels,
+                         dr_collective **learners) {
+    if (p->world.size == 1) {
+        DR_TRY(dr_loopback_create(dr_layout_endpoints(&p->layout), channels));
+        return dr_collective_alone_create(learners);
+    }
+    DR_TRY(dr_channel_mpi_create(p->process_of, dr_layout_endpoints(&p->layout), channels));
+    int workers[MAX_ENDPOINTS];
+    for (int w = 0; w < p->layout.n_workers; w++) workers[w] = p->process_of[dr_layout_worker(&p->layout, w)];
+    return dr_collective_mpi_create(workers, p->layout.n_workers, deadline_s, learners);
+}
+
+static dr_status run_placed(const dr_config *c, dr_run_settings *settings, placement *p,
+                            int *out_interrupted) {
+    dr_policy_parts parts = {0};
+    dr_channel *channels[MAX_ENDPOINTS] = {0};
+    dr_role *roles[MAX_ENDPOINTS] = {0};
+    dr_collective *learners = NULL;
+    int n_roles = 0;
+    DR_TRY(place(c, p));
+    int threads = choose_threads(c, &p->world);
+    if (p->world.rank == 0)
+        dr_info("%d process%s: coordinator, %d reward shard%s, %d worker%s; %d thread%s each", p->world.size,
+                p->world.size > 1 ? "es" : "", p->layout.n_shards, p->layout.n_shards > 1 ? "s" : "",
+                p->layout.n_workers, p->layout.n_workers > 1 ? "s" : "", threads, threads > 1 ? "s" : "");
+    dr_status status = open_parts(c, threads, &parts);
+    dr_run_assets assets = {.rollout = dr_policy_parts_rollout(&parts), .backend = parts.backend};
+    assets.rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
+    if (status == DR_OK) status = connect(p, settings->deadline_s, channels, &learners);
+    if (status == DR_OK) status = create_roles(p, settings, &assets, channels, learners, roles, &n_roles);
+    if (status == DR_OK) status = dr_run_roles(roles, n_roles);
+    if (n_roles > 0 && roles[0]) *out_interrupted = roles[0]->was_interrupted;
+    for (int r = 0; r < n_roles; r++) roles[r]->ops->destroy(roles[r]);
+    for (int e = 0; e < dr_layout_endpoints(&p->layout); e++)
+        if (channels[e]) channels[e]->ops->destroy(channels[e]);
+    if (learners) learners->ops->destroy(learners);
+    dr_policy_parts_close(&parts);
+    return status;
+}
+
+dr_status dr_wiring_run(const dr_cli *cli, const dr_config *config, dr_run_settings *settings,
+                        int *out_interrupted) {
+    placement *p = NULL;
+    DR_TRY(dr_alloc(&p, "placement", 1, sizeof *p));
+    p->world = (dr_world){.size = 1, .local_size = 1};
+    int argc = cli->argc;
+    char **argv = cli->argv;
+    bool launched = dr_world_is_launched();
+    dr_status status = launched ? dr_world_init(&argc, &argv, &p->world) : DR_OK;
+    if (status == DR_OK && p->world.size > 1) dr_log_set_identity("rank", p->world.rank);
+    if (status == DR_OK) status = run_placed(config, settings, p, out_interrupted);
+    if (launched && status != DR_OK && p->world.size > 1)
+        dr_world_abort(1); // the others wait for a peer that has failed
+    if (launched) dr_world_finalize();
+    dr_free(p);
+    return status;
+}
