@@ -1,0 +1,140 @@
+// MovieLens 1M ("::", latin-1), 100K (tabs and bars) and latest (CSV).
+#include <string.h>
+
+#include "datasets/lines.h"
+#include "datasets/source.h"
+
+// "Action|Comedy" → "Action, Comedy"; "(no genres listed)" → "".
+static dr_status join_genres(const char *genres, dr_buf *out) {
+    dr_buf_clear(out);
+    DR_TRY(dr_buf_text(out, ""));
+    if (genres[0] == '(') return DR_OK;
+    for (; *genres; genres++) DR_TRY(*genres == '|' ? dr_buf_text(out, ", ") : dr_buf_append(out, genres, 1));
+    return DR_OK;
+}
+
+typedef struct reader {
+    dr_builder *b;
+    dr_buf genres;
+    char names[32][64]; // u.genre
+    int32_t n_names;
+} reader;
+
+static dr_status add_movie(reader *r, const char *id, const char *title, const char *genres) {
+    DR_TRY(join_genres(genres, &r->genres));
+    dr_builder_good_row(r->b);
+    return dr_builder_item(r->b, id, title, r->genres.data);
+}
+
+static dr_status add_rating(reader *r, const char *path, int64_t number, char **f) {
+    double rating, time;
+    if (!f[0][0] || !f[1][0] || !dr_field_number(f[2], &rating) || !dr_field_number(f[3], &time)) {
+        dr_builder_bad_row(r->b, path, number, "user, movie, rating, timestamp", f[2]);
+        return DR_OK;
+    }
+    dr_builder_good_row(r->b);
+    return dr_builder_event(r->b, f[0], f[1], rating, time);
+}
+
+static dr_status movie_1m(void *context, const char *path, int64_t number, char *line) {
+    reader *r = context;
+    char *f[3];
+    if (dr_fields_split(line, "::", f, 3) == 3) return add_movie(r, f[0], f[1], f[2]);
+    dr_builder_bad_row(r->b, path, number, "id::title::genres", line);
+    return DR_OK;
+}
+
+static dr_status rating_1m(void *context, const char *path, int64_t number, char *line) {
+    reader *r = context;
+    char *f[4];
+    if (dr_fields_split(line, "::", f, 4) == 4) return add_rating(r, path, number, f);
+    dr_builder_bad_row(r->b, path, number, "user::movie::rating::timestamp", line);
+    return DR_OK;
+}
+
+static dr_status genre_100k(void *context, const char *path, int64_t number, char *line) {
+    reader *r = context;
+    char *f[2];
+    (void)path;
+    (void)number;
+    if (dr_fields_split(line, "|", f, 2) == 2 && r->n_names < 32 && strlen(f[0]) < 64)
+        memcpy(r->names[r->n_names++], f[0], strlen(f[0]) + 1);
+    return DR_OK;
+}
+
+static dr_status movie_100k(void *context, const char *path, int64_t number, char *line) {
+    reader *r = context;
+    char *f[40];
+    int32_t n = dr_fields_split(line, "|", f, 40);
+    if (n < 6 || n - 5 > r->n_names) {
+        dr_builder_bad_row(r->b, path, number, "id|title|date||url|genre flags", line);
+        return DR_OK;
+    }
+    dr_buf genres = {0};
+    dr_status status = dr_buf_text(&genres, "");
+    for (int32_t g = 1; g < n - 5 && status == DR_OK; g++) // flag 0 is "unknown"
+        if (f[5 + g][0] == '1')
+            status = dr_buf_printf(&genres, "%s%s", genres.length ? ", " : "", r->names[g]);
+    dr_builder_good_row(r->b);
+    if (status == DR_OK) status = dr_builder_item(r->b, f[0], f[1], genres.data);
+    dr_buf_reset(&genres);
+    return status;
+}
+
+static dr_status rating_100k(void *context, const char *path, int64_t number, char *line) {
+    reader *r = context;
+    char *f[4];
+    if (dr_fields_split(line, "\t", f, 4) == 4) return add_rating(r, path, number, f);
+    dr_builder_bad_row(r->b, path, number, "user, item, rating, timestamp by tabs", line);
+    return DR_OK;
+}
+
+static dr_status movie_latest(void *context, const char *path, int64_t number, char *line) {
+    reader *r = context;
+    char *f[3];
+    if (number == 1) return DR_OK; // names of the columns
+    if (dr_fields_csv(line, f, 3) == 3) return add_movie(r, f[0], f[1], f[2]);
+    dr_builder_bad_row(r->b, path, number, "movieId,title,genres", line);
+    return DR_OK;
+}
+
+static dr_status rating_latest(void *context, const char *path, int64_t number, char *line) {
+    reader *r = context;
+    char *f[4];
+    if (number == 1) return DR_OK;
+    if (dr_fields_csv(line, f, 4) == 4) return add_rating(r, path, number, f);
+    dr_builder_bad_row(r->b, path, number, "userId,movieId,rating,timestamp", line);
+    return DR_OK;
+}
+
+static dr_status read_file(const dr_source_input *input, const char *name, const char *given,
+                           dr_line_visitor visit, reader *r) {
+    char *path = NULL;
+    DR_TRY(dr_source_path(input->dir, name, given, &path));
+    dr_status status = dr_lines_read(path, visit, r);
+    dr_free(path);
+    return status;
+}
+
+static dr_status read_both(const dr_source_input *input, dr_builder *b, const char *items,
+                           dr_line_visitor item, const char *ratings, dr_line_visitor rating,
+                           bool has_genres) {
+    reader r = {.b = b};
+    dr_status status = has_genres ? read_file(input, "u.genre", "", genre_100k, &r) : DR_OK;
+    if (status == DR_OK) status = read_file(input, items, input->item_file, item, &r);
+    if (status == DR_OK) status = read_file(input, ratings, input->interactions, rating, &r);
+    dr_buf_reset(&r.genres);
+    return status;
+}
+
+dr_status dr_source_movielens_1m(const dr_source_input *input, dr_builder *b) {
+    return read_both(input, b, "movies.dat", movie_1m, "ratings.dat", rating_1m, false);
+}
+
+dr_status dr_source_movielens_100k(const dr_source_input *input, dr_builder *b) {
+    return read_both(input, b, "u.item", movie_100k, "u.data", rating_100k, true);
+}
+
+dr_status dr_source_movielens_latest(const dr_source_input *input, dr_builder *b) {
+    return read_both(input, b, "movies.csv", movie_latest, "ratings.csv", rating_latest, false);
+}
