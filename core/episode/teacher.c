@@ -314,13 +314,14 @@ static void add_answer(dr_teacher *t, int32_t item, int32_t *n) {
     t->answer[(*n)++] = item;
 }
 
-// The lists in turn: first of each, second of each, …, repeated ones dropped; where that is not enough (lists
-// shorter than the answer) the history's latest items fill up, then the catalogue's first ones.
-static dr_status merge_lists(dr_teacher *t, int m, const int32_t *history, int32_t n_history) {
+// One of the lists, chosen blindly, in its order; where it is shorter than the answer the other lists, the
+// history's latest items, and the catalogue's first ones fill up.
+static dr_status choose_list(dr_teacher *t, int m, const int32_t *history, int32_t n_history, dr_rng *rng) {
     int32_t k = t->rules.protocol.k, per_list = t->rules.protocol.k_retrieve, n = 0;
-    for (int32_t place = 0; place < per_list; place++)
-        for (int list = 0; list < m; list++)
-            add_answer(t, t->hits[(int64_t)list * per_list + place].item, &n);
+    int chosen = (int)dr_rng_below(rng, (uint32_t)m);
+    for (int list = 0; list < m; list++)
+        for (int32_t place = 0; place < per_list; place++)
+            add_answer(t, t->hits[(int64_t)((chosen + list) % m) * per_list + place].item, &n);
     for (int32_t i = n_history - 1; i >= 0; i--) add_answer(t, history[i], &n);
     for (int32_t item = 1; item <= t->rules.dataset->n_items && n < k; item++) add_answer(t, item, &n);
     DR_CHECK(n == k, DR_ERR_RANGE, "teacher: an answer of %d items from a data set that has %d", k, n);
@@ -383,7 +384,7 @@ static dr_status write_episode(dr_teacher *t, const plan *p, const int32_t *hist
                                 t->encoder->dim, t->items, protocol->k_retrieve, &t->scratch));
     }
     if (t->episode.state != DR_EPISODE_RUNNING) return DR_OK;
-    DR_TRY(merge_lists(t, p->m, all_history, n_all));
+    DR_TRY(choose_list(t, p->m, all_history, n_all, rng));
     DR_TRY(put_ranking(t, p->m, rng));
     return write_turn(t);
 }

@@ -1,7 +1,7 @@
 // The scripted teacher: writes warm-up trajectories in the policy's place, with the retrieval model's real
 // lists. It looks at the history only, asks for categories (sometimes a word or a decade) of what the user
-// chose, and merges the lists in turn: a plausible strategy with the protocol kept exactly, and one that
-// training can improve on.
+// chose, and answers with one of the lists, chosen blindly: the protocol is kept exactly, and there is much
+// that training can improve on.
 #ifndef DR_CORE_EPISODE_TEACHER_H
 #define DR_CORE_EPISODE_TEACHER_H
 

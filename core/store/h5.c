@@ -105,7 +105,10 @@ dr_status dr_h5_create(const char *path, dr_h5 **out_file) {
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     H5Pset_libver_bounds(access, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST);
     if (status == DR_OK) {
-        file->id = H5Fcreate(file->temp, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+        hid_t creation = H5Pcreate(H5P_FILE_CREATE);
+        H5Pset_obj_track_times(creation, 0);
+        file->id = H5Fcreate(file->temp, H5F_ACC_TRUNC, creation, access);
+        H5Pclose(creation);
         if (file->id < 0) status = h5_fail(file, "cannot create", file->temp);
     }
     H5Pclose(access);
@@ -258,16 +261,31 @@ static hid_t creation_list(int32_t n_dims, const int64_t *shape, size_t size, bo
     return list;
 }
 
+// Makes the groups on the way to `name`; without times, so that equal contents give equal bytes.
+static bool make_groups(dr_h5 *file, const char *name) {
+    char part[256];
+    for (const char *slash = strchr(name, '/'); slash; slash = strchr(slash + 1, '/')) {
+        if (slash == name) continue;
+        snprintf(part, sizeof part, "%.*s", (int)(slash - name), name);
+        if (H5Lexists(file->id, part, H5P_DEFAULT) > 0) continue;
+        hid_t list = H5Pcreate(H5P_GROUP_CREATE);
+        H5Pset_obj_track_times(list, 0);
+        hid_t group = H5Gcreate2(file->id, part, H5P_DEFAULT, list, H5P_DEFAULT);
+        H5Pclose(list);
+        if (group < 0 || H5Gclose(group) < 0) return false;
+    }
+    return true;
+}
+
 static hid_t open_for_write(dr_h5 *file, const char *name, hid_t type, int32_t n_dims, const int64_t *shape,
                             size_t size) {
     hsize_t dims[MAX_DIMS] = {0};
     for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
     hid_t space = H5Screate_simple(n_dims, dims, NULL),
           list = creation_list(n_dims, shape, size, H5Tget_class(type) != H5T_STRING);
-    hid_t links = H5Pcreate(H5P_LINK_CREATE);
-    H5Pset_create_intermediate_group(links, 1);
-    hid_t dataset = H5Dcreate2(file->id, name, type, space, links, list, H5P_DEFAULT);
-    H5Pclose(links);
+    hid_t dataset = make_groups(file, name)
+                        ? H5Dcreate2(file->id, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT)
+                        : -1;
     H5Pclose(list);
     H5Sclose(space);
     return dataset;
@@ -481,11 +499,11 @@ dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, in
     hsize_t dims[MAX_DIMS];
     for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
     hid_t space = H5Screate_simple(n_dims, dims, NULL), list = H5Pcreate(H5P_DATASET_CREATE);
-    hid_t links = H5Pcreate(H5P_LINK_CREATE);
-    H5Pset_create_intermediate_group(links, 1);
+    H5Pset_obj_track_times(list, 0);
     H5Pset_virtual(list, space, source_file, source, space);
-    hid_t dataset = H5Dcreate2(file->id, name, native_type(type), space, links, list, H5P_DEFAULT);
-    H5Pclose(links);
+    hid_t dataset = make_groups(file, name)
+                        ? H5Dcreate2(file->id, name, native_type(type), space, H5P_DEFAULT, list, H5P_DEFAULT)
+                        : -1;
     H5Pclose(list);
     H5Sclose(space);
     if (dataset < 0 || H5Dclose(dataset) < 0) return h5_fail(file, "cannot create virtual dataset", name);

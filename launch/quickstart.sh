@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# From a fresh Debian machine to a trained policy: installs what is missing, builds, and runs the main job on the embedded
+# synthetic catalogue: prepare, retrieval model, fresh policy, warm-up, two RL stages on 4 ranks, evaluation.
+#   launch/quickstart.sh [RUN_FOLDER]        (default runs/quickstart)
+set -eu
+cd "$(dirname "$0")/.."
+. launch/deps.sh
+. launch/pipeline.sh
+deeprec_install
+RUN=${1:-runs/quickstart}
+pipeline_say "Build"
+cmake --preset release > /dev/null
+cmake --build --preset release --target deeprec | tail -n 1
+DEEPREC=$PWD/build/release/deeprec
+mkdir -p "$RUN"
+DATASET=$RUN/data.h5
+CONFIG=launch/quickstart.yaml
+RANKS=4
+SHAPE=(--k-retrieve 12 --max-retrievals 3 --max-turn-tokens 110 --max-total-tokens 640)
+TRM_FLAGS=(--epochs 16 --batch 128 --rate 0.002 --patience 3)
+INIT_FLAGS=(--preset small --vocab 4096)
+SFT_FLAGS=("${SHAPE[@]}" --steps 60 --batch-tokens 8192 --rate 0.003 --warmup 10)
+TRAIN_FLAGS=()
+EVAL_FLAGS=("${SHAPE[@]}" --max-live 96)
+pipeline_stage "Data (synthetic catalogue)" "$DATASET" "$DEEPREC" prepare synthetic --out "$DATASET"
+pipeline_run

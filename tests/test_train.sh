@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# The whole loop with a tiny policy: all roles in one process, then under mpirun; the same run twice, other worker counts, an
+# interrupted run that resumes, damaged checkpoints. Argument: the deeprec binary.
+set -eu
+deeprec=$1
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/mpi-env.sh"
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive DR_LOG=warn
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() {
+    echo "FAILED: $1" >&2
+    exit 1
+}
+
+"$deeprec" prepare synthetic --users 40 --catalogue 60 --length 12 --out "$work/data.h5" > /dev/null
+"$deeprec" trm train --dataset "$work/data.h5" --out "$work/trm" --epochs 2 --hidden 16 --text-dim 64 --experts 2 --batch 64 > /dev/null 2>&1
+"$deeprec" init --dataset "$work/data.h5" --out "$work/fresh" --preset tiny --vocab 700 > /dev/null
+shape="--k 5 --k-retrieve 6 --max-retrievals 2 --max-turn-tokens 48 --max-total-tokens 384"
+"$deeprec" sft --model "$work/fresh" --trm "$work/trm" --dataset "$work/data.h5" --out "$work/warm" --steps 12 --batch-tokens 2048 \
+    --rate 0.005 $shape 2> /dev/null
+
+cat > "$work/run.yaml" <<'Y'
+protocol: {k: 5, k_retrieve: 6, max_retrievals: 2, max_turn_tokens: 48, max_total_tokens: 384}
+learn: {rate: 1e-3, pack_tokens: 1024}
+stage1: {steps: 2, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
+stage2: {steps: 2, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
+checkpoint: {every: 1, keep: 3}
+Y
+train() { # FOLDER RANKS EXTRA...
+    local folder=$1 ranks=$2
+    shift 2
+    local launcher=""
+    [ "$ranks" = 1 ] || launcher="mpirun -n $ranks"
+    $launcher "$deeprec" train "$work/run.yaml" --set "run.dir=$folder" --set "data.dataset=$work/data.h5" \
+        --set "model.trm=$work/trm" --set "model.policy=$work/warm" "$@"
+}
+plain_metrics() { # what a repeated run must repeat
+    sed 's/,"timing":{[^}]*}//' "$1/metrics.jsonl"
+}
+same() { # FOLDER FOLDER WHAT
+    cmp -s "$1/policy/model.safetensors" "$2/policy/model.safetensors" || fail "$3: other final weights"
+    [ "$(plain_metrics "$1")" = "$(plain_metrics "$2")" ] || fail "$3: other metrics"
+    for file in "$1"/trajectories/*.h5; do
+        cmp -s "$file" "$2/trajectories/$(basename "$file")" || fail "$3: other trajectories in $(basename "$file")"
+    done
+}
+
+train "$work/a" 1
+[ "$(wc -l < "$work/a/metrics.jsonl")" = 4 ] || fail "four steps make four lines"
+[ -e "$work/a/policy_stage1/model.safetensors" ] || fail "no policy after stage 1"
+train "$work/b" 1
+same "$work/a" "$work/b" "the same run twice"
+
+# interrupted after two steps, then resumed
+code=0
+train "$work/c" 1 --set run.stop_after=2 || code=$?
+[ "$code" = 75 ] || fail "an interrupted run ends with $code, expected 75"
+train "$work/c" 1 --resume
+same "$work/a" "$work/c" "two steps and a resumed two"
+
+# a run folder is not started over by accident
+if train "$work/a" 1 2> "$work/refusal"; then fail "a finished run was started over"; fi
+grep -q "resume" "$work/refusal" || fail "the refusal does not name --resume"
+
+# from the same weights: the same first step whatever the ranks
+for ranks in 2 3 4; do
+    train "$work/r$ranks" "$ranks"
+    cmp -s "$work/a/trajectories/step_000001_shard_0.h5" "$work/r$ranks/trajectories/step_000001_shard_0.h5" ||
+        fail "$ranks ranks: other trajectories in step 1"
+done
+train "$work/r4b" 4
+same "$work/r4" "$work/r4b" "4 ranks twice"
+
+# two workers' run: interrupted, resumed
+code=0
+train "$work/r4c" 4 --set run.stop_after=2 || code=$?
+[ "$code" != 0 ] || fail "an interrupted run on 4 ranks ends with 0"
+train "$work/r4c" 4 --resume
+same "$work/r4" "$work/r4c" "4 ranks, resumed"
+
+# a damaged newest checkpoint is named and the older one used; the result is the same
+rm -rf "$work/a/policy"
+printf 'x' | dd of="$work/a/checkpoints/step_000004/rank_0.h5" bs=1 seek=4000 conv=notrunc 2> /dev/null
+train "$work/a" 1 --resume 2> "$work/damage"
+grep -q "step_000004" "$work/damage" || fail "the damaged checkpoint is not named"
+same "$work/a" "$work/b" "resumed from the older checkpoint"
+for step in 2 3 4; do
+    [ -e "$work/b/checkpoints/step_00000$step/rank_0.h5" ] || continue
+    printf 'x' | dd of="$work/b/checkpoints/step_00000$step/rank_0.h5" bs=1 seek=4000 conv=notrunc 2> /dev/null
+done
+if train "$work/b" 1 --resume 2> "$work/damage"; then fail "started over although every checkpoint is damaged"; fi
+grep -q "none of its" "$work/damage" || fail "the refusal does not say that no checkpoint is usable"
+
+# another number of learners loads the checkpoint
+code=0
+train "$work/e" 4 --set run.stop_after=3 || code=$?
+train "$work/e" 3 --resume
+[ "$(wc -l < "$work/e/metrics.jsonl")" = 4 ] || fail "resumed on other ranks: lines of metrics"
+
+# export opens, evaluation runs, unknown settings are named
+"$deeprec" export --checkpoint "$work/c/checkpoints/step_000004" --model "$work/warm" --out "$work/exported"
+cmp -s "$work/exported/model.safetensors" "$work/c/policy/model.safetensors" || fail "the exported weights differ from the final ones"
+"$deeprec" eval --dataset "$work/data.h5" --trm "$work/trm" --model "$work/warm" --model "$work/c/policy" $shape --out "$work/eval.json" |
+    grep -q "TRM alone" || fail "no table"
+grep -q '"recall@10"' "$work/eval.json" || fail "no recall in the JSON"
+if train "$work/x" 1 --set learn.ratee=1 2> "$work/unknown"; then fail "an unknown setting was taken"; fi
+grep -q "learn.rate" "$work/unknown" || fail "the nearest setting is not named"
+echo "train: all checks hold"
