@@ -56,10 +56,10 @@ static dr_status read_review(void *context, const char *path, int64_t number, ch
 dr_status dr_source_amazon(const dr_source_input *input, dr_builder *b) {
     reader r = {.b = b};
     char *reviews = NULL, *items = NULL;
-    DR_CHECK(input->interactions[0] && input->item_file[0], DR_ERR_ARGUMENT,
-             "amazon: --interactions (reviews) and --items (metadata) are needed");
-    dr_status status = dr_source_path("", "", input->interactions, &reviews);
-    if (status == DR_OK) status = dr_source_path("", "", input->item_file, &items);
+    dr_status status =
+        dr_source_path(input->dir, "!(meta_*).@(jsonl|json)?(.gz)", input->interactions, &reviews);
+    if (status == DR_OK)
+        status = dr_source_path(input->dir, "meta_*.@(jsonl|json)?(.gz)", input->item_file, &items);
     if (status == DR_OK) status = dr_lines_read(items, read_item, &r);
     if (status == DR_OK) status = dr_lines_read(reviews, read_review, &r);
     dr_free(reviews);

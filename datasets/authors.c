@@ -2,6 +2,7 @@
 // {"id": {"title", "categories" or "category"}}. A test line holds the user's last items and the last target:
 // its sequence.
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -39,8 +40,11 @@ static dr_status read_example(void *context, const char *path, int64_t number, c
            *target = json_object_get(root, "target"), *idx = json_object_get(root, "idx");
     char user[64], item[32];
     dr_status status = DR_OK;
-    if (!json_is_array(history) || !json_is_integer(target) ||
-        (!json_is_integer(idx) && !json_is_string(idx))) {
+    bool good = json_is_array(history) && json_is_integer(target) &&
+                (json_is_integer(idx) || (json_is_string(idx) && json_string_length(idx) < sizeof user));
+    for (size_t i = 0; good && i < json_array_size(history); i++)
+        good = json_is_integer(json_array_get(history, i));
+    if (!good) {
         dr_builder_bad_row(r->b, path, number, "{\"idx\", \"history\", \"target\"}", line);
     } else {
         int64_t t = 0;
@@ -51,9 +55,9 @@ static dr_status read_example(void *context, const char *path, int64_t number, c
         dr_builder_good_row(r->b);
         for (size_t i = 0; i <= json_array_size(history) && status == DR_OK; i++) {
             json_t *value = i < json_array_size(history) ? json_array_get(history, i) : target;
-            if (!json_is_integer(value) || json_integer_value(value) == 0) continue; // 0 pads
+            if (json_integer_value(value) == 0) continue; // 0 pads
             snprintf(item, sizeof item, "%lld", (long long)json_integer_value(value));
-            status = dr_builder_event(r->b, user, item, 5, (double)t++);
+            status = dr_builder_event(r->b, user, item, NAN, (double)t++);
         }
     }
     json_decref(root);

@@ -1,4 +1,5 @@
 // MovieLens 1M ("::", latin-1), 100K (tabs and bars) and latest (CSV).
+#include <stdio.h>
 #include <string.h>
 
 #include "datasets/lines.h"
@@ -29,7 +30,9 @@ static dr_status add_movie(reader *r, const char *id, const char *title, const c
 static dr_status add_rating(reader *r, const char *path, int64_t number, char **f) {
     double rating, time;
     if (!f[0][0] || !f[1][0] || !dr_field_number(f[2], &rating) || !dr_field_number(f[3], &time)) {
-        dr_builder_bad_row(r->b, path, number, "user, movie, rating, timestamp", f[2]);
+        char found[128];
+        snprintf(found, sizeof found, "%.20s, %.20s, %.20s, %.20s", f[0], f[1], f[2], f[3]);
+        dr_builder_bad_row(r->b, path, number, "user, movie, rating, timestamp", found);
         return DR_OK;
     }
     dr_builder_good_row(r->b);
@@ -55,10 +58,11 @@ static dr_status rating_1m(void *context, const char *path, int64_t number, char
 static dr_status genre_100k(void *context, const char *path, int64_t number, char *line) {
     reader *r = context;
     char *f[2];
-    (void)path;
-    (void)number;
-    if (dr_fields_split(line, "|", f, 2) == 2 && r->n_names < 32 && strlen(f[0]) < 64)
-        memcpy(r->names[r->n_names++], f[0], strlen(f[0]) + 1);
+    double id = -1;
+    bool good = dr_fields_split(line, "|", f, 2) == 2 && dr_field_number(f[1], &id);
+    DR_CHECK(good && (int32_t)id == r->n_names && r->n_names < 32 && strlen(f[0]) < 64, DR_ERR_FORMAT,
+             "%s:%lld: expected \"genre|%d\", found \"%.60s\"", path, (long long)number, r->n_names, f[0]);
+    memcpy(r->names[r->n_names++], f[0], strlen(f[0]) + 1);
     return DR_OK;
 }
 
@@ -93,7 +97,7 @@ static dr_status movie_latest(void *context, const char *path, int64_t number, c
     reader *r = context;
     char *f[3];
     if (number == 1) return DR_OK; // names of the columns
-    if (dr_fields_csv(line, f, 3) == 3) return add_movie(r, f[0], f[1], f[2]);
+    if (dr_fields_quoted(line, ',', f, 3) == 3) return add_movie(r, f[0], f[1], f[2]);
     dr_builder_bad_row(r->b, path, number, "movieId,title,genres", line);
     return DR_OK;
 }
@@ -102,7 +106,7 @@ static dr_status rating_latest(void *context, const char *path, int64_t number, 
     reader *r = context;
     char *f[4];
     if (number == 1) return DR_OK;
-    if (dr_fields_csv(line, f, 4) == 4) return add_rating(r, path, number, f);
+    if (dr_fields_quoted(line, ',', f, 4) == 4) return add_rating(r, path, number, f);
     dr_builder_bad_row(r->b, path, number, "userId,movieId,rating,timestamp", line);
     return DR_OK;
 }
@@ -120,7 +124,7 @@ static dr_status read_both(const dr_source_input *input, dr_builder *b, const ch
                            dr_line_visitor item, const char *ratings, dr_line_visitor rating,
                            bool has_genres) {
     reader r = {.b = b};
-    dr_status status = has_genres ? read_file(input, "u.genre", "", genre_100k, &r) : DR_OK;
+    dr_status status = has_genres ? read_file(input, "u.genre?(.gz)", "", genre_100k, &r) : DR_OK;
     if (status == DR_OK) status = read_file(input, items, input->item_file, item, &r);
     if (status == DR_OK) status = read_file(input, ratings, input->interactions, rating, &r);
     dr_buf_reset(&r.genres);
@@ -128,13 +132,13 @@ static dr_status read_both(const dr_source_input *input, dr_builder *b, const ch
 }
 
 dr_status dr_source_movielens_1m(const dr_source_input *input, dr_builder *b) {
-    return read_both(input, b, "movies.dat", movie_1m, "ratings.dat", rating_1m, false);
+    return read_both(input, b, "movies.dat?(.gz)", movie_1m, "ratings.dat?(.gz)", rating_1m, false);
 }
 
 dr_status dr_source_movielens_100k(const dr_source_input *input, dr_builder *b) {
-    return read_both(input, b, "u.item", movie_100k, "u.data", rating_100k, true);
+    return read_both(input, b, "u.item?(.gz)", movie_100k, "u.data?(.gz)", rating_100k, true);
 }
 
 dr_status dr_source_movielens_latest(const dr_source_input *input, dr_builder *b) {
-    return read_both(input, b, "movies.csv", movie_latest, "ratings.csv", rating_latest, false);
+    return read_both(input, b, "movies.csv?(.gz)", movie_latest, "ratings.csv?(.gz)", rating_latest, false);
 }

@@ -1,6 +1,8 @@
-// One line a user, "user item item …" in time order, and an item file in one of three forms, told apart by
-// its first line.
+// One line a user, "user item item …" in time order, and an item file in one of four forms, told apart by its
+// first line: JSON, "id::title::a|b", tabs, or the item list of DeftRec and its relatives (names of the columns,
+// then org_id remap_id "title" a|b with spaces between).
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -11,6 +13,7 @@
 typedef struct reader {
     dr_builder *b;
     dr_buf text;
+    bool is_list; // the item file is an item list
 } reader;
 
 static dr_status item_json(reader *r, const char *path, int64_t number, const char *line) {
@@ -33,8 +36,9 @@ static dr_status item_json(reader *r, const char *path, int64_t number, const ch
 }
 
 static dr_status item_fields(reader *r, const char *path, int64_t number, char *line, const char *separator) {
-    char *f[3];
-    int32_t n = dr_fields_split(line, separator, f, 3);
+    char *f[4];
+    int32_t n = r->is_list ? dr_fields_quoted(line, ' ', f, 4) - 1 : dr_fields_split(line, separator, f, 3);
+    if (r->is_list) memmove(f, f + 1, 3 * sizeof *f); // sequences use the second id
     if (n < 2 || n > 3 || !f[0][0]) {
         dr_builder_bad_row(r->b, path, number, "id, title and categories", line);
         return DR_OK;
@@ -48,7 +52,12 @@ static dr_status item_fields(reader *r, const char *path, int64_t number, char *
 }
 
 static dr_status read_item(void *context, const char *path, int64_t number, char *line) {
-    if (line[0] == '{') return item_json(context, path, number, line);
+    reader *r = context;
+    if (number == 1 && strncmp(line, "org_id remap_id ", 16) == 0) {
+        r->is_list = true;
+        return DR_OK;
+    }
+    if (!r->is_list && line[0] == '{') return item_json(context, path, number, line);
     return item_fields(context, path, number, line, strstr(line, "::") ? "::" : "\t");
 }
 
@@ -62,17 +71,19 @@ static dr_status read_user(void *context, const char *path, int64_t number, char
     }
     dr_builder_good_row(r->b);
     for (int64_t t = 0; item; t++, item = strtok_r(NULL, " \t", &rest))
-        DR_TRY(dr_builder_event(r->b, user, item, 5, (double)t));
+        DR_TRY(dr_builder_event(r->b, user, item, NAN, (double)t));
     return DR_OK;
 }
 
 dr_status dr_source_plain(const dr_source_input *input, dr_builder *b) {
     reader r = {.b = b};
     char *items = NULL, *users = NULL;
-    DR_CHECK(input->interactions[0] && input->item_file[0], DR_ERR_ARGUMENT,
-             "plain: --interactions and --items are needed");
-    dr_status status = dr_source_path("", "", input->item_file, &items);
-    if (status == DR_OK) status = dr_source_path("", "", input->interactions, &users);
+    dr_status status =
+        dr_source_path(input->dir, "items.@(jsonl|tsv)?(.gz) movies.dat?(.gz) item_list.txt?(.gz)",
+                       input->item_file, &items);
+    if (status == DR_OK)
+        status = dr_source_path(input->dir, "sequences.txt?(.gz) sequential_data.txt?(.gz) test.txt?(.gz)",
+                                input->interactions, &users);
     if (status == DR_OK) status = dr_lines_read(items, read_item, &r);
     if (status == DR_OK) status = dr_lines_read(users, read_user, &r);
     dr_free(items);

@@ -1,5 +1,5 @@
 // RecBole's atomic files: tab-separated, the first line names and types the columns ("user_id:token", …).
-#include <stdio.h>
+#include <math.h>
 #include <string.h>
 
 #include "datasets/lines.h"
@@ -12,7 +12,7 @@ typedef struct table {
     const char *const *wanted;    // column names, best first for each role, NULL between roles
     int32_t n_columns, column[4]; // of each role, -1: not there
     bool is_items;
-    dr_buf text;
+    dr_buf text, title;
 } table;
 
 // Which column plays which role, from the header line.
@@ -33,6 +33,21 @@ static void read_header(table *t, char *line) {
     }
 }
 
+// The columns that a row has no use for are not looked at. MovieLens titles come without their year, which tells
+// remakes apart.
+static dr_status take_item(table *t, char **f) {
+    const char *year = t->column[3] >= 0 ? f[t->column[3]] : "";
+    dr_buf_clear(&t->text);
+    dr_buf_clear(&t->title);
+    DR_TRY(dr_buf_text(&t->title, t->column[1] >= 0 ? f[t->column[1]] : ""));
+    if (t->title.length > 0 && year[0]) DR_TRY(dr_buf_printf(&t->title, " (%s)", year));
+    DR_TRY(dr_buf_text(&t->text, ""));
+    for (const char *at = t->column[2] >= 0 ? f[t->column[2]] : ""; *at; at++)
+        DR_TRY(*at == ' ' ? dr_buf_text(&t->text, ", ") : dr_buf_append(&t->text, at, 1)); // token_seq
+    dr_builder_good_row(t->b);
+    return dr_builder_item(t->b, f[t->column[0]], t->title.data, t->text.data);
+}
+
 static dr_status read_row(void *context, const char *path, int64_t number, char *line) {
     table *t = context;
     char *f[COLUMNS];
@@ -46,15 +61,12 @@ static dr_status read_row(void *context, const char *path, int64_t number, char 
         dr_builder_bad_row(t->b, path, number, "as many fields as the header has", line);
         return DR_OK;
     }
-    if (t->is_items) {
-        dr_buf_clear(&t->text);
-        DR_TRY(dr_buf_text(&t->text, ""));
-        for (const char *at = t->column[2] >= 0 ? f[t->column[2]] : ""; *at; at++)
-            DR_TRY(*at == ' ' ? dr_buf_text(&t->text, ", ") : dr_buf_append(&t->text, at, 1)); // token_seq
-        dr_builder_good_row(t->b);
-        return dr_builder_item(t->b, f[t->column[0]], t->column[1] >= 0 ? f[t->column[1]] : "", t->text.data);
+    if (!f[t->column[0]][0] || (!t->is_items && !f[t->column[1]][0])) {
+        dr_builder_bad_row(t->b, path, number, "an id", "nothing");
+        return DR_OK;
     }
-    double rating = 5, time = 0;
+    if (t->is_items) return take_item(t, f);
+    double rating = NAN, time = 0;
     if ((t->column[2] >= 0 && !dr_field_number(f[t->column[2]], &rating)) ||
         (t->column[3] >= 0 && !dr_field_number(f[t->column[3]], &time))) {
         dr_builder_bad_row(t->b, path, number, "a number as rating and timestamp",
@@ -68,20 +80,17 @@ static dr_status read_row(void *context, const char *path, int64_t number, char 
 dr_status dr_source_recbole(const dr_source_input *input, dr_builder *b) {
     static const char *const inter[] = {"user_id", NULL, "item_id", NULL, "rating", NULL, "timestamp", NULL};
     static const char *const item[] = {"item_id", NULL,    "movie_title", "title",    "name", NULL,
-                                       "genre",   "class", "categories",  "category", NULL,   NULL};
-    DR_CHECK(input->interactions[0], DR_ERR_ARGUMENT, "recbole: --interactions (the .inter file) is needed");
+                                       "genre",   "class", "categories",  "category", NULL,   "release_year", NULL};
     char *path = NULL;
     table items = {.b = b, .wanted = item, .is_items = true}, events = {.b = b, .wanted = inter};
-    dr_status status = DR_OK;
-    if (input->item_file[0]) {
-        status = dr_source_path("", "", input->item_file, &path);
-        if (status == DR_OK) status = dr_lines_read(path, read_row, &items);
-        dr_free(path);
-        path = NULL;
-    }
-    if (status == DR_OK) status = dr_source_path("", "", input->interactions, &path);
+    dr_status status = dr_source_path(input->dir, "*.item?(.gz)", input->item_file, &path);
+    if (status == DR_OK) status = dr_lines_read(path, read_row, &items);
+    dr_free(path);
+    path = NULL;
+    if (status == DR_OK) status = dr_source_path(input->dir, "*.inter?(.gz)", input->interactions, &path);
     if (status == DR_OK) status = dr_lines_read(path, read_row, &events);
     dr_free(path);
     dr_buf_reset(&items.text);
+    dr_buf_reset(&items.title);
     return status;
 }

@@ -2,8 +2,8 @@
 #include "mpi/metrics_log.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/alloc.h"
@@ -78,6 +78,10 @@ static means record_means(const dr_metric_record *records, int32_t n) {
     return m;
 }
 
+static int append_bytes(const char *bytes, size_t length, void *buf) {
+    return dr_buf_append(buf, bytes, length) == DR_OK ? 0 : -1;
+}
+
 dr_status dr_metrics_log_step(dr_metrics_log *log, const dr_step_metrics *s, const dr_metric_record *records,
                               int32_t n, int32_t n_workers) {
     double sum[DR_METRIC_SUMS] = {0};
@@ -100,11 +104,12 @@ dr_status dr_metrics_log_step(dr_metrics_log *log, const dr_step_metrics *s, con
                   "sampled_length", m.sampled, "total_length", m.tokens, "loss", sum[2], "entropy",
                   sum[3] / tokens, "ratio_mean", sum[4] / tokens, "clip_share", sum[5] / tokens, "kl",
                   sum[6] / tokens, "gradient_norm", norm, "learning_rate", rate, "timing", timing);
-    char *text = line ? json_dumps(line, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
+    dr_buf text = {0};
+    int failed =
+        line ? json_dump_callback(line, append_bytes, &text, JSON_COMPACT | JSON_PRESERVE_ORDER) : -1;
     json_decref(line);
-    DR_CHECK(text, DR_ERR_MEMORY, "%s: cannot build the line of step %lld", log->path, (long long)s->step);
-    bool ok = fprintf(log->file, "%s\n", text) > 0 && fflush(log->file) == 0;
-    free(text);
+    bool ok = failed == 0 && fprintf(log->file, "%s\n", text.data) > 0 && fflush(log->file) == 0;
+    dr_buf_reset(&text);
     DR_CHECK(ok, DR_ERR_IO, "%s: cannot write the line of step %lld", log->path, (long long)s->step);
     dr_info("step %lld %s: reward %.3f (format %.2f invocation %.2f diversity %.3f hit %.3f rank %.3f "
             "similarity %.2f) valid "

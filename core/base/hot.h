@@ -1,4 +1,5 @@
-// DR_HOT: compiles a hot function for several instruction sets and chooses at start. Sanitizers dislike the resolver.
+// DR_HOT: compiles a hot function for several instruction sets and chooses at start. Sanitizers dislike the
+// resolver.
 #ifndef DR_CORE_BASE_HOT_H
 #define DR_CORE_BASE_HOT_H
 
