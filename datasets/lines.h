@@ -14,14 +14,14 @@ extern "C" {
 // Called for each line without its end; `line` is NUL-terminated and may be changed in place. number is
 // 1-based.
 typedef dr_status (*dr_line_visitor)(void *context, const char *path, int64_t number, char *line);
-// DR_ERR_IO when the file is missing or damaged (gzip's checksum and length included). Progress is shown. Empty
-// lines are skipped but counted.
+// DR_ERR_IO when the file is missing or damaged (gzip's checksum and length included). Progress is shown.
+// Empty lines are skipped but counted.
 dr_status dr_lines_read(const char *path, dr_line_visitor visit, void *context);
 
 // Cuts `line` at each `separator` (a text) into fields [most] inside it; the count found, at most `most` + 1.
 int32_t dr_fields_split(char *line, const char *separator, char **fields, int32_t most);
-// The same for CSV (RFC 4180) with any separator: quoted fields, doubled quotes. The full count; -1 for an open
-// quote.
+// The same for CSV (RFC 4180) with any separator: quoted fields, doubled quotes. The full count; -1 for an
+// open quote.
 int32_t dr_fields_quoted(char *line, char separator, char **fields, int32_t most);
 // A number that fills the whole text.
 bool dr_field_number(const char *text, double *out);

@@ -1,6 +1,6 @@
 // One line a user, "user item item …" in time order, and an item file in one of four forms, told apart by its
-// first line: JSON, "id::title::a|b", tabs, or the item list of DeftRec and its relatives (names of the columns,
-// then org_id remap_id "title" a|b with spaces between).
+// first line: JSON, "id::title::a|b", tabs, or the item list of DeftRec and its relatives (names of the
+// columns, then org_id remap_id "title" a|b with spaces between).
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>

@@ -33,8 +33,8 @@ static void read_header(table *t, char *line) {
     }
 }
 
-// The columns that a row has no use for are not looked at. MovieLens titles come without their year, which tells
-// remakes apart.
+// The columns that a row has no use for are not looked at. MovieLens titles come without their year, which
+// tells remakes apart.
 static dr_status take_item(table *t, char **f) {
     const char *year = t->column[3] >= 0 ? f[t->column[3]] : "";
     dr_buf_clear(&t->text);
@@ -79,8 +79,9 @@ static dr_status read_row(void *context, const char *path, int64_t number, char 
 
 dr_status dr_source_recbole(const dr_source_input *input, dr_builder *b) {
     static const char *const inter[] = {"user_id", NULL, "item_id", NULL, "rating", NULL, "timestamp", NULL};
-    static const char *const item[] = {"item_id", NULL,    "movie_title", "title",    "name", NULL,
-                                       "genre",   "class", "categories",  "category", NULL,   "release_year", NULL};
+    static const char *const item[] = {"item_id", NULL,           "movie_title", "title",      "name",
+                                       NULL,      "genre",        "class",       "categories", "category",
+                                       NULL,      "release_year", NULL};
     char *path = NULL;
     table items = {.b = b, .wanted = item, .is_items = true}, events = {.b = b, .wanted = inter};
     dr_status status = dr_source_path(input->dir, "*.item?(.gz)", input->item_file, &path);

@@ -1,7 +1,5 @@
 // Body of h5.h. The library's own error printing is off: its text goes into our one error line. H5dont_atexit
 // keeps its exit handler away, which crashes after a failed write.
-#include "core/store/h5.h"
-
 #include <errno.h>
 #include <hdf5.h>
 #include <stdio.h>
@@ -12,14 +10,9 @@
 
 #include "core/base/alloc.h"
 #include "core/base/file.h"
+#include "core/store/h5_internal.h"
 
-enum { CHUNK_BYTES = 1 << 20, MAX_DIMS = 4 };
-
-struct dr_h5 {
-    hid_t id;
-    char *path, *temp; // temp NULL: open for reading
-    dr_status first_error;
-};
+_Static_assert(sizeof(hid_t) == sizeof(int64_t), "h5_internal.h keeps identifiers as int64_t");
 
 static void library_init(void) {
     static bool done;
@@ -35,8 +28,7 @@ static herr_t keep_innermost(unsigned n, const H5E_error2_t *error, void *text) 
     return 0;
 }
 
-// One line for a failed library call; the first one of a file being written makes its commit fail.
-static dr_status h5_fail(dr_h5 *file, const char *what, const char *name) {
+dr_status dr_h5_fail(dr_h5 *file, const char *what, const char *name) {
     char text[160] = "";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, text);
     H5Eclear2(H5E_DEFAULT);
@@ -109,7 +101,7 @@ dr_status dr_h5_create(const char *path, dr_h5 **out_file) {
         H5Pset_obj_track_times(creation, 0);
         file->id = H5Fcreate(file->temp, H5F_ACC_TRUNC, creation, access);
         H5Pclose(creation);
-        if (file->id < 0) status = h5_fail(file, "cannot create", file->temp);
+        if (file->id < 0) status = dr_h5_fail(file, "cannot create", file->temp);
     }
     H5Pclose(access);
     if (status != DR_OK) {
@@ -123,8 +115,8 @@ dr_status dr_h5_create(const char *path, dr_h5 **out_file) {
 dr_status dr_h5_commit(dr_h5 *file) {
     dr_status status = file->first_error;
     if (status == DR_OK && H5Fflush(file->id, H5F_SCOPE_GLOBAL) < 0)
-        status = h5_fail(file, "cannot flush", file->temp);
-    if (H5Fclose(file->id) < 0 && status == DR_OK) status = h5_fail(file, "cannot close", file->temp);
+        status = dr_h5_fail(file, "cannot flush", file->temp);
+    if (H5Fclose(file->id) < 0 && status == DR_OK) status = dr_h5_fail(file, "cannot close", file->temp);
     if (status == DR_OK)
         status = dr_file_commit(file->temp, file->path);
     else
@@ -146,7 +138,7 @@ dr_status dr_h5_open(const char *path, dr_h5 **out_file) {
     DR_TRY(file_new(path, &file));
     file->id = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     if (file->id < 0) {
-        dr_status status = h5_fail(file, "cannot read", "as an HDF5 file");
+        dr_status status = dr_h5_fail(file, "cannot read", "as an HDF5 file");
         file_free(file);
         return status;
     }
@@ -167,14 +159,14 @@ const char *dr_h5_path(const dr_h5 *file) {
 static dr_status set_attribute(dr_h5 *file, const char *object, const char *name, hid_t type,
                                const void *value) {
     hid_t at = H5Oopen(file->id, object, H5P_DEFAULT);
-    if (at < 0) return h5_fail(file, "no object", object);
+    if (at < 0) return dr_h5_fail(file, "no object", object);
     hid_t space = H5Screate(H5S_SCALAR),
           attribute = H5Acreate2(at, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
     bool ok = attribute >= 0 && H5Awrite(attribute, type, value) >= 0;
     if (attribute >= 0) H5Aclose(attribute);
     H5Sclose(space);
     H5Oclose(at);
-    return ok ? DR_OK : h5_fail(file, "cannot write attribute", name);
+    return ok ? DR_OK : dr_h5_fail(file, "cannot write attribute", name);
 }
 
 static hid_t string_type(void) {
@@ -214,7 +206,7 @@ static dr_status get_attribute(dr_h5 *file, const char *object, const char *name
         status = DR_FAIL(DR_ERR_FORMAT, "%s: attribute \"%s\" of %s has another type than expected",
                          file->path, name, object);
     else if (H5Aread(attribute, type, out) < 0)
-        status = h5_fail(file, "cannot read attribute", name);
+        status = dr_h5_fail(file, "cannot read attribute", name);
     H5Sclose(space);
     H5Tclose(stored);
     H5Aclose(attribute);
@@ -245,7 +237,7 @@ dr_status dr_h5_get_f64(dr_h5 *file, const char *object, const char *name, doubl
 static hid_t creation_list(int32_t n_dims, const int64_t *shape, size_t size, bool checksum) {
     hid_t list = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_obj_track_times(list, 0); // equal contents give equal bytes
-    hsize_t chunk[MAX_DIMS];
+    hsize_t chunk[DR_H5_MAX_DIMS];
     size_t row = size;
     int64_t total = 1;
     for (int32_t i = 0; i < n_dims; i++) {
@@ -254,7 +246,7 @@ static hid_t creation_list(int32_t n_dims, const int64_t *shape, size_t size, bo
         if (i > 0) row *= (size_t)shape[i];
     }
     if (total == 0) return list; // an empty dataset has no chunks
-    hsize_t rows = row >= CHUNK_BYTES ? 1 : CHUNK_BYTES / row;
+    hsize_t rows = row >= DR_H5_CHUNK_BYTES ? 1 : DR_H5_CHUNK_BYTES / row;
     if (chunk[0] > rows) chunk[0] = rows;
     H5Pset_chunk(list, n_dims, chunk);
     if (checksum) H5Pset_fletcher32(list);
@@ -279,7 +271,7 @@ static bool make_groups(dr_h5 *file, const char *name) {
 
 static hid_t open_for_write(dr_h5 *file, const char *name, hid_t type, int32_t n_dims, const int64_t *shape,
                             size_t size) {
-    hsize_t dims[MAX_DIMS] = {0};
+    hsize_t dims[DR_H5_MAX_DIMS] = {0};
     for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
     hid_t space = H5Screate_simple(n_dims, dims, NULL),
           list = creation_list(n_dims, shape, size, H5Tget_class(type) != H5T_STRING);
@@ -302,39 +294,16 @@ static dr_status write_notes(dr_h5 *file, const char *name, uint64_t digest, con
 
 dr_status dr_h5_write(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, const int64_t *shape,
                       const void *data, const char *description, const char *unit) {
-    DR_ASSERT(n_dims >= 1 && n_dims <= MAX_DIMS);
+    DR_ASSERT(n_dims >= 1 && n_dims <= DR_H5_MAX_DIMS);
     size_t bytes = type_size(type);
     for (int32_t i = 0; i < n_dims; i++) bytes *= (size_t)shape[i];
     hid_t dataset = open_for_write(file, name, native_type(type), n_dims, shape, type_size(type));
-    if (dataset < 0) return h5_fail(file, "cannot create dataset", name);
+    if (dataset < 0) return dr_h5_fail(file, "cannot create dataset", name);
     bool ok = bytes == 0 || H5Dwrite(dataset, native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0;
-    dr_status status = ok ? DR_OK : h5_fail(file, "cannot write dataset", name);
-    if (H5Dclose(dataset) < 0 && status == DR_OK) status = h5_fail(file, "cannot close dataset", name);
+    dr_status status = ok ? DR_OK : dr_h5_fail(file, "cannot write dataset", name);
+    if (H5Dclose(dataset) < 0 && status == DR_OK) status = dr_h5_fail(file, "cannot close dataset", name);
     DR_TRY(status);
     return write_notes(file, name, XXH3_64bits(data, bytes), description, unit);
-}
-
-static uint64_t strings_digest(const char *const *strings, int64_t n) {
-    uint64_t h = (uint64_t)n;
-    for (int64_t i = 0; i < n; i++)
-        h = XXH3_64bits_withSeed(strings[i] ? strings[i] : "", strings[i] ? strlen(strings[i]) + 1 : 1, h);
-    return h;
-}
-
-dr_status dr_h5_write_strings(dr_h5 *file, const char *name, const char *const *strings, int64_t n,
-                              const char *description) {
-    hid_t type = string_type();
-    hid_t dataset = open_for_write(file, name, type, 1, &n, sizeof(char *) * 2);
-    if (dataset < 0) {
-        H5Tclose(type);
-        return h5_fail(file, "cannot create dataset", name);
-    }
-    bool ok = n == 0 || H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, strings) >= 0;
-    dr_status status = ok ? DR_OK : h5_fail(file, "cannot write dataset", name);
-    if (H5Dclose(dataset) < 0 && status == DR_OK) status = h5_fail(file, "cannot close dataset", name);
-    H5Tclose(type);
-    DR_TRY(status);
-    return write_notes(file, name, strings_digest(strings, n), description, "");
 }
 
 bool dr_h5_has(dr_h5 *file, const char *name) {
@@ -353,35 +322,35 @@ bool dr_h5_has(dr_h5 *file, const char *name) {
 static dr_status open_for_read(dr_h5 *file, const char *name, hid_t *out_dataset) {
     DR_CHECK(dr_h5_has(file, name), DR_ERR_FORMAT, "%s: dataset \"%s\" is missing", file->path, name);
     hid_t dataset = H5Dopen2(file->id, name, H5P_DEFAULT);
-    if (dataset < 0) return h5_fail(file, "cannot open dataset", name);
+    if (dataset < 0) return dr_h5_fail(file, "cannot open dataset", name);
     *out_dataset = dataset;
     return DR_OK;
 }
 
-static int32_t shape_of(hid_t dataset, int64_t shape[MAX_DIMS]) {
+static int32_t shape_of(hid_t dataset, int64_t shape[DR_H5_MAX_DIMS]) {
     hid_t space = H5Dget_space(dataset);
     hsize_t dims[H5S_MAX_RANK];
     int n = H5Sget_simple_extent_dims(space, dims, NULL);
     H5Sclose(space);
-    for (int i = 0; i < n && i < MAX_DIMS; i++) shape[i] = (int64_t)dims[i];
+    for (int i = 0; i < n && i < DR_H5_MAX_DIMS; i++) shape[i] = (int64_t)dims[i];
     return n;
 }
 
 dr_status dr_h5_shape(dr_h5 *file, const char *name, int32_t *out_n_dims, int64_t out_shape[4]) {
     hid_t dataset;
     DR_TRY(open_for_read(file, name, &dataset));
-    int64_t shape[MAX_DIMS] = {0};
+    int64_t shape[DR_H5_MAX_DIMS] = {0};
     int32_t n = shape_of(dataset, shape);
     H5Dclose(dataset);
-    DR_CHECK(n >= 0 && n <= MAX_DIMS, DR_ERR_FORMAT, "%s: dataset \"%s\" has %d dimensions, at most %d",
-             file->path, name, n, MAX_DIMS);
+    DR_CHECK(n >= 0 && n <= DR_H5_MAX_DIMS, DR_ERR_FORMAT, "%s: dataset \"%s\" has %d dimensions, at most %d",
+             file->path, name, n, DR_H5_MAX_DIMS);
     memcpy(out_shape, shape, sizeof shape);
     *out_n_dims = n;
     return DR_OK;
 }
 
 static dr_status check_shape(dr_h5 *file, const char *name, hid_t dataset, int32_t n_dims, int64_t *shape) {
-    int64_t found[MAX_DIMS] = {0};
+    int64_t found[DR_H5_MAX_DIMS] = {0};
     int32_t n = shape_of(dataset, found);
     DR_CHECK(n == n_dims, DR_ERR_FORMAT, "%s: dataset \"%s\" has %d dimensions, expected %d", file->path,
              name, n, n_dims);
@@ -422,7 +391,7 @@ static dr_status read_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5
     DR_TRY(dr_alloc(&data, name, count, type_size(type)));
     dr_status status = DR_OK;
     if (count > 0 && H5Dread(dataset, native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0)
-        status = h5_fail(file, "cannot read dataset", name);
+        status = dr_h5_fail(file, "cannot read dataset", name);
     if (status == DR_OK)
         status = check_digest(file, name, XXH3_64bits(data, (size_t)count * type_size(type)));
     if (status == DR_OK)
@@ -443,60 +412,9 @@ dr_status dr_h5_read(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_d
     return status;
 }
 
-void dr_h5_free_strings(char **strings, int64_t n) {
-    for (int64_t i = 0; strings && i < n; i++) dr_free(strings[i]);
-    dr_free(strings);
-}
-
-// Copies what the library allocated into our memory.
-static dr_status adopt_strings(char **raw, int64_t n, char ***out) {
-    char **strings = NULL;
-    DR_TRY(dr_alloc(&strings, "strings", n, sizeof *strings));
-    for (int64_t i = 0; i < n; i++) {
-        dr_status status = dr_strdup(&strings[i], raw[i] ? raw[i] : "");
-        if (status != DR_OK) {
-            dr_h5_free_strings(strings, i);
-            return status;
-        }
-    }
-    *out = strings;
-    return DR_OK;
-}
-
-static dr_status read_strings(dr_h5 *file, const char *name, hid_t dataset, int64_t *n, char ***out) {
-    DR_TRY(check_shape(file, name, dataset, 1, n));
-    hid_t stored = H5Dget_type(dataset);
-    bool strings = H5Tget_class(stored) == H5T_STRING && H5Tis_variable_str(stored) > 0;
-    H5Tclose(stored);
-    DR_CHECK(strings, DR_ERR_FORMAT, "%s: dataset \"%s\" does not hold strings", file->path, name);
-    char **raw = NULL;
-    DR_TRY(dr_alloc(&raw, name, *n, sizeof *raw));
-    hid_t type = string_type(), space = H5Dget_space(dataset);
-    dr_status status = DR_OK;
-    if (*n > 0 && H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, raw) < 0)
-        status = h5_fail(file, "cannot read dataset", name);
-    if (status == DR_OK) {
-        status = check_digest(file, name, strings_digest((const char *const *)raw, *n));
-        if (status == DR_OK) status = adopt_strings(raw, *n, out);
-        if (*n > 0) H5Dvlen_reclaim(type, space, H5P_DEFAULT, raw);
-    }
-    H5Sclose(space);
-    H5Tclose(type);
-    dr_free(raw);
-    return status;
-}
-
-dr_status dr_h5_read_strings(dr_h5 *file, const char *name, int64_t *n, char ***out_strings) {
-    hid_t dataset;
-    DR_TRY(open_for_read(file, name, &dataset));
-    dr_status status = read_strings(file, name, dataset, n, out_strings);
-    H5Dclose(dataset);
-    return status;
-}
-
 dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
                               const int64_t *shape, const char *source_file, const char *source) {
-    hsize_t dims[MAX_DIMS];
+    hsize_t dims[DR_H5_MAX_DIMS];
     for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
     hid_t space = H5Screate_simple(n_dims, dims, NULL), list = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_obj_track_times(list, 0);
@@ -506,6 +424,6 @@ dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, in
                         : -1;
     H5Pclose(list);
     H5Sclose(space);
-    if (dataset < 0 || H5Dclose(dataset) < 0) return h5_fail(file, "cannot create virtual dataset", name);
+    if (dataset < 0 || H5Dclose(dataset) < 0) return dr_h5_fail(file, "cannot create virtual dataset", name);
     return DR_OK;
 }

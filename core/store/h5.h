@@ -1,6 +1,8 @@
 // Thin typed layer over HDF5's serial library: whole datasets in and out, attributes, safe replacement of
 // files. Every dataset is chunked with Fletcher32 and carries an XXH3-64 digest of its values, which reading
 // verifies: the library's own checksum misses pages of zeros turned to ones, and contiguous data has none.
+// Strings are written with a fixed width: those of variable length live outside every checksum, and damaged
+// ones crash or hang the library.
 #ifndef DR_CORE_STORE_H5_H
 #define DR_CORE_STORE_H5_H
 
@@ -47,7 +49,10 @@ dr_status dr_h5_get_f64(dr_h5 *file, const char *object, const char *name, doubl
 // Writes a whole dataset; missing groups in its name are made. description and unit become attributes.
 dr_status dr_h5_write(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, const int64_t *shape,
                       const void *data, const char *description, const char *unit);
-// One-dimensional datasets of UTF-8 strings of any length (what h5py shows as str).
+// Datasets of numbers written from now on are compressed (1 … 9; 0: not, as at first).
+void dr_h5_set_deflate(dr_h5 *file, int32_t level);
+// One-dimensional datasets of UTF-8 strings (h5py: dataset.asstr()), as wide as the longest, compressed. NULL
+// counts as "". DR_ERR_UNSUPPORTED: one of more than 16 MiB.
 dr_status dr_h5_write_strings(dr_h5 *file, const char *name, const char *const *strings, int64_t n,
                               const char *description);
 
@@ -58,12 +63,25 @@ dr_status dr_h5_shape(dr_h5 *file, const char *name, int32_t *out_n_dims, int64_
 // there and is filled in. DR_ERR_FORMAT names file, dataset, expected and found; a wrong digest is an error.
 dr_status dr_h5_read(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, int64_t *shape,
                      void *out_pointer);
+// Rows `first` to `first` + `count` - 1 of the first dimension into a new array owned by the caller; shape as
+// above. Fletcher32 guards these; the digest covers whole datasets only. DR_ERR_RANGE: no such rows.
+dr_status dr_h5_read_rows(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, int64_t *shape,
+                          int64_t first, int64_t count, void *out_pointer);
+// Strings of fixed or variable length, 16 MiB at most.
 dr_status dr_h5_read_strings(dr_h5 *file, const char *name, int64_t *n, char ***out_strings);
 void dr_h5_free_strings(char **strings, int64_t n);
 
 // A virtual dataset that shows `source` of another file (path relative to this file's folder) as `name`.
 dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
                               const int64_t *shape, const char *source_file, const char *source);
+// The same made of parts: their rows follow each other along the first dimension and must add up to shape[0].
+// Reading one whose files are missing is an error here; other readers see NaN, or zeros in integers.
+typedef struct dr_h5_part {
+    const char *file, *name;
+    int64_t rows;
+} dr_h5_part;
+dr_status dr_h5_write_view(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
+                           const int64_t *shape, const dr_h5_part *parts, int32_t n_parts);
 
 #ifdef __cplusplus
 }
