@@ -16,6 +16,8 @@ static const dr_setting options[] = {
     DR_FLOAT("rate", "0.002", 0, 1, "", "peak learning rate; cosine decay to a twentieth"),
     DR_INT("warmup", "20", 0, 1000000, "updates", "updates until the peak"),
     DR_FLOAT("weight-decay", "0", 0, 10, "", "decoupled weight decay"),
+    DR_FLOAT("context-weight", "0", 0, 1, "",
+             "weight of prompt and list tokens in the loss: fresh models copy sooner"),
     DR_INT("seed", "1", 0, 9e15, "", "of the teacher and the order of users"),
 };
 
@@ -42,6 +44,7 @@ static dr_status run(const dr_config *o, dr_policy_parts *parts) {
     sft.learning_rate = (float)dr_config_float(o, "rate");
     sft.warmup_steps = dr_config_int(o, "warmup");
     sft.weight_decay = (float)dr_config_float(o, "weight-decay");
+    sft.context_weight = (float)dr_config_float(o, "context-weight");
     sft.seed = (uint64_t)dr_config_int(o, "seed");
     sft.trajectories = dr_config_string(o, "trajectories")[0] ? dr_config_string(o, "trajectories") : NULL;
     sft.on_step = on_step;

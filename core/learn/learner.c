@@ -12,8 +12,9 @@ struct dr_learner {
     int64_t pack_tokens, capacity;
     dr_lm_workspace *workspace, *reference_workspace;
     int32_t *ids, *cu_seqlens, *rows, *targets;
-    int32_t *item_of; // [rows] which trajectory of the pack
-    float *stored;    // [rows] log-probability at sampling
+    int32_t *item_of;  // [rows] which trajectory of the pack
+    float *row_weight; // [rows] 1 for sampled tokens
+    float *stored;     // [rows] log-probability at sampling
     float *logprob, *entropy, *reference_logprob, *ignored, *dlogprob;
 };
 
@@ -39,7 +40,8 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
     l->pack_tokens = pack_tokens;
     l->capacity = n;
     int32_t **whole[] = {&l->ids, &l->cu_seqlens, &l->rows, &l->targets, &l->item_of};
-    float **real[] = {&l->stored, &l->logprob, &l->entropy, &l->reference_logprob, &l->ignored, &l->dlogprob};
+    float **real[] = {&l->row_weight,        &l->stored,  &l->logprob, &l->entropy,
+                      &l->reference_logprob, &l->ignored, &l->dlogprob};
     dr_status status = dr_lm_workspace_create(lm, n, &l->workspace);
     if (status == DR_OK && reference) status = dr_lm_workspace_create(reference, n, &l->reference_workspace);
     for (size_t i = 0; i < sizeof whole / sizeof *whole && status == DR_OK; i++)
@@ -59,7 +61,8 @@ void dr_learner_destroy(dr_learner *l) {
     dr_lm_workspace_destroy(l->workspace);
     dr_lm_workspace_destroy(l->reference_workspace);
     int32_t *whole[] = {l->ids, l->cu_seqlens, l->rows, l->targets, l->item_of};
-    float *real[] = {l->stored, l->logprob, l->entropy, l->reference_logprob, l->ignored, l->dlogprob};
+    float *real[] = {l->row_weight,        l->stored,  l->logprob, l->entropy,
+                     l->reference_logprob, l->ignored, l->dlogprob};
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) dr_free(whole[i]);
     for (size_t i = 0; i < sizeof real / sizeof *real; i++) dr_free(real[i]);
     dr_free(l);
@@ -67,12 +70,15 @@ void dr_learner_destroy(dr_learner *l) {
 
 // Adds one trajectory to the pack: its tokens but the last as input, a loss row for each token that the
 // policy sampled.
-static void pack_add(dr_learner *l, dr_pack *pack, const dr_trajectory *t, int32_t item) {
+static void pack_add(dr_learner *l, dr_pack *pack, const dr_trajectory *t, int32_t item,
+                     float context_weight) {
     int64_t base = pack->n_tokens;
     memcpy(l->ids + base, t->ids, (size_t)(t->n_tokens - 1) * sizeof *l->ids);
     for (int32_t i = 1; i < t->n_tokens; i++) {
-        if (t->provenance[i] != DR_FROM_POLICY) continue;
+        float weight = t->provenance[i] == DR_FROM_POLICY ? 1.0f : context_weight;
+        if (weight == 0.0f) continue;
         int64_t r = pack->n_rows++;
+        l->row_weight[r] = weight;
         l->rows[r] = (int32_t)(base + i - 1);
         l->targets[r] = t->ids[i];
         l->item_of[r] = item;
@@ -87,7 +93,6 @@ static float token_gradient(const dr_loss_settings *s, const dr_learn_item *item
                             float reference, dr_learn_stats *stats) {
     float weight = item->token_weight;
     if (s->kind == DR_LOSS_SUPERVISED) {
-        stats->loss -= (double)weight * now;
         return -weight;
     }
     float a = item->advantage, ratio = expf(now - stored), low = 1.0f - s->clip_low,
@@ -127,9 +132,12 @@ static dr_status pack_run(dr_learner *l, const dr_pack *pack, const dr_learn_ite
                  item->trajectory->sample);
         l->dlogprob[r] = token_gradient(settings, item, l->logprob[r], l->stored[r],
                                         has_kl ? l->reference_logprob[r] : 0.0f, stats);
+        l->dlogprob[r] *= l->row_weight[r];
+        if (l->row_weight[r] != 1.0f) continue; // statistics are of the policy's tokens
         stats->entropy += l->entropy[r];
+        stats->tokens += 1;
+        if (settings->kind == DR_LOSS_SUPERVISED) stats->loss -= (double)item->token_weight * l->logprob[r];
     }
-    stats->tokens += (double)pack->n_rows;
     stats->run_tokens += (double)pack->n_tokens;
     return dr_lm_backward(l->lm, l->workspace, pack, settings->temperature, l->dlogprob, gradient);
 }
@@ -148,7 +156,7 @@ dr_status dr_learner_accumulate(dr_learner *l, const dr_learn_item *items, int32
             pack.n_tokens = pack.n_rows = 0;
             pack.n_seqs = 0;
         }
-        pack_add(l, &pack, t, i);
+        pack_add(l, &pack, t, i, settings->kind == DR_LOSS_SUPERVISED ? settings->context_weight : 0.0f);
     }
     return pack.n_seqs > 0 ? pack_run(l, &pack, items, settings, gradient, stats) : DR_OK;
 }

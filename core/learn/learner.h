@@ -21,6 +21,8 @@ typedef struct dr_loss_settings {
                                // DAPO's upper bound)
     dr_kl_kind kl;             // against the reference model
     float kl_weight;
+    float context_weight; // supervised only: weight of prompt and list tokens beside the policy's own; 0: not
+                          // trained on
 } dr_loss_settings;
 
 typedef struct dr_learn_item {

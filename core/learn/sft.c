@@ -160,7 +160,9 @@ static dr_status fill_batch(sft *s, dr_learn_stats *stats) {
         s->learn[i].token_weight = 1.0f / (float)sampled;
     }
     return dr_learner_accumulate(s->learner, s->learn, n,
-                                 &(dr_loss_settings){.kind = DR_LOSS_SUPERVISED, .temperature = 1.0f},
+                                 &(dr_loss_settings){.kind = DR_LOSS_SUPERVISED,
+                                                     .temperature = 1.0f,
+                                                     .context_weight = s->options->context_weight},
                                  s->gradient, stats);
 }
 

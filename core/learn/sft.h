@@ -18,6 +18,8 @@ typedef struct dr_sft_options {
     float learning_rate;
     int64_t warmup_steps;
     float weight_decay, clip_norm;
+    float context_weight; // of prompt and list tokens in the loss: a fresh model learns to copy sooner; 0:
+                          // policy tokens only
     uint64_t seed;
     dr_teacher_settings teacher;
     const char *trajectories; // JSON lines {"user": id, "completion": text}; NULL: the teacher writes

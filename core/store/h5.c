@@ -2,6 +2,7 @@
 // keeps its exit handler away, which crashes after a failed write.
 #include <errno.h>
 #include <hdf5.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -169,16 +170,19 @@ static dr_status set_attribute(dr_h5 *file, const char *object, const char *name
     return ok ? DR_OK : dr_h5_fail(file, "cannot write attribute", name);
 }
 
-static hid_t string_type(void) {
+// Text of `width` bytes, or of variable length (H5T_VARIABLE).
+static hid_t string_type(size_t width, H5T_cset_t set) {
     hid_t type = H5Tcopy(H5T_C_S1);
-    H5Tset_size(type, H5T_VARIABLE);
-    H5Tset_cset(type, H5T_CSET_UTF8);
+    H5Tset_size(type, width);
+    H5Tset_strpad(type, H5T_STR_NULLPAD);
+    H5Tset_cset(type, set);
     return type;
 }
 
 dr_status dr_h5_set_string(dr_h5 *file, const char *object, const char *name, const char *value) {
-    hid_t type = string_type();
-    dr_status status = set_attribute(file, object, name, type, &value);
+    size_t length = strlen(value);
+    hid_t type = string_type(length ? length : 1, H5T_CSET_UTF8);
+    dr_status status = set_attribute(file, object, name, type, value);
     H5Tclose(type);
     return status;
 }
@@ -191,50 +195,81 @@ dr_status dr_h5_set_f64(dr_h5 *file, const char *object, const char *name, doubl
     return set_attribute(file, object, name, H5T_NATIVE_DOUBLE, &value);
 }
 
-static dr_status get_attribute(dr_h5 *file, const char *object, const char *name, H5T_class_t class,
-                               hid_t type, void *out) {
+static hid_t attribute_open(dr_h5 *file, const char *object, const char *name) {
     hid_t attribute = H5Aopen_by_name(file->id, object, name, H5P_DEFAULT, H5P_DEFAULT);
-    if (attribute < 0) {
-        H5Eclear2(H5E_DEFAULT);
-        return DR_FAIL(DR_ERR_FORMAT, "%s: attribute \"%s\" of %s is missing", file->path, name, object);
-    }
+    H5Eclear2(H5E_DEFAULT);
+    return attribute;
+}
+
+static dr_status attribute_missing(const dr_h5 *file, const char *object, const char *name) {
+    return DR_FAIL(DR_ERR_FORMAT, "%s: attribute \"%s\" of %s is missing", file->path, name, object);
+}
+
+static bool attribute_is(hid_t attribute, H5T_class_t class) {
     hid_t stored = H5Aget_type(attribute), space = H5Aget_space(attribute);
-    bool fits = H5Tget_class(stored) == class && H5Sget_simple_extent_npoints(space) == 1 &&
-                (class != H5T_STRING || H5Tis_variable_str(stored) > 0);
-    dr_status status = DR_OK;
-    if (!fits)
-        status = DR_FAIL(DR_ERR_FORMAT, "%s: attribute \"%s\" of %s has another type than expected",
-                         file->path, name, object);
-    else if (H5Aread(attribute, type, out) < 0)
-        status = dr_h5_fail(file, "cannot read attribute", name);
+    bool fits = H5Tget_class(stored) == class && H5Sget_simple_extent_npoints(space) == 1;
     H5Sclose(space);
     H5Tclose(stored);
+    return fits;
+}
+
+static dr_status get_number(dr_h5 *file, const char *object, const char *name, H5T_class_t class, hid_t type,
+                            void *out) {
+    hid_t attribute = attribute_open(file, object, name);
+    if (attribute < 0) return attribute_missing(file, object, name);
+    dr_status status = DR_OK;
+    if (!attribute_is(attribute, class))
+        status = DR_FAIL(DR_ERR_FORMAT, "%s: attribute \"%s\" of %s has another type, expected one %s",
+                         file->path, name, object, class == H5T_FLOAT ? "real number" : "integer");
+    else if (H5Aread(attribute, type, out) < 0)
+        status = dr_h5_fail(file, "cannot read attribute", name);
     H5Aclose(attribute);
     return status;
 }
 
-dr_status dr_h5_get_string(dr_h5 *file, const char *object, const char *name, char **out_value) {
+static dr_status read_text(dr_h5 *file, const char *name, hid_t attribute, char **out) {
+    hid_t stored = H5Aget_type(attribute);
+    bool is_variable = H5Tis_variable_str(stored) > 0; // of another writer
+    size_t width = H5Tget_size(stored);
+    hid_t type = string_type(is_variable ? H5T_VARIABLE : width, H5Tget_cset(stored));
     char *text = NULL;
-    hid_t type = string_type();
-    dr_status status = get_attribute(file, object, name, H5T_STRING, type, &text);
+    dr_status status = DR_OK;
+    if (!is_variable) status = dr_alloc(&text, "attribute", (int64_t)width + 1, 1);
+    if (status == DR_OK && H5Aread(attribute, type, is_variable ? (void *)&text : text) < 0)
+        status = dr_h5_fail(file, "cannot read attribute", name);
+    if (status == DR_OK) status = dr_strdup(out, text ? text : "");
+    if (is_variable)
+        H5free_memory(text);
+    else
+        dr_free(text);
     H5Tclose(type);
-    if (status != DR_OK) return status;
-    status = dr_strdup(out_value, text ? text : "");
-    H5free_memory(text);
+    H5Tclose(stored);
+    return status;
+}
+
+dr_status dr_h5_get_string(dr_h5 *file, const char *object, const char *name, char **out_value) {
+    hid_t attribute = attribute_open(file, object, name);
+    if (attribute < 0) return attribute_missing(file, object, name);
+    dr_status status =
+        attribute_is(attribute, H5T_STRING)
+            ? read_text(file, name, attribute, out_value)
+            : DR_FAIL(DR_ERR_FORMAT, "%s: attribute \"%s\" of %s has another type, expected one text",
+                      file->path, name, object);
+    H5Aclose(attribute);
     return status;
 }
 
 dr_status dr_h5_get_i64(dr_h5 *file, const char *object, const char *name, int64_t *out_value) {
-    return get_attribute(file, object, name, H5T_INTEGER, H5T_NATIVE_INT64, out_value);
+    return get_number(file, object, name, H5T_INTEGER, H5T_NATIVE_INT64, out_value);
 }
 
 dr_status dr_h5_get_f64(dr_h5 *file, const char *object, const char *name, double *out_value) {
-    return get_attribute(file, object, name, H5T_FLOAT, H5T_NATIVE_DOUBLE, out_value);
+    return get_number(file, object, name, H5T_FLOAT, H5T_NATIVE_DOUBLE, out_value);
 }
 
 // Chunks of about one MiB, cut along the first dimension.
-// The checksum filter cannot take strings of variable length; our digest covers those.
-static hid_t creation_list(int32_t n_dims, const int64_t *shape, size_t size, bool checksum) {
+static hid_t creation_list(int32_t n_dims, const int64_t *shape, size_t size, int32_t deflate,
+                           int64_t *out_rows) {
     hid_t list = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_obj_track_times(list, 0); // equal contents give equal bytes
     hsize_t chunk[DR_H5_MAX_DIMS];
@@ -248,8 +283,10 @@ static hid_t creation_list(int32_t n_dims, const int64_t *shape, size_t size, bo
     if (total == 0) return list; // an empty dataset has no chunks
     hsize_t rows = row >= DR_H5_CHUNK_BYTES ? 1 : DR_H5_CHUNK_BYTES / row;
     if (chunk[0] > rows) chunk[0] = rows;
+    if (out_rows) *out_rows = (int64_t)chunk[0];
     H5Pset_chunk(list, n_dims, chunk);
-    if (checksum) H5Pset_fletcher32(list);
+    if (deflate > 0) H5Pset_deflate(list, (unsigned)deflate);
+    H5Pset_fletcher32(list);
     return list;
 }
 
@@ -269,12 +306,12 @@ static bool make_groups(dr_h5 *file, const char *name) {
     return true;
 }
 
-static hid_t open_for_write(dr_h5 *file, const char *name, hid_t type, int32_t n_dims, const int64_t *shape,
-                            size_t size) {
+int64_t dr_h5_dataset_create(dr_h5 *file, const char *name, int64_t type, int32_t n_dims,
+                             const int64_t *shape, size_t size, int32_t deflate, int64_t *out_chunk_rows) {
     hsize_t dims[DR_H5_MAX_DIMS] = {0};
     for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
     hid_t space = H5Screate_simple(n_dims, dims, NULL),
-          list = creation_list(n_dims, shape, size, H5Tget_class(type) != H5T_STRING);
+          list = creation_list(n_dims, shape, size, deflate, out_chunk_rows);
     hid_t dataset = make_groups(file, name)
                         ? H5Dcreate2(file->id, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT)
                         : -1;
@@ -283,8 +320,8 @@ static hid_t open_for_write(dr_h5 *file, const char *name, hid_t type, int32_t n
     return dataset;
 }
 
-static dr_status write_notes(dr_h5 *file, const char *name, uint64_t digest, const char *description,
-                             const char *unit) {
+dr_status dr_h5_notes_write(dr_h5 *file, const char *name, uint64_t digest, const char *description,
+                            const char *unit) {
     char text[24];
     snprintf(text, sizeof text, "%016llx", (unsigned long long)digest);
     DR_TRY(dr_h5_set_string(file, name, "xxh3", text));
@@ -292,18 +329,23 @@ static dr_status write_notes(dr_h5 *file, const char *name, uint64_t digest, con
     return dr_h5_set_string(file, name, "unit", unit);
 }
 
+void dr_h5_set_deflate(dr_h5 *file, int32_t level) {
+    file->deflate = level;
+}
+
 dr_status dr_h5_write(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, const int64_t *shape,
                       const void *data, const char *description, const char *unit) {
     DR_ASSERT(n_dims >= 1 && n_dims <= DR_H5_MAX_DIMS);
     size_t bytes = type_size(type);
     for (int32_t i = 0; i < n_dims; i++) bytes *= (size_t)shape[i];
-    hid_t dataset = open_for_write(file, name, native_type(type), n_dims, shape, type_size(type));
+    hid_t dataset = dr_h5_dataset_create(file, name, native_type(type), n_dims, shape, type_size(type),
+                                         file->deflate, NULL);
     if (dataset < 0) return dr_h5_fail(file, "cannot create dataset", name);
     bool ok = bytes == 0 || H5Dwrite(dataset, native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0;
     dr_status status = ok ? DR_OK : dr_h5_fail(file, "cannot write dataset", name);
     if (H5Dclose(dataset) < 0 && status == DR_OK) status = dr_h5_fail(file, "cannot close dataset", name);
     DR_TRY(status);
-    return write_notes(file, name, XXH3_64bits(data, bytes), description, unit);
+    return dr_h5_notes_write(file, name, XXH3_64bits(data, bytes), description, unit);
 }
 
 bool dr_h5_has(dr_h5 *file, const char *name) {
@@ -319,7 +361,7 @@ bool dr_h5_has(dr_h5 *file, const char *name) {
     return found;
 }
 
-static dr_status open_for_read(dr_h5 *file, const char *name, hid_t *out_dataset) {
+dr_status dr_h5_dataset_open(dr_h5 *file, const char *name, int64_t *out_dataset) {
     DR_CHECK(dr_h5_has(file, name), DR_ERR_FORMAT, "%s: dataset \"%s\" is missing", file->path, name);
     hid_t dataset = H5Dopen2(file->id, name, H5P_DEFAULT);
     if (dataset < 0) return dr_h5_fail(file, "cannot open dataset", name);
@@ -338,7 +380,7 @@ static int32_t shape_of(hid_t dataset, int64_t shape[DR_H5_MAX_DIMS]) {
 
 dr_status dr_h5_shape(dr_h5 *file, const char *name, int32_t *out_n_dims, int64_t out_shape[4]) {
     hid_t dataset;
-    DR_TRY(open_for_read(file, name, &dataset));
+    DR_TRY(dr_h5_dataset_open(file, name, &dataset));
     int64_t shape[DR_H5_MAX_DIMS] = {0};
     int32_t n = shape_of(dataset, shape);
     H5Dclose(dataset);
@@ -349,7 +391,8 @@ dr_status dr_h5_shape(dr_h5 *file, const char *name, int32_t *out_n_dims, int64_
     return DR_OK;
 }
 
-static dr_status check_shape(dr_h5 *file, const char *name, hid_t dataset, int32_t n_dims, int64_t *shape) {
+dr_status dr_h5_dataset_check_shape(dr_h5 *file, const char *name, int64_t dataset, int32_t n_dims,
+                                    int64_t *shape) {
     int64_t found[DR_H5_MAX_DIMS] = {0};
     int32_t n = shape_of(dataset, found);
     DR_CHECK(n == n_dims, DR_ERR_FORMAT, "%s: dataset \"%s\" has %d dimensions, expected %d", file->path,
@@ -362,7 +405,24 @@ static dr_status check_shape(dr_h5 *file, const char *name, hid_t dataset, int32
     return DR_OK;
 }
 
-static dr_status check_digest(dr_h5 *file, const char *name, uint64_t digest) {
+// Deflate shrinks at most about 1032 : 1.
+dr_status dr_h5_dataset_check_size(dr_h5 *file, const char *name, int64_t dataset, int64_t count,
+                                   size_t size) {
+    int64_t bytes;
+    DR_CHECK(!__builtin_mul_overflow(count, (int64_t)size, &bytes) && bytes >= 0, DR_ERR_FORMAT,
+             "%s: dataset \"%s\" is too large", file->path, name);
+    hid_t list = H5Dget_create_plist(dataset);
+    H5D_layout_t layout = H5Pget_layout(list);
+    H5Pclose(list);
+    if (layout == H5D_VIRTUAL) return DR_OK;
+    uint64_t stored = H5Dget_storage_size(dataset);
+    DR_CHECK((uint64_t)bytes / 1100 <= stored, DR_ERR_FORMAT,
+             "%s: dataset \"%s\": %lld bytes of values expected, the file holds %llu for them", file->path,
+             name, (long long)bytes, (unsigned long long)stored);
+    return DR_OK;
+}
+
+dr_status dr_h5_digest_check(dr_h5 *file, const char *name, uint64_t digest) {
     char *stored = NULL, text[24];
     if (H5Aexists_by_name(file->id, name, "xxh3", H5P_DEFAULT) <= 0) return DR_OK; // a file of another writer
     DR_TRY(dr_h5_get_string(file, name, "xxh3", &stored));
@@ -375,25 +435,85 @@ static dr_status check_digest(dr_h5 *file, const char *name, uint64_t digest) {
     return status;
 }
 
-static dr_status read_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5_type type, int32_t n_dims,
-                             int64_t *shape, void **out) {
-    DR_TRY(check_shape(file, name, dataset, n_dims, shape));
+int dr_h5_dataset_move(int64_t dataset, int64_t type, int64_t first, int64_t count, void *memory,
+                       int is_write) {
+    int64_t shape[DR_H5_MAX_DIMS] = {0};
+    hsize_t start[DR_H5_MAX_DIMS] = {(hsize_t)first}, rows[DR_H5_MAX_DIMS] = {(hsize_t)count};
+    int32_t n = shape_of(dataset, shape);
+    for (int32_t i = 1; i < n; i++) rows[i] = (hsize_t)shape[i];
+    hid_t there = H5Dget_space(dataset), here = H5Screate_simple(n, rows, NULL);
+    herr_t result = H5Sselect_hyperslab(there, H5S_SELECT_SET, start, NULL, rows, NULL);
+    if (result >= 0)
+        result = is_write ? H5Dwrite(dataset, type, here, there, H5P_DEFAULT, memory)
+                          : H5Dread(dataset, type, here, there, H5P_DEFAULT, memory);
+    H5Sclose(here);
+    H5Sclose(there);
+    return result < 0 ? -1 : 0;
+}
+
+// The library reads absent files of a virtual dataset as fill values and calls that success.
+static dr_status check_parts(dr_h5 *file, const char *name, hid_t dataset) {
+    hid_t list = H5Dget_create_plist(dataset);
+    size_t n = 0;
+    dr_status status = DR_OK;
+    if (H5Pget_layout(list) == H5D_VIRTUAL) H5Pget_virtual_count(list, &n);
+    const char *slash = strrchr(file->path, '/');
+    for (size_t i = 0; i < n && status == DR_OK; i++) {
+        char part[1024] = "";
+        dr_buf path = {0};
+        H5Pget_virtual_filename(list, i, part, sizeof part);
+        status = slash && part[0] != '/'
+                     ? dr_buf_printf(&path, "%.*s%s", (int)(slash + 1 - file->path), file->path, part)
+                     : dr_buf_text(&path, part);
+        if (status == DR_OK && access(path.data, R_OK) != 0)
+            status = DR_FAIL(DR_ERR_IO, "%s: dataset \"%s\" shows %s: %s", file->path, name, path.data,
+                             strerror(errno));
+        dr_buf_reset(&path);
+    }
+    H5Pclose(list);
+    return status;
+}
+
+// Shape, type and size as expected?
+static dr_status check_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5_type type, int32_t n_dims,
+                              int64_t *shape, int64_t *out_row_values) {
+    DR_TRY(dr_h5_dataset_check_shape(file, name, dataset, n_dims, shape));
     hid_t stored = H5Dget_type(dataset);
     bool same = H5Tget_class(stored) == (type <= DR_H5_F64 ? H5T_FLOAT : H5T_INTEGER) &&
                 H5Tget_size(stored) == type_size(type);
     H5Tclose(stored);
     DR_CHECK(same, DR_ERR_FORMAT, "%s: dataset \"%s\" is not of type %s", file->path, name, type_text(type));
     int64_t count = 1;
-    for (int32_t i = 0; i < n_dims; i++)
+    *out_row_values = 1;
+    for (int32_t i = 0; i < n_dims; i++) {
         DR_CHECK(!__builtin_mul_overflow(count, shape[i], &count) && count < (int64_t)1 << 40, DR_ERR_FORMAT,
                  "%s: dataset \"%s\" is too large", file->path, name);
+        if (i > 0) *out_row_values *= shape[i];
+    }
+    DR_TRY(dr_h5_dataset_check_size(file, name, dataset, count, type_size(type)));
+    return check_parts(file, name, dataset);
+}
+
+// first < 0: everything, with its digest.
+static dr_status read_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5_type type, int32_t n_dims,
+                             int64_t *shape, int64_t first, int64_t count, void **out) {
+    int64_t row = 0;
+    DR_TRY(check_values(file, name, dataset, type, n_dims, shape, &row));
+    bool is_whole = first < 0;
+    if (is_whole) {
+        first = 0;
+        count = shape[0];
+    }
+    DR_CHECK(count >= 0 && first + count <= shape[0], DR_ERR_RANGE,
+             "%s: dataset \"%s\": rows %lld to %lld of %lld", file->path, name, (long long)first,
+             (long long)(first + count), (long long)shape[0]);
     void *data = NULL;
-    DR_TRY(dr_alloc(&data, name, count, type_size(type)));
+    DR_TRY(dr_alloc(&data, name, count * row, type_size(type)));
     dr_status status = DR_OK;
-    if (count > 0 && H5Dread(dataset, native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0)
+    if (count * row > 0 && dr_h5_dataset_move(dataset, native_type(type), first, count, data, 0) != 0)
         status = dr_h5_fail(file, "cannot read dataset", name);
-    if (status == DR_OK)
-        status = check_digest(file, name, XXH3_64bits(data, (size_t)count * type_size(type)));
+    if (status == DR_OK && is_whole)
+        status = dr_h5_digest_check(file, name, XXH3_64bits(data, (size_t)(count * row) * type_size(type)));
     if (status == DR_OK)
         *out = data;
     else
@@ -401,29 +521,64 @@ static dr_status read_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5
     return status;
 }
 
-dr_status dr_h5_read(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, int64_t *shape,
-                     void *out_pointer) {
+static dr_status read_into(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, int64_t *shape,
+                           int64_t first, int64_t count, void *out_pointer) {
     hid_t dataset;
     void *data = NULL;
-    DR_TRY(open_for_read(file, name, &dataset));
-    dr_status status = read_values(file, name, dataset, type, n_dims, shape, &data);
+    DR_TRY(dr_h5_dataset_open(file, name, &dataset));
+    dr_status status = read_values(file, name, dataset, type, n_dims, shape, first, count, &data);
     H5Dclose(dataset);
     if (status == DR_OK) memcpy(out_pointer, &data, sizeof data);
     return status;
 }
 
-dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
-                              const int64_t *shape, const char *source_file, const char *source) {
-    hsize_t dims[DR_H5_MAX_DIMS];
-    for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
+dr_status dr_h5_read(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, int64_t *shape,
+                     void *out_pointer) {
+    return read_into(file, name, type, n_dims, shape, -1, 0, out_pointer);
+}
+
+dr_status dr_h5_read_rows(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, int64_t *shape,
+                          int64_t first, int64_t count, void *out_pointer) {
+    DR_CHECK(first >= 0, DR_ERR_RANGE, "%s: dataset \"%s\": rows from %lld", file->path, name,
+             (long long)first);
+    return read_into(file, name, type, n_dims, shape, first, count, out_pointer);
+}
+
+dr_status dr_h5_write_view(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
+                           const int64_t *shape, const dr_h5_part *parts, int32_t n_parts) {
+    DR_ASSERT(n_dims >= 1 && n_dims <= DR_H5_MAX_DIMS);
+    hsize_t dims[DR_H5_MAX_DIMS], start[DR_H5_MAX_DIMS] = {0}, rows[DR_H5_MAX_DIMS];
+    int64_t total = 0;
+    for (int32_t i = 0; i < n_parts; i++) total += parts[i].rows;
+    DR_CHECK(total == shape[0], DR_ERR_ARGUMENT, "%s: view \"%s\" has %lld rows, its parts %lld", file->path,
+             name, (long long)shape[0], (long long)total);
+    for (int32_t i = 0; i < n_dims; i++) rows[i] = dims[i] = (hsize_t)shape[i];
     hid_t space = H5Screate_simple(n_dims, dims, NULL), list = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_obj_track_times(list, 0);
-    H5Pset_virtual(list, space, source_file, source, space);
-    hid_t dataset = make_groups(file, name)
-                        ? H5Dcreate2(file->id, name, native_type(type), space, H5P_DEFAULT, list, H5P_DEFAULT)
-                        : -1;
+    if (type <= DR_H5_F64) { // a missing file is seen
+        static const double nothing = NAN;
+        H5Pset_fill_value(list, H5T_NATIVE_DOUBLE, &nothing);
+    }
+    bool ok = true;
+    for (int32_t i = 0; i < n_parts; start[0] += rows[0], i++) {
+        rows[0] = (hsize_t)parts[i].rows;
+        hid_t source = H5Screate_simple(n_dims, rows, NULL);
+        ok = ok && H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, rows, NULL) >= 0 &&
+             H5Pset_virtual(list, space, parts[i].file, parts[i].name, source) >= 0;
+        H5Sclose(source);
+    }
+    H5Sselect_all(space);
+    ok = ok && make_groups(file, name);
+    hid_t dataset =
+        ok ? H5Dcreate2(file->id, name, native_type(type), space, H5P_DEFAULT, list, H5P_DEFAULT) : -1;
     H5Pclose(list);
     H5Sclose(space);
     if (dataset < 0 || H5Dclose(dataset) < 0) return dr_h5_fail(file, "cannot create virtual dataset", name);
     return DR_OK;
+}
+
+dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
+                              const int64_t *shape, const char *source_file, const char *source) {
+    dr_h5_part part = {source_file, source, shape[0]};
+    return dr_h5_write_view(file, name, type, n_dims, shape, &part, 1);
 }
