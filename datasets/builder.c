@@ -1,6 +1,7 @@
 // Keys are interned once; events are plain numbers from then on.
 #include "datasets/builder.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,13 +96,15 @@ void dr_builder_destroy(dr_builder *b) {
     dr_free(b);
 }
 
-// UTF-8, entities replaced, white space collapsed, no control characters.
-static dr_status clean_text(const char *text, char **out) {
+// UTF-8, entities replaced where the text may have some, white space collapsed, no control characters.
+static dr_status clean_text(const char *text, bool has_entities, char **out) {
     dr_buf utf8 = {0}, plain = {0}, clean = {0};
     size_t length = strlen(text);
     dr_status status = dr_utf8_valid(text, length) ? dr_buf_append(&utf8, text, length)
                                                    : dr_latin1_to_utf8(text, length, &utf8);
-    if (status == DR_OK) status = dr_html_unescape(utf8.data, utf8.length, &plain);
+    if (status == DR_OK)
+        status = has_entities ? dr_html_unescape(utf8.data, utf8.length, &plain)
+                              : dr_buf_append(&plain, utf8.data, utf8.length);
     bool gap = false;
     for (size_t i = 0; status == DR_OK && i < plain.length; i++) {
         unsigned char c = (unsigned char)plain.data[i];
@@ -137,8 +140,8 @@ dr_status dr_builder_item(dr_builder *b, const char *key, const char *title, con
     DR_TRY(intern(&b->items, key, &id));
     DR_TRY(reserve_texts(b));
     if (b->titles[id]) return DR_OK;
-    DR_TRY(clean_text(title, &b->titles[id]));
-    return clean_text(categories, &b->categories[id]);
+    DR_TRY(clean_text(title, true, &b->titles[id]));
+    return clean_text(categories, true, &b->categories[id]);
 }
 
 dr_status dr_builder_event(dr_builder *b, const char *user, const char *item, double rating, double time) {
@@ -197,11 +200,15 @@ static dr_status filter_core(dr_builder *b, const dr_build_options *o) {
     return status;
 }
 
-static void filter_ratings(dr_builder *b, double least) {
+static dr_status filter_ratings(dr_builder *b, double least, const char *source) {
     int64_t kept = 0;
-    for (int64_t i = 0; i < b->n_events; i++)
+    for (int64_t i = 0; least > -1e9 && i < b->n_events; i++) {
+        DR_CHECK(!isnan(b->events[i].rating), DR_ERR_ARGUMENT,
+                 "%s: a minimum rating of %g, but the source has no ratings", source, least);
         if (b->events[i].rating >= least) b->events[kept++] = b->events[i];
-    b->n_events = kept;
+    }
+    if (least > -1e9) b->n_events = kept;
+    return DR_OK;
 }
 
 // Events are sorted by user and time here.
@@ -218,40 +225,50 @@ static void keep_latest(dr_builder *b, int32_t most) {
 }
 
 typedef struct titled {
-    const char *title;
+    char *folded; // as exact matching compares it
     int32_t item;
 } titled;
 
 static int by_title(const void *a, const void *b) {
     const titled *x = a, *y = b;
-    int order = strcmp(x->title, y->title);
+    int order = strcmp(x->folded, y->folded);
     return order ? order : x->item - y->item;
 }
 
-// Equal titles get " [2]", " [3]", … in item order, past any title that already looks so.
+// One round: of each group of equal titles, all but the first item get " [2]", " [3]", …
+static dr_status tell_titles_apart(dr_dataset *d, titled *list, bool *out_changed) {
+    bool changed = false;
+    for (int32_t i = 1; i <= d->n_items; i++) {
+        dr_buf folded = {0};
+        DR_TRY(dr_title_normalize(d->titles[i], strlen(d->titles[i]), false, &folded));
+        dr_free(list[i - 1].folded);
+        list[i - 1] = (titled){folded.data, i};
+    }
+    qsort(list, (size_t)d->n_items, sizeof *list, by_title);
+    for (int32_t begin = 0, i = 1; i < d->n_items; i++) {
+        dr_buf fresh = {0};
+        if (strcmp(list[i].folded, list[begin].folded) != 0) {
+            begin = i;
+            continue;
+        }
+        DR_TRY(dr_buf_printf(&fresh, "%s [%d]", d->titles[list[i].item], i - begin + 1));
+        dr_free(d->titles[list[i].item]);
+        d->titles[list[i].item] = fresh.data;
+        changed = true;
+    }
+    *out_changed = changed;
+    return DR_OK;
+}
+
+// Repeated until nothing is equal, because a title may look like the result of a round already. Titles that
+// change become longer each time, so it ends.
 static dr_status make_titles_unique(dr_dataset *d) {
     titled *list = NULL;
+    bool changed = true;
     DR_TRY(dr_alloc(&list, "titles", d->n_items, sizeof *list));
     dr_status status = DR_OK;
-    for (bool again = true; again && status == DR_OK;) {
-        again = false;
-        for (int32_t i = 1; i <= d->n_items; i++) list[i - 1] = (titled){d->titles[i], i};
-        qsort(list, (size_t)d->n_items, sizeof *list, by_title);
-        for (int32_t begin = 0; begin < d->n_items && status == DR_OK;) {
-            int32_t end = begin + 1;
-            while (end < d->n_items && strcmp(list[end].title, list[begin].title) == 0) end++;
-            for (int32_t i = begin + 1; i < end && status == DR_OK; i++) {
-                dr_buf fresh = {0};
-                status = dr_buf_printf(&fresh, "%s [%d]", list[begin].title, i - begin + 1);
-                if (status == DR_OK) {
-                    dr_free(d->titles[list[i].item]);
-                    d->titles[list[i].item] = fresh.data;
-                    again = true;
-                }
-            }
-            begin = end;
-        }
-    }
+    while (changed && status == DR_OK) status = tell_titles_apart(d, list, &changed);
+    for (int32_t i = 0; i < d->n_items; i++) dr_free(list[i].folded);
     dr_free(list);
     return status;
 }
@@ -271,13 +288,13 @@ static dr_status fill_items(dr_builder *b, int32_t *row_of, dr_dataset *d) {
     for (int64_t k = 0; k < b->items.n; k++) {
         int32_t row = row_of[k];
         if (row <= 0) continue;
-        DR_TRY(dr_strdup(&d->item_names[row], b->items.keys[k]));
+        DR_TRY(clean_text(b->items.keys[k], false, &d->item_names[row]));
         DR_TRY(dr_strdup(&d->categories[row], b->categories[k] ? b->categories[k] : ""));
         if (b->titles[k] && b->titles[k][0]) {
             DR_TRY(dr_strdup(&d->titles[row], b->titles[k]));
         } else {
             dr_buf title = {0};
-            DR_TRY(dr_buf_printf(&title, "Item %s", b->items.keys[k]));
+            DR_TRY(dr_buf_printf(&title, "Item %s", d->item_names[row]));
             d->titles[row] = title.data;
         }
     }
@@ -292,7 +309,7 @@ static dr_status fill_users(dr_builder *b, const int32_t *row_of, dr_dataset *d)
     DR_TRY(dr_alloc(&d->sequence, "sequence", b->n_events, sizeof *d->sequence));
     for (int64_t i = 0; i < b->n_events; i++) {
         if (i == 0 || b->events[i].user != b->events[i - 1].user) {
-            DR_TRY(dr_strdup(&d->user_names[d->n_users], b->users.keys[b->events[i].user]));
+            DR_TRY(clean_text(b->users.keys[b->events[i].user], false, &d->user_names[d->n_users]));
             d->offsets[d->n_users++] = i;
         }
         d->sequence[i] = row_of[b->events[i].item];
@@ -301,24 +318,40 @@ static dr_status fill_users(dr_builder *b, const int32_t *row_of, dr_dataset *d)
     return DR_OK;
 }
 
-static dr_status describe(const dr_build_options *o, const char *name, const char *source, dr_dataset *d) {
+// "k-core 5, minimum rating 3, maximum history all; seed 1".
+static dr_status write_options(const dr_build_options *o, const char *details, dr_buf *out) {
+    DR_TRY(o->k_core > 1 ? dr_buf_printf(out, "k-core %d", o->k_core) : dr_buf_text(out, "k-core none"));
+    DR_TRY(o->min_rating > -1e9 ? dr_buf_printf(out, ", minimum rating %g", o->min_rating)
+                                : dr_buf_text(out, ", minimum rating none"));
+    DR_TRY(o->max_history > 0 ? dr_buf_printf(out, ", maximum history %d", o->max_history)
+                              : dr_buf_text(out, ", maximum history none"));
+    return dr_buf_printf(out, "%s%s", details[0] ? "; " : "", details);
+}
+
+static dr_status describe(const dr_build_options *o, const char *name, const char *source,
+                          const char *details, dr_dataset *d) {
     dr_buf text = {0};
     DR_TRY(dr_strdup(&d->name, name));
     DR_TRY(dr_strdup(&d->source, source));
-    DR_TRY(dr_buf_printf(&text, "k-core %d, minimum rating %g, maximum history %d", o->k_core, o->min_rating,
-                         o->max_history));
+    dr_status status = write_options(o, details, &text);
+    if (status != DR_OK) {
+        dr_buf_reset(&text);
+        return status;
+    }
     d->options = text.data;
     return dr_strdup(&d->tie_order, "interactions of equal time keep their order in the source");
 }
 
 dr_status dr_builder_finish(dr_builder *b, const dr_build_options *o, const char *name, const char *source,
-                            dr_dataset **out_dataset) {
+                            const char *details, dr_dataset **out_dataset) {
+    DR_CHECK(o->max_history == 0 || o->max_history >= 3, DR_ERR_ARGUMENT,
+             "a maximum history of %d; training, validation and test need 3 items a user", o->max_history);
     int64_t limit = o->bad_rows >= 0 ? o->bad_rows : b->n_good / 100 > 10 ? b->n_good / 100 : 10;
     if (b->n_bad > 0)
         dr_warn("%lld bad rows beside %lld good ones", (long long)b->n_bad, (long long)b->n_good);
     DR_CHECK(b->n_bad <= limit, DR_ERR_FORMAT, "%s: %lld bad rows, at most %lld are allowed", source,
              (long long)b->n_bad, (long long)limit);
-    filter_ratings(b, o->min_rating);
+    DR_TRY(filter_ratings(b, o->min_rating, source));
     DR_TRY(filter_core(b, o));
     DR_CHECK(b->n_events > 0, DR_ERR_ARGUMENT, "%s: no interactions are left after the filters", source);
     qsort(b->events, (size_t)b->n_events, sizeof *b->events, by_user_time);
@@ -329,7 +362,7 @@ dr_status dr_builder_finish(dr_builder *b, const dr_build_options *o, const char
     dr_status status = dr_alloc(&row_of, "item rows", b->items.n, sizeof *row_of);
     if (status == DR_OK) status = fill_items(b, row_of, d);
     if (status == DR_OK) status = fill_users(b, row_of, d);
-    if (status == DR_OK) status = describe(o, name, source, d);
+    if (status == DR_OK) status = describe(o, name, source, details, d);
     dr_free(row_of);
     if (status != DR_OK) {
         dr_dataset_destroy(d);

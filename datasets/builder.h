@@ -24,7 +24,7 @@ void dr_builder_destroy(dr_builder *builder);
 // An item of the catalogue. Texts are raw: bytes that are no UTF-8 are read as latin-1, HTML entities are
 // replaced, white space is collapsed. A key given twice keeps the first title.
 dr_status dr_builder_item(dr_builder *builder, const char *key, const char *title, const char *categories);
-// An interaction; time orders a user's sequence, ties stay as they come.
+// An interaction; time orders a user's sequence, ties stay as they come. rating NAN: the source has none.
 dr_status dr_builder_event(dr_builder *builder, const char *user, const char *item, double rating,
                            double time);
 // A row that can't be read: counted, the first five named.
@@ -32,11 +32,13 @@ void dr_builder_bad_row(dr_builder *builder, const char *path, int64_t line, con
                         const char *found);
 void dr_builder_good_row(dr_builder *builder);
 
-// Filters and builds. name, source and options end up as attributes. Items without interactions are left out;
+// Filters and builds. name and source end up as attributes, as do the options with `details` of the source
+// behind them ("" for none). Items without interactions are left out;
 // an item without a title is called "Item KEY"; users with fewer than 3 interactions are dropped (training,
-// validation and test need one each).
+// validation and test need one each). Titles that only differ in case or white space are told apart by a
+// number. DR_ERR_FORMAT: too many bad rows; DR_ERR_ARGUMENT: nothing left, or a filter that cannot work.
 dr_status dr_builder_finish(dr_builder *builder, const dr_build_options *options, const char *name,
-                            const char *source, dr_dataset **out_dataset);
+                            const char *source, const char *details, dr_dataset **out_dataset);
 
 #ifdef __cplusplus
 }

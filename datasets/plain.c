@@ -36,7 +36,7 @@ static dr_status item_json(reader *r, const char *path, int64_t number, const ch
 }
 
 static dr_status item_fields(reader *r, const char *path, int64_t number, char *line, const char *separator) {
-    char *f[4];
+    char *f[4] = {0};
     int32_t n = r->is_list ? dr_fields_quoted(line, ' ', f, 4) - 1 : dr_fields_split(line, separator, f, 3);
     if (r->is_list) memmove(f, f + 1, 3 * sizeof *f); // sequences use the second id
     if (n < 2 || n > 3 || !f[0][0]) {

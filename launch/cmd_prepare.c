@@ -14,7 +14,8 @@ static const dr_setting options[] = {
     DR_TEXT("name", "", "NAME", "name of the data set; the source's by default"),
     DR_INT("k-core", "0", 0, 1000, "", "drops users and items with fewer interactions, again and again"),
     DR_FLOAT("min-rating", "-1e9", -1e9, 1e9, "", "drops interactions rated lower"),
-    DR_INT("max-history", "0", 0, 1000000000, "items", "keeps the latest so many of each user; 0: all"),
+    DR_INT("max-history", "0", 0, 1000000000, "items",
+           "keeps the latest so many of each user, at least 3; 0: all"),
     DR_INT("bad-row-limit", "-1", -1, 1e15, "rows",
            "refuses a source with more bad rows; -1: one in a hundred"),
     DR_INT("users", "600", 10, 100000000, "", "synthetic: users"),
@@ -37,11 +38,16 @@ static dr_status prepare(const dr_cli *cli, const dr_source *source, dr_dataset 
                               .max_history = (int32_t)dr_config_int(o, "max-history"),
                               .bad_rows = dr_config_int(o, "bad-row-limit")};
     const char *name = dr_config_string(o, "name");
+    char details[160] = "";
     dr_builder *builder = NULL;
     DR_TRY(dr_builder_create(&builder));
+    if (source->read == dr_source_synthetic)
+        snprintf(details, sizeof details, "%d users, catalogue of %d, mean length %g, seed %llu", input.users,
+                 input.items, input.mean_length, (unsigned long long)input.seed);
     dr_status status = source->read(&input, builder);
     if (status == DR_OK)
-        status = dr_builder_finish(builder, &build, name[0] ? name : source->name, source->name, out);
+        status =
+            dr_builder_finish(builder, &build, name[0] ? name : source->name, source->name, details, out);
     dr_builder_destroy(builder);
     return status;
 }
@@ -68,11 +74,19 @@ static dr_status prepare_command(const dr_cli *cli) {
 const dr_command dr_command_prepare = {
     .name = "prepare",
     .summary = "turns a source of interactions into a data set",
-    .help = "Sources: synthetic (needs no files), plain (one line a user, and an item file), ml-1m, ml-100k, "
-            "ml-latest, amazon "
-            "(2018 and 2023), recbole, authors. Writes items with title and categories, sequences in time "
-            "order, and how they "
-            "were made, into one HDF5 file. Interactions of equal time keep the order of the source.",
+    .help =
+        "Sources; --input names the folder with their usual files, plain or .gz:\n"
+        "  synthetic  a seeded catalogue: needs no files\n"
+        "  plain      sequences.txt (\"user item item ...\") and movies.dat, items.jsonl or items.tsv\n"
+        "  ml-1m      MovieLens 1M: ratings.dat and movies.dat\n"
+        "  ml-100k    MovieLens 100K: u.data, u.item and u.genre\n"
+        "  ml-latest  MovieLens latest: ratings.csv and movies.csv\n"
+        "  amazon     Amazon reviews 2018 or 2023: NAME.jsonl and meta_NAME.jsonl (or .json)\n"
+        "  recbole    atomic files: NAME.inter and NAME.item\n"
+        "  authors    the folder of DeepRec's authors: test_id.jsonl and meta.json\n\n"
+        "Writes items with title and categories, sequences in time order, and how they were made, into one "
+        "HDF5 file. Interactions of equal time keep the order of the source. datasets/get.sh downloads "
+        "known data sets.",
     .arguments = "SOURCE",
     .min_args = 1,
     .max_args = 1,
