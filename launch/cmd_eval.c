@@ -214,6 +214,7 @@ const dr_command dr_command_eval = {
             "ranked among all items. An answer that breaks the format scores 0. Popularity, last-item "
             "transitions and "
             "the retrieval model alone are scored on the same users, items of the history left out.",
+    .arguments = "",
     .options = options,
     .n_options = sizeof options / sizeof *options,
     .run = eval_command,

@@ -34,6 +34,7 @@ const dr_command dr_command_export = {
     .name = "export",
     .summary = "writes a checkpoint as a Hugging Face folder",
     .help = "The folder opens in transformers. The checkpoint's digests are checked first.",
+    .arguments = "",
     .options = options,
     .n_options = sizeof options / sizeof *options,
     .run = export_command,

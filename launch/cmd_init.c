@@ -43,6 +43,7 @@ const dr_command dr_command_init = {
             "protocol's tags become single special tokens) and writes a model of the preset's size with "
             "random weights as a "
             "Hugging Face folder, which transformers opens as Qwen2.",
+    .arguments = "",
     .options = options,
     .n_options = sizeof options / sizeof *options,
     .run = init_command,

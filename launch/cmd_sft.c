@@ -68,6 +68,7 @@ const dr_command dr_command_sft = {
     .help = "A scripted teacher writes trajectories with the retrieval model's real lists, and the policy "
             "learns to write its "
             "part of them. With --trajectories your own completions take the teacher's place.",
+    .arguments = "",
     .options = options,
     .n_options = sizeof options / sizeof *options,
     .run = sft_command,

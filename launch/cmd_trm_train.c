@@ -99,6 +99,7 @@ const dr_command dr_command_trm_train = {
             "from the target's "
             "categories (and at times words of its title). Keeps the weights of the best validation NDCG@10 "
             "without text.",
+    .arguments = "",
     .options = options,
     .n_options = sizeof options / sizeof *options,
     .run = trm_train_command,

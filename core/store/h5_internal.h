@@ -3,6 +3,8 @@
 #ifndef DR_CORE_STORE_H5_INTERNAL_H
 #define DR_CORE_STORE_H5_INTERNAL_H
 
+#include <stddef.h>
+
 #include "core/store/h5.h"
 
 enum { DR_H5_CHUNK_BYTES = 1 << 20, DR_H5_MAX_DIMS = 4 };
