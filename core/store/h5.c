@@ -25,16 +25,32 @@ static void library_init(void) {
 }
 
 static herr_t keep_innermost(unsigned n, const H5E_error2_t *error, void *text) {
-    if (n == 0) snprintf(text, 160, "%s", error->desc ? error->desc : "");
+    if (n == 0) snprintf(text, 1024, "%s", error->desc ? error->desc : "");
     return 0;
 }
 
-dr_status dr_h5_fail(dr_h5 *file, const char *what, const char *name) {
-    char text[160] = "";
+// Of the system's errors the library tells time, descriptor and addresses; its first words and the system's
+// text are enough.
+void dr_h5_note_reason(dr_h5 *file) {
+    static const char mark[] = "error message = '";
+    char text[1024] = "";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, text);
     H5Eclear2(H5E_DEFAULT);
+    const char *system = strstr(text, mark);
+    if (system) {
+        system += strlen(mark);
+        snprintf(file->reason, sizeof file->reason, "%.*s: %.*s", (int)strcspn(text, ":"), text,
+                 (int)strcspn(system, "'"), system);
+    } else if (text[0]) {
+        snprintf(file->reason, sizeof file->reason, "%.*s", (int)strcspn(text, "\n"), text);
+    }
+}
+
+dr_status dr_h5_fail(dr_h5 *file, const char *what, const char *name) {
+    dr_h5_note_reason(file);
     dr_status status = DR_FAIL(file->temp ? DR_ERR_IO : DR_ERR_FORMAT, "%s: %s %s: %s", file->path, what,
-                               name, text[0] ? text : "HDF5 gives no reason");
+                               name, file->reason[0] ? file->reason : "HDF5 gives no reason");
+    file->reason[0] = '\0';
     if (file->first_error == DR_OK) file->first_error = status;
     return status;
 }
@@ -101,6 +117,7 @@ dr_status dr_h5_create(const char *path, dr_h5 **out_file) {
         hid_t creation = H5Pcreate(H5P_FILE_CREATE);
         H5Pset_obj_track_times(creation, 0);
         file->id = H5Fcreate(file->temp, H5F_ACC_TRUNC, creation, access);
+        if (file->id < 0) dr_h5_note_reason(file);
         H5Pclose(creation);
         if (file->id < 0) status = dr_h5_fail(file, "cannot create", file->temp);
     }
@@ -164,6 +181,7 @@ static dr_status set_attribute(dr_h5 *file, const char *object, const char *name
     hid_t space = H5Screate(H5S_SCALAR),
           attribute = H5Acreate2(at, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
     bool ok = attribute >= 0 && H5Awrite(attribute, type, value) >= 0;
+    if (!ok) dr_h5_note_reason(file);
     if (attribute >= 0) H5Aclose(attribute);
     H5Sclose(space);
     H5Oclose(at);
@@ -315,6 +333,7 @@ int64_t dr_h5_dataset_create(dr_h5 *file, const char *name, int64_t type, int32_
     hid_t dataset = make_groups(file, name)
                         ? H5Dcreate2(file->id, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT)
                         : -1;
+    if (dataset < 0) dr_h5_note_reason(file);
     H5Pclose(list);
     H5Sclose(space);
     return dataset;
@@ -435,7 +454,7 @@ dr_status dr_h5_digest_check(dr_h5 *file, const char *name, uint64_t digest) {
     return status;
 }
 
-int dr_h5_dataset_move(int64_t dataset, int64_t type, int64_t first, int64_t count, void *memory,
+int dr_h5_dataset_move(dr_h5 *file, int64_t dataset, int64_t type, int64_t first, int64_t count, void *memory,
                        int is_write) {
     int64_t shape[DR_H5_MAX_DIMS] = {0};
     hsize_t start[DR_H5_MAX_DIMS] = {(hsize_t)first}, rows[DR_H5_MAX_DIMS] = {(hsize_t)count};
@@ -446,6 +465,7 @@ int dr_h5_dataset_move(int64_t dataset, int64_t type, int64_t first, int64_t cou
     if (result >= 0)
         result = is_write ? H5Dwrite(dataset, type, here, there, H5P_DEFAULT, memory)
                           : H5Dread(dataset, type, here, there, H5P_DEFAULT, memory);
+    if (result < 0) dr_h5_note_reason(file);
     H5Sclose(here);
     H5Sclose(there);
     return result < 0 ? -1 : 0;
@@ -510,7 +530,7 @@ static dr_status read_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5
     void *data = NULL;
     DR_TRY(dr_alloc(&data, name, count * row, type_size(type)));
     dr_status status = DR_OK;
-    if (count * row > 0 && dr_h5_dataset_move(dataset, native_type(type), first, count, data, 0) != 0)
+    if (count * row > 0 && dr_h5_dataset_move(file, dataset, native_type(type), first, count, data, 0) != 0)
         status = dr_h5_fail(file, "cannot read dataset", name);
     if (status == DR_OK && is_whole)
         status = dr_h5_digest_check(file, name, XXH3_64bits(data, (size_t)(count * row) * type_size(type)));
@@ -571,6 +591,7 @@ dr_status dr_h5_write_view(dr_h5 *file, const char *name, dr_h5_type type, int32
     ok = ok && make_groups(file, name);
     hid_t dataset =
         ok ? H5Dcreate2(file->id, name, native_type(type), space, H5P_DEFAULT, list, H5P_DEFAULT) : -1;
+    if (dataset < 0) dr_h5_note_reason(file);
     H5Pclose(list);
     H5Sclose(space);
     if (dataset < 0 || H5Dclose(dataset) < 0) return dr_h5_fail(file, "cannot create virtual dataset", name);

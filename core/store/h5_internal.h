@@ -13,9 +13,12 @@ struct dr_h5 {
     int64_t id;
     char *path, *temp; // temp NULL: open for reading
     int32_t deflate;   // level for datasets of numbers
+    char reason[256];  // what the library said about the last failed call, "" once told
     dr_status first_error;
 };
 
+// Keeps what the library says about a call that failed just now; every other call of the library forgets it.
+void dr_h5_note_reason(dr_h5 *file);
 // One line for a failed library call; the first one of a file being written makes its commit fail.
 dr_status dr_h5_fail(dr_h5 *file, const char *what, const char *name);
 
@@ -31,7 +34,7 @@ dr_status dr_h5_dataset_check_shape(dr_h5 *file, const char *name, int64_t datas
 dr_status dr_h5_dataset_check_size(dr_h5 *file, const char *name, int64_t dataset, int64_t count,
                                    size_t size);
 // Reads or writes `count` rows from row `first` on; memory holds just these rows. 0 on success.
-int dr_h5_dataset_move(int64_t dataset, int64_t type, int64_t first, int64_t count, void *memory,
+int dr_h5_dataset_move(dr_h5 *file, int64_t dataset, int64_t type, int64_t first, int64_t count, void *memory,
                        int is_write);
 
 dr_status dr_h5_notes_write(dr_h5 *file, const char *name, uint64_t digest, const char *description,

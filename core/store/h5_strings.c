@@ -37,7 +37,7 @@ static dr_status write_rows(dr_h5 *file, const char *name, hid_t dataset, hid_t 
             const char *text = strings[first + i];
             if (text) memcpy(block + (size_t)i * width, text, strlen(text));
         }
-        if (dr_h5_dataset_move(dataset, type, first, count, block, 1) != 0)
+        if (dr_h5_dataset_move(file, dataset, type, first, count, block, 1) != 0)
             status = dr_h5_fail(file, "cannot write dataset", name);
     }
     dr_free(block);
@@ -80,7 +80,7 @@ static dr_status read_fixed(dr_h5 *file, const char *name, hid_t dataset, size_t
     dr_status status = DR_OK;
     for (int64_t first = 0; first < n && status == DR_OK; first += rows) {
         int64_t count = n - first < rows ? n - first : rows;
-        if (dr_h5_dataset_move(dataset, type, first, count, block, 0) != 0)
+        if (dr_h5_dataset_move(file, dataset, type, first, count, block, 0) != 0)
             status = dr_h5_fail(file, "cannot read dataset", name);
         for (int64_t i = 0; i < count && status == DR_OK; i++) {
             const char *text = block + (size_t)i * width;
