@@ -20,7 +20,7 @@ PRECISION=(--precision "$(pipeline_precision)")
 SHAPE=(--max-retrievals 3 --max-turn-tokens 140 --max-total-tokens 900)
 TRM_FLAGS=("${PRECISION[@]}" --epochs 6 --samples 300000 --patience 2)
 INIT_FLAGS=(--preset small --vocab 8192)
-SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 700 --rate 0.003 --warmup 20)
+SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 900 --rate 0.003 --warmup 20 --context-weight 0.5)
 TRAIN_FLAGS=(--set "model.precision=${PRECISION[1]}")
 EVAL_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --max-live 128)
 if [ -e "$data/sequences.txt" ]; then
