@@ -1,5 +1,6 @@
 // Amazon reviews as JSON lines: 2018 (reviewerID, asin, overall, unixReviewTime; metadata asin, title,
-// category) and 2023 (user_id, parent_asin, rating, timestamp; metadata parent_asin, title, categories).
+// category) and 2023 (user_id, parent_asin, rating, timestamp; metadata parent_asin, title, categories); 2023
+// also as the benchmark's CSV of ratings alone.
 #include <jansson.h>
 #include <string.h>
 
@@ -10,6 +11,7 @@
 typedef struct reader {
     dr_builder *b;
     dr_buf categories;
+    bool is_csv; // the reviews
 } reader;
 
 static const char *text_of(const json_t *root, const char *first, const char *second) {
@@ -35,8 +37,28 @@ static dr_status read_item(void *context, const char *path, int64_t number, char
     return status;
 }
 
+static dr_status read_rating(reader *r, const char *path, int64_t number, char *line) {
+    static const char header[] = "user_id,parent_asin,rating,timestamp";
+    char *f[4];
+    double rating, time;
+    if (number == 1) {
+        DR_CHECK(strcmp(line, header) == 0, DR_ERR_FORMAT, "%s:1: expected JSON or \"%s\", found \"%.60s\"",
+                 path, header, line);
+        return DR_OK;
+    }
+    if (dr_fields_quoted(line, ',', f, 4) != 4 || !f[0][0] || !f[1][0] || !dr_field_number(f[2], &rating) ||
+        !dr_field_number(f[3], &time)) {
+        dr_builder_bad_row(r->b, path, number, header, line);
+        return DR_OK;
+    }
+    dr_builder_good_row(r->b);
+    return dr_builder_event(r->b, f[0], f[1], rating, time);
+}
+
 static dr_status read_review(void *context, const char *path, int64_t number, char *line) {
     reader *r = context;
+    if (number == 1) r->is_csv = line[0] != '{';
+    if (r->is_csv) return read_rating(r, path, number, line);
     json_t *root = json_loads(line, 0, NULL);
     const char *user = text_of(root, "user_id", "reviewerID"), *item = text_of(root, "parent_asin", "asin");
     const json_t *rating = json_object_get(root, "rating"), *time = json_object_get(root, "timestamp");
@@ -57,7 +79,7 @@ dr_status dr_source_amazon(const dr_source_input *input, dr_builder *b) {
     reader r = {.b = b};
     char *reviews = NULL, *items = NULL;
     dr_status status =
-        dr_source_path(input->dir, "!(meta_*).@(jsonl|json)?(.gz)", input->interactions, &reviews);
+        dr_source_path(input->dir, "!(meta_*).@(jsonl|json|csv)?(.gz)", input->interactions, &reviews);
     if (status == DR_OK)
         status = dr_source_path(input->dir, "meta_*.@(jsonl|json)?(.gz)", input->item_file, &items);
     if (status == DR_OK) status = dr_lines_read(items, read_item, &r);

@@ -211,6 +211,25 @@ static dr_status filter_ratings(dr_builder *b, double least, const char *source)
     return DR_OK;
 }
 
+static int by_pair(const void *a, const void *b) {
+    const event *x = a, *y = b;
+    if (x->user != y->user) return x->user < y->user ? -1 : 1;
+    if (x->item != y->item) return x->item < y->item ? -1 : 1;
+    return by_user_time(a, b);
+}
+
+// Models rank only unseen items, so a repeated one could never be hit.
+static void drop_repeats(dr_builder *b) {
+    int64_t kept = 0, n = b->n_events;
+    qsort(b->events, (size_t)n, sizeof *b->events, by_pair);
+    for (int64_t i = 0; i < n; i++)
+        if (kept == 0 || b->events[kept - 1].user != b->events[i].user ||
+            b->events[kept - 1].item != b->events[i].item)
+            b->events[kept++] = b->events[i];
+    b->n_events = kept;
+    if (kept < n) dr_info("%lld repeated interactions dropped, the earliest stays", (long long)(n - kept));
+}
+
 // Events are sorted by user and time here.
 static void keep_latest(dr_builder *b, int32_t most) {
     int64_t kept = 0;
@@ -325,6 +344,7 @@ static dr_status write_options(const dr_build_options *o, const char *details, d
                                 : dr_buf_text(out, ", minimum rating none"));
     DR_TRY(o->max_history > 0 ? dr_buf_printf(out, ", maximum history %d", o->max_history)
                               : dr_buf_text(out, ", maximum history none"));
+    DR_TRY(dr_buf_text(out, o->keep_repeats ? ", repeats kept" : ", repeats dropped"));
     return dr_buf_printf(out, "%s%s", details[0] ? "; " : "", details);
 }
 
@@ -352,6 +372,7 @@ dr_status dr_builder_finish(dr_builder *b, const dr_build_options *o, const char
     DR_CHECK(b->n_bad <= limit, DR_ERR_FORMAT, "%s: %lld bad rows, at most %lld are allowed", source,
              (long long)b->n_bad, (long long)limit);
     DR_TRY(filter_ratings(b, o->min_rating, source));
+    if (!o->keep_repeats) drop_repeats(b);
     DR_TRY(filter_core(b, o));
     DR_CHECK(b->n_events > 0, DR_ERR_ARGUMENT, "%s: no interactions are left after the filters", source);
     qsort(b->events, (size_t)b->n_events, sizeof *b->events, by_user_time);

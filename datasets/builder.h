@@ -3,6 +3,8 @@
 #ifndef DR_DATASETS_BUILDER_H
 #define DR_DATASETS_BUILDER_H
 
+#include <stdbool.h>
+
 #include "core/base/alloc.h"
 #include "core/store/dataset.h"
 
@@ -14,6 +16,7 @@ typedef struct dr_build_options {
     int32_t k_core;      // users and items with fewer interactions are dropped, again and again; 0 or 1: off
     double min_rating;   // interactions below are dropped
     int32_t max_history; // keeps the latest so many of each user; 0: all
+    bool keep_repeats;   // else only the earliest of a user's interactions with the same item stays
     int64_t bad_rows;    // refused beyond so many; -1: one in a hundred, at least 10
 } dr_build_options;
 

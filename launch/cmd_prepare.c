@@ -16,6 +16,7 @@ static const dr_setting options[] = {
     DR_FLOAT("min-rating", "-1e9", -1e9, 1e9, "", "drops interactions rated lower"),
     DR_INT("max-history", "0", 0, 1000000000, "items",
            "keeps the latest so many of each user, at least 3; 0: all"),
+    DR_BOOL("keep-repeats", "false", "keeps interactions of a user with the same item again"),
     DR_INT("bad-row-limit", "-1", -1, 1e15, "rows",
            "refuses a source with more bad rows; -1: one in a hundred"),
     DR_INT("users", "600", 10, 100000000, "", "synthetic: users"),
@@ -36,6 +37,7 @@ static dr_status prepare(const dr_cli *cli, const dr_source *source, dr_dataset 
     dr_build_options build = {.k_core = (int32_t)dr_config_int(o, "k-core"),
                               .min_rating = dr_config_float(o, "min-rating"),
                               .max_history = (int32_t)dr_config_int(o, "max-history"),
+                              .keep_repeats = dr_config_bool(o, "keep-repeats"),
                               .bad_rows = dr_config_int(o, "bad-row-limit")};
     const char *name = dr_config_string(o, "name");
     char details[160] = "";
@@ -81,7 +83,7 @@ const dr_command dr_command_prepare = {
         "  ml-1m      MovieLens 1M: ratings.dat and movies.dat\n"
         "  ml-100k    MovieLens 100K: u.data, u.item and u.genre\n"
         "  ml-latest  MovieLens latest: ratings.csv and movies.csv\n"
-        "  amazon     Amazon reviews 2018 or 2023: NAME.jsonl and meta_NAME.jsonl (or .json)\n"
+        "  amazon     Amazon reviews 2018 or 2023: NAME.jsonl, .json or .csv, and meta_NAME.jsonl or .json\n"
         "  recbole    atomic files: NAME.inter and NAME.item\n"
         "  authors    the folder of DeepRec's authors: test_id.jsonl and meta.json\n\n"
         "Writes items with title and categories, sequences in time order, and how they were made, into one "
