@@ -138,6 +138,8 @@ static dr_status write_all(dr_h5 *file, const dr_dataset *d) {
 
 dr_status dr_dataset_save(const dr_dataset *d, const char *path) {
     dr_h5 *file = NULL;
+    DR_TRY(check_titles(d, path));
+    DR_TRY(check_sequences(d, d->offsets[d->n_users], path));
     DR_TRY(dr_h5_create(path, &file));
     dr_status status = write_all(file, d);
     if (status != DR_OK) {

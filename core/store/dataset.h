@@ -25,7 +25,8 @@ typedef struct dr_dataset {
 
 dr_status dr_dataset_load(const char *path,
                           dr_dataset **out_dataset); // checks every range and the stored digest
-dr_status dr_dataset_save(const dr_dataset *dataset, const char *path); // temporary name, fsync, rename
+// Temporary name, fsync, rename. Refuses what load would refuse (DR_ERR_FORMAT) and keeps the old file then.
+dr_status dr_dataset_save(const dr_dataset *dataset, const char *path);
 void dr_dataset_destroy(dr_dataset *dataset);
 
 typedef enum dr_split { DR_SPLIT_TRAIN, DR_SPLIT_VALID, DR_SPLIT_TEST } dr_split;
@@ -42,7 +43,7 @@ typedef struct dr_example {
 // False when the user's sequence is too short (a target needs at least one item before it).
 int dr_dataset_example(const dr_dataset *dataset, int32_t user, dr_split split, dr_example *out_example);
 
-// User by the source's id, or -1. Item by exact title, or 0 (linear; build your own index for bulk look-ups).
+// User by the source's id, or -1 (linear; build your own index for bulk look-ups).
 int32_t dr_dataset_find_user(const dr_dataset *dataset, const char *user_name);
 
 #ifdef __cplusplus
