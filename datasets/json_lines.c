@@ -10,7 +10,8 @@ static dr_status add_name(const char *name, int *n, dr_buf *out) {
     if (!name || !name[0] || *n >= MOST) return DR_OK;
     size_t length = strlen(name);
     for (const char *at = out->data; at && (at = strstr(at, name)); at++) { // already there as a whole name?
-        bool begins = at == out->data || at[-1] == ' ', ends = at[length] == '\0' || at[length] == ',';
+        bool begins = at == out->data || (at[-1] == ' ' && at[-2] == ','),
+             ends = at[length] == '\0' || at[length] == ',';
         if (begins && ends) return DR_OK;
     }
     (*n)++;
