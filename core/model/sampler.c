@@ -5,20 +5,16 @@
 
 #include <math.h>
 #include <stdbool.h>
-#include <stdlib.h>
+#include <string.h>
 
 #include "core/base/alloc.h"
-#include "core/base/rng.h"
 
-typedef struct candidate {
-    float p;
-    int32_t id;
-} candidate;
+enum { BINS = 1024 }; // ten bits at a time
 
 struct dr_sampler {
     int32_t vocab;
-    float *p;              // [vocab] unnormalised probabilities
-    candidate *candidates; // [vocab]
+    float *p; // [vocab] unnormalised probabilities, at most 1
+    double mass[BINS];
 };
 
 dr_status dr_sampler_create(int32_t vocab, dr_sampler **out_sampler) {
@@ -27,8 +23,6 @@ dr_status dr_sampler_create(int32_t vocab, dr_sampler **out_sampler) {
     s->vocab = vocab;
     dr_status status;
     DR_TRY_GOTO(status, dr_alloc(&s->p, "sampler probabilities", vocab, sizeof *s->p), destroy);
-    DR_TRY_GOTO(status, dr_alloc(&s->candidates, "sampler candidates", vocab, sizeof *s->candidates),
-                destroy);
     *out_sampler = s;
     return DR_OK;
 destroy:
@@ -39,7 +33,6 @@ destroy:
 void dr_sampler_destroy(dr_sampler *sampler) {
     if (!sampler) return;
     dr_free(sampler->p);
-    dr_free(sampler->candidates);
     dr_free(sampler);
 }
 
@@ -56,47 +49,71 @@ static dr_status find_top(const float *logits, int32_t vocab, int32_t *out_id) {
     return DR_OK;
 }
 
-static int by_probability(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    if (x->p != y->p) return x->p > y->p ? -1 : 1;
-    return x->id - y->id;
+static uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
 }
 
-// Zeroes p outside the kept set and returns the kept mass. Only tokens above a floor are sorted; the floor
-// falls until they weigh enough, and usually a handful does.
-static double keep_nucleus(dr_sampler *s, double total, double top_p) {
-    double floor = total;
-    int32_t n = 0;
-    do {
-        floor = floor > total * 1e-30 ? floor * 0.0625 : 0.0;
-        double above = 0;
-        n = 0;
+// The probability of the least probable kept token, with the mass above it. A radix selection: the bits of
+// floats in [0, 1] sort as the floats do, so masses by their high ten bits, then the next ten inside the bin
+// where the mass is reached, then the last ten, find the border in three passes whatever the distribution.
+static uint32_t find_border(dr_sampler *s, double wanted, double *out_above) {
+    uint32_t prefix = 0;
+    double above = 0;
+    for (int shift = 20; shift >= 0; shift -= 10) {
+        memset(s->mass, 0, sizeof s->mass);
         for (int32_t i = 0; i < s->vocab; i++) {
-            if (s->p[i] < floor) continue;
-            above += s->p[i];
-            s->candidates[n++] = (candidate){s->p[i], i};
+            uint32_t bits = bits_of(s->p[i]);
+            if (bits >> (shift + 10) == prefix) s->mass[bits >> shift & (BINS - 1)] += s->p[i];
         }
-        if (above >= top_p * total) break;
-    } while (floor > 0);
-    qsort(s->candidates, (size_t)n, sizeof *s->candidates, by_probability);
-    double kept = 0;
-    int32_t n_kept = 0;
-    while (n_kept < n && kept < top_p * total) kept += s->candidates[n_kept++].p;
-    candidate last = s->candidates[n_kept - 1];
-    kept = 0;
+        int32_t bin = BINS - 1,
+                lowest = -1; // rounding may leave the mass unreached: the last bin that has any
+        for (; bin >= 0; bin--) {
+            if (s->mass[bin] <= 0) continue;
+            lowest = bin;
+            if (above + s->mass[bin] >= wanted) break;
+            above += s->mass[bin];
+        }
+        if (bin < 0) above -= s->mass[lowest];
+        prefix = prefix << 10 | (uint32_t)lowest;
+    }
+    *out_above = above;
+    return prefix;
+}
+
+// Zeroes p outside the kept set and returns the kept mass.
+static double keep_nucleus(dr_sampler *s, double wanted) {
+    double above = 0, kept = 0;
+    uint32_t border = find_border(s, wanted, &above);
     for (int32_t i = 0; i < s->vocab; i++) {
-        bool keep = s->p[i] > last.p || (s->p[i] == last.p && i <= last.id);
+        uint32_t bits = bits_of(s->p[i]);
+        bool keep = bits > border;
+        if (bits == border && above < wanted) {
+            keep = true;
+            above += s->p[i];
+        }
         if (!keep) s->p[i] = 0;
         kept += s->p[i];
     }
     return kept;
 }
 
+static dr_status check_settings(const dr_sampling *settings) {
+    float t = settings->temperature, p = settings->top_p;
+    DR_CHECK(t == 0 || (t >= 1e-6f && isfinite(t)), DR_ERR_ARGUMENT,
+             "sampling: temperature %g, expected 0 (greedy) or at least 1e-6", (double)t);
+    DR_CHECK(t == 0 || (p > 0 && p <= 1), DR_ERR_ARGUMENT,
+             "sampling: top-p %g, expected more than 0, at most 1", (double)p);
+    return DR_OK;
+}
+
 dr_status dr_sampler_draw(dr_sampler *s, const float *logits, const dr_sampling *settings, uint32_t bits,
                           dr_sampled *out) {
     int32_t top = 0;
+    DR_TRY(check_settings(settings));
     DR_TRY(find_top(logits, s->vocab, &top));
-    bool greedy = settings->temperature <= 0;
+    bool greedy = settings->temperature == 0;
     float inv = greedy ? 1.0f : 1.0f / settings->temperature;
     double total = 0;
     for (int32_t i = 0; i < s->vocab; i++) {
@@ -107,7 +124,7 @@ dr_status dr_sampler_draw(dr_sampler *s, const float *logits, const dr_sampling 
         *out = (dr_sampled){top, (float)-log(total), 0.0f};
         return DR_OK;
     }
-    double kept = settings->top_p < 1.0f ? keep_nucleus(s, total, settings->top_p) : total;
+    double kept = settings->top_p < 1.0f ? keep_nucleus(s, settings->top_p * total) : total;
     double mark = (double)bits * 0x1p-32 * kept, sum = 0;
     int32_t chosen = -1;
     for (int32_t i = 0; i < s->vocab; i++) {

@@ -11,8 +11,8 @@ extern "C" {
 #endif
 
 typedef struct dr_sampling {
-    float temperature; // 0: greedy (ties to the smaller id)
-    float top_p;       // (0, 1]; 1 keeps the whole vocabulary
+    float temperature; // 0: greedy (ties to the smaller id), otherwise at least 1e-6
+    float top_p;       // (0, 1]; 1 keeps the whole vocabulary; not looked at when greedy
 } dr_sampling;
 
 typedef struct dr_sampled {
@@ -22,8 +22,8 @@ typedef struct dr_sampled {
 } dr_sampled;
 
 // logits [vocab], host memory, not changed. `bits` decides the draw: equal bits and logits give the equal
-// token. DR_ERR_NUMERIC when a logit is NaN or all are -inf. The scratch of at least vocab entries is owned
-// by the sampler.
+// token. DR_ERR_NUMERIC when a logit is NaN or +inf or all are -inf; DR_ERR_ARGUMENT for settings outside
+// their bounds. O(vocab) whatever the distribution; the scratch is the sampler's.
 typedef struct dr_sampler dr_sampler;
 dr_status dr_sampler_create(int32_t vocab, dr_sampler **out_sampler);
 void dr_sampler_destroy(dr_sampler *sampler);
