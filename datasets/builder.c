@@ -221,6 +221,7 @@ static int by_pair(const void *a, const void *b) {
 // Models rank only unseen items, so a repeated one could never be hit.
 static void drop_repeats(dr_builder *b) {
     int64_t kept = 0, n = b->n_events;
+    if (n == 0) return; // no array yet
     qsort(b->events, (size_t)n, sizeof *b->events, by_pair);
     for (int64_t i = 0; i < n; i++)
         if (kept == 0 || b->events[kept - 1].user != b->events[i].user ||
