@@ -34,11 +34,12 @@ static const struct {
     const char *name;
     dr_dtype dtype;
     int64_t bytes;
-} dtypes[] = {{"F32", DR_DTYPE_F32, 4},   {"BF16", DR_DTYPE_BF16, 2}, {"F16", DR_DTYPE_F16, 2},
-              {"F64", DR_DTYPE_OTHER, 8}, {"I64", DR_DTYPE_OTHER, 8}, {"U64", DR_DTYPE_OTHER, 8},
-              {"I32", DR_DTYPE_OTHER, 4}, {"U32", DR_DTYPE_OTHER, 4}, {"I16", DR_DTYPE_OTHER, 2},
-              {"U16", DR_DTYPE_OTHER, 2}, {"I8", DR_DTYPE_OTHER, 1},  {"U8", DR_DTYPE_OTHER, 1},
-              {"BOOL", DR_DTYPE_OTHER, 1}};
+} dtypes[] = {{"F32", DR_DTYPE_F32, 4},       {"BF16", DR_DTYPE_BF16, 2},    {"F16", DR_DTYPE_F16, 2},
+              {"F64", DR_DTYPE_OTHER, 8},     {"I64", DR_DTYPE_OTHER, 8},    {"U64", DR_DTYPE_OTHER, 8},
+              {"I32", DR_DTYPE_OTHER, 4},     {"U32", DR_DTYPE_OTHER, 4},    {"I16", DR_DTYPE_OTHER, 2},
+              {"U16", DR_DTYPE_OTHER, 2},     {"I8", DR_DTYPE_OTHER, 1},     {"U8", DR_DTYPE_OTHER, 1},
+              {"BOOL", DR_DTYPE_OTHER, 1},    {"C64", DR_DTYPE_OTHER, 8},    {"F8_E4M3", DR_DTYPE_OTHER, 1},
+              {"F8_E5M2", DR_DTYPE_OTHER, 1}, {"F8_E8M0", DR_DTYPE_OTHER, 1}};
 
 static dr_status map_file(const char *path, void **out_mapping, size_t *out_bytes) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -62,6 +63,21 @@ static dr_status map_file(const char *path, void **out_mapping, size_t *out_byte
     return DR_OK;
 }
 
+// The JSON parser takes "-0" for 0. No number of a header is negative, so a minus outside strings is refused.
+static dr_status refuse_minus(const char *path, const unsigned char *header, uint64_t length) {
+    bool is_text = false;
+    for (uint64_t i = 0; i < length; i++) {
+        if (is_text && header[i] == '\\')
+            i++;
+        else if (header[i] == '"')
+            is_text = !is_text;
+        else if (header[i] == '-' && !is_text)
+            return DR_FAIL(DR_ERR_FORMAT, "%s: header, byte %llu: a negative number", path,
+                           (unsigned long long)i);
+    }
+    return DR_OK;
+}
+
 static dr_status read_header(const char *path, const unsigned char *bytes, size_t total, uint64_t *out_length,
                              json_t **out_header) {
     uint64_t length = 0;
@@ -71,6 +87,7 @@ static dr_status read_header(const char *path, const unsigned char *bytes, size_
     DR_CHECK(length <= total - 8, DR_ERR_FORMAT, "%s: header of %llu bytes in a file of %zu", path,
              (unsigned long long)length, total);
     DR_CHECK(length > 0 && bytes[8] == '{', DR_ERR_FORMAT, "%s: the header does not begin with '{'", path);
+    DR_TRY(refuse_minus(path, bytes + 8, length));
     json_error_t error;
     json_t *header = json_loadb((const char *)bytes + 8, (size_t)length, JSON_REJECT_DUPLICATES, &error);
     DR_CHECK(header, DR_ERR_FORMAT, "%s: header, byte %d: %s", path, error.position, error.text);
@@ -288,8 +305,21 @@ dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, cons
     return DR_OK;
 }
 
+static dr_status check_names(const dr_safetensor_source *tensors, int32_t n_tensors) {
+    for (int32_t i = 0; i < n_tensors; i++) {
+        for (const char *c = tensors[i].name; *c; c++)
+            DR_CHECK((unsigned char)*c >= ' ' && *c != '"' && *c != '\\', DR_ERR_ARGUMENT,
+                     "tensor name %s: a character that JSON would escape", tensors[i].name);
+        for (int32_t j = 0; j < i; j++)
+            DR_CHECK(strcmp(tensors[i].name, tensors[j].name) != 0, DR_ERR_ARGUMENT,
+                     "tensor name %s is given twice", tensors[i].name);
+    }
+    return DR_OK;
+}
+
 static dr_status build_header(const dr_safetensor_source *tensors, int32_t n_tensors, dr_buf *out) {
     int64_t at = 0;
+    DR_TRY(check_names(tensors, n_tensors));
     DR_TRY(dr_buf_text(out, "{\"__metadata__\":{\"format\":\"pt\"}"));
     for (int32_t i = 0; i < n_tensors; i++) {
         int64_t n = 1;

@@ -1,0 +1,341 @@
+// safetensors: what is read, every refusal with its message, damaged files, and a writer that keeps the old
+// file when it fails.
+// labels: cpu
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "core/base/alloc.h"
+#include "core/base/file.h"
+#include "core/base/rng.h"
+#include "core/store/safetensors.h"
+#include "tests/check.h"
+
+// A file of the given header and `n_data` data bytes 0, 1, 2, …; `length` is what the first 8 bytes claim.
+static const char *make_file(const char *header, size_t header_bytes, uint64_t length, size_t n_data) {
+    static char path[400];
+    unsigned char *bytes = calloc(1, 8 + header_bytes + n_data);
+    for (int i = 0; i < 8; i++) bytes[i] = (unsigned char)(length >> (8 * i));
+    memcpy(bytes + 8, header, header_bytes);
+    for (size_t i = 0; i < n_data; i++) bytes[8 + header_bytes + i] = (unsigned char)i;
+    snprintf(path, sizeof path, "%s", check_path(check_scratch_dir(), "f.safetensors"));
+    check_write_file(path, bytes, 8 + header_bytes + n_data);
+    free(bytes);
+    return path;
+}
+
+static void refuse(const char *path, dr_status expected, const char *text) {
+    dr_safetensors *file = NULL;
+    check_error(dr_safetensors_open(path, &file), expected, text);
+    if (!strstr(dr_last_error(), path)) fail_msg("the error \"%s\" does not name %s", dr_last_error(), path);
+    assert_null(file);
+    unlink(path);
+    char *slash = strrchr((char *)(uintptr_t)path, '/');
+    *slash = '\0';
+    rmdir(path);
+}
+
+static dr_safetensors *open_file(const char *header, size_t n_data) {
+    dr_safetensors *file = NULL;
+    check_ok(dr_safetensors_open(make_file(header, strlen(header), strlen(header), n_data), &file));
+    return file;
+}
+
+#define ENTRY(shape, from, to) "{\"dtype\":\"F32\",\"shape\":" shape ",\"data_offsets\":[" from "," to "]}"
+
+static void test_accepted(void **state) {
+    (void)state;
+    // metadata, padding, any order of offsets, a scalar, zero-sized tensors at a shared offset, unknown
+    // members
+    dr_safetensors *file = open_file(
+        "{\"__metadata__\":{\"format\":\"pt\"},\"b\":" ENTRY("[2]", "4", "12") ",\"none\":" ENTRY(
+            "[0,7]", "4", "4") ",\"a/../\\u00e9\":{\"note\":[1],\"dtype\":\"F32\",\"shape\":[],"
+                               "\"data_offsets\":[0,4]},\"zero\":" ENTRY("[0]", "12", "12") "}     ",
+        12);
+    assert_int_equal(dr_safetensors_count(file), 4);
+    const dr_safetensor *a = dr_safetensors_find(file, "a/../\xc3\xa9"), *b = dr_safetensors_find(file, "b");
+    assert_non_null(a);
+    assert_int_equal(a->n_dims, 0);
+    assert_int_equal(a->n_values, 1);
+    assert_int_equal(b->shape[0], 2);
+    assert_int_equal(((const unsigned char *)b->data)[0], 4);
+    assert_int_equal(dr_safetensors_find(file, "none")->n_values, 0);
+    assert_null(dr_safetensors_find(file, "c"));
+    dr_safetensors_close(file);
+    file = open_file("{}", 0);
+    assert_int_equal(dr_safetensors_count(file), 0);
+    dr_safetensors_close(file);
+    dr_safetensors_close(NULL);
+}
+
+static void test_refused_headers(void **state) {
+    (void)state;
+    static const struct {
+        const char *header;
+        size_t n_data;
+        dr_status status;
+        const char *text;
+    } cases[] = {
+        {"", 0, DR_ERR_FORMAT, "does not begin with '{'"},
+        {" {}", 0, DR_ERR_FORMAT, "does not begin with '{'"},
+        {"[]", 0, DR_ERR_FORMAT, "does not begin with '{'"},
+        {"{\"a\":", 0, DR_ERR_FORMAT, "header, byte"},
+        {"{} x", 0, DR_ERR_FORMAT, "header, byte"},
+        {"{\"a\xff\":1}", 0, DR_ERR_FORMAT, "unable to decode byte 0xff"},
+        {"{\"a\\u0000b\":" ENTRY("[1]", "0", "4") "}", 4, DR_ERR_FORMAT, "NUL byte in object key"},
+        {"{\"a\":1}", 0, DR_ERR_FORMAT, "tensor a: not an object"},
+        {"{\"__metadata__\":[]}", 0, DR_ERR_FORMAT, "__metadata__ is not an object"},
+        {"{\"__metadata__\":{\"k\":1}}", 0, DR_ERR_FORMAT, "__metadata__.k is not a string"},
+        {"{\"a\":" ENTRY("[1]", "0", "4") ",\"a\":" ENTRY("[1]", "4", "8") "}", 8, DR_ERR_FORMAT,
+         "duplicate object key"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"shape\":[1],\"data_offsets\":[0,4]}}", 4, DR_ERR_FORMAT,
+         "duplicate object key"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, DR_ERR_FORMAT, "expected dtype, shape and two"},
+        {"{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, DR_ERR_FORMAT, "expected dtype"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":4,\"data_offsets\":[0,4]}}", 4, DR_ERR_FORMAT,
+         "expected dtype"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,2,4]}}", 4, DR_ERR_FORMAT,
+         "two data_offsets"},
+        {"{\"a\":{\"dtype\":\"F31\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, DR_ERR_UNSUPPORTED,
+         "unknown dtype \"F31\""},
+        {"{\"a\":{\"dtype\":\"F4\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, DR_ERR_UNSUPPORTED,
+         "unknown dtype \"F4\""},
+        {"{\"a\":" ENTRY("[1,1,1,1,1,1,1,1,1]", "0", "4") "}", 4, DR_ERR_UNSUPPORTED,
+         "9 dimensions, at most 8"},
+        {"{\"a\":" ENTRY("[1.0]", "0", "4") "}", 4, DR_ERR_FORMAT, "dimension 0 is not a whole number"},
+        {"{\"a\":" ENTRY("[1,1e0]", "0", "4") "}", 4, DR_ERR_FORMAT, "dimension 1 is not a whole number"},
+        {"{\"a\":" ENTRY("[\"1\"]", "0", "4") "}", 4, DR_ERR_FORMAT, "dimension 0 is not a whole number"},
+        {"{\"a\":" ENTRY("[-1]", "0", "4") "}", 4, DR_ERR_FORMAT, "a negative number"},
+        {"{\"a\":" ENTRY("[1]", "-0", "4") "}", 4, DR_ERR_FORMAT, "a negative number"},
+        {"{\"a\\\\\":" ENTRY("[1]", "-4", "0") "}", 4, DR_ERR_FORMAT, "a negative number"},
+        {"{\"a\":" ENTRY("[18446744073709551617]", "0", "4") "}", 4, DR_ERR_FORMAT, "too big integer"},
+        {"{\"a\":" ENTRY("[4294967296,4294967296]", "0", "4") "}", 4, DR_ERR_FORMAT, "the shape overflows"},
+        {"{\"a\":" ENTRY("[4611686018427387904]", "0", "4") "}", 4, DR_ERR_FORMAT, "the shape overflows"},
+        {"{\"a\":" ENTRY("[1]", "0", "4.5") "}", 4, DR_ERR_FORMAT, "not whole numbers"},
+        {"{\"a\":" ENTRY("[1]", "4", "0") "}", 4, DR_ERR_FORMAT, "bytes [4, 0) in data of 4 bytes"},
+        {"{\"a\":" ENTRY("[2]", "0", "8") "}", 4, DR_ERR_FORMAT, "bytes [0, 8) in data of 4 bytes"},
+        {"{\"a\":" ENTRY("[2]", "0", "4") "}", 4, DR_ERR_FORMAT, "4 bytes, its shape needs 8"},
+        {"{\"a\":" ENTRY("[0]", "0", "4") "}", 4, DR_ERR_FORMAT, "4 bytes, its shape needs 0"},
+        {"{\"a\":" ENTRY("[1]", "4", "8") "}", 8, DR_ERR_FORMAT,
+         "begins at data byte 4, expected 0 (a hole)"},
+        {"{\"a\":" ENTRY("[1]", "0", "4") ",\"b\":" ENTRY("[1]", "8", "12") "}", 12, DR_ERR_FORMAT,
+         "tensor b begins at data byte 8, expected 4 (a hole)"},
+        {"{\"a\":" ENTRY("[2]", "0", "8") ",\"b\":" ENTRY("[1]", "4", "8") "}", 8, DR_ERR_FORMAT,
+         "tensor b begins at data byte 4, expected 8 (an overlap)"},
+        {"{\"a\":" ENTRY("[1]", "0", "4") ",\"b\":" ENTRY("[1]", "0", "4") "}", 4, DR_ERR_FORMAT,
+         "(an overlap)"},
+        {"{\"a\":" ENTRY("[1]", "0", "4") "}", 5, DR_ERR_FORMAT, "5 data bytes, the tensors cover 4"},
+        {"{}", 3, DR_ERR_FORMAT, "3 data bytes, the tensors cover 0"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t length = strlen(cases[i].header);
+        refuse(make_file(cases[i].header, length, length, cases[i].n_data), cases[i].status, cases[i].text);
+    }
+    // a name of a megabyte: no crash, and the message stays readable
+    static const char tail[] = "\":" ENTRY("[1]", "0", "8") "}";
+    char *name = malloc((1 << 20) + sizeof tail);
+    memset(name, 'n', 1 << 20);
+    memcpy(name, "{\"", 2);
+    memcpy(name + (1 << 20), tail, sizeof tail);
+    size_t length = strlen(name);
+    refuse(make_file(name, length, length, 8), DR_ERR_FORMAT, "tensor nnnn");
+    // a header as deep as the parser's stack would be
+    memset(name, '[', 1 << 20);
+    memcpy(name, "{\"a\":", 5);
+    refuse(make_file(name, 1 << 20, 1 << 20, 0), DR_ERR_FORMAT, "depth");
+    free(name);
+}
+
+static void test_refused_lengths(void **state) {
+    (void)state;
+    const char *path = check_path(check_scratch_dir(), "short");
+    check_write_file(path, "", 0);
+    dr_safetensors *file = NULL;
+    check_error(dr_safetensors_open(path, &file), DR_ERR_FORMAT,
+                "0 bytes, a safetensors file has at least 8");
+    check_write_file(path, "1234567", 7);
+    check_error(dr_safetensors_open(path, &file), DR_ERR_FORMAT, "7 bytes");
+    check_error(dr_safetensors_open("/nonexistent/x", &file), DR_ERR_IO, "/nonexistent/x: cannot open");
+    check_error(dr_safetensors_open(check_scratch_dir(), &file), DR_ERR_IO, "not a regular file");
+    refuse(make_file("{}", 2, 3, 0), DR_ERR_FORMAT, "header of 3 bytes in a file of 10");
+    refuse(make_file("{}", 2, 1, 0), DR_ERR_FORMAT, "header, byte");
+    refuse(make_file("{}", 2, 100000001, 0), DR_ERR_FORMAT, "at most 100000000 are allowed");
+    refuse(make_file("{}", 2, UINT64_MAX, 0), DR_ERR_FORMAT, "at most 100000000 are allowed");
+    refuse(make_file("{}", 2, UINT64_MAX - 7, 0), DR_ERR_FORMAT, "at most 100000000 are allowed");
+}
+
+// Values of half precisions, at odd addresses.
+static void test_conversion(void **state) {
+    (void)state;
+    static const uint16_t half[] = {0x3C00, 0xC000, 0x0001, 0x83FF, 0x7BFF, 0x7C00, 0x8000, 0x3555};
+    static const float half_values[] = {1,     -2,       0x1p-24f, -1023 * 0x1p-24f,
+                                        65504, INFINITY, -0.0f,    0x1.554p-2f};
+    static const uint16_t brain[] = {0x3F80, 0xC2F7, 0x7F80, 0x0001};
+    static const float brain_values[] = {1, -123.5f, INFINITY, 0x1p-133f};
+    const char *header = "{\"pad\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+                         "\"h\":{\"dtype\":\"F16\",\"shape\":[2,4],\"data_offsets\":[1,17]},"
+                         "\"b\":{\"dtype\":\"BF16\",\"shape\":[4],\"data_offsets\":[17,25]},"
+                         "\"f\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[25,29]}}";
+    size_t length = strlen(header);
+    const char *path = make_file(header, length, length, 29);
+    size_t total;
+    char *bytes = check_read_file(path, &total);
+    float one = -3.25f, out[8];
+    memcpy(bytes + 8 + length + 1, half, 16);
+    memcpy(bytes + 8 + length + 17, brain, 8);
+    memcpy(bytes + 8 + length + 25, &one, 4);
+    check_write_file(path, bytes, total);
+    free(bytes);
+    dr_safetensors *file = NULL;
+    check_ok(dr_safetensors_open(path, &file));
+    const int64_t shape[] = {2, 4}, four = 4, eight = 8, single = 1;
+    check_ok(dr_safetensors_read(file, "h", shape, 2, out));
+    check_same_bits("F16", out, half_values, 8);
+    check_ok(dr_safetensors_read(file, "b", &four, 1, out));
+    check_same_bits("BF16", out, brain_values, 4);
+    check_ok(dr_safetensors_read(file, "f", &single, 1, out));
+    check_same_bits("F32", out, &one, 1);
+    check_error(dr_safetensors_read(file, "h", &eight, 1, out), DR_ERR_FORMAT,
+                "tensor h has shape [2, 4], expected [8]");
+    check_error(dr_safetensors_read(file, "pad", &single, 1, out), DR_ERR_UNSUPPORTED,
+                "tensor pad is U8, expected F32, BF16 or F16");
+    check_error(dr_safetensors_read(file, "gone", &single, 1, out), DR_ERR_FORMAT, "tensor gone is missing");
+    dr_safetensors_close(file);
+}
+
+static void write_value(const char *path, float value) {
+    dr_safetensor_source source = {"v", 1, {1}, &value};
+    check_ok(dr_safetensors_write(path, &source, 1));
+}
+
+static void check_value(const char *path, float expected) {
+    dr_safetensors *file = NULL;
+    const int64_t one = 1;
+    float value = 0;
+    char temp[400];
+    check_ok(dr_safetensors_open(path, &file));
+    check_ok(dr_safetensors_read(file, "v", &one, 1, &value));
+    assert_true(value == expected);
+    dr_safetensors_close(file);
+    snprintf(temp, sizeof temp, "%s.tmp.%d", path, (int)getpid());
+    assert_false(dr_file_exists(temp));
+}
+
+static void test_written(void **state) {
+    (void)state;
+    float a[6] = {1, -2, NAN, 4, INFINITY, 0}, scalar = 7, none = 0, back[6];
+    dr_safetensor_source sources[] = {
+        {"x.weight", 2, {2, 3}, a}, {"scalar", 0, {0}, &scalar}, {"empty", 2, {0, 5}, &none}};
+    const char *path = check_path(check_scratch_dir(), "w.safetensors");
+    check_ok(dr_safetensors_write(path, sources, 3));
+    dr_safetensors *file = NULL;
+    check_ok(dr_safetensors_open(path, &file));
+    assert_int_equal(dr_safetensors_count(file), 3);
+    const dr_safetensor *x = dr_safetensors_find(file, "x.weight");
+    assert_int_equal((uintptr_t)x->data % 4, 0); // the data part is aligned
+    check_ok(dr_safetensors_read(file, "x.weight", sources[0].shape, 2, back));
+    check_same_bits("x.weight", back, a, 6);
+    check_ok(dr_safetensors_read(file, "scalar", NULL, 0, back));
+    assert_true(back[0] == 7);
+    dr_safetensors_close(file);
+    check_ok(dr_safetensors_write(path, NULL, 0));
+    check_ok(dr_safetensors_open(path, &file));
+    assert_int_equal(dr_safetensors_count(file), 0);
+    dr_safetensors_close(file);
+    // names that would not read back
+    sources[1].name = "x.weight";
+    check_error(dr_safetensors_write(path, sources, 2), DR_ERR_ARGUMENT, "x.weight is given twice");
+    sources[1].name = "a\"b";
+    check_error(dr_safetensors_write(path, sources, 2), DR_ERR_ARGUMENT, "JSON would escape");
+    check_error(dr_safetensors_write("/nonexistent/dir/x", sources, 1), DR_ERR_IO, "/nonexistent/dir/x");
+}
+
+static void write_too_much(const char *path, const char *reason) {
+    float *values = NULL;
+    check_ok(dr_alloc(&values, "values", 1 << 20, sizeof(float)));
+    dr_safetensor_source source = {"v", 1, {1 << 20}, values};
+    check_error(dr_safetensors_write(path, &source, 1), DR_ERR_IO, reason);
+    if (!strstr(dr_last_error(), path)) fail_msg("the error \"%s\" does not name %s", dr_last_error(), path);
+    dr_free(values);
+}
+
+static void test_file_size_limit(void **state) {
+    (void)state;
+    const char *path = check_path(check_scratch_dir(), "limited.safetensors");
+    write_value(path, 3);
+    struct rlimit before, small;
+    getrlimit(RLIMIT_FSIZE, &before);
+    small = before;
+    small.rlim_cur = 1 << 20;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &small);
+    write_too_much(path, "File too large");
+    setrlimit(RLIMIT_FSIZE, &before);
+    check_value(path, 3);
+    write_value(path, 4);
+    check_value(path, 4);
+}
+
+static void test_full_disk(void **state) {
+    (void)state;
+    const char *dir = check_scratch_dir();
+    if (mount("tmpfs", dir, "tmpfs", 0, "size=2m") != 0) skip(); // needs root
+    const char *path = check_path(dir, "full.safetensors");
+    write_value(path, 5);
+    write_too_much(path, "No space left on device");
+    check_value(path, 5);
+    write_value(path, 6);
+    check_value(path, 6);
+    assert_int_equal(umount(dir), 0);
+    rmdir(dir);
+}
+
+// Every truncation is refused; every flipped byte of the header either is refused or gives tensors that stay
+// inside the file.
+static void test_damage(void **state) {
+    (void)state;
+    float a[10] = {0};
+    dr_safetensor_source sources[] = {{"model.a", 2, {2, 3}, a}, {"model.b", 1, {4}, a}};
+    const char *path = check_path(check_scratch_dir(), "d.safetensors");
+    check_ok(dr_safetensors_write(path, sources, 2));
+    size_t total;
+    char *bytes = check_read_file(path, &total);
+    size_t header_end = total - 40;
+    dr_safetensors *file = NULL;
+    for (size_t n = 0; n < total; n++) {
+        check_write_file(path, bytes, n);
+        if (dr_safetensors_open(path, &file) == DR_OK)
+            fail_msg("cut to %zu of %zu bytes: accepted", n, total);
+    }
+    dr_rng rng = dr_rng_make(8, 8);
+    for (size_t i = 0; i < header_end; i++) {
+        char kept = bytes[i];
+        bytes[i] = (char)(bytes[i] ^ (1 + (int)dr_rng_below(&rng, 255)));
+        check_write_file(path, bytes, total);
+        bytes[i] = kept;
+        if (dr_safetensors_open(path, &file) != DR_OK) continue;
+        int64_t values = 0;
+        for (int32_t t = 0; t < dr_safetensors_count(file); t++) {
+            const dr_safetensor *tensor = dr_safetensors_at(file, t);
+            values += tensor->n_values;
+        }
+        assert_true(values <= 40); // bytes of data there are
+        dr_safetensors_close(file);
+    }
+    free(bytes);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_accepted),        cmocka_unit_test(test_refused_headers),
+        cmocka_unit_test(test_refused_lengths), cmocka_unit_test(test_conversion),
+        cmocka_unit_test(test_written),         cmocka_unit_test(test_file_size_limit),
+        cmocka_unit_test(test_full_disk),       cmocka_unit_test(test_damage),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
