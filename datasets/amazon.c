@@ -46,9 +46,9 @@ static dr_status read_rating(reader *r, const char *path, int64_t number, char *
                  path, header, line);
         return DR_OK;
     }
-    if (dr_fields_quoted(line, ',', f, 4) != 4 || !f[0][0] || !f[1][0] || !dr_field_number(f[2], &rating) ||
-        !dr_field_number(f[3], &time)) {
-        dr_builder_bad_row(r->b, path, number, header, line);
+    int32_t n = dr_fields_quoted(line, ',', f, 4);
+    if (n != 4 || !f[0][0] || !f[1][0] || !dr_field_number(f[2], &rating) || !dr_field_number(f[3], &time)) {
+        dr_builder_bad_row(r->b, path, number, header, dr_fields_join(line, ',', n));
         return DR_OK;
     }
     dr_builder_good_row(r->b);

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Downloads a data set that sources.tsv names, checks its digest, and unpacks it.
-#   datasets/get.sh NAME [--to FOLDER] [--url URL] [--sha256 DIGEST]      (default folder: data/NAME)
+# Downloads a data set that sources.tsv names, checks its digest, unpacks it and prepares it: FOLDER and FOLDER.h5.
+#   datasets/get.sh NAME [--to FOLDER] [--url URL] [--sha256 DIGEST] [--source S] [-- OPTIONS OF deeprec prepare]
+# The default folder is data/NAME; --source says how to read a data set that is not listed (`deeprec prepare --help`).
+# deeprec is $DEEPREC, the release build of this tree, or the one in PATH; without it the files are only fetched.
 # --url takes one file from elsewhere in place of the listed ones (file:///... too); its digest is the listed one when
-# the file has the same name, else what --sha256 says. --sha256 none leaves the check out. No arguments: the list.
+# the file has the same name, else what --sha256 says. --sha256 none takes files unchecked for which no digest is
+# listed, and the one of --url. No arguments: the list.
 # .zip and .xz are unpacked; .gz stays, `deeprec prepare` reads it as it is. Nothing is left behind after an error.
 set -u
 here=$(cd "$(dirname "$0")" && pwd) || exit 1
@@ -15,16 +18,21 @@ fail() {
 
 known() { grep -v '^#' "$list" | cut -f1 | sort -u | tr '\n' ' '; }
 
-name="" folder="" url="" digest=""
+name="" folder="" url="" digest="" source="" options=()
 while [ $# -gt 0 ]; do
     case $1 in
-    --to | --url | --sha256)
+    --to | --url | --sha256 | --source)
         [ $# -ge 2 ] || fail "$1 needs a value"
-        case $1 in --to) folder=$2 ;; --url) url=$2 ;; *) digest=$2 ;; esac
+        case $1 in --to) folder=$2 ;; --url) url=$2 ;; --source) source=$2 ;; *) digest=$2 ;; esac
         shift 2
         ;;
+    --)
+        shift
+        options=("$@")
+        break
+        ;;
     -h | --help)
-        sed -n '2,7s/^# //p' "$0"
+        sed -n '2,10s/^# //p' "$0"
         exit 0
         ;;
     -*) fail "unknown option $1" ;;
@@ -36,13 +44,14 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "$name" ] || {
-    echo "usage: datasets/get.sh NAME [--to FOLDER] [--url URL] [--sha256 DIGEST]; names: $(known)" >&2
+    echo "usage: datasets/get.sh NAME [--to FOLDER] [--url URL] [--sha256 DIGEST] [--source S] [-- OPTIONS]; names: $(known)" >&2
     exit 2
 }
 case $name in */* | .*) fail "a name has no slash and begins with no dot: $name" ;; esac
 folder=${folder:-data/$name}
 
-rows=$(awk -F '\t' -v name="$name" '!/^#/ && $1 == name { print $2 "\t" $3 }' "$list")
+rows=$(awk -F '\t' -v name="$name" '!/^#/ && $1 == name { print $3 "\t" $4 }' "$list")
+source=${source:-$(awk -F '\t' -v name="$name" '!/^#/ && $1 == name { print $2; exit }' "$list")}
 if [ -n "$url" ]; then
     listed=$(printf '%s\n' "$rows" | awk -F '\t' -v file="${url##*/}" '{ n = split($1, part, "/") } part[n] == file { print $2 }')
     rows=$(printf '%s\t%s' "$url" "${listed:--}")
@@ -85,11 +94,16 @@ unpack() { # unpack FILE, below $work/out; names of folders inside an archive ar
 mkdir "$work/out"
 while IFS=$'\t' read -r address expected; do
     file=$work/${address##*/}
+    if [ -n "$digest" ] && { [ "$digest" != none ] || [ -n "$url" ]; }; then
+        expected=$(printf '%s' "$digest" | tr A-F a-f)
+    elif [ "$digest" = none ] && [ "$expected" = - ]; then
+        expected=none
+    fi
+    [ "$expected" != - ] || fail "$address: no digest is known; give --sha256 DIGEST, or --sha256 none to take it unchecked"
     echo "$address"
     fetch "$address" "$file" || fail "$address: download failed"
     found=$(sha256sum "$file" | cut -d' ' -f1)
-    case $digest in none) expected=- ;; ?*) expected=$(printf '%s' "$digest" | tr A-F a-f) ;; esac
-    if [ "$expected" = - ]; then
+    if [ "$expected" = none ]; then
         echo "  SHA-256 $found (not checked)"
     elif [ "$expected" != "$found" ]; then
         fail "$address: SHA-256 is $found, expected $expected"
@@ -98,3 +112,16 @@ while IFS=$'\t' read -r address expected; do
 done <<<"$rows"
 mv -f "$work/out/"* "$folder/" || fail "cannot write in $folder"
 echo "$folder: $(ls "$folder" | tr '\n' ' ')"
+
+[ -n "$source" ] || {
+    echo "not prepared: no --source says how to read it"
+    exit 0
+}
+deeprec=${DEEPREC:-}
+[ -n "$deeprec" ] || deeprec=$here/../build/release/deeprec
+[ -x "$deeprec" ] || deeprec=$(command -v deeprec) || {
+    echo "not prepared: deeprec is not built yet; then: deeprec prepare $source --input $folder --out $folder.h5"
+    exit 0
+}
+"$deeprec" prepare "$source" --input "$folder" --name "$name" --out "$folder.h5" ${options[@]+"${options[@]}"} ||
+    fail "$folder: cannot be prepared"

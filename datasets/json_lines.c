@@ -6,16 +6,33 @@
 
 enum { MOST = 4 };
 
+// Is `name` one of the names in `list`?
+static bool is_listed(const char *list, const char *name) {
+    size_t length = strlen(name);
+    for (const char *at = list; *at;) {
+        const char *end = strstr(at, ", ");
+        size_t n = end ? (size_t)(end - at) : strlen(at);
+        if (n == length && memcmp(at, name, n) == 0) return true;
+        at += n + (end ? 2 : 0);
+    }
+    return false;
+}
+
+// A comma inside a name would make two names of it: "Creams, Gels & Lotions" becomes "Creams/Gels & Lotions".
 static dr_status add_name(const char *name, int *n, dr_buf *out) {
     if (!name || !name[0] || *n >= MOST) return DR_OK;
-    size_t length = strlen(name);
-    for (const char *at = out->data; at && (at = strstr(at, name)); at++) { // already there as a whole name?
-        bool begins = at == out->data || (at[-1] == ' ' && at[-2] == ','),
-             ends = at[length] == '\0' || at[length] == ',';
-        if (begins && ends) return DR_OK;
+    dr_buf clean = {0};
+    dr_status status = DR_OK;
+    for (const char *at = name; *at && status == DR_OK; at++) {
+        status = dr_buf_append(&clean, *at == ',' ? "/" : at, 1);
+        while (*at == ',' && at[1] == ' ') at++;
     }
-    (*n)++;
-    return dr_buf_printf(out, "%s%s", out->length ? ", " : "", name);
+    if (status == DR_OK && !is_listed(out->data, clean.data)) {
+        (*n)++;
+        status = dr_buf_printf(out, "%s%s", out->length ? ", " : "", clean.data);
+    }
+    dr_buf_reset(&clean);
+    return status;
 }
 
 dr_status dr_categories_from_json(const json_t *value, dr_buf *out) {

@@ -82,7 +82,7 @@ int32_t dr_fields_split(char *line, const char *separator, char **fields, int32_
     size_t width = strlen(separator);
     for (char *at = line; at && n <= most; n++) {
         char *end = strstr(at, separator);
-        if (end) *end = '\0';
+        if (end && n < most) *end = '\0';
         if (n < most) fields[n] = at;
         at = end ? end + width : NULL;
     }
@@ -120,6 +120,15 @@ int32_t dr_fields_quoted(char *line, char separator, char **fields, int32_t most
         n++;
     }
     return n;
+}
+
+const char *dr_fields_join(char *line, char separator, int32_t n) {
+    char *at = line;
+    for (; n > 1; n--) {
+        at += strlen(at);
+        *at = separator;
+    }
+    return line;
 }
 
 bool dr_field_number(const char *text, double *out) {

@@ -23,6 +23,8 @@ int32_t dr_fields_split(char *line, const char *separator, char **fields, int32_
 // The same for CSV (RFC 4180) with any separator: quoted fields, doubled quotes. The full count; -1 for an
 // open quote.
 int32_t dr_fields_quoted(char *line, char separator, char **fields, int32_t most);
+// Puts the separators back where n fields were cut, to show the line in an error; returns it.
+const char *dr_fields_join(char *line, char separator, int32_t n);
 // A number that fills the whole text.
 bool dr_field_number(const char *text, double *out);
 

@@ -42,16 +42,18 @@ static dr_status add_rating(reader *r, const char *path, int64_t number, char **
 static dr_status movie_1m(void *context, const char *path, int64_t number, char *line) {
     reader *r = context;
     char *f[3];
-    if (dr_fields_split(line, "::", f, 3) == 3) return add_movie(r, f[0], f[1], f[2]);
-    dr_builder_bad_row(r->b, path, number, "id::title::genres", line);
+    int32_t n = dr_fields_split(line, "::", f, 3);
+    if (n == 3) return add_movie(r, f[0], f[1], f[2]);
+    dr_builder_bad_row(r->b, path, number, "id::title::genres", dr_fields_join(line, ':', n));
     return DR_OK;
 }
 
 static dr_status rating_1m(void *context, const char *path, int64_t number, char *line) {
     reader *r = context;
     char *f[4];
-    if (dr_fields_split(line, "::", f, 4) == 4) return add_rating(r, path, number, f);
-    dr_builder_bad_row(r->b, path, number, "user::movie::rating::timestamp", line);
+    int32_t n = dr_fields_split(line, "::", f, 4);
+    if (n == 4) return add_rating(r, path, number, f);
+    dr_builder_bad_row(r->b, path, number, "user::movie::rating::timestamp", dr_fields_join(line, ':', n));
     return DR_OK;
 }
 
@@ -71,7 +73,8 @@ static dr_status movie_100k(void *context, const char *path, int64_t number, cha
     char *f[40];
     int32_t n = dr_fields_split(line, "|", f, 40);
     if (n < 6 || n - 5 > r->n_names) {
-        dr_builder_bad_row(r->b, path, number, "id|title|date||url|genre flags", line);
+        dr_builder_bad_row(r->b, path, number, "id|title|date||url|genre flags",
+                           dr_fields_join(line, '|', n));
         return DR_OK;
     }
     dr_buf genres = {0};
@@ -88,26 +91,37 @@ static dr_status movie_100k(void *context, const char *path, int64_t number, cha
 static dr_status rating_100k(void *context, const char *path, int64_t number, char *line) {
     reader *r = context;
     char *f[4];
-    if (dr_fields_split(line, "\t", f, 4) == 4) return add_rating(r, path, number, f);
-    dr_builder_bad_row(r->b, path, number, "user, item, rating, timestamp by tabs", line);
+    int32_t n = dr_fields_split(line, "\t", f, 4);
+    if (n == 4) return add_rating(r, path, number, f);
+    dr_builder_bad_row(r->b, path, number, "user, item, rating, timestamp by tabs",
+                       dr_fields_join(line, '\t', n));
+    return DR_OK;
+}
+
+// The first line of a CSV file names its columns. A file without it would lose a row unseen.
+static dr_status check_header(const char *path, const char *line, const char *expected) {
+    DR_CHECK(strcmp(line, expected) == 0, DR_ERR_FORMAT, "%s:1: expected \"%s\", found \"%.60s\"", path,
+             expected, line);
     return DR_OK;
 }
 
 static dr_status movie_latest(void *context, const char *path, int64_t number, char *line) {
     reader *r = context;
     char *f[3];
-    if (number == 1) return DR_OK; // names of the columns
-    if (dr_fields_quoted(line, ',', f, 3) == 3) return add_movie(r, f[0], f[1], f[2]);
-    dr_builder_bad_row(r->b, path, number, "movieId,title,genres", line);
+    if (number == 1) return check_header(path, line, "movieId,title,genres");
+    int32_t n = dr_fields_quoted(line, ',', f, 3);
+    if (n == 3) return add_movie(r, f[0], f[1], f[2]);
+    dr_builder_bad_row(r->b, path, number, "movieId,title,genres", dr_fields_join(line, ',', n));
     return DR_OK;
 }
 
 static dr_status rating_latest(void *context, const char *path, int64_t number, char *line) {
     reader *r = context;
     char *f[4];
-    if (number == 1) return DR_OK;
-    if (dr_fields_quoted(line, ',', f, 4) == 4) return add_rating(r, path, number, f);
-    dr_builder_bad_row(r->b, path, number, "userId,movieId,rating,timestamp", line);
+    if (number == 1) return check_header(path, line, "userId,movieId,rating,timestamp");
+    int32_t n = dr_fields_quoted(line, ',', f, 4);
+    if (n == 4) return add_rating(r, path, number, f);
+    dr_builder_bad_row(r->b, path, number, "userId,movieId,rating,timestamp", dr_fields_join(line, ',', n));
     return DR_OK;
 }
 

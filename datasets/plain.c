@@ -40,7 +40,8 @@ static dr_status item_fields(reader *r, const char *path, int64_t number, char *
     int32_t n = r->is_list ? dr_fields_quoted(line, ' ', f, 4) - 1 : dr_fields_split(line, separator, f, 3);
     if (r->is_list) memmove(f, f + 1, 3 * sizeof *f); // sequences use the second id
     if (n < 2 || n > 3 || !f[0][0]) {
-        dr_builder_bad_row(r->b, path, number, "id, title and categories", line);
+        dr_builder_bad_row(r->b, path, number, "id, title and categories",
+                           dr_fields_join(line, r->is_list ? ' ' : separator[0], r->is_list ? n + 1 : n));
         return DR_OK;
     }
     dr_buf_clear(&r->text);

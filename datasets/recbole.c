@@ -1,5 +1,6 @@
 // RecBole's atomic files: tab-separated, the first line names and types the columns ("user_id:token", …).
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "datasets/lines.h"
@@ -57,8 +58,11 @@ static dr_status read_row(void *context, const char *path, int64_t number, char 
                  "%s:1: the header names no %s column", path, t->is_items ? "item_id" : "user_id or item_id");
         return DR_OK;
     }
-    if (dr_fields_split(line, "\t", f, COLUMNS) != t->n_columns) {
-        dr_builder_bad_row(t->b, path, number, "as many fields as the header has", line);
+    int32_t n = dr_fields_split(line, "\t", f, COLUMNS);
+    if (n != t->n_columns) {
+        char expected[48];
+        snprintf(expected, sizeof expected, "%d fields as in the header", t->n_columns);
+        dr_builder_bad_row(t->b, path, number, expected, dr_fields_join(line, '\t', n));
         return DR_OK;
     }
     if (!f[t->column[0]][0] || (!t->is_items && !f[t->column[1]][0])) {
@@ -70,7 +74,7 @@ static dr_status read_row(void *context, const char *path, int64_t number, char 
     if ((t->column[2] >= 0 && !dr_field_number(f[t->column[2]], &rating)) ||
         (t->column[3] >= 0 && !dr_field_number(f[t->column[3]], &time))) {
         dr_builder_bad_row(t->b, path, number, "a number as rating and timestamp",
-                           f[t->column[2] >= 0 ? t->column[2] : 0]);
+                           dr_fields_join(line, '\t', n));
         return DR_OK;
     }
     dr_builder_good_row(t->b);

@@ -17,8 +17,9 @@ const dr_source dr_sources[] = {
      dr_source_amazon},
     {"recbole", "RecBole atomic files: one .inter and one .item", dr_source_recbole},
     {"authors",
-     "the folder of DeepRec's authors: test_id.jsonl (its histories and targets are whole sequences) and "
-     "meta.json",
+     "the folder of DeepRec's authors: test_id.jsonl, valid_id.jsonl, train_id.jsonl (whole sequences are "
+     "put "
+     "together from their windows) and meta.json",
      dr_source_authors},
 };
 const int32_t dr_sources_count = (int32_t)(sizeof dr_sources / sizeof *dr_sources);

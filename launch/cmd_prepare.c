@@ -85,7 +85,7 @@ const dr_command dr_command_prepare = {
         "  ml-latest  MovieLens latest: ratings.csv and movies.csv\n"
         "  amazon     Amazon reviews 2018 or 2023: NAME.jsonl, .json or .csv, and meta_NAME.jsonl or .json\n"
         "  recbole    atomic files: NAME.inter and NAME.item\n"
-        "  authors    the folder of DeepRec's authors: test_id.jsonl and meta.json\n\n"
+        "  authors    the folder of DeepRec's authors: {test,valid,train}_id.jsonl and meta.json\n\n"
         "Writes items with title and categories, sequences in time order, and how they were made, into one "
         "HDF5 file. Interactions of equal time keep the order of the source. datasets/get.sh downloads "
         "known data sets.",

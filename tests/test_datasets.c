@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <zlib.h>
 
 #include "core/base/log.h"
@@ -279,6 +280,8 @@ static void test_fields(void **state) {
     assert_int_equal(dr_fields_quoted(open, ',', f, 3), -1);
     assert_int_equal(dr_fields_split(many, "::", f, 3), 4); // "more than three" is enough to know
     assert_string_equal(f[2], "c");
+    assert_string_equal(dr_fields_join(many, ':', 4), "a::b::c::d::e");
+    assert_string_equal(dr_fields_join(csv, ',', 3), "1,Heat, \"The\" (1995),");
     double value = 7;
     static const char *const bad[] = {"", "x", "1x", "nan", "inf", "1 2"};
     for (int i = 0; i < 6; i++) assert_false(dr_field_number(bad[i], &value));
@@ -311,10 +314,12 @@ static void test_json_categories(void **state) {
         {"[[\"Beauty\"]]", "Beauty"},
         {"[\"R\", \"a\", \"b\", \"c\", \"d\", \"e\"]", "a, b, c, d"},
         {"[\"R\", \"Hair\", \"Hair Care\", \"Care\"]", "Hair, Hair Care, Care"},
+        {"[\"R\", \" x\", \"Creams, Gels & Lotions\", \"Creams, Gels & Lotions\", \"Gels\", \"a,b,\"]",
+         " x, Creams/Gels & Lotions, Gels, a/b/"},
         {"[3, null, {}]", ""},
         {"null", ""},
     };
-    for (int i = 0; i < 9; i++) {
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         json_t *value = json_loads(cases[i][0], JSON_DECODE_ANY, NULL);
         dr_buf text = {0};
         check_ok(dr_categories_from_json(value, &text));
@@ -377,6 +382,9 @@ static void test_movielens_latest(void **state) {
     check_item(d, "3", "Item 3|");
     dr_dataset_destroy(d);
     check_error(read_source("ml-latest", check_scratch_dir()), DR_ERR_IO, "no file like movies.csv");
+    put(dir, "ratings.csv", "5,2,0.5,3\n5,1,4.5,1\n");
+    check_error(read_source("ml-latest", dir), DR_ERR_FORMAT,
+                "ratings.csv:1: expected \"userId,movieId,rating,timestamp\", found \"5,2,0.5,3\"");
 }
 
 static void test_amazon_2023(void **state) {
@@ -464,6 +472,53 @@ static void test_authors(void **state) {
     dr_dataset_destroy(d);
     put(dir, "meta.json", "{\"1\": [");
     check_error(read_source("authors", dir), DR_ERR_FORMAT, "meta.json");
+}
+
+// Lines as the authors make them: the last `span` items before each target, padded; the last target of a user
+// in the test file, the one before in the validation file, the others in the training file.
+static void put_author_lines(const char *dir, const int32_t *const *sequences, const int *lengths,
+                             int n_users, int span) {
+    dr_buf files[3] = {{0}, {0}, {0}};
+    static const char *const names[] = {"test_id.jsonl", "valid_id.jsonl", "train_id.jsonl"};
+    int idx = 0;
+    for (int u = 0; u < n_users; u++)
+        for (int t = 1; t < lengths[u]; t++) {
+            int back = lengths[u] - 1 - t;
+            dr_buf *to = &files[back < 2 ? back : 2];
+            check_ok(dr_buf_printf(to, "{\"idx\": %d, \"history\": [", idx++));
+            for (int k = 0; k < span; k++) {
+                int at = (t > span ? t - span : 0) + k;
+                check_ok(dr_buf_printf(to, "%s%d", k ? ", " : "", at < t ? sequences[u][at] : 0));
+            }
+            check_ok(dr_buf_printf(to, "], \"target\": %d}\n", sequences[u][t]));
+        }
+    for (int i = 0; i < 3; i++) {
+        put(dir, names[i], files[i].data);
+        dr_buf_reset(&files[i]);
+    }
+}
+
+// No line is longer than `span` + 1 items; whole sequences come back all the same.
+static void test_authors_whole_sequences(void **state) {
+    (void)state;
+    static const int32_t a[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, b[] = {20, 2, 3, 4, 5, 6, 30},
+                         c[] = {5, 6, 7}, e[] = {1, 2, 3, 4};
+    static const int32_t *const sequences[] = {a, b, c, e};
+    static const int lengths[] = {12, 7, 3, 4};
+    const char *dir = check_scratch_dir();
+    put(dir, "meta.json", "{}");
+    put_author_lines(dir, sequences, lengths, 4, 4);
+    dr_dataset *d = prepare("authors", dir);
+    check_sequences(d, "10: 1 2 3 4 5 6 7 8 9 10 11 12; 16: 20 2 3 4 5 6 30; 18: 5 6 7; 21: 1 2 3 4");
+    dr_dataset_destroy(d);
+    // the test file alone: what its lines show
+    dr_builder_destroy(builder);
+    check_ok(dr_builder_create(&builder));
+    unlink(check_path(dir, "valid_id.jsonl"));
+    unlink(check_path(dir, "train_id.jsonl"));
+    d = prepare("authors", dir);
+    check_sequences(d, "10: 8 9 10 11 12; 16: 3 4 5 6 30; 18: 5 6 7; 21: 1 2 3 4");
+    dr_dataset_destroy(d);
 }
 
 static void test_plain(void **state) {
@@ -585,6 +640,7 @@ int main(void) {
         TEST(test_amazon_2018),
         TEST(test_recbole),
         TEST(test_authors),
+        TEST(test_authors_whole_sequences),
         TEST(test_plain),
         TEST(test_cut_anywhere),
         TEST(test_synthetic),

@@ -45,13 +45,23 @@ expect 1 'unknown data set nothing' "$get" nothing
 expect 1 'unknown option --from' "$get" ml-1m --from x
 expect 1 'a name has no slash' "$get" ../x --url "$url/ratings.dat"
 expect 1 'not a SHA-256' "$get" own --url "$url/ratings.dat" --sha256 12
-expect 1 'download failed' "$get" own --url "$url/none.dat"
+expect 1 'download failed' "$get" own --url "$url/none.dat" --sha256 none
 is_gone data/own
 expect 1 "SHA-256 is $digest, expected $wrong" "$get" own --url "$url/ratings.dat" --sha256 "$wrong"
 is_gone data/own
 expect 0 'data/own: ratings.dat' "$get" own --url "$url/ratings.dat" --sha256 "$digest"
-expect 0 'movies.dat ratings.dat' "$get" own --url "$url/movies.dat"
+expect 1 'no digest is known; give --sha256' "$get" own --url "$url/movies.dat"
+expect 0 'movies.dat ratings.dat' "$get" own --url "$url/movies.dat" --sha256 none
+expect 0 'no --source says how to read it' "$get" own --url "$url/movies.dat" --sha256 none
+is_gone data/own.h5
 expect 0 '1 users, 3 items, 3 interactions' "$deeprec" prepare ml-1m --input data/own --out own.h5
+
+# What is fetched is prepared, by the options behind "--" too, when there is a program to do it.
+export DEEPREC=$deeprec
+expect 0 'data/own.h5: 1 users, 3 items, 3 interactions' "$get" own --url "$url/movies.dat" --sha256 none --source ml-1m
+expect 0 'name = own' "$deeprec" inspect data/own.h5
+expect 1 'no interactions are left' "$get" own --url "$url/movies.dat" --sha256 none --source ml-1m -- --k-core 4
+expect 1 'cannot be prepared' "$get" own --url "$url/movies.dat" --sha256 none --source ml-1m -- --k-core 4
 same from/ratings.dat data/own/ratings.dat
 is_gone "$(echo data/own/.get-*)"
 
@@ -66,21 +76,23 @@ fi
 if command -v unzip >/dev/null && command -v zip >/dev/null; then
     rm from/ml-1m.zip
     mkdir -p packed/ml-1m && cp from/*.dat packed/ml-1m && (cd packed && zip -q -r ../from/ml-1m.zip ml-1m)
+    expect 0 'data/ml-1m.h5: 1 users, 3 items' "$get" ml-1m --url "$url/ml-1m.zip" --sha256 none
     expect 0 'movies.dat ratings.dat' "$get" ml-1m --url "$url/ml-1m.zip" --sha256 none
-    expect 0 '1 users, 3 items' "$deeprec" prepare ml-1m --input data/ml-1m --out ml.h5
 fi
 if command -v xz >/dev/null; then
     xz -k from/ratings.dat
-    expect 0 'x: ratings.dat' "$get" any --to x --url "$url/ratings.dat.xz"
+    expect 0 'x: ratings.dat' "$get" any --to x --url "$url/ratings.dat.xz" --sha256 none
     head -c 40 from/ratings.dat.xz >from/cut.dat.xz
-    expect 1 'cannot be unpacked' "$get" any --to y --url "$url/cut.dat.xz"
+    expect 1 'cannot be unpacked' "$get" any --to y --url "$url/cut.dat.xz" --sha256 none
     is_gone y
 fi
 
 # The command's own refusals.
 expect 2 'unknown source "nothing"' "$deeprec" prepare nothing --out n.h5
 expect 1 'from/none: cannot open' "$deeprec" prepare ml-1m --input from/none --out n.h5
-expect 1 'no file like ratings.csv' "$deeprec" prepare ml-latest --input from --out n.h5 --items from/movies.dat
+expect 1 'movies.dat:1: expected "movieId,title,genres"' "$deeprec" prepare ml-latest --input from --out n.h5 --items from/movies.dat
+printf 'movieId,title,genres\n1,Heat,Action\n' >from/movies.csv
+expect 1 'no file like ratings.csv' "$deeprec" prepare ml-latest --input from --out n.h5
 is_gone n.h5
 
 # A full disk: an error that names the file, the old data set as it was, no temporary file.
