@@ -34,6 +34,22 @@ static void read_header(table *t, char *line) {
     }
 }
 
+// A token_seq as its makers write it: "War Drama", "Food, Coffee Bars", or a list out of Python with quotes
+// and brackets, where commas separate.
+static dr_status join_categories(const char *text, dr_buf *out) {
+    static const char wrapping[] = " '\"[]";
+    const char *separator = text[strcspn(text, ",[")] || strchr("'\"", text[0]) ? "," : " ";
+    DR_TRY(dr_buf_text(out, ""));
+    for (const char *at = text; *at;) {
+        size_t n = strcspn(at, separator), first = strspn(at, wrapping), last = n;
+        while (last > first && strchr(wrapping, at[last - 1])) last--;
+        if (last > first)
+            DR_TRY(dr_buf_printf(out, "%s%.*s", out->length ? ", " : "", (int)(last - first), at + first));
+        at += n + (at[n] != '\0');
+    }
+    return DR_OK;
+}
+
 // The columns that a row has no use for are not looked at. MovieLens titles come without their year, which
 // tells remakes apart.
 static dr_status take_item(table *t, char **f) {
@@ -42,9 +58,7 @@ static dr_status take_item(table *t, char **f) {
     dr_buf_clear(&t->title);
     DR_TRY(dr_buf_text(&t->title, t->column[1] >= 0 ? f[t->column[1]] : ""));
     if (t->title.length > 0 && year[0]) DR_TRY(dr_buf_printf(&t->title, " (%s)", year));
-    DR_TRY(dr_buf_text(&t->text, ""));
-    for (const char *at = t->column[2] >= 0 ? f[t->column[2]] : ""; *at; at++)
-        DR_TRY(*at == ' ' ? dr_buf_text(&t->text, ", ") : dr_buf_append(&t->text, at, 1)); // token_seq
+    DR_TRY(join_categories(t->column[2] >= 0 ? f[t->column[2]] : "", &t->text));
     dr_builder_good_row(t->b);
     return dr_builder_item(t->b, f[t->column[0]], t->title.data, t->text.data);
 }
@@ -83,9 +97,10 @@ static dr_status read_row(void *context, const char *path, int64_t number, char 
 
 dr_status dr_source_recbole(const dr_source_input *input, dr_builder *b) {
     static const char *const inter[] = {"user_id", NULL, "item_id", NULL, "rating", NULL, "timestamp", NULL};
-    static const char *const item[] = {"item_id", NULL,           "movie_title", "title",      "name",
-                                       NULL,      "genre",        "class",       "categories", "category",
-                                       NULL,      "release_year", NULL};
+    static const char *const item[] = {"item_id",      NULL,         "movie_title",   "title", "name",
+                                       "movie_name",   "item_name",  "business_name", NULL,    "genre",
+                                       "class",        "categories", "category",      "type",  NULL,
+                                       "release_year", NULL};
     char *path = NULL;
     table items = {.b = b, .wanted = item, .is_items = true}, events = {.b = b, .wanted = inter};
     dr_status status = dr_source_path(input->dir, "*.item?(.gz)", input->item_file, &path);

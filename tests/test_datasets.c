@@ -442,15 +442,25 @@ static void test_recbole(void **state) {
     const char *dir = check_scratch_dir();
     put(dir, "m.item",
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tgenre:token_seq\n"
-        "1\tHeat\t1995\tAction War\n2\tHeat\t1986\tDrama\n3\tNew\t\t\n\tNo id\t1\tx\n");
+        "1\tHeat\t1995\tAction Children's War\n2\tHeat\t1986\tDrama\n3\tNew\t\t\n\tNo id\t1\tx\n");
     put(dir, "m.inter",
         "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
         "7\t3\t4\t3\n7\t1\t4\t1\n7\t2\t4\t2\n7\t2\tgood\t2\n7\t2\n");
     dr_dataset *d = prepare("recbole", dir);
     check_sequences(d, "7: 1 2 3");
-    check_item(d, "1", "Heat (1995)|Action, War");
+    check_item(d, "1", "Heat (1995)|Action, Children's, War");
     check_item(d, "2", "Heat (1986)|Drama");
     check_item(d, "3", "New|");
+    dr_dataset_destroy(d);
+    put(dir, "m.item",
+        "item_id:token\tcategories:token_seq\ttitle:token\n1\t'Video Games', 'Consoles'\tA\n"
+        "2\t[['Beauty', \"Men's\"]]\tB\n3\tFood, Coffee Bars,\tC\n");
+    dr_builder_destroy(builder);
+    check_ok(dr_builder_create(&builder));
+    d = prepare("recbole", dir);
+    check_item(d, "1", "A|Video Games, Consoles");
+    check_item(d, "2", "B|Beauty, Men's");
+    check_item(d, "3", "C|Food, Coffee Bars");
     dr_dataset_destroy(d);
     put(dir, "m.inter", "user:token\titem_id:token\n");
     check_error(read_source("recbole", dir), DR_ERR_FORMAT, "m.inter:1: the header names no user_id");
