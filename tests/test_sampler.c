@@ -1,5 +1,6 @@
 // The sampler against a plain sorted reference: kept sets, probabilities, frequencies, ties, replay,
-// refusals. labels: cpu
+// refusals.
+// labels: cpu
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
