@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/alloc.h"
 #include "core/base/file.h"
@@ -279,18 +280,180 @@ static void test_short_of_pages_changes_nothing(void **state) {
     dr_lm_destroy(lm);
 }
 
-static void test_save_and_load(void **state) {
+// Bit equality also where the products are rounded to bf16.
+static void test_cache_agrees_in_bf16(void **state) {
     (void)state;
-    dr_lm *lm = tiny(), *again = NULL;
-    const char *dir = check_scratch_dir();
+    if (!dr_cpu_has_bf16()) skip();
+    dr_backend *kept = backend;
+    check_ok(dr_backend_cpu_create(DR_BF16, 2, &backend));
+    test_cache_agrees_bit_for_bit(state);
+    dr_backend_cpu_destroy(backend);
+    backend = kept;
+}
+
+static void test_forks_share_pages(void **state) {
+    (void)state;
+    dr_lm *lm = tiny();
+    dr_kv_cache *kv = NULL;
+    check_ok(dr_kv_create(lm, 8, 3, &kv));
+    int32_t first = -1, second = -1, third = -1, fourth = -1, ids[40] = {0};
+    float logits[3 * 97];
+    check_ok(dr_kv_open(kv, &first));
+    dr_lm_chunk chunk = {first, 32, ids, true};
+    check_ok(dr_lm_decode(lm, kv, &chunk, 1, logits));
+    assert_int_equal(dr_kv_free_pages(kv), 6);
+    check_ok(dr_kv_fork(kv, first, &second)); // two full pages: nothing to copy
+    assert_int_equal(dr_kv_free_pages(kv), 6);
+    chunk = (dr_lm_chunk){second, 3, ids, false};
+    check_ok(dr_lm_decode(lm, kv, &chunk, 1, NULL));
+    assert_int_equal(dr_kv_free_pages(kv), 5);
+    check_ok(dr_kv_fork(kv, second, &third)); // shares two, copies the partial third
+    assert_int_equal(dr_kv_free_pages(kv), 4);
+    check_error(dr_kv_fork(kv, first, &fourth), DR_ERR_RANGE, "all 3 sequences are in use");
+    assert_int_equal(fourth, -1);
+    dr_kv_close(kv, first); // its pages live on in the others
+    assert_int_equal(dr_kv_free_pages(kv), 4);
+    dr_kv_close(kv, second);
+    assert_int_equal(dr_kv_free_pages(kv), 5);
+    assert_int_equal(dr_kv_length(kv, third), 35);
+    // a fork without a free page for the partial one changes nothing
+    check_ok(dr_kv_open(kv, &first));
+    chunk = (dr_lm_chunk){first, 40, ids, false};
+    check_ok(dr_lm_decode(lm, kv, &chunk, 1, NULL));
+    check_ok(dr_kv_open(kv, &second));
+    for (int i = 0; i < 2; i++) {
+        chunk = (dr_lm_chunk){second, 16, ids, false};
+        check_ok(dr_lm_decode(lm, kv, &chunk, 1, NULL));
+    }
+    assert_int_equal(dr_kv_free_pages(kv), 0);
+    dr_kv_close(kv, second);
+    check_ok(dr_kv_open(kv, &second));
+    chunk = (dr_lm_chunk){second, 32, ids, false};
+    check_ok(dr_lm_decode(lm, kv, &chunk, 1, NULL));
+    dr_kv_close(kv, third); // room for a sequence, and three pages
+    chunk = (dr_lm_chunk){second, 33, ids, false};
+    check_ok(dr_lm_decode(lm, kv, &chunk, 1, NULL));
+    check_error(dr_kv_fork(kv, first, &fourth), DR_ERR_MEMORY, "no free page for a fork");
+    check_error(
+        dr_lm_decode(lm, kv, (dr_lm_chunk[]){{first, 1, ids, false}, {first, 1, ids, false}}, 2, NULL),
+        DR_ERR_ARGUMENT, "stands in two chunks");
+    // decoding in the room there is allocates nothing
+    dr_lm_chunk both[2] = {{first, 1, ids, true}, {second, 1, ids, true}};
+    check_ok(dr_lm_decode(lm, kv, both, 2, logits));
+    int64_t allocations = dr_alloc_calls();
+    for (int i = 0; i < 6; i++) check_ok(dr_lm_decode(lm, kv, both, 2, logits));
+    assert_int_equal(dr_alloc_calls(), allocations);
+    dr_kv_destroy(kv);
+    dr_lm_destroy(lm);
+}
+
+static void test_bad_packs(void **state) {
+    (void)state;
+    dr_lm_config config;
+    dr_lm *lm = NULL;
+    dr_lm_workspace *w = NULL;
+    check_ok(dr_lm_preset("tiny", 97, &config));
+    config.max_positions = 6;
+    check_ok(dr_lm_create(backend, &config, 5, &lm));
+    check_error(dr_lm_workspace_create(lm, 0, &w), DR_ERR_ARGUMENT, "0 tokens");
+    check_ok(dr_lm_workspace_create(lm, 8, &w));
+    int32_t ids[9] = {0}, cu[3] = {0, 5, 8}, rows[1] = {7}, targets[1] = {96};
+    float logprob[1] = {-7}, entropy[1];
+    dr_pack pack = {8, ids, cu, 2, 1, rows, targets};
+    check_ok(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy));
+    check_error(dr_lm_forward(lm, w, &pack, 0.0f, logprob, entropy), DR_ERR_ARGUMENT, "temperature 0");
+    targets[0] = 97;
+    check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, "target 0 is 97");
+    targets[0] = 0;
+    rows[0] = 8;
+    check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, "reads position 8 of 8");
+    rows[0] = 0;
+    ids[3] = -1;
+    check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, "token 3 is -1");
+    ids[3] = 0;
+    cu[1] = 7;
+    check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, "sequence 0 has 7 tokens");
+    cu[1] = 9;
+    check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, "sequence 0 has 9 tokens");
+    cu[1] = -1;
+    check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE,
+                "sequence 0 has -1 tokens");
+    cu[1] = 5;
+    cu[2] = 9;
+    check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, "do not cover");
+    pack.n_tokens = 9;
+    check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, "the workspace holds 8");
+    dr_lm_workspace_destroy(w);
+    dr_lm_destroy(lm);
+}
+
+static void test_schedules(void **state) {
+    (void)state;
+    dr_schedule s = {DR_SCHEDULE_LINEAR, 2.0f, 0.1f, 3, 13};
+    float got[] = {dr_schedule_rate(&s, 0), dr_schedule_rate(&s, 2),  dr_schedule_rate(&s, 3),
+                   dr_schedule_rate(&s, 8), dr_schedule_rate(&s, 13), dr_schedule_rate(&s, 99)};
+    const float want[] = {0.5f, 1.5f, 2.0f, 1.1f, 0.2f, 0.2f};
+    check_close("linear", got, want, 6, 1e-6, 0);
+    s.kind = DR_SCHEDULE_COSINE;
+    float cosine[] = {dr_schedule_rate(&s, 3), dr_schedule_rate(&s, 8), dr_schedule_rate(&s, 13)};
+    const float want_cosine[] = {2.0f, 1.1f, 0.2f};
+    check_close("cosine", cosine, want_cosine, 3, 1e-6, 0);
+    s.kind = DR_SCHEDULE_CONSTANT;
+    float constant[] = {dr_schedule_rate(&s, 1), dr_schedule_rate(&s, 50)};
+    const float want_constant[] = {1.0f, 2.0f};
+    check_close("constant", constant, want_constant, 2, 1e-6, 0);
+}
+
+// ids and our logits beside a saved folder, for tests/golden/check_roundtrip.py.
+static void write_logits(dr_lm *lm, const char *dir) {
+    enum { N = 29 };
+    int32_t ids[N], vocab = dr_lm_config_of(lm)->vocab;
+    float values[N], *logits = NULL;
+    for (int i = 0; i < N; i++) values[i] = (float)(ids[i] = (i * i * 7 + 3) % vocab);
+    check_ok(dr_alloc(&logits, "logits", (int64_t)N * vocab, sizeof(float)));
+    reference_logits(lm, ids, N, logits);
+    dr_safetensor_source sources[] = {{"ids", 1, {N}, values}, {"logits", 2, {N, vocab}, logits}};
+    check_ok(dr_safetensors_write(check_path(dir, "check.safetensors"), sources, 2));
+    dr_free(logits);
+}
+
+static void save_and_load(const char *architecture, const char *root) {
+    dr_lm_config config;
+    dr_lm *lm = NULL, *again = NULL;
+    check_ok(dr_lm_preset("tiny", 97, &config));
+    snprintf(config.architecture, sizeof config.architecture, "%s", architecture);
+    config.qkv_bias = config.tied_head = strcmp(architecture, "Qwen2ForCausalLM") == 0;
+    config.rope_theta = 50000; // not what anyone takes by default
+    config.rms_eps = 1e-5f;
+    config.head_size = 24;
+    check_ok(dr_lm_create(backend, &config, 5, &lm));
+    float *p = dr_lm_params(lm);
+    dr_rng rng = dr_rng_make(3, 1);
+    for (int64_t i = 0; i < dr_lm_n_params(lm); i++) p[i] += 0.1f * (float)dr_rng_normal(&rng);
+    check_ok(dr_lm_weights_changed(lm));
     dr_lm_set_special_ids(lm, -1, 5, 6);
+    const char *dir = check_path(root, architecture);
     check_ok(dr_lm_save(lm, dir));
+    write_logits(lm, dir);
     check_ok(dr_lm_load(backend, dir, &again));
     check_same_bits("weights", dr_lm_params(again), dr_lm_params(lm), dr_lm_n_params(lm));
-    assert_int_equal(dr_lm_config_of(again)->eos_id, 5);
-    assert_int_equal(dr_lm_config_of(again)->bos_id, -1);
+    const dr_lm_config *c = dr_lm_config_of(again);
+    assert_string_equal(c->architecture, architecture);
+    assert_int_equal(c->eos_id, 5);
+    assert_int_equal(c->bos_id, -1);
+    assert_true(c->rope_theta == 50000 && c->rms_eps == 1e-5f && c->head_size == 24);
+    assert_true(dr_file_exists(check_path(dir, "generation_config.json")));
     dr_lm_destroy(again);
     dr_lm_destroy(lm);
+}
+
+static void test_save_and_load(void **state) {
+    (void)state;
+    const char *root = getenv("DR_ROUNDTRIP_DIR");
+    if (!root) root = check_scratch_dir();
+    save_and_load("Qwen2ForCausalLM", root);
+    save_and_load("LlamaForCausalLM", root);
+    save_and_load("MistralForCausalLM", root);
 }
 
 static void check_refused(const char *config, const char *text) {
@@ -320,9 +483,96 @@ static void test_bad_folders(void **state) {
                   "\"num_attention_heads\": 2, \"intermediate_size\": 8, \"vocab_size\": 9, "
                   "\"rope_scaling\": {\"rope_type\": \"yarn\"}}",
                   "yarn");
-    // a shape that does not follow from config.json
-    lm = tiny();
+#define SIZES                                                                                                \
+    "\"num_hidden_layers\": 1, \"hidden_size\": 8, \"num_attention_heads\": 2, \"intermediate_size\": 8, "   \
+    "\"vocab_size\": 9, "
+    check_refused("[]", "architectures");
+    check_refused("{\"architectures\": [\"LlamaForCausalLM\"], " SIZES
+                  "\"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 8.0}}",
+                  "rope_parameters of type \"llama3\"");
+    check_refused("{\"architectures\": [\"LlamaForCausalLM\"], " SIZES "\"partial_rotary_factor\": 0.5}",
+                  "partial_rotary_factor 0.5");
+    check_refused("{\"architectures\": [\"LlamaForCausalLM\"], " SIZES "\"attention_bias\": true}",
+                  "attention_bias is not supported");
+    check_refused("{\"architectures\": [\"LlamaForCausalLM\"], " SIZES "\"mlp_bias\": true}",
+                  "mlp_bias is not supported");
+    check_refused("{\"architectures\": [\"LlamaForCausalLM\"], " SIZES "\"hidden_act\": \"gelu\"}",
+                  "hidden_act \"gelu\"");
+    check_refused("{\"architectures\": [\"LlamaForCausalLM\"], " SIZES "\"head_dim\": 3}", "head size 3");
+    check_refused("{\"architectures\": [\"LlamaForCausalLM\"], " SIZES "\"rms_norm_eps\": 0}",
+                  "'rms_norm_eps': expected a number");
+    check_refused("{\"architectures\": [\"LlamaForCausalLM\"], " SIZES "\"eos_token_id\": \"</s>\"}",
+                  "eos_token_id: expected a token id, found a string");
+    check_refused("{\"architectures\": [\"Qwen2ForCausalLM\"], " SIZES "\"use_sliding_window\": true}",
+                  "use_sliding_window");
+    check_refused("{\"architectures\": [\"Qwen2ForCausalLM\"], " SIZES
+                  "\"layer_types\": [\"full_attention\", \"sliding_attention\"]}",
+                  "layer 1 is \"sliding_attention\"");
+    check_refused("{\"architectures\": [\"MistralForCausalLM\"], " SIZES "\"rope_theta\": 1e4}",
+                  "sliding_window: expected null");
+    check_refused("{\"architectures\": [\"MistralForCausalLM\"], " SIZES "\"sliding_window\": 4096}",
+                  "sliding_window: expected null");
+    // sizes that no file backs are refused before memory is taken
+    const char *huge = "{\"architectures\": [\"LlamaForCausalLM\"], \"num_hidden_layers\": 900, "
+                       "\"hidden_size\": 1000000, \"num_attention_heads\": 1000, \"head_dim\": 128, "
+                       "\"intermediate_size\": 4000000, \"vocab_size\": 16000000}";
     const char *dir = check_scratch_dir();
+    float value = 1;
+    dr_safetensor_source source = {"model.embed_tokens.weight", 1, {1}, &value};
+    check_write_file(check_path(dir, "config.json"), huge, strlen(huge));
+    check_ok(dr_safetensors_write(check_path(dir, "model.safetensors"), &source, 1));
+    check_error(dr_lm_load(backend, dir, &lm), DR_ERR_FORMAT, "has shape [1], expected [16000000, 1000000]");
+    check_error(dr_lm_preset("huge", 97, &(dr_lm_config){0}), DR_ERR_ARGUMENT, "tiny, small or base");
+}
+
+// The weights of `lm`, less the last `n_less` tensors, and one more of the given name.
+static void write_weights(dr_lm *lm, const char *path, int32_t n_less, const char *extra) {
+    const dr_lm_tensor *tensors;
+    int32_t n = dr_lm_tensors(lm, &tensors) - n_less;
+    dr_safetensor_source sources[40] = {0};
+    assert_true(n < 40);
+    for (int32_t i = 0; i < n; i++) {
+        bool vector = tensors[i].rows == 1;
+        sources[i] = (dr_safetensor_source){
+            tensors[i].name, vector ? 1 : 2, {0}, dr_lm_params(lm) + tensors[i].offset};
+        sources[i].shape[0] = vector ? tensors[i].cols : tensors[i].rows;
+        sources[i].shape[1] = tensors[i].cols;
+    }
+    if (extra) sources[n++] = (dr_safetensor_source){extra, 1, {1}, dr_lm_params(lm)};
+    check_ok(dr_safetensors_write(path, sources, n));
+}
+
+static void test_bad_weights(void **state) {
+    (void)state;
+    dr_lm *lm = tiny(), *broken = NULL;
+    const char *dir = check_scratch_dir();
+    char path[400];
+    check_ok(dr_lm_save(lm, dir));
+    snprintf(path, sizeof path, "%s", check_path(dir, "model.safetensors"));
+    write_weights(lm, path, 0, NULL); // what the writer below makes is fine when nothing is wrong
+    check_ok(dr_lm_load(backend, dir, &broken));
+    dr_lm_destroy(broken);
+    broken = NULL;
+    write_weights(lm, path, 0, "lm_head.weight"); // some files carry the tied head too
+    check_ok(dr_lm_load(backend, dir, &broken));
+    dr_lm_destroy(broken);
+    broken = NULL;
+    write_weights(lm, path, 1, NULL);
+    check_error(dr_lm_load(backend, dir, &broken), DR_ERR_FORMAT, "tensor model.norm.weight is missing");
+    write_weights(lm, path, 0, "model.layers.2.mlp.up_proj.weight");
+    check_error(dr_lm_load(backend, dir, &broken), DR_ERR_UNSUPPORTED,
+                "tensor model.layers.2.mlp.up_proj.weight has no place in a Qwen2ForCausalLM");
+    dr_lm_params(lm)[97 * 64 + 2] = NAN;
+    write_weights(lm, path, 0, NULL);
+    check_error(dr_lm_load(backend, dir, &broken), DR_ERR_NUMERIC,
+                "tensor model.layers.0.input_layernorm.weight: value 2 is");
+    unlink(path);
+    check_error(dr_lm_load(backend, dir, &broken), DR_ERR_IO, "model.safetensors: cannot open");
+    check_write_file(check_path(dir, "model.safetensors.index.json"), "{}", 2);
+    check_error(dr_lm_load(backend, dir, &broken), DR_ERR_UNSUPPORTED, "weights in several files");
+    unlink(check_path(dir, "model.safetensors.index.json"));
+    // a shape that does not follow from config.json
+    dr_lm_params(lm)[97 * 64 + 2] = 1;
     check_ok(dr_lm_save(lm, dir));
     size_t length;
     char *text = check_read_file(check_path(dir, "config.json"), &length),
@@ -331,8 +581,8 @@ static void test_bad_folders(void **state) {
     at = strstr(at, "97");
     memcpy(at, "98", 2);
     check_write_file(check_path(dir, "config.json"), text, length);
-    dr_lm *broken = NULL;
     check_error(dr_lm_load(backend, dir, &broken), DR_ERR_FORMAT, "has shape [97, 64], expected [98, 64]");
+    assert_null(broken);
     free(text);
     dr_lm_destroy(lm);
 }
@@ -343,9 +593,14 @@ int main(void) {
         cmocka_unit_test(test_llama_golden),
         cmocka_unit_test(test_finite_differences),
         cmocka_unit_test(test_cache_agrees_bit_for_bit),
+        cmocka_unit_test(test_cache_agrees_in_bf16),
         cmocka_unit_test(test_short_of_pages_changes_nothing),
+        cmocka_unit_test(test_forks_share_pages),
+        cmocka_unit_test(test_bad_packs),
+        cmocka_unit_test(test_schedules),
         cmocka_unit_test(test_save_and_load),
         cmocka_unit_test(test_bad_folders),
+        cmocka_unit_test(test_bad_weights),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

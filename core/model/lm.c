@@ -73,8 +73,8 @@ static dr_status create_weights(dr_lm *lm) {
     return b->ops->weight_create(b, c->vocab, c->hidden, &lm->w_head);
 }
 
-// The object with all memory and zero parameters.
-static dr_status lm_allocate(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
+// The object with its layout, still without the weights' memory.
+static dr_status lm_lay_out(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
     dr_lm *lm = NULL;
     DR_TRY(dr_lm_config_check(config, "model"));
     DR_TRY(dr_alloc(&lm, "model", 1, sizeof *lm));
@@ -91,13 +91,6 @@ static dr_status lm_allocate(dr_backend *backend, const dr_lm_config *config, dr
     for (int32_t i = 0; i < config->head_size / 2; i++)
         lm->inv_freq[i] = (float)(1.0 / pow((double)config->rope_theta, 2.0 * i / config->head_size));
     place_all(lm);
-    void *memory = NULL;
-    DR_TRY_GOTO(
-        status,
-        backend->ops->memory_create(backend, "parameters", (size_t)lm->n_params * sizeof(float), &memory),
-        destroy_lm);
-    lm->params = memory;
-    DR_TRY_GOTO(status, create_weights(lm), destroy_lm);
     *out_lm = lm;
     return DR_OK;
 destroy_lm:
@@ -105,9 +98,20 @@ destroy_lm:
     return status;
 }
 
+// Zero parameters, and the packed forms.
+static dr_status lm_allocate(dr_lm *lm) {
+    dr_backend *b = lm->backend;
+    void *memory = NULL;
+    DR_TRY(b->ops->memory_create(b, "parameters", (size_t)lm->n_params * sizeof(float), &memory));
+    lm->params = memory;
+    return create_weights(lm);
+}
+
 dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t seed, dr_lm **out_lm) {
     dr_lm *lm = NULL;
-    DR_TRY(lm_allocate(backend, config, &lm));
+    dr_status status;
+    DR_TRY(lm_lay_out(backend, config, &lm));
+    DR_TRY_GOTO(status, lm_allocate(lm), destroy_lm);
     float output_scale = 1.0f / sqrtf(2.0f * (float)config->n_layers);
     for (int32_t i = 0; i < lm->n_tensors; i++) {
         const dr_lm_tensor *t = &lm->tensors[i];
@@ -122,13 +126,12 @@ dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t
                 values[j] = 0.02f * (float)dr_rng_normal(&rng) * (is_output ? output_scale : 1.0f);
         }
     }
-    dr_status status = dr_lm_weights_changed(lm);
-    if (status != DR_OK) {
-        dr_lm_destroy(lm);
-        return status;
-    }
+    DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);
     *out_lm = lm;
     return DR_OK;
+destroy_lm:
+    dr_lm_destroy(lm);
+    return status;
 }
 
 void dr_lm_destroy(dr_lm *lm) {
@@ -203,6 +206,50 @@ static void tensor_shape(const dr_lm_tensor *t, int64_t shape[2], int32_t *n_dim
     shape[1] = t->cols;
 }
 
+// Before any memory is taken: every tensor is there in its shape, and none that this model would not use.
+static dr_status check_file(const dr_lm *lm, const dr_safetensors *file, const char *path) {
+    for (int32_t i = 0; i < lm->n_tensors; i++) {
+        int64_t shape[2];
+        int32_t n_dims;
+        tensor_shape(&lm->tensors[i], shape, &n_dims);
+        DR_TRY(dr_safetensors_check(file, lm->tensors[i].name, shape, n_dims));
+    }
+    for (int32_t i = 0; i < dr_safetensors_count(file); i++) {
+        const char *name = dr_safetensors_at(file, i)->name;
+        bool known = strstr(name, "rotary_emb.inv_freq") || // computed from rope_theta
+                     (lm->config.tied_head && strcmp(name, "lm_head.weight") == 0);
+        for (int32_t j = 0; j < lm->n_tensors && !known; j++) known = strcmp(name, lm->tensors[j].name) == 0;
+        DR_CHECK(known, DR_ERR_UNSUPPORTED, "%s: tensor %s has no place in a %s of this config.json", path,
+                 name, lm->config.architecture);
+    }
+    return DR_OK;
+}
+
+static dr_status read_tensors(dr_lm *lm, const dr_safetensors *file, const char *path) {
+    for (int32_t i = 0; i < lm->n_tensors; i++) {
+        const dr_lm_tensor *t = &lm->tensors[i];
+        int64_t shape[2];
+        int32_t n_dims;
+        tensor_shape(t, shape, &n_dims);
+        DR_TRY(dr_safetensors_read(file, t->name, shape, n_dims, lm->params + t->offset));
+        for (int64_t j = 0; j < t->rows * t->cols; j++)
+            DR_CHECK(isfinite(lm->params[t->offset + j]), DR_ERR_NUMERIC, "%s: tensor %s: value %lld is %g",
+                     path, t->name, (long long)j, (double)lm->params[t->offset + j]);
+    }
+    return DR_OK;
+}
+
+static dr_status refuse_shards(const char *dir, const char *weights) {
+    char *index = NULL;
+    DR_TRY(dr_path_join(&index, dir, "model.safetensors.index.json"));
+    dr_status status = DR_OK;
+    if (!dr_file_exists(weights) && dr_file_exists(index))
+        status = DR_FAIL(DR_ERR_UNSUPPORTED, "%s: weights in several files are not supported, expected %s",
+                         index, weights);
+    dr_free(index);
+    return status;
+}
+
 dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
     dr_lm_config config;
     DR_TRY(dr_lm_config_read(dir, &config));
@@ -211,20 +258,12 @@ dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
     dr_lm *lm = NULL;
     DR_TRY(dr_path_join(&path, dir, "model.safetensors"));
     dr_status status;
+    DR_TRY_GOTO(status, refuse_shards(dir, path), free_path);
     DR_TRY_GOTO(status, dr_safetensors_open(path, &file), free_path);
-    DR_TRY_GOTO(status, lm_allocate(backend, &config, &lm), close_file);
-    for (int32_t i = 0; i < lm->n_tensors; i++) {
-        int64_t shape[2];
-        int32_t n_dims;
-        tensor_shape(&lm->tensors[i], shape, &n_dims);
-        DR_TRY_GOTO(
-            status,
-            dr_safetensors_read(file, lm->tensors[i].name, shape, n_dims, lm->params + lm->tensors[i].offset),
-            destroy_lm);
-    }
-    for (int64_t i = 0; i < lm->n_params; i++)
-        DR_CHECK_GOTO(isfinite(lm->params[i]), status, DR_ERR_NUMERIC, destroy_lm,
-                      "%s: a weight is not a finite number (flat index %lld)", path, (long long)i);
+    DR_TRY_GOTO(status, lm_lay_out(backend, &config, &lm), close_file);
+    DR_TRY_GOTO(status, check_file(lm, file, path), destroy_lm);
+    DR_TRY_GOTO(status, lm_allocate(lm), destroy_lm);
+    DR_TRY_GOTO(status, read_tensors(lm, file, path), destroy_lm);
     DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);
     *out_lm = lm;
     lm = NULL;

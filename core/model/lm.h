@@ -14,12 +14,12 @@ extern "C" {
 #endif
 
 typedef struct dr_lm_config {
-    char architecture[32]; // "Qwen2ForCausalLM" or "LlamaForCausalLM"
+    char architecture[32]; // "Qwen2ForCausalLM", "LlamaForCausalLM" or "MistralForCausalLM" (no window)
     int32_t n_layers, hidden, n_heads, n_kv_heads, head_size, intermediate, vocab;
     int32_t max_positions;
     float rms_eps, rope_theta;
     bool tied_head;                 // lm_head.weight is model.embed_tokens.weight
-    bool qkv_bias;                  // Qwen2: true; Llama: false
+    bool qkv_bias;                  // Qwen2: true; the others: false
     int32_t bos_id, eos_id, pad_id; // -1 when absent
 } dr_lm_config;
 
@@ -42,8 +42,9 @@ dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t
 void dr_lm_destroy(dr_lm *lm);
 
 // Hugging Face folder (config.json, model.safetensors in F32/BF16/F16). Unknown architectures are refused by
-// name; a tensor that is missing or has another shape is named with both shapes. save writes F32 and replaces
-// atomically; the tokenizer's file is the tokenizer's business.
+// name; a tensor that is missing, has another shape, no use or a value that is no number is named, before any
+// memory for weights is taken where that can be known. save writes F32, replaces each file atomically, the
+// weights last, and adds generation_config.json; the tokenizer's file is the tokenizer's business.
 dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm);
 dr_status dr_lm_save(const dr_lm *lm, const char *dir);
 
@@ -77,7 +78,8 @@ dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_lm_workspace 
 void dr_lm_workspace_destroy(dr_lm_workspace *workspace);
 
 // logprob, entropy [n_rows] under softmax(logits / temperature). DR_ERR_RANGE if the pack is larger than the
-// workspace or an id is outside the vocabulary.
+// workspace, its bounds do not rise, a sequence is longer than max_positions, or an id is outside the
+// vocabulary.
 dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float temperature,
                         float *out_logprob, float *out_entropy);
 // After dr_lm_forward on the same pack: gradient [n_params] += d(Σ dlogprob[r]·logprob[r]).
@@ -111,8 +113,8 @@ typedef struct dr_lm_chunk {
 } dr_lm_chunk;
 
 // Runs all chunks in one batch and appends them to the cache. out_logits [number of chunks with want_logits,
-// vocab], in order. Row-exact: a sequence's logits do not depend on the other chunks. DR_ERR_MEMORY: pages
-// short, nothing changed.
+// vocab], in order. Row-exact: a sequence's logits do not depend on the other chunks. A sequence may stand in
+// one chunk only (DR_ERR_ARGUMENT). DR_ERR_MEMORY: pages short, nothing changed.
 dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
                        float *out_logits);
 

@@ -55,6 +55,14 @@ dr_status dr_lm_config_check(const dr_lm_config *c, const char *where) {
     return DR_OK;
 }
 
+static dr_status refuse_partial_rotary(json_t *object, const char *where) {
+    double factor = 1.0;
+    DR_TRY(dr_json_f64_or(object, where, "partial_rotary_factor", 0.0, 1e6, factor, &factor));
+    DR_CHECK(factor == 1.0, DR_ERR_UNSUPPORTED, "%s: partial_rotary_factor %g is not supported (1)", where,
+             factor);
+    return DR_OK;
+}
+
 // rope_theta stands at the top (older) or inside rope_parameters (newer folders).
 static dr_status read_rope(json_t *root, const char *where, dr_lm_config *c) {
     double theta = 10000.0;
@@ -71,8 +79,39 @@ static dr_status read_rope(json_t *root, const char *where, dr_lm_config *c) {
         DR_CHECK(strcmp(type, "default") == 0, DR_ERR_UNSUPPORTED, "%s: %s of type \"%s\" is not supported",
                  where, places[i], type);
         DR_TRY(dr_json_f64_or(rope, where, "rope_theta", 1.0, 1e12, theta, &theta));
+        DR_TRY(refuse_partial_rotary(rope, where));
     }
+    DR_TRY(refuse_partial_rotary(root, where));
     c->rope_theta = (float)theta;
+    return DR_OK;
+}
+
+static const char *const families[][2] = {
+    {"Qwen2ForCausalLM", "qwen2"}, {"LlamaForCausalLM", "llama"}, {"MistralForCausalLM", "mistral"}};
+
+static const char *model_type(const char *architecture) {
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (strcmp(families[i][0], architecture) == 0) return families[i][1];
+    return NULL;
+}
+
+// Attention over a window, wherever a family writes it. Mistral's default is a window, so it must say null.
+static dr_status refuse_windows(json_t *root, const char *where, const dr_lm_config *c) {
+    int windowed = 0;
+    DR_TRY(dr_json_bool_or(root, where, "use_sliding_window", 0, &windowed));
+    DR_CHECK(!windowed, DR_ERR_UNSUPPORTED, "%s: use_sliding_window is not supported", where);
+    if (strcmp(c->architecture, "MistralForCausalLM") == 0)
+        DR_CHECK(json_is_null(json_object_get(root, "sliding_window")), DR_ERR_UNSUPPORTED,
+                 "%s: sliding_window: expected null (attention over a window is not supported), found %s",
+                 where, dr_json_type_name(json_object_get(root, "sliding_window")));
+    size_t i;
+    json_t *kind;
+    json_array_foreach(json_object_get(root, "layer_types"), i, kind) {
+        const char *name = json_string_value(kind);
+        DR_CHECK(name && strcmp(name, "full_attention") == 0, DR_ERR_UNSUPPORTED,
+                 "%s: layer_types: layer %zu is \"%s\", only \"full_attention\" is supported", where, i,
+                 name ? name : dr_json_type_name(kind));
+    }
     return DR_OK;
 }
 
@@ -80,26 +119,22 @@ static dr_status read_architecture(json_t *root, const char *where, dr_lm_config
     json_t *list = json_object_get(root, "architectures");
     const char *name = json_string_value(json_array_get(list, 0));
     DR_CHECK(name, DR_ERR_FORMAT, "%s: architectures: expected a list with one name", where);
-    DR_CHECK(strcmp(name, "Qwen2ForCausalLM") == 0 || strcmp(name, "LlamaForCausalLM") == 0,
-             DR_ERR_UNSUPPORTED,
-             "%s: architecture \"%s\" is not supported (Qwen2ForCausalLM, LlamaForCausalLM)", where, name);
+    DR_CHECK(model_type(name), DR_ERR_UNSUPPORTED,
+             "%s: architecture \"%s\" is not supported (Qwen2ForCausalLM, LlamaForCausalLM, "
+             "MistralForCausalLM)",
+             where, name);
     snprintf(c->architecture, sizeof c->architecture, "%s", name);
     c->qkv_bias = strcmp(name, "Qwen2ForCausalLM") == 0;
     const char *activation = "silu";
     DR_TRY(dr_json_string_or(root, where, "hidden_act", activation, &activation));
     DR_CHECK(strcmp(activation, "silu") == 0, DR_ERR_UNSUPPORTED,
              "%s: hidden_act \"%s\" is not supported (silu)", where, activation);
-    int biased = 0, windowed = 0;
-    DR_TRY(dr_json_bool_or(root, where, "mlp_bias", 0, &biased));
-    DR_TRY(dr_json_bool_or(root, where, "use_sliding_window", 0, &windowed));
-    if (!c->qkv_bias) {
-        int attention_bias = 0;
-        DR_TRY(dr_json_bool_or(root, where, "attention_bias", 0, &attention_bias));
-        biased |= attention_bias;
-    }
-    DR_CHECK(!biased && !windowed, DR_ERR_UNSUPPORTED, "%s: %s is not supported", where,
-             windowed ? "use_sliding_window" : "mlp_bias or attention_bias");
-    return DR_OK;
+    int mlp_bias = 0, attention_bias = 0;
+    DR_TRY(dr_json_bool_or(root, where, "mlp_bias", 0, &mlp_bias));
+    if (!c->qkv_bias) DR_TRY(dr_json_bool_or(root, where, "attention_bias", 0, &attention_bias));
+    DR_CHECK(!mlp_bias && !attention_bias, DR_ERR_UNSUPPORTED, "%s: %s is not supported", where,
+             mlp_bias ? "mlp_bias" : "attention_bias");
+    return refuse_windows(root, where, c);
 }
 
 // eos_token_id may be one number or a list: the first one counts.
@@ -163,32 +198,51 @@ free_path:
     return status;
 }
 
-static json_t *id_or_null(int32_t id) {
-    return id < 0 ? json_null() : json_integer(id);
-}
-
-dr_status dr_lm_config_write(const dr_lm_config *c, const char *dir) {
-    bool qwen = strcmp(c->architecture, "Qwen2ForCausalLM") == 0;
-    json_t *root = json_pack(
-        "{s:[s], s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:s, s:o, s:o, s:o}",
-        "architectures", c->architecture, "model_type", qwen ? "qwen2" : "llama", "hidden_act", "silu",
-        "num_hidden_layers", c->n_layers, "hidden_size", c->hidden, "num_attention_heads", c->n_heads,
-        "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_size, "intermediate_size", c->intermediate,
-        "vocab_size", c->vocab, "max_position_embeddings", c->max_positions, "rms_norm_eps",
-        (double)c->rms_eps, "rope_theta", (double)c->rope_theta, "tie_word_embeddings", c->tied_head,
-        "torch_dtype", "float32", "bos_token_id", id_or_null(c->bos_id), "eos_token_id",
-        id_or_null(c->eos_id), "pad_token_id", id_or_null(c->pad_id));
-    DR_CHECK(root, DR_ERR_MEMORY, "config.json of %s: cannot build", dir);
-    if (qwen)
-        json_object_set_new(root, "use_sliding_window", json_false());
-    else {
-        json_object_set_new(root, "attention_bias", json_false());
-        json_object_set_new(root, "mlp_bias", json_false());
-    }
+static dr_status save_json(json_t *root, const char *dir, const char *name) {
+    DR_CHECK(root, DR_ERR_MEMORY, "%s of %s: cannot build", name, dir);
     char *path = NULL;
-    dr_status status = dr_path_join(&path, dir, "config.json");
+    dr_status status = dr_path_join(&path, dir, name);
     if (status == DR_OK) status = dr_json_save(root, path);
     dr_free(path);
     json_decref(root);
     return status;
+}
+
+static void set_ids(json_t *root, const dr_lm_config *c) {
+    const struct {
+        const char *key;
+        int32_t id;
+    } ids[] = {{"bos_token_id", c->bos_id}, {"eos_token_id", c->eos_id}, {"pad_token_id", c->pad_id}};
+    for (int i = 0; i < 3; i++)
+        json_object_set_new(root, ids[i].key, ids[i].id < 0 ? json_null() : json_integer(ids[i].id));
+}
+
+dr_status dr_lm_config_write(const dr_lm_config *c, const char *dir) {
+    const char *type = model_type(c->architecture);
+    DR_CHECK(type, DR_ERR_ARGUMENT, "architecture \"%s\" is unknown", c->architecture);
+    // rope_theta in both places: older readers know one, newer ones the other
+    json_t *root = json_pack(
+        "{s:[s], s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:{s:s, s:f}, s:b, s:s}",
+        "architectures", c->architecture, "model_type", type, "hidden_act", "silu", "num_hidden_layers",
+        c->n_layers, "hidden_size", c->hidden, "num_attention_heads", c->n_heads, "num_key_value_heads",
+        c->n_kv_heads, "head_dim", c->head_size, "intermediate_size", c->intermediate, "vocab_size", c->vocab,
+        "max_position_embeddings", c->max_positions, "rms_norm_eps", (double)c->rms_eps, "rope_theta",
+        (double)c->rope_theta, "rope_parameters", "rope_type", "default", "rope_theta", (double)c->rope_theta,
+        "tie_word_embeddings", c->tied_head, "torch_dtype", "float32");
+    if (root) {
+        set_ids(root, c);
+        if (strcmp(type, "qwen2") == 0) json_object_set_new(root, "use_sliding_window", json_false());
+        if (strcmp(type, "mistral") == 0) json_object_set_new(root, "sliding_window", json_null());
+        if (strcmp(type, "llama") == 0) {
+            json_object_set_new(root, "attention_bias", json_false());
+            json_object_set_new(root, "mlp_bias", json_false());
+        }
+    }
+    DR_TRY(save_json(root, dir, "config.json"));
+    root = json_object();
+    if (root) {
+        json_object_set_new(root, "_from_model_config", json_true());
+        set_ids(root, c);
+    }
+    return save_json(root, dir, "generation_config.json");
 }

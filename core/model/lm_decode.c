@@ -9,6 +9,7 @@ typedef struct kv_sequence {
     int32_t length;
     int32_t n_pages, capacity;
     int32_t *pages;
+    int64_t call; // the last call of dr_lm_decode that named it
 } kv_sequence;
 
 struct dr_kv_cache {
@@ -21,6 +22,7 @@ struct dr_kv_cache {
     kv_sequence *sequences;
     dr_attention_chunk *chunks; // of the running call
     int32_t chunks_capacity;
+    int64_t calls;
 };
 
 static int64_t page_floats(const dr_lm *lm) {
@@ -163,8 +165,10 @@ void dr_kv_close(dr_kv_cache *kv, int32_t seq) {
     s->n_pages = s->length = 0;
 }
 
+// Not negative, though a call that failed half-way leaves pages behind for the next one.
 static int32_t pages_needed(const kv_sequence *s, int32_t n_new) {
-    return (s->length + n_new + DR_KV_PAGE - 1) / DR_KV_PAGE - s->n_pages;
+    int32_t needed = (s->length + n_new + DR_KV_PAGE - 1) / DR_KV_PAGE - s->n_pages;
+    return needed > 0 ? needed : 0;
 }
 
 // Pages for every chunk, or nothing at all.
@@ -241,11 +245,14 @@ static dr_status layer_decode(dr_lm *lm, const lm_layer *layer, float *k_cache, 
     return DR_OK;
 }
 
-static dr_status check_chunks(const dr_lm *lm, const dr_kv_cache *kv, const dr_lm_chunk *chunks,
-                              int32_t n_chunks, int64_t *out_tokens) {
-    int64_t T = 0;
+static dr_status check_chunks(const dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
+                              int64_t *out_tokens) {
+    int64_t T = 0, call = ++kv->calls;
     for (int32_t c = 0; c < n_chunks; c++) {
         DR_CHECK(chunks[c].n > 0, DR_ERR_ARGUMENT, "decode: chunk %d has no tokens", c);
+        DR_CHECK(sequence_of(kv, chunks[c].seq)->call != call, DR_ERR_ARGUMENT,
+                 "decode: sequence %d stands in two chunks", chunks[c].seq);
+        kv->sequences[chunks[c].seq].call = call;
         DR_CHECK(sequence_of(kv, chunks[c].seq)->length + (int64_t)chunks[c].n <= lm->config.max_positions,
                  DR_ERR_RANGE, "decode: sequence of %d + %d positions, the model allows %d",
                  dr_kv_length(kv, chunks[c].seq), chunks[c].n, lm->config.max_positions);

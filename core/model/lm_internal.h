@@ -36,7 +36,7 @@ static inline int64_t lm_qkv_width(const dr_lm_config *c) {
     return (int64_t)(c->n_heads + 2 * c->n_kv_heads) * c->head_size;
 }
 
-// config.json and back (lm_config.c).
+// config.json and back, generation_config.json beside it (lm_config.c).
 dr_status dr_lm_config_read(const char *dir, dr_lm_config *out);
 dr_status dr_lm_config_write(const dr_lm_config *config, const char *dir);
 dr_status dr_lm_config_check(const dr_lm_config *config, const char *where);

@@ -97,6 +97,12 @@ static dr_status check_pack(const dr_lm *lm, const dr_lm_workspace *w, const dr_
              (long long)pack->n_rows, (long long)w->max_tokens);
     DR_CHECK(pack->n_seqs > 0 && pack->cu_seqlens[0] == 0 && pack->cu_seqlens[pack->n_seqs] == pack->n_tokens,
              DR_ERR_RANGE, "pack: sequence bounds do not cover its %lld tokens", (long long)pack->n_tokens);
+    for (int32_t i = 0; i < pack->n_seqs; i++) {
+        int64_t length = (int64_t)pack->cu_seqlens[i + 1] - pack->cu_seqlens[i];
+        DR_CHECK(length >= 0 && length <= lm->config.max_positions, DR_ERR_RANGE,
+                 "pack: sequence %d has %lld tokens, the model allows 0 to %d", i, (long long)length,
+                 lm->config.max_positions);
+    }
     for (int64_t t = 0; t < pack->n_tokens; t++)
         DR_CHECK(pack->ids[t] >= 0 && pack->ids[t] < lm->config.vocab, DR_ERR_RANGE,
                  "pack: token %lld is %d, the vocabulary has %d", (long long)t, pack->ids[t],

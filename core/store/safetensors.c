@@ -277,8 +277,8 @@ static float from_half(uint16_t h) {
     return sign ? -value : value;
 }
 
-dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape,
-                              int32_t n_dims, float *out) {
+dr_status dr_safetensors_check(const dr_safetensors *file, const char *name, const int64_t *shape,
+                               int32_t n_dims) {
     const dr_safetensor *tensor = dr_safetensors_find(file, name);
     DR_CHECK(tensor, DR_ERR_FORMAT, "%s: tensor %s is missing", file->path, name);
     bool same = tensor->n_dims == n_dims;
@@ -292,6 +292,13 @@ dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, cons
     }
     DR_CHECK(tensor->dtype != DR_DTYPE_OTHER, DR_ERR_UNSUPPORTED,
              "%s: tensor %s is %s, expected F32, BF16 or F16", file->path, name, tensor->dtype_name);
+    return DR_OK;
+}
+
+dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape,
+                              int32_t n_dims, float *out) {
+    DR_TRY(dr_safetensors_check(file, name, shape, n_dims));
+    const dr_safetensor *tensor = dr_safetensors_find(file, name);
     const char *bytes = tensor->data;
     if (tensor->dtype == DR_DTYPE_F32) {
         memcpy(out, bytes, (size_t)tensor->n_values * 4);

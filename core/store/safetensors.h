@@ -31,6 +31,9 @@ void dr_safetensors_close(dr_safetensors *file);
 int32_t dr_safetensors_count(const dr_safetensors *file);
 const dr_safetensor *dr_safetensors_at(const dr_safetensors *file, int32_t index);
 const dr_safetensor *dr_safetensors_find(const dr_safetensors *file, const char *name); // NULL when absent
+// What dr_safetensors_read demands, without reading.
+dr_status dr_safetensors_check(const dr_safetensors *file, const char *name, const int64_t *shape,
+                               int32_t n_dims);
 // Converts to fp32 into out [n_values]. DR_ERR_FORMAT when the tensor is missing or its shape differs (both
 // printed).
 dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape,

@@ -14,7 +14,7 @@ def write(name, model, vocab):
     model = model.float().eval()
     with torch.no_grad():
         for p in model.parameters():  # larger than the default, so that errors show
-            p.copy_(torch.randn(p.shape) * 0.15 + (1.0 if p.dim() == 1 and "norm" else 0.0))
+            p.copy_(torch.randn(p.shape) * 0.15 + (1.0 if p.dim() == 1 else 0.0))
         for n, p in model.named_parameters():
             if n.endswith("bias"):
                 p.sub_(1.0)
