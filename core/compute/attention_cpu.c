@@ -6,8 +6,6 @@
 #include "core/base/alloc.h"
 #include "core/compute/cpu_internal.h"
 
-typedef float vec16 __attribute__((vector_size(64), aligned(4)));
-
 enum { KEYS = 16, ROWS = 8, BACKWARD_ROWS = 48, MAX_HEAD = 256 };
 
 // Where the keys and values of one key/value head stand: block i at base + (pages ? pages[i] : i) *
@@ -31,15 +29,25 @@ DR_INLINE int64_t block_of(const key_blocks *blocks, int64_t i) {
     return blocks->pages ? blocks->pages[i] : i;
 }
 
-DR_INLINE void scores_block(const query_rows *rows, const float *k_block, int32_t d, float *scores,
-                            int64_t stride) {
-    vec16 acc[ROWS] = {0};
-    for (int32_t e = 0; e < d; e++) {
-        vec16 key = *(const vec16 *)(k_block + e * KEYS);
-        for (int r = 0; r < ROWS; r++) acc[r] += rows->q[r][e] * key;
+// scores[r][16 keys] of ROWS rows, STEP of them at a time in 16/LANES vectors each.
+#define SCORES(NAME, VECTOR, LANES, STEP)                                                                    \
+    DR_INLINE void NAME(const query_rows *rows, const float *k_block, int32_t d, float *scores,              \
+                        int64_t stride) {                                                                    \
+        for (int r0 = 0; r0 < ROWS; r0 += STEP) {                                                            \
+            VECTOR acc[STEP][KEYS / LANES] = {0};                                                            \
+            for (int32_t e = 0; e < d; e++)                                                                  \
+                for (int part = 0; part < KEYS / LANES; part++) {                                            \
+                    VECTOR key = *(const VECTOR *)(k_block + e * KEYS + part * LANES);                       \
+                    for (int r = 0; r < STEP; r++) acc[r][part] += rows->q[r0 + r][e] * key;                 \
+                }                                                                                            \
+            for (int r = 0; r < STEP; r++)                                                                   \
+                for (int part = 0; part < KEYS / LANES; part++)                                              \
+                    *(VECTOR *)(scores + (r0 + r) * stride + part * LANES) = acc[r][part];                   \
+        }                                                                                                    \
     }
-    for (int r = 0; r < ROWS; r++) *(vec16 *)(scores + r * stride) = acc[r];
-}
+SCORES(scores_wide, vec16, 16, 8)
+SCORES(scores_narrow, vec8, 8, 4)
+#undef SCORES
 
 DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scale, float *out_max) {
     float top = -INFINITY;
@@ -61,26 +69,32 @@ DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scal
     return lanes[0];
 }
 
-// out[r][16 dims] += Σ_j p[r][j] · v[j], j in order.
-DR_INLINE void values_block(const float *scores, int64_t stride, const float *v_block, int64_t v_stride,
-                            int32_t count, int32_t d, float (*acc)[MAX_HEAD]) {
-    int32_t e = 0;
-    for (; e + 16 <= d; e += 16) {
-        vec16 sum[ROWS];
-        for (int r = 0; r < ROWS; r++) sum[r] = *(const vec16 *)(acc[r] + e);
-        for (int32_t j = 0; j < count; j++) {
-            vec16 value = *(const vec16 *)(v_block + j * v_stride + e);
-            for (int r = 0; r < ROWS; r++) sum[r] += scores[r * stride + j] * value;
-        }
-        for (int r = 0; r < ROWS; r++) *(vec16 *)(acc[r] + e) = sum[r];
+// out[r][LANES dims] += Σ_j p[r][j] · v[j], j in order.
+#define VALUES(NAME, VECTOR, LANES)                                                                          \
+    DR_INLINE void NAME(const float *scores, int64_t stride, const float *v_block, int64_t v_stride,         \
+                        int32_t count, int32_t d, float(*acc)[MAX_HEAD]) {                                   \
+        int32_t e = 0;                                                                                       \
+        for (; e + LANES <= d; e += LANES) {                                                                 \
+            VECTOR sum[ROWS];                                                                                \
+            for (int r = 0; r < ROWS; r++) sum[r] = *(const VECTOR *)(acc[r] + e);                           \
+            for (int32_t j = 0; j < count; j++) {                                                            \
+                VECTOR value = *(const VECTOR *)(v_block + j * v_stride + e);                                \
+                for (int r = 0; r < ROWS; r++) sum[r] += scores[r * stride + j] * value;                     \
+            }                                                                                                \
+            for (int r = 0; r < ROWS; r++) *(VECTOR *)(acc[r] + e) = sum[r];                                 \
+        }                                                                                                    \
+        for (; e < d; e++)                                                                                   \
+            for (int32_t j = 0; j < count; j++)                                                              \
+                for (int r = 0; r < ROWS; r++)                                                               \
+                    acc[r][e] += scores[r * stride + j] * v_block[j * v_stride + e];                         \
     }
-    for (; e < d; e++)
-        for (int32_t j = 0; j < count; j++)
-            for (int r = 0; r < ROWS; r++) acc[r][e] += scores[r * stride + j] * v_block[j * v_stride + e];
-}
+VALUES(values_wide, vec16, 16)
+VALUES(values_narrow, vec8, 8)
+#undef VALUES
 
 // The one way a row is attended; scores: ROWS * padded floats of scratch.
-static DR_HOT void attend(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, float *scores) {
+DR_INLINE void attend_body(bool wide, query_rows *rows, const key_blocks *blocks, int32_t d, float scale,
+                           float *scores) {
     int32_t most = 0;
     for (int r = 0; r < rows->n; r++) most = rows->n_keys[r] > most ? rows->n_keys[r] : most;
     for (int r = rows->n; r < ROWS; r++) { // idle rows repeat the first one
@@ -88,23 +102,47 @@ static DR_HOT void attend(query_rows *rows, const key_blocks *blocks, int32_t d,
         rows->n_keys[r] = rows->n_keys[0];
     }
     int64_t n_blocks = (most + KEYS - 1) / KEYS, padded = n_blocks * KEYS;
-    for (int64_t i = 0; i < n_blocks; i++)
-        scores_block(rows, blocks->k + block_of(blocks, i) * blocks->k_block_stride, d, scores + i * KEYS,
-                     padded);
+    for (int64_t i = 0; i < n_blocks; i++) {
+        const float *keys = blocks->k + block_of(blocks, i) * blocks->k_block_stride;
+        if (wide)
+            scores_wide(rows, keys, d, scores + i * KEYS, padded);
+        else
+            scores_narrow(rows, keys, d, scores + i * KEYS, padded);
+    }
     float total[ROWS], top[ROWS], acc[ROWS][MAX_HEAD];
     for (int r = 0; r < ROWS; r++)
         total[r] = softmax_row(scores + r * padded, rows->n_keys[r], padded, scale, &top[r]);
     memset(acc, 0, sizeof acc);
     for (int64_t i = 0; i < n_blocks; i++) {
         int32_t count = most - i * KEYS < KEYS ? (int32_t)(most - i * KEYS) : KEYS;
-        values_block(scores + i * KEYS, padded, blocks->v + block_of(blocks, i) * blocks->v_block_stride,
-                     blocks->v_row_stride, count, d, acc);
+        const float *values = blocks->v + block_of(blocks, i) * blocks->v_block_stride;
+        if (wide)
+            values_wide(scores + i * KEYS, padded, values, blocks->v_row_stride, count, d, acc);
+        else
+            values_narrow(scores + i * KEYS, padded, values, blocks->v_row_stride, count, d, acc);
     }
     for (int r = 0; r < rows->n; r++) {
         float inv = 1.0f / total[r];
         for (int32_t e = 0; e < d; e++) rows->out[r][e] = acc[r][e] * inv;
         if (rows->lse[r]) *rows->lse[r] = top[r] + logf(total[r]);
     }
+}
+
+static DR_WIDE void attend_wide(query_rows *rows, const key_blocks *blocks, int32_t d, float scale,
+                                float *scores) {
+    attend_body(true, rows, blocks, d, scale, scores);
+}
+
+static DR_HOT void attend_narrow(query_rows *rows, const key_blocks *blocks, int32_t d, float scale,
+                                 float *scores) {
+    attend_body(false, rows, blocks, d, scale, scores);
+}
+
+static void attend(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, float *scores) {
+    if (dr_cpu_is_wide())
+        attend_wide(rows, blocks, d, scale, scores);
+    else
+        attend_narrow(rows, blocks, d, scale, scores);
 }
 
 static dr_status check_sizes(int32_t H, int32_t G, int32_t d) {

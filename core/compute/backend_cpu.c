@@ -30,6 +30,20 @@ dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {
     return DR_OK;
 }
 
+static bool narrow_only;
+
+void dr_cpu_narrow_only(bool narrow) {
+    narrow_only = narrow;
+}
+
+bool dr_cpu_is_wide(void) {
+#if defined(__x86_64__)
+    return !narrow_only && __builtin_cpu_supports("x86-64-v4");
+#else
+    return false;
+#endif
+}
+
 bool dr_cpu_has_amx(void) {
 #if defined(__x86_64__)
     unsigned int eax = 7, ebx, ecx = 0, edx;

@@ -13,6 +13,19 @@
 
 #define DR_INLINE static inline __attribute__((always_inline))
 
+// Kernels that hold vectors in registers come in two widths, 16 lanes (AVX-512) and 8 (the rest); a compiler
+// that has to cut 16 lanes in two keeps them in memory. Every element is the same chain of operations in
+// both: the same bits.
+typedef float vec16 __attribute__((vector_size(64), aligned(4)));
+typedef float vec8 __attribute__((vector_size(32), aligned(4)));
+#if defined(__x86_64__)
+#define DR_WIDE __attribute__((target("arch=x86-64-v4")))
+#else
+#define DR_WIDE
+#endif
+bool dr_cpu_is_wide(void);            // 16 lanes are native and allowed
+void dr_cpu_narrow_only(bool narrow); // for tests: the other width on the same processor
+
 enum { DR_PANEL = 32, DR_MAX_THREADS = 256 };
 
 // Panels of 32 columns of a [k, n] matrix: panel p holds columns 32p … as k rows of 32 floats, zero-padded.

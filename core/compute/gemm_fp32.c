@@ -3,21 +3,20 @@
 // through memory without rounding.
 #include "core/compute/cpu_internal.h"
 
-typedef float vec16 __attribute__((vector_size(64), aligned(4)));
-
 enum { K_BLOCK = 512, ROWS = 12 };
 
-#define KERNEL(R)                                                                                            \
-    DR_INLINE void kernel_##R(const float *a, int64_t a_row, int64_t a_column, const float *panel,           \
-                              int64_t k, float *c, int64_t c_row, int first) {                               \
-        vec16 low[R], high[R];                                                                               \
+// R rows x 2 vectors of columns over k rows of a panel.
+#define KERNEL(R, VECTOR, LANES)                                                                             \
+    DR_INLINE void kernel_##R##x##LANES(const float *a, int64_t a_row, int64_t a_column, const float *panel, \
+                                        int64_t k, float *c, int64_t c_row, int first) {                     \
+        VECTOR low[R], high[R];                                                                              \
         for (int r = 0; r < R; r++) {                                                                        \
-            low[r] = first ? (vec16){0} : *(const vec16 *)(c + r * c_row);                                   \
-            high[r] = first ? (vec16){0} : *(const vec16 *)(c + r * c_row + 16);                             \
+            low[r] = first ? (VECTOR){0} : *(const VECTOR *)(c + r * c_row);                                 \
+            high[r] = first ? (VECTOR){0} : *(const VECTOR *)(c + r * c_row + LANES);                        \
         }                                                                                                    \
         for (int64_t kk = 0; kk < k; kk++) {                                                                 \
-            vec16 b0 = *(const vec16 *)(panel + kk * DR_PANEL),                                              \
-                  b1 = *(const vec16 *)(panel + kk * DR_PANEL + 16);                                         \
+            VECTOR b0 = *(const VECTOR *)(panel + kk * DR_PANEL),                                            \
+                   b1 = *(const VECTOR *)(panel + kk * DR_PANEL + LANES);                                    \
             const float *column = a + kk * a_column;                                                         \
             for (int r = 0; r < R; r++) {                                                                    \
                 float value = column[r * a_row];                                                             \
@@ -26,102 +25,142 @@ enum { K_BLOCK = 512, ROWS = 12 };
             }                                                                                                \
         }                                                                                                    \
         for (int r = 0; r < R; r++) {                                                                        \
-            *(vec16 *)(c + r * c_row) = low[r];                                                              \
-            *(vec16 *)(c + r * c_row + 16) = high[r];                                                        \
+            *(VECTOR *)(c + r * c_row) = low[r];                                                             \
+            *(VECTOR *)(c + r * c_row + LANES) = high[r];                                                    \
         }                                                                                                    \
     }
-KERNEL(1)
-KERNEL(2)
-KERNEL(4)
-KERNEL(8)
-KERNEL(12)
+KERNEL(1, vec16, 16)
+KERNEL(2, vec16, 16)
+KERNEL(4, vec16, 16)
+KERNEL(8, vec16, 16)
+KERNEL(12, vec16, 16)
+KERNEL(1, vec8, 8)
+KERNEL(2, vec8, 8)
+KERNEL(4, vec8, 8)
+KERNEL(6, vec8, 8)
 #undef KERNEL
 
-DR_INLINE void run_rows(const float *a, int64_t a_row, int64_t a_column, const float *panel, int64_t m,
-                        int64_t k, float *c, int64_t c_row, int first) {
+DR_INLINE void run_rows_wide(const float *a, int64_t a_row, int64_t a_column, const float *panel, int64_t m,
+                             int64_t k, float *c, int64_t c_row, int first) {
     int64_t i = 0;
-    for (; i + 12 <= m; i += 12)
-        kernel_12(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
-    if (i + 8 <= m) {
-        kernel_8(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
-        i += 8;
+#define STEP(R) kernel_##R##x16(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first), i += R
+    while (i + 12 <= m) STEP(12);
+    if (i + 8 <= m) STEP(8);
+    if (i + 4 <= m) STEP(4);
+    if (i + 2 <= m) STEP(2);
+    if (i < m) STEP(1);
+#undef STEP
+}
+
+// Half a panel at a time: 12 sums and their operands are what 16 registers hold.
+DR_INLINE void run_rows_narrow(const float *a, int64_t a_row, int64_t a_column, const float *panel, int64_t m,
+                               int64_t k, float *c, int64_t c_row, int first) {
+    for (int half = 0; half < DR_PANEL; half += 16) {
+        int64_t i = 0;
+#define STEP(R)                                                                                              \
+    kernel_##R##x8(a + i * a_row, a_row, a_column, panel + half, k, c + i * c_row + half, c_row, first),     \
+        i += R
+        while (i + 6 <= m) STEP(6);
+        if (i + 4 <= m) STEP(4);
+        if (i + 2 <= m) STEP(2);
+        if (i < m) STEP(1);
+#undef STEP
     }
-    if (i + 4 <= m) {
-        kernel_4(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
-        i += 4;
-    }
-    if (i + 2 <= m) {
-        kernel_2(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
-        i += 2;
-    }
-    if (i < m) kernel_1(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first);
+}
+
+DR_INLINE void run_rows(bool wide, const float *a, int64_t a_row, int64_t a_column, const float *panel,
+                        int64_t m, int64_t k, float *c, int64_t c_row, int first) {
+    if (wide)
+        run_rows_wide(a, a_row, a_column, panel, m, k, c, c_row, first);
+    else
+        run_rows_narrow(a, a_row, a_column, panel, m, k, c, c_row, first);
 }
 
 // The last panel may be narrower than 32 columns: it is computed in a small block and copied.
-DR_INLINE void run_edge(const float *a, int64_t a_row, int64_t a_column, const float *panel, int64_t m,
-                        int64_t k, float *c, int64_t c_row, int64_t width, int first) {
+DR_INLINE void run_edge(bool wide, const float *a, int64_t a_row, int64_t a_column, const float *panel,
+                        int64_t m, int64_t k, float *c, int64_t c_row, int64_t width, int first) {
     float block[ROWS * DR_PANEL] __attribute__((aligned(64)));
     for (int64_t i = 0; i < m; i += ROWS) {
         int64_t rows = m - i < ROWS ? m - i : ROWS;
         for (int64_t r = 0; r < rows && !first; r++)
             for (int64_t j = 0; j < DR_PANEL; j++)
                 block[r * DR_PANEL + j] = j < width ? c[(i + r) * c_row + j] : 0.0f;
-        run_rows(a + i * a_row, a_row, a_column, panel, rows, k, block, DR_PANEL, first);
+        run_rows(wide, a + i * a_row, a_row, a_column, panel, rows, k, block, DR_PANEL, first);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < width; j++) c[(i + r) * c_row + j] = block[r * DR_PANEL + j];
     }
 }
 
 // All panels of one block of k: `panels` points at the block's first row of panel 0, panels are k rows apart.
-DR_INLINE void run_panels(const float *a, int64_t a_row, int64_t a_column, const float *panels, int64_t m,
-                          int64_t n, int64_t k, int64_t depth, int64_t first_panel, int64_t n_panels,
-                          float *c, int64_t c_row, int first) {
+DR_INLINE void run_panels(bool wide, const float *a, int64_t a_row, int64_t a_column, const float *panels,
+                          int64_t m, int64_t n, int64_t k, int64_t depth, int64_t first_panel,
+                          int64_t n_panels, float *c, int64_t c_row, int first) {
     for (int64_t p = first_panel; p < first_panel + n_panels; p++) {
         const float *panel = panels + p * DR_PANEL * k;
         int64_t width = n - p * DR_PANEL;
         if (width <= 0) break;
         if (width >= DR_PANEL)
-            run_rows(a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, first);
+            run_rows(wide, a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, first);
         else
-            run_edge(a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, width, first);
+            run_edge(wide, a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, width, first);
     }
 }
 
 // The same for a transposed left side: its columns lie far apart in memory, so each block of rows is packed
 // first.
-DR_INLINE void run_transposed(const float *a, int64_t a_row, int64_t a_column, const float *panels, int64_t m,
-                              int64_t n, int64_t k, int64_t depth, int64_t first_panel, int64_t n_panels,
-                              float *c, int64_t c_row, int first) {
+DR_INLINE void run_transposed(bool wide, const float *a, int64_t a_row, int64_t a_column, const float *panels,
+                              int64_t m, int64_t n, int64_t k, int64_t depth, int64_t first_panel,
+                              int64_t n_panels, float *c, int64_t c_row, int first) {
     float block[K_BLOCK * ROWS] __attribute__((aligned(64)));
     for (int64_t i = 0; i < m; i += ROWS) {
         int64_t rows = m - i < ROWS ? m - i : ROWS;
         for (int64_t kk = 0; kk < depth; kk++)
             for (int64_t r = 0; r < rows; r++) block[kk * ROWS + r] = a[(i + r) * a_row + kk * a_column];
-        run_panels(block, 1, ROWS, panels, rows, n, k, depth, first_panel, n_panels, c + i * c_row, c_row,
-                   first);
+        run_panels(wide, block, 1, ROWS, panels, rows, n, k, depth, first_panel, n_panels, c + i * c_row,
+                   c_row, first);
     }
 }
 
-DR_HOT void dr_panels_multiply(const float *a, int64_t a_row, int64_t a_column, const float *panels,
-                               int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels,
-                               float *c, int64_t c_row, bool accumulate) {
+DR_INLINE void multiply(bool wide, const float *a, int64_t a_row, int64_t a_column, const float *panels,
+                        int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels, float *c,
+                        int64_t c_row, bool accumulate) {
+    for (int64_t k0 = 0; k0 < k; k0 += K_BLOCK) {
+        int64_t depth = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
+        int first = k0 == 0 && !accumulate;
+        if (a_column != 1 && m >= ROWS)
+            run_transposed(wide, a + k0 * a_column, a_row, a_column, panels + k0 * DR_PANEL, m, n, k, depth,
+                           first_panel, n_panels, c, c_row, first);
+        else
+            run_panels(wide, a + k0 * a_column, a_row, a_column, panels + k0 * DR_PANEL, m, n, k, depth,
+                       first_panel, n_panels, c, c_row, first);
+    }
+}
+
+static DR_WIDE void multiply_wide(const float *a, int64_t a_row, int64_t a_column, const float *panels,
+                                  int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels,
+                                  float *c, int64_t c_row, bool accumulate) {
+    multiply(true, a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row, accumulate);
+}
+
+static DR_HOT void multiply_narrow(const float *a, int64_t a_row, int64_t a_column, const float *panels,
+                                   int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels,
+                                   float *c, int64_t c_row, bool accumulate) {
+    multiply(false, a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row, accumulate);
+}
+
+void dr_panels_multiply(const float *a, int64_t a_row, int64_t a_column, const float *panels, int64_t m,
+                        int64_t n, int64_t k, int64_t first_panel, int64_t n_panels, float *c, int64_t c_row,
+                        bool accumulate) {
     if (k == 0 && !accumulate) {
         for (int64_t i = 0; i < m; i++)
             for (int64_t j = first_panel * DR_PANEL; j < n && j < (first_panel + n_panels) * DR_PANEL; j++)
                 c[i * c_row + j] = 0;
         return;
     }
-    for (int64_t k0 = 0; k0 < k; k0 += K_BLOCK) {
-        int64_t depth = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
-        int first = k0 == 0 && !accumulate;
-        if (a_column != 1 && m >= ROWS) {
-            run_transposed(a + k0 * a_column, a_row, a_column, panels + k0 * DR_PANEL, m, n, k, depth,
-                           first_panel, n_panels, c, c_row, first);
-            continue;
-        }
-        run_panels(a + k0 * a_column, a_row, a_column, panels + k0 * DR_PANEL, m, n, k, depth, first_panel,
-                   n_panels, c, c_row, first);
-    }
+    if (dr_cpu_is_wide())
+        multiply_wide(a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row, accumulate);
+    else
+        multiply_narrow(a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row, accumulate);
 }
 
 DR_HOT void dr_panels_pack(const float *b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
