@@ -7,19 +7,29 @@
 #include "core/base/rng.h"
 #include "datasets/source.h"
 
-enum { GENRES = 16, WORDS = 24, NEIGHBOURS = 6, MOST_ITEMS = WORDS * WORDS };
+enum { GENRES = 16, WORDS = 64, NEIGHBOURS = 6, MOST_ITEMS = WORDS * WORDS };
 
 static const char *const genre_names[GENRES] = {
     "Action",  "Adventure", "Animation", "Comedy", "Crime",    "Drama", "Fantasy", "Horror",
     "Musical", "Mystery",   "Romance",   "Sci-Fi", "Thriller", "War",   "Western", "History"};
 static const char *const first_words[WORDS] = {
-    "Silent",   "Golden",   "Broken",  "Crimson", "Hidden", "Last",     "Distant", "Frozen",
-    "Burning",  "Secret",   "Lonely",  "Savage",  "Gentle", "Electric", "Hollow",  "Iron",
-    "Midnight", "Restless", "Scarlet", "Wild",    "Bitter", "Pale",     "Quiet",   "Sunken"};
+    "Silent",   "Golden",   "Broken",    "Crimson", "Hidden",  "Last",     "Distant", "Frozen",
+    "Burning",  "Secret",   "Lonely",    "Savage",  "Gentle",  "Electric", "Hollow",  "Iron",
+    "Midnight", "Restless", "Scarlet",   "Wild",    "Bitter",  "Pale",     "Quiet",   "Sunken",
+    "Ancient",  "Amber",    "Blind",     "Brave",   "Bright",  "Copper",   "Crooked", "Crystal",
+    "Dark",     "Drifting", "Eastern",   "Empty",   "Endless", "Faded",    "Fallen",  "Final",
+    "First",    "Flying",   "Forgotten", "Glass",   "Grand",   "Green",    "Heavy",   "Honest",
+    "Humble",   "Inner",    "Ivory",     "Jade",    "Little",  "Lost",     "Marble",  "Northern",
+    "Painted",  "Patient",  "Perfect",   "Rising",  "Rolling", "Royal",    "Rusty",   "Sacred"};
 static const char *const second_words[WORDS] = {
-    "Harbour", "Forest", "River",  "Empire",  "Garden", "Machine", "Mirror",  "Road",
-    "Storm",   "Tower",  "Island", "Circus",  "Letter", "Shadow",  "Kingdom", "Orchard",
-    "Signal",  "Voyage", "Winter", "Lantern", "Bridge", "Canyon",  "Witness", "Summer"};
+    "Harbour",  "Forest",  "River",     "Empire",   "Garden",   "Machine",  "Mirror",    "Road",
+    "Storm",    "Tower",   "Island",    "Circus",   "Letter",   "Shadow",   "Kingdom",   "Orchard",
+    "Signal",   "Voyage",  "Winter",    "Lantern",  "Bridge",   "Canyon",   "Witness",   "Summer",
+    "Anchor",   "Archive", "Arrow",     "Ballad",   "Beacon",   "Border",   "Butterfly", "Cabin",
+    "Candle",   "Castle",  "Cathedral", "Century",  "Champion", "Compass",  "Corner",    "Crown",
+    "Dancer",   "Desert",  "Diary",     "Dream",    "Engine",   "Falcon",   "Feather",   "Fortune",
+    "Frontier", "Gallery", "Ghost",     "Guardian", "Heart",    "Horizon",  "Hunter",    "Journey",
+    "Ladder",   "Legend",  "Market",    "Meadow",   "Monument", "Mountain", "Ocean",     "Palace"};
 
 typedef struct item {
     char title[64], categories[96];
@@ -35,18 +45,16 @@ typedef struct world {
     dr_rng rng;
 } world;
 
-static void write_item(world *w, int32_t i, int32_t pair, int part, int year, uint32_t genres,
-                       int32_t series) {
+static void write_item(world *w, int32_t i, int32_t pair, int part, uint32_t genres, int32_t series) {
     item *it = &w->items[i];
     it->genres = genres;
     it->series = series;
     it->popularity = 1.0f / (0.08f + dr_rng_float(&w->rng));
     if (part > 1)
-        snprintf(it->title, sizeof it->title, "%s %s %d (%d)", first_words[pair / WORDS],
-                 second_words[pair % WORDS], part, year);
+        snprintf(it->title, sizeof it->title, "%s %s %d", first_words[pair / WORDS],
+                 second_words[pair % WORDS], part);
     else
-        snprintf(it->title, sizeof it->title, "%s %s (%d)", first_words[pair / WORDS],
-                 second_words[pair % WORDS], year);
+        snprintf(it->title, sizeof it->title, "%s %s", first_words[pair / WORDS], second_words[pair % WORDS]);
     it->categories[0] = '\0';
     for (int g = 0; g < GENRES; g++)
         if (genres >> g & 1) {
@@ -65,10 +73,8 @@ static void make_items(world *w) {
         uint32_t genres = 0, count = 1 + dr_rng_below(&w->rng, 3);
         for (uint32_t g = 0; g < count; g++) genres |= 1u << dr_rng_below(&w->rng, GENRES);
         int parts = 1 + (dr_rng_float(&w->rng) < 0.3f) + (dr_rng_float(&w->rng) < 0.1f);
-        int year = 1960 + (int)dr_rng_below(&w->rng, 55);
         int32_t series = i, pair = pairs[next++];
-        for (int part = 1; part <= parts && i <= w->n; part++)
-            write_item(w, i++, pair, part, year + 3 * (part - 1), genres, series);
+        for (int part = 1; part <= parts && i <= w->n; part++) write_item(w, i++, pair, part, genres, series);
     }
     for (int32_t i = 1; i <= w->n; i++)
         for (int k = 0; k < NEIGHBOURS; k++)

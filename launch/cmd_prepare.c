@@ -19,8 +19,8 @@ static const dr_setting options[] = {
     DR_BOOL("keep-repeats", "false", "keeps interactions of a user with the same item again"),
     DR_INT("bad-row-limit", "-1", -1, 1e15, "rows",
            "refuses a source with more bad rows; -1: one in a hundred"),
-    DR_INT("users", "600", 10, 100000000, "", "synthetic: users"),
-    DR_INT("catalogue", "400", 50, 576, "items", "synthetic: items"),
+    DR_INT("users", "1000", 10, 100000000, "", "synthetic: users"),
+    DR_INT("catalogue", "400", 50, 4096, "items", "synthetic: items"),
     DR_FLOAT("length", "26", 5, 1000, "items", "synthetic: mean length of a sequence"),
     DR_INT("seed", "1", 0, 9e15, "", "synthetic: seed"),
 };

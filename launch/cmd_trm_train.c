@@ -18,6 +18,10 @@ static const dr_setting options[] = {
     DR_FLOAT("text-dropout", "0.5", 0, 1, "", "share of samples without a preference text"),
     DR_FLOAT("word-dropout", "0.3", 0, 1, "", "dropout of each category in a preference text"),
     DR_FLOAT("title-words", "0.25", 0, 1, "", "share of preference texts with words of the title"),
+    DR_FLOAT("text-noise", "0", 0, 1, "",
+             "share of preference texts that describe an item of the history in the target's place"),
+    DR_INT("leave-last", "1", 0, 1000, "targets",
+           "last training targets of each user that are left to the policy's training"),
     DR_INT("hidden", "128", 8, 256, "", "width"),
     DR_INT("experts", "8", 1, 64, "", "experts of the text adaptor"),
     DR_INT("text-dim", "1024", 8, 65536, "", "width of text vectors"),
@@ -54,6 +58,8 @@ static dr_trm_train_options read_options(const dr_config *o) {
     t.text_dropout = (float)dr_config_float(o, "text-dropout");
     t.word_dropout = (float)dr_config_float(o, "word-dropout");
     t.title_words = (float)dr_config_float(o, "title-words");
+    t.text_noise = (float)dr_config_float(o, "text-noise");
+    t.leave_last = (int32_t)dr_config_int(o, "leave-last");
     t.seed = (uint64_t)dr_config_int(o, "seed");
     t.config.dropout = (float)dr_config_float(o, "dropout");
     t.config.hidden = (int32_t)dr_config_int(o, "hidden");

@@ -24,6 +24,7 @@ dr_trm_train_options dr_trm_train_defaults(void) {
                                              .layernorm_eps = 1e-12f,
                                              .temperature = 0.07f,
                                              .text_encoder = "hashed-ngram"},
+                                  .leave_last = 1,
                                   .max_epochs = 30,
                                   .batch = 512,
                                   .patience = 4,
@@ -281,17 +282,21 @@ typedef struct train_sample {
     int32_t user, position; // target is sequence[offset[user] + position]
 } train_sample;
 
-static dr_status list_samples(const dr_dataset *d, train_sample **out, int64_t *out_n) {
+// Every position but the first of the training part, without its last `leave_last` ones.
+static dr_status list_samples(const dr_dataset *d, int32_t leave_last, train_sample **out, int64_t *out_n) {
     int64_t n = 0, at = 0;
     for (int32_t u = 0; u < d->n_users; u++) {
-        int64_t length = d->offsets[u + 1] - d->offsets[u] - 2;
+        int64_t length = d->offsets[u + 1] - d->offsets[u] - 2 - leave_last;
         if (length > 1) n += length - 1;
     }
-    DR_CHECK(n > 0, DR_ERR_ARGUMENT, "retrieval training: no user has two items before the held-out ones");
+    DR_CHECK(
+        n > 0, DR_ERR_ARGUMENT,
+        "retrieval training: no user has two items before the held-out ones and the %d left to the policy",
+        leave_last);
     train_sample *samples = NULL;
     DR_TRY(dr_alloc(&samples, "training samples", n, sizeof *samples));
     for (int32_t u = 0; u < d->n_users; u++)
-        for (int64_t p = 1; p < d->offsets[u + 1] - d->offsets[u] - 2; p++)
+        for (int64_t p = 1; p < d->offsets[u + 1] - d->offsets[u] - 2 - leave_last; p++)
             samples[at++] = (train_sample){u, (int32_t)p};
     *out = samples;
     *out_n = n;
@@ -332,6 +337,13 @@ static dr_status write_preference(const dr_dataset *d, int32_t item, const dr_tr
     return DR_OK;
 }
 
+// One of n positions, each with 0.85 of the weight of the next later one.
+static int32_t draw_recent(dr_rng *rng, int32_t n) {
+    int32_t position = n - 1;
+    while (position > 0 && dr_rng_float(rng) < 0.85f) position--;
+    return position;
+}
+
 typedef struct batch_input {
     dr_trm_query *queries;
     int32_t *targets;
@@ -346,7 +358,10 @@ static dr_status make_batch(const dr_trm *trm, const dr_dataset *d, const train_
         in->queries[q] = (dr_trm_query){.history = sequence, .n_history = samples[q].position};
         in->targets[q] = sequence[samples[q].position];
         if (!trm->encoder || dr_rng_float(rng) < o->text_dropout) continue;
-        DR_TRY(write_preference(d, in->targets[q], o, rng, text));
+        int32_t described = in->targets[q];
+        if (o->text_noise > 0 && dr_rng_float(rng) < o->text_noise)
+            described = sequence[draw_recent(rng, samples[q].position)];
+        DR_TRY(write_preference(d, described, o, rng, text));
         const char *one = text->data;
         DR_TRY(trm->encoder->ops->encode(trm->encoder, &one, 1, in->texts + q * X));
         in->queries[q].text = in->texts + q * X;
@@ -452,7 +467,7 @@ static dr_status train_all(training *w, dr_trm *trm, const dr_dataset *d, const 
 static dr_status training_init(training *w, dr_trm *trm, const dr_dataset *d, const dr_trm_train_options *o) {
     int64_t n = trm->n_params;
     DR_TRY(trainer_init(trm, o->batch, &w->t));
-    DR_TRY(list_samples(d, &w->samples, &w->n_samples));
+    DR_TRY(list_samples(d, o->leave_last, &w->samples, &w->n_samples));
     DR_TRY(dr_alloc(&w->in.queries, "batch requests", o->batch, sizeof *w->in.queries));
     DR_TRY(dr_alloc(&w->in.targets, "batch targets", o->batch, sizeof *w->in.targets));
     DR_TRY(dr_alloc(&w->in.texts, "batch texts", (int64_t)o->batch * trm->config.text_dim, sizeof(float)));

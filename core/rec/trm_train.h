@@ -14,10 +14,14 @@ typedef struct dr_trm_train_options {
     dr_trm_config config; // n_items is taken from the data set
     int32_t max_epochs, batch, patience;
     int64_t samples_per_epoch; // at most; 0: every position
+    // Last training targets of each user that are not learned from. The policy's RL targets stand there: were
+    // they known to the retrieval model, its lists would be far better in training than in use.
+    int32_t leave_last;
     float learning_rate, weight_decay;
     float text_dropout; // share of samples without a preference text
     float word_dropout; // of each category name
     float title_words;  // share of texts that also carry words of the target's title
+    float text_noise;   // share of texts that describe an item of the history instead: guesses can be wrong
     uint64_t seed;
     // After each epoch: mean loss, validation Recall@10 and NDCG@10 (no text), seconds. NULL: silent.
     void (*on_epoch)(void *context, int32_t epoch, double loss, double recall, double ndcg, double seconds,
