@@ -17,7 +17,8 @@ static const dr_setting options[] = {
     DR_INT("warmup", "20", 0, 1000000, "updates", "updates until the peak"),
     DR_FLOAT("weight-decay", "0", 0, 10, "", "decoupled weight decay"),
     DR_FLOAT("context-weight", "0", 0, 1, "",
-             "weight of prompt and list tokens in the loss: fresh models copy sooner"),
+             "weight of prompt and list tokens in the loss, going down to 0 over the run: fresh models learn "
+             "to copy sooner"),
     DR_INT("seed", "1", 0, 9e15, "", "of the teacher and the order of users"),
 };
 

@@ -43,6 +43,8 @@ static inline dr_status tiny_policy(dr_backend *backend, const dr_tokenizer *tok
         float *w = dr_lm_params(*out) + tensors[i].offset;
         bool head = strcmp(tensors[i].name, "lm_head.weight") == 0;
         bool embed = strcmp(tensors[i].name, "model.embed_tokens.weight") == 0;
+        if (!head && !embed && tensors[i].rows > 1) // layers that add little to what the head leans towards
+            for (int64_t j = 0; j < tensors[i].rows * tensors[i].cols; j++) w[j] *= 0.25f;
         for (int64_t r = 0; r < tensors[i].rows && (head || embed); r++)
             for (int64_t c = 0; c < tensors[i].cols; c++)
                 w[r * tensors[i].cols + c] =

@@ -71,7 +71,8 @@ static dr_status write_tensors(dr_h5 *file, dr_lm *lm, dr_optimizer *optimizer, 
     DR_TRY(dr_h5_set_string(file, "/", "format", "deeprec-checkpoint"));
     DR_TRY(dr_h5_set_i64(file, "/", "part", part));
     DR_TRY(dr_h5_set_i64(file, "/", "n_parts", n_parts));
-    return dr_h5_set_i64(file, "/", "updates", dr_optimizer_updates(optimizer));
+    DR_TRY(dr_h5_set_i64(file, "/", "updates", dr_optimizer_updates(optimizer)));
+    return dr_h5_set_i64(file, "/", "updates_since_restart", dr_optimizer_age(optimizer));
 }
 
 dr_status dr_checkpoint_write_part(dr_lm *lm, dr_optimizer *optimizer, const char *dir, int32_t part,
@@ -308,9 +309,10 @@ dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep) {
 }
 
 static dr_status load_file(dr_h5 *file, const dr_lm_tensor *tensors, int32_t n, float *const targets[3],
-                           uint8_t *seen, int64_t *out_updates) {
+                           uint8_t *seen, int64_t *out_updates, int64_t *out_age) {
     char name[160];
     DR_TRY(dr_h5_get_i64(file, "/", "updates", out_updates));
+    DR_TRY(dr_h5_get_i64(file, "/", "updates_since_restart", out_age));
     for (int32_t i = 0; i < n; i++) {
         tensor_path(groups[0], tensors[i].name, name);
         if (!dr_h5_has(file, name)) continue;
@@ -339,13 +341,13 @@ dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir
                                optimizer ? dr_optimizer_second(optimizer) : NULL};
     DR_TRY(dr_checkpoint_verify(dir, &info));
     dr_status status = dr_alloc(&seen, "loaded tensors", n, 1);
-    int64_t updates = 0;
+    int64_t updates = 0, age = 0;
     for (int32_t i = 0; i < info.n_files && status == DR_OK; i++) {
         char *path = NULL;
         dr_h5 *file = NULL;
         status = dr_path_join(&path, dir, info.files[i].name);
         if (status == DR_OK) status = dr_h5_open(path, &file);
-        if (status == DR_OK) status = load_file(file, tensors, n, targets, seen, &updates);
+        if (status == DR_OK) status = load_file(file, tensors, n, targets, seen, &updates, &age);
         dr_h5_close(file);
         dr_free(path);
     }
@@ -354,6 +356,6 @@ dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir
     dr_free(seen);
     dr_checkpoint_info_reset(&info);
     DR_TRY(status);
-    if (optimizer) dr_optimizer_set_updates(optimizer, updates);
+    if (optimizer) dr_optimizer_set_updates(optimizer, updates, age);
     return dr_lm_weights_changed(lm);
 }

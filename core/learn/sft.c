@@ -129,8 +129,8 @@ static dr_status read_own(sft *s, const char *path) {
     return DR_OK;
 }
 
-// Trajectories of one update into s->learn, each sampled token weighing the same.
-static dr_status fill_batch(sft *s, dr_learn_stats *stats) {
+// Trajectories of one update into s->learn, each sampled token weighing the same; then the gradient.
+static dr_status fill_batch(sft *s, float context_weight, dr_learn_stats *stats) {
     int32_t n = 0;
     int64_t tokens = 0, sampled = 0;
     batch_clear(&s->current);
@@ -162,7 +162,7 @@ static dr_status fill_batch(sft *s, dr_learn_stats *stats) {
     return dr_learner_accumulate(s->learner, s->learn, n,
                                  &(dr_loss_settings){.kind = DR_LOSS_SUPERVISED,
                                                      .temperature = 1.0f,
-                                                     .context_weight = s->options->context_weight},
+                                                     .context_weight = context_weight},
                                  s->gradient, stats);
 }
 
@@ -174,7 +174,7 @@ static dr_status run_steps(sft *s) {
         double start = dr_clock_seconds(), norm = 0;
         dr_learn_stats stats = {0};
         memset(s->gradient, 0, (size_t)n_params * sizeof(float));
-        DR_TRY(fill_batch(s, &stats));
+        DR_TRY(fill_batch(s, o->context_weight * (1.0f - (float)step / (float)o->steps), &stats));
         DR_TRY(dr_optimizer_step(s->optimizer, s->gradient, dr_schedule_rate(&schedule, step), &norm));
         if (o->on_step)
             o->on_step(o->context, step + 1, stats.loss, stats.tokens > 0 ? stats.entropy / stats.tokens : 0,

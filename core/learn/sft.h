@@ -18,8 +18,9 @@ typedef struct dr_sft_options {
     float learning_rate;
     int64_t warmup_steps;
     float weight_decay, clip_norm;
-    float context_weight; // of prompt and list tokens in the loss: a fresh model learns to copy sooner; 0:
-                          // policy tokens only
+    // Of prompt and list tokens in the loss at the start, going down to 0 over the run: they teach a fresh
+    // model what to copy, later they are only noise. 0: policy tokens only.
+    float context_weight;
     uint64_t seed;
     dr_teacher_settings teacher;
     const char *trajectories; // JSON lines {"user": id, "completion": text}; NULL: the teacher writes

@@ -112,6 +112,10 @@ dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t
     dr_status status;
     DR_TRY(lm_lay_out(backend, config, &lm));
     DR_TRY_GOTO(status, lm_allocate(lm), destroy_lm);
+    // Normal with 0.02 at width 1024 and the same size of sums at any other; the residual stream's writers
+    // smaller by the root of their number (Radford et al., "Language Models are Unsupervised Multitask
+    // Learners", §2.3).
+    float std = 0.02f * sqrtf(1024.0f / (float)config->hidden);
     float output_scale = 1.0f / sqrtf(2.0f * (float)config->n_layers);
     for (int32_t i = 0; i < lm->n_tensors; i++) {
         const dr_lm_tensor *t = &lm->tensors[i];
@@ -123,7 +127,7 @@ dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t
             bool is_output = strstr(t->name, "o_proj") || strstr(t->name, "down_proj");
             dr_rng rng = dr_rng_make(seed, 1000 + (uint64_t)i);
             for (int64_t j = 0; j < n; j++)
-                values[j] = 0.02f * (float)dr_rng_normal(&rng) * (is_output ? output_scale : 1.0f);
+                values[j] = std * (float)dr_rng_normal(&rng) * (is_output ? output_scale : 1.0f);
         }
     }
     DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);

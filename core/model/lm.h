@@ -36,8 +36,8 @@ typedef struct dr_lm dr_lm;
 // Vocabulary given.
 dr_status dr_lm_preset(const char *name, int32_t vocab, dr_lm_config *out_config);
 
-// Fresh weights: normal(0, 0.02), output projections scaled by 1/sqrt(2 n_layers); seeded. backend is
-// borrowed.
+// Fresh weights: normal(0, 0.02 sqrt(1024 / hidden)), output projections scaled by 1/sqrt(2 n_layers);
+// seeded. backend is borrowed.
 dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t seed, dr_lm **out_lm);
 void dr_lm_destroy(dr_lm *lm);
 

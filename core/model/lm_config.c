@@ -14,7 +14,7 @@ dr_status dr_lm_preset(const char *name, int32_t vocab, dr_lm_config *out_config
         const char *name;
         int32_t n_layers, hidden, n_heads, n_kv_heads, head_size, intermediate;
     } presets[] = {
-        {"tiny", 2, 64, 4, 2, 16, 128}, {"small", 6, 256, 4, 2, 64, 800}, {"base", 8, 384, 6, 2, 64, 1024}};
+        {"tiny", 2, 64, 4, 2, 16, 128}, {"small", 4, 256, 4, 2, 64, 1344}, {"base", 8, 384, 6, 2, 64, 1024}};
     for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
         if (strcmp(presets[i].name, name) != 0) continue;
         dr_lm_config config = {.architecture = "Qwen2ForCausalLM",

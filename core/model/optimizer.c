@@ -2,6 +2,7 @@
 #include "core/model/optimizer.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "core/base/alloc.h"
 
@@ -9,7 +10,7 @@ struct dr_optimizer {
     dr_lm *lm;
     dr_optimizer_settings settings;
     float *m, *v;
-    int64_t updates;
+    int64_t updates, age; // in all; since the moments were zero
 };
 
 float dr_schedule_rate(const dr_schedule *s, int64_t t) {
@@ -57,9 +58,10 @@ dr_status dr_optimizer_step(dr_optimizer *o, const float *gradient, float learni
                                   .beta2 = o->settings.beta2,
                                   .epsilon = o->settings.epsilon,
                                   .weight_decay = o->settings.weight_decay,
-                                  .t = o->updates + 1};
+                                  .t = o->age + 1};
     b->ops->adamw(b, dr_lm_params(o->lm), gradient, o->m, o->v, n, scale, &settings);
     o->updates++;
+    o->age++;
     DR_TRY(dr_lm_weights_changed(o->lm));
     *out_norm = norm;
     return DR_OK;
@@ -77,6 +79,18 @@ int64_t dr_optimizer_updates(const dr_optimizer *optimizer) {
     return optimizer->updates;
 }
 
-void dr_optimizer_set_updates(dr_optimizer *optimizer, int64_t updates) {
+int64_t dr_optimizer_age(const dr_optimizer *optimizer) {
+    return optimizer->age;
+}
+
+void dr_optimizer_set_updates(dr_optimizer *optimizer, int64_t updates, int64_t age) {
     optimizer->updates = updates;
+    optimizer->age = age;
+}
+
+void dr_optimizer_restart(dr_optimizer *o) {
+    size_t bytes = (size_t)dr_lm_n_params(o->lm) * sizeof(float);
+    memset(o->m, 0, bytes);
+    memset(o->v, 0, bytes);
+    o->age = 0;
 }

@@ -38,11 +38,16 @@ void dr_optimizer_destroy(dr_optimizer *optimizer);
 dr_status dr_optimizer_step(dr_optimizer *optimizer, const float *gradient, float learning_rate,
                             double *out_norm);
 
-// State for checkpoints: first and second moments [n_params], and the number of updates done.
+// Zero moments, as at the start: what was learned of the gradients' sizes belongs to another objective.
+void dr_optimizer_restart(dr_optimizer *optimizer);
+
+// State for checkpoints: first and second moments [n_params], the number of updates done, and how many of
+// them the moments have seen.
 float *dr_optimizer_first(dr_optimizer *optimizer);
 float *dr_optimizer_second(dr_optimizer *optimizer);
 int64_t dr_optimizer_updates(const dr_optimizer *optimizer);
-void dr_optimizer_set_updates(dr_optimizer *optimizer, int64_t updates);
+int64_t dr_optimizer_age(const dr_optimizer *optimizer);
+void dr_optimizer_set_updates(dr_optimizer *optimizer, int64_t updates, int64_t age);
 
 #ifdef __cplusplus
 }
