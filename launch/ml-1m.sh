@@ -17,10 +17,10 @@ DATASET=$RUN/data.h5
 CONFIG=launch/ml-1m.yaml
 RANKS=4
 PRECISION=(--precision "$(pipeline_precision)")
-SHAPE=(--max-retrievals 3 --max-turn-tokens 140 --max-total-tokens 900)
-TRM_FLAGS=("${PRECISION[@]}" --epochs 6 --samples 300000 --patience 2)
+SHAPE=(--k-retrieve 15 --max-retrievals 3 --max-turn-tokens 160 --max-total-tokens 900)
+TRM_FLAGS=("${PRECISION[@]}" --epochs 5 --samples 300000 --patience 2 --text-noise 0.3)
 INIT_FLAGS=(--preset small --vocab 8192)
-SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 900 --rate 0.003 --warmup 20 --context-weight 0.5)
+SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 1800 --batch-tokens 4096 --rate 0.002 --warmup 40 --context-weight 0.5)
 TRAIN_FLAGS=(--set "model.precision=${PRECISION[1]}")
 EVAL_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --max-live 128)
 if [ -e "$data/sequences.txt" ]; then

@@ -12,6 +12,8 @@
                "trajectories of one prompt: the group whose mean reward is the baseline"),                   \
         DR_INT(stage ".updates", "2", 1, 64, "updates",                                                      \
                "optimizer updates made from one step's trajectories"),                                       \
+        DR_INT(stage ".pool", "0", 0, 1000000000, "users",                                                   \
+               "training samples of this stage at most, gone through again and again; 0: all that fit"),     \
         DR_INT(stage ".difficulty_from", "1", 1, 100000000, "rank",                                          \
                "keep a training sample when the retrieval model alone ranks its target from here"),          \
         DR_INT(stage ".difficulty_to", "100", 0, 100000000, "rank", "… to here; 0: no filter"),              \
@@ -70,8 +72,9 @@ const dr_setting dr_train_settings[] = {
     DR_FLOAT("learn.kl_weight", "0.001", 0, 100, "", "weight of that penalty"),
     DR_FLOAT("learn.rate", "1e-6", 0, 1, "", "learning rate"),
     DR_CHOICE("learn.schedule", "constant", "constant|linear|cosine",
-              "how the rate goes on after the warm-up"),
-    DR_INT("learn.warmup", "0", 0, 1000000, "updates", "updates until the rate is reached, linearly"),
+              "how the rate goes on after the warm-up, until the stage ends"),
+    DR_INT("learn.warmup", "0", 0, 1000000, "updates",
+           "updates of a stage until the rate is reached, linearly"),
     DR_FLOAT("learn.rate_end", "0", 0, 1, "", "share of the rate at the end of linear and cosine"),
     DR_FLOAT("learn.beta1", "0.9", 0, 0.999999, "", "AdamW: decay of the first moment"),
     DR_FLOAT("learn.beta2", "0.95", 0, 0.999999, "", "AdamW: decay of the second moment"),

@@ -23,6 +23,7 @@ static void read_stage(const dr_config *c, const char *name, dr_stage_settings *
     STAGE_INT(prompts, "prompts");
     STAGE_INT(samples, "samples");
     STAGE_INT(updates, "updates");
+    STAGE_INT(pool, "pool");
     STAGE_INT(difficulty_from, "difficulty_from");
     STAGE_INT(difficulty_to, "difficulty_to");
 #undef STAGE_INT
@@ -68,13 +69,10 @@ void dr_wiring_settings(const dr_config *c, char hash[24], dr_run_settings *out)
                                           .clip_norm = (float)dr_config_float(c, "learn.gradient_clip")};
     read_stage(c, "stage1", &s.stages[0]);
     read_stage(c, "stage2", &s.stages[1]);
-    int64_t updates = 0;
-    for (int i = 0; i < DR_STAGES; i++) updates += (int64_t)s.stages[i].steps * s.stages[i].updates;
     s.schedule = (dr_schedule){.kind = (dr_schedule_kind)dr_config_choice(c, "learn.schedule"),
                                .peak = (float)dr_config_float(c, "learn.rate"),
                                .final_share = (float)dr_config_float(c, "learn.rate_end"),
-                               .warmup_steps = dr_config_int(c, "learn.warmup"),
-                               .total_steps = updates};
+                               .warmup_steps = dr_config_int(c, "learn.warmup")};
     *out = s;
 }
 

@@ -92,7 +92,9 @@ static dr_status deal_samples(coordinator *c) {
     int32_t *ranks = NULL, *order = NULL;
     double need[DR_STAGES], all = 0;
     for (int s = 0; s < DR_STAGES; s++) {
-        need[s] = (double)c->settings->stages[s].steps * c->settings->stages[s].prompts;
+        const dr_stage_settings *t = &c->settings->stages[s];
+        need[s] = (double)t->steps * t->prompts;
+        if (t->pool > 0 && need[s] > t->pool) need[s] = t->pool;
         all += need[s];
         DR_TRY(dr_alloc(&c->samples[s], "stage samples", d->n_users, sizeof(int32_t)));
     }
@@ -108,7 +110,7 @@ static dr_status deal_samples(coordinator *c) {
         bool fits[DR_STAGES];
         for (int s = 0; s < DR_STAGES; s++) {
             const dr_stage_settings *t = &c->settings->stages[s];
-            fits[s] = rank > 0 && need[s] > 0 &&
+            fits[s] = rank > 0 && need[s] > 0 && (t->pool == 0 || c->n_samples[s] < t->pool) &&
                       (t->difficulty_to == 0 || (rank >= t->difficulty_from && rank <= t->difficulty_to));
         }
         if (!fits[0] && !fits[1]) continue;
@@ -217,6 +219,16 @@ static dr_status send_credits(coordinator *c, const dr_credit *credits) {
     return DR_OK;
 }
 
+// Each stage is a run of its own, as in the original: its schedule begins anew, and so do the workers'
+// moments.
+static float rate_of(const coordinator *c, int32_t update) {
+    const dr_stage_settings *s = &c->settings->stages[c->stage];
+    dr_schedule schedule = c->settings->schedule;
+    schedule.total_steps = (int64_t)s->steps * s->updates;
+    int64_t in_stage = c->step - (c->stage ? c->settings->stages[0].steps : 0);
+    return dr_schedule_rate(&schedule, in_stage * s->updates + update);
+}
+
 static dr_status send_training(coordinator *c, const dr_credit *credits) {
     const dr_stage_settings *s = &c->settings->stages[c->stage];
     char reference[1024];
@@ -229,7 +241,7 @@ static dr_status send_training(coordinator *c, const dr_credit *credits) {
             uint32_t n = 0;
             for (int32_t i = 0; i < c->n_records; i++)
                 n += update_of(s, i) == u && (int)(credits[i].prompt % (uint32_t)c->layout.n_workers) == w;
-            DR_TRY(dr_put_f32(&c->box.out, dr_schedule_rate(&c->settings->schedule, c->updates + u)));
+            DR_TRY(dr_put_f32(&c->box.out, rate_of(c, u)));
             DR_TRY(dr_put_u32(&c->box.out, n));
             for (int32_t i = 0; i < c->n_records; i++) {
                 if (update_of(s, i) != u || (int)(credits[i].prompt % (uint32_t)c->layout.n_workers) != w)

@@ -187,6 +187,7 @@ static dr_status on_train(worker *w, dr_reader *reader) {
     dr_learn_stats stats = {0};
     double start = dr_clock_seconds(), norm = 0, rate = 0;
     dr_buf reference = {0};
+    if (w->step == (uint32_t)w->settings->stages[0].steps + 1) dr_optimizer_restart(w->optimizer);
     qsort(w->held, (size_t)w->n_held, sizeof *w->held, by_key);
     DR_TRY(dr_alloc(&items, "update items", w->n_held, sizeof *items));
     dr_status status = dr_get_text(reader, &reference);

@@ -23,6 +23,7 @@ enum { DR_STAGES = 2 };
 typedef struct dr_stage_settings {
     char name[16];
     int32_t steps, prompts, samples, updates;
+    int32_t pool; // training samples at most; 0: all that fit
     int32_t difficulty_from,
         difficulty_to; // rank of the target by the retrieval model alone; to 0: no filter
     dr_reward_settings reward;
@@ -40,7 +41,7 @@ typedef struct dr_run_settings {
     dr_advantage_kind advantage;
     dr_loss_mean loss_mean;
     dr_loss_settings loss;
-    dr_schedule schedule; // total_steps in updates of the whole run
+    dr_schedule schedule; // of each stage by itself; total_steps is filled in from the stage
     dr_optimizer_settings optimizer;
     int64_t pack_tokens;
     int32_t checkpoint_every, checkpoint_keep;

@@ -22,14 +22,13 @@ static const char *const phrases[] = {"Likes ",
                                       "Another side of it.\n",
                                       "Now something else.\n",
                                       "One more look.\n",
-                                      "The best of each list first.",
-                                      "First places first, list by list.",
-                                      "The first ones fit best.",
-                                      "In the order found.",
+                                      "The last list fits best.",
                                       "something alike",
+                                      "like ",
                                       NULL};
 static const char *const *const starts = phrases, *const *const bridges = phrases + 7,
-                                *const *const many = phrases + 10, *const *const one = phrases + 12;
+                                *const *const choice = phrases + 10, *const *const anything = phrases + 11,
+                                *const *const like = phrases + 12;
 
 const char *const *dr_teacher_phrases(void) {
     return phrases;
@@ -54,10 +53,13 @@ struct dr_teacher {
 
 dr_teacher_settings dr_teacher_defaults(void) {
     return (dr_teacher_settings){.retrievals = {0.25f, 0.45f, 0.30f},
+                                 .open = 0.15f,
+                                 .title = 0.2f,
+                                 .common = 0.2f,
                                  .second_category = 0.4f,
                                  .decade = 0.2f,
                                  .word = 0.15f,
-                                 .recency = 0.85f};
+                                 .recency = 0.96f};
 }
 
 dr_status dr_teacher_create(const dr_episode_rules *rules, dr_trm *trm, const dr_teacher_settings *settings,
@@ -180,8 +182,56 @@ static int32_t draw_item(const dr_teacher *t, const int32_t *history, int32_t n,
     return history[0];
 }
 
-// "Drama", "Drama, Comedy", "War 1990s", "Western river": out is NUL-terminated.
-static dr_status draw_preference(const dr_teacher *t, const int32_t *history, int32_t n, dr_rng *rng,
+// The two categories that weigh most in the history (recent ones more), and the latest item's first one.
+static int top_categories(const dr_teacher *t, const int32_t *history, int32_t n, word top[2], word *latest) {
+    word known[MOST_CATEGORIES], of_item[MOST_CATEGORIES];
+    double weight[MOST_CATEGORIES], recency = 1;
+    int n_known = 0;
+    *latest = (word){"", 0};
+    for (int32_t i = n - 1; i >= 0; i--, recency *= (double)t->settings.recency) {
+        int count = categories_of(t->rules.dataset, history[i], of_item, MOST_CATEGORIES);
+        if (count > 0 && latest->length == 0) *latest = of_item[0];
+        for (int k = 0; k < count; k++) {
+            int at = 0;
+            while (at < n_known && !same_word(known[at], of_item[k])) at++;
+            if (at == MOST_CATEGORIES) continue;
+            if (at == n_known) {
+                known[n_known] = of_item[k];
+                weight[n_known++] = 0;
+            }
+            weight[at] += recency;
+        }
+    }
+    int best = 0, second = -1;
+    for (int i = 1; i < n_known; i++)
+        if (weight[i] > weight[best]) best = i;
+    for (int i = 0; i < n_known; i++)
+        if (i != best && (second < 0 || weight[i] > weight[second])) second = i;
+    if (n_known > 0) top[0] = known[best];
+    if (n_known > 1) top[1] = known[second];
+    return n_known < 2 ? n_known : 2;
+}
+
+// "Drama, Comedy": the categories that weigh most in the history.
+static dr_status common_preference(const dr_teacher *t, const int32_t *history, int32_t n, dr_rng *rng,
+                                   dr_buf *out) {
+    word top[2], latest;
+    int count = top_categories(t, history, n, top, &latest);
+    bool second = count > 1 && dr_rng_float(rng) < t->settings.second_category;
+    if (count > 0) DR_TRY(dr_buf_append(out, top[0].text, top[0].length));
+    return second ? dr_buf_printf(out, ", %.*s", (int)top[1].length, top[1].text) : DR_OK;
+}
+
+// "like Silent Harbour": an item of the history.
+static dr_status title_preference(const dr_teacher *t, const int32_t *history, int32_t n, dr_rng *rng,
+                                  dr_buf *out) {
+    const char *title = t->rules.dataset->titles[draw_item(t, history, n, rng)];
+    word whole = {title, strlen(title)};
+    return usable(whole) ? dr_buf_printf(out, "%s%s", *like, title) : DR_OK;
+}
+
+// "Drama", "Drama, Comedy", "War 1990s", "Western river": one item of the history.
+static dr_status item_preference(const dr_teacher *t, const int32_t *history, int32_t n, dr_rng *rng,
                                  dr_buf *out) {
     const dr_dataset *d = t->rules.dataset;
     int32_t item = draw_item(t, history, n, rng);
@@ -191,7 +241,6 @@ static dr_status draw_preference(const dr_teacher *t, const int32_t *history, in
     bool decade = dr_rng_float(rng) < t->settings.decade && title_year(d->titles[item]) > 0;
     bool with_word = dr_rng_float(rng) < t->settings.word || count == 0;
     word extra = title_word(d, item, rng);
-    dr_buf_clear(out);
     if (count > 0) {
         uint32_t first = dr_rng_below(rng, (uint32_t)count);
         DR_TRY(dr_buf_append(out, categories[first].text, categories[first].length));
@@ -204,7 +253,21 @@ static dr_status draw_preference(const dr_teacher *t, const int32_t *history, in
         DR_TRY(dr_buf_printf(out, "%s%ds", out->length ? " " : "", title_year(d->titles[item]) / 10 * 10));
     if (with_word && extra.length > 0)
         DR_TRY(dr_buf_printf(out, "%s%.*s", out->length ? " " : "", (int)extra.length, extra.text));
-    return out->length > 0 ? DR_OK : dr_buf_text(out, phrases[14]);
+    return DR_OK;
+}
+
+// One of the kinds above, or an open one; out is NUL-terminated and never empty.
+static dr_status draw_preference(const dr_teacher *t, const int32_t *history, int32_t n, dr_rng *rng,
+                                 dr_buf *out) {
+    float kind = dr_rng_float(rng);
+    dr_buf_clear(out);
+    if ((kind -= t->settings.open) < 0) return dr_buf_text(out, *anything);
+    if ((kind -= t->settings.title) < 0)
+        DR_TRY(title_preference(t, history, n, rng, out));
+    else if ((kind -= t->settings.common) < 0)
+        DR_TRY(common_preference(t, history, n, rng, out));
+    if (out->length == 0) DR_TRY(item_preference(t, history, n, rng, out));
+    return out->length > 0 ? DR_OK : dr_buf_text(out, *anything);
 }
 
 // The m preferences of a trajectory, different from each other where the history allows it.
@@ -242,36 +305,6 @@ static dr_status draw_plan(const dr_teacher *t, const int32_t *history, int32_t 
 
 static dr_status put_word(dr_rendering *r, word w) {
     return dr_rendering_foreign_bytes(r, w.text, w.length);
-}
-
-// The two categories that weigh most in the history (recent ones more), and the latest item's first one.
-static int top_categories(const dr_teacher *t, const int32_t *history, int32_t n, word top[2], word *latest) {
-    word known[MOST_CATEGORIES], of_item[MOST_CATEGORIES];
-    double weight[MOST_CATEGORIES], recency = 1;
-    int n_known = 0;
-    *latest = (word){"", 0};
-    for (int32_t i = n - 1; i >= 0; i--, recency *= (double)t->settings.recency) {
-        int count = categories_of(t->rules.dataset, history[i], of_item, MOST_CATEGORIES);
-        if (count > 0 && latest->length == 0) *latest = of_item[0];
-        for (int k = 0; k < count; k++) {
-            int at = 0;
-            while (at < n_known && !same_word(known[at], of_item[k])) at++;
-            if (at == MOST_CATEGORIES) continue;
-            if (at == n_known) {
-                known[n_known] = of_item[k];
-                weight[n_known++] = 0;
-            }
-            weight[at] += recency;
-        }
-    }
-    int best = 0, second = -1;
-    for (int i = 1; i < n_known; i++)
-        if (weight[i] > weight[best]) best = i;
-    for (int i = 0; i < n_known; i++)
-        if (i != best && (second < 0 || weight[i] > weight[second])) second = i;
-    if (n_known > 0) top[0] = known[best];
-    if (n_known > 1) top[1] = known[second];
-    return n_known < 2 ? n_known : 2;
 }
 
 static dr_status put_opening(dr_teacher *t, const int32_t *history, int32_t n, dr_rng *rng) {
@@ -314,24 +347,24 @@ static void add_answer(dr_teacher *t, int32_t item, int32_t *n) {
     t->answer[(*n)++] = item;
 }
 
-// One of the lists, chosen blindly, in its order; where it is shorter than the answer the other lists, the
+// The last list in its order; where it is shorter than the answer the other lists, the
 // history's latest items, and the catalogue's first ones fill up.
-static dr_status choose_list(dr_teacher *t, int m, const int32_t *history, int32_t n_history, dr_rng *rng) {
+static dr_status take_list(dr_teacher *t, int m, const int32_t *history, int32_t n_history) {
     int32_t k = t->rules.protocol.k, per_list = t->rules.protocol.k_retrieve, n = 0;
-    int chosen = (int)dr_rng_below(rng, (uint32_t)m);
-    for (int list = 0; list < m; list++)
+    for (int list = m - 1; list >= 0; list--)
         for (int32_t place = 0; place < per_list; place++)
-            add_answer(t, t->hits[(int64_t)((chosen + list) % m) * per_list + place].item, &n);
+            add_answer(t, t->hits[(int64_t)list * per_list + place].item, &n);
     for (int32_t i = n_history - 1; i >= 0; i--) add_answer(t, history[i], &n);
     for (int32_t item = 1; item <= t->rules.dataset->n_items && n < k; item++) add_answer(t, item, &n);
     DR_CHECK(n == k, DR_ERR_RANGE, "teacher: an answer of %d items from a data set that has %d", k, n);
     return DR_OK;
 }
 
-static dr_status put_ranking(dr_teacher *t, int m, dr_rng *rng) {
-    uint32_t pick = dr_rng_below(rng, 2);
+// The preferences before the last are blind tries; a policy can learn to try better, and to stop at a good
+// one.
+static dr_status put_ranking(dr_teacher *t) {
     dr_rendering_clear(&t->turn);
-    DR_TRY(dr_rendering_own(&t->turn, m > 1 ? many[pick] : one[pick]));
+    DR_TRY(dr_rendering_own(&t->turn, *choice));
     DR_TRY(dr_rendering_own(&t->turn, "\n" DR_TAG_THINK_END "\n" DR_TAG_ANSWER "\n"));
     for (int32_t i = 0; i < t->rules.protocol.k; i++) {
         DR_TRY(dr_buf_printf(&t->turn.text, "%d. ", i + 1));
@@ -384,8 +417,8 @@ static dr_status write_episode(dr_teacher *t, const plan *p, const int32_t *hist
                                 t->encoder->dim, t->items, protocol->k_retrieve, &t->scratch));
     }
     if (t->episode.state != DR_EPISODE_RUNNING) return DR_OK;
-    DR_TRY(choose_list(t, p->m, all_history, n_all, rng));
-    DR_TRY(put_ranking(t, p->m, rng));
+    DR_TRY(take_list(t, p->m, all_history, n_all));
+    DR_TRY(put_ranking(t));
     return write_turn(t);
 }
 

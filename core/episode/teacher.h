@@ -20,11 +20,14 @@ enum { DR_TEACHER_MOST = 3 }; // retrievals of one trajectory
 
 typedef struct dr_teacher_settings {
     float retrievals[DR_TEACHER_MOST]; // relative frequency of 1, 2, 3 retrievals
-    float second_category;             // chance of a second category in a preference
-    float decade, word;                // chance of a decade, of a title word
-    float recency;                     // weight of a history item, relative to the next later one
+    // Shares of preferences that ask for something alike, that name an item of the history, and that name the
+    // history's strongest categories; the others describe one item of the history by its categories.
+    float open, title, common;
+    float second_category; // chance of a second category in a preference
+    float decade, word;    // chance of a decade, of a title word
+    float recency;         // weight of a history item, relative to the next later one
 } dr_teacher_settings;
-dr_teacher_settings dr_teacher_defaults(void); // 0.25 0.45 0.30, 0.4, 0.2, 0.15, 0.85
+dr_teacher_settings dr_teacher_defaults(void); // 0.25 0.45 0.30, 0.15, 0.2, 0.2, 0.4, 0.2, 0.15, 0.96
 
 // The teacher's fixed phrases, NULL-terminated: what a fresh tokenizer should know.
 const char *const *dr_teacher_phrases(void);
