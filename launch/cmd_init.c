@@ -41,7 +41,7 @@ const dr_command dr_command_init = {
     .help = "Learns a byte-level BPE vocabulary on the catalogue, the prompt template and the teacher's "
             "phrases (the "
             "protocol's tags become single special tokens) and writes a model of the preset's size with "
-            "random weights as a "
+            "random weights, into which a circuit is written that copies from the context, as a "
             "Hugging Face folder, which transformers opens as Qwen2.",
     .arguments = "",
     .options = options,

@@ -9,8 +9,6 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1        # contai
 export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1 # more ranks than cores, waiting politely
 export OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_oob_tcp_if_include=lo     # one machine: nothing leaves it
 
-export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=3000 # waiting threads leave the cores to others
-
 pipeline_started=$SECONDS
 
 pipeline_say() {

@@ -53,9 +53,9 @@ struct dr_teacher {
 
 dr_teacher_settings dr_teacher_defaults(void) {
     return (dr_teacher_settings){.retrievals = {0.25f, 0.45f, 0.30f},
-                                 .open = 0.15f,
-                                 .title = 0.2f,
-                                 .common = 0.2f,
+                                 .open = 0.05f,
+                                 .title = 0.08f,
+                                 .common = 0.25f,
                                  .second_category = 0.4f,
                                  .decade = 0.2f,
                                  .word = 0.15f,

@@ -76,6 +76,7 @@ dr_status dr_fresh_policy(const char *preset, const dr_dataset *dataset, const d
     DR_TRY_GOTO(status, dr_lm_preset(preset, (size + 63) / 64 * 64, &config), destroy_tokenizer);
     DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, 0, &backend), destroy_tokenizer);
     DR_TRY_GOTO(status, dr_lm_create(backend, &config, seed, &lm), destroy_backend);
+    DR_TRY_GOTO(status, dr_lm_start_copying(lm, seed), destroy_lm);
     int32_t eos = dr_tokenizer_special(tokenizer, "<|endoftext|>");
     dr_lm_set_special_ids(lm, -1, eos, eos);
     DR_TRY_GOTO(status, dr_tokenizer_save(tokenizer, dir), destroy_lm);

@@ -1,5 +1,5 @@
 // A fresh policy for a data set: a tokenizer learned on the catalogue, the templates and the teacher's
-// phrases, and a model of a preset's size with random weights.
+// phrases, and a model of a preset's size with random weights and a start in copying (lm.h).
 #ifndef DR_CORE_LEARN_FRESH_H
 #define DR_CORE_LEARN_FRESH_H
 

@@ -39,6 +39,10 @@ dr_status dr_lm_preset(const char *name, int32_t vocab, dr_lm_config *out_config
 // Fresh weights: normal(0, 0.02 sqrt(1024 / hidden)), output projections scaled by 1/sqrt(2 n_layers);
 // seeded. backend is borrowed.
 dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t seed, dr_lm **out_lm);
+// Writes a circuit that continues what stood in the context before into fresh weights (lm_copying.c): a small
+// model then learns to copy titles in a fraction of the updates. DR_ERR_UNSUPPORTED without two layers,
+// biases and a tied head.
+dr_status dr_lm_start_copying(dr_lm *lm, uint64_t seed);
 void dr_lm_destroy(dr_lm *lm);
 
 // Hugging Face folder (config.json, model.safetensors in F32/BF16/F16). Unknown architectures are refused by

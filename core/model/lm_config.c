@@ -27,7 +27,7 @@ dr_status dr_lm_preset(const char *name, int32_t vocab, dr_lm_config *out_config
                                .vocab = vocab,
                                .max_positions = 16384,
                                .rms_eps = 1e-6f,
-                               .rope_theta = 10000.0f,
+                               .rope_theta = 1000000.0f,
                                .tied_head = true,
                                .qkv_bias = true,
                                .bos_id = -1,
