@@ -24,7 +24,7 @@ cat > "$work/run.yaml" <<'Y'
 protocol: {k: 5, k_retrieve: 6, max_retrievals: 2, max_turn_tokens: 48, max_total_tokens: 384}
 learn: {rate: 1e-3, pack_tokens: 1024}
 stage1: {steps: 2, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
-stage2: {steps: 2, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
+stage2: {steps: 4, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
 checkpoint: {every: 1, keep: 3}
 Y
 train() { # FOLDER RANKS EXTRA...
@@ -47,17 +47,17 @@ same() { # FOLDER FOLDER WHAT
 }
 
 train "$work/a" 1
-[ "$(wc -l < "$work/a/metrics.jsonl")" = 4 ] || fail "four steps make four lines"
+[ "$(wc -l < "$work/a/metrics.jsonl")" = 6 ] || fail "six steps make six lines"
 [ -e "$work/a/policy_stage1/model.safetensors" ] || fail "no policy after stage 1"
 train "$work/b" 1
 same "$work/a" "$work/b" "the same run twice"
 
-# interrupted after two steps, then resumed
+# interrupted after three steps, then resumed
 code=0
-train "$work/c" 1 --set run.stop_after=2 || code=$?
+train "$work/c" 1 --set run.stop_after=3 || code=$?
 [ "$code" = 75 ] || fail "an interrupted run ends with $code, expected 75"
 train "$work/c" 1 --resume
-same "$work/a" "$work/c" "two steps and a resumed two"
+same "$work/a" "$work/c" "three steps and a resumed three"
 
 # a run folder is not started over by accident
 if train "$work/a" 1 2> "$work/refusal"; then fail "a finished run was started over"; fi
@@ -74,18 +74,18 @@ same "$work/r4" "$work/r4b" "4 ranks twice"
 
 # two workers' run: interrupted, resumed
 code=0
-train "$work/r4c" 4 --set run.stop_after=2 || code=$?
+train "$work/r4c" 4 --set run.stop_after=3 || code=$?
 [ "$code" != 0 ] || fail "an interrupted run on 4 ranks ends with 0"
 train "$work/r4c" 4 --resume
 same "$work/r4" "$work/r4c" "4 ranks, resumed"
 
 # a damaged newest checkpoint is named and the older one used; the result is the same
 rm -rf "$work/a/policy"
-printf 'x' | dd of="$work/a/checkpoints/step_000004/rank_0.h5" bs=1 seek=4000 conv=notrunc 2> /dev/null
+printf 'x' | dd of="$work/a/checkpoints/step_000006/rank_0.h5" bs=1 seek=4000 conv=notrunc 2> /dev/null
 train "$work/a" 1 --resume 2> "$work/damage"
-grep -q "step_000004" "$work/damage" || fail "the damaged checkpoint is not named"
+grep -q "step_000006" "$work/damage" || fail "the damaged checkpoint is not named"
 same "$work/a" "$work/b" "resumed from the older checkpoint"
-for step in 2 3 4; do
+for step in 4 5 6; do
     [ -e "$work/b/checkpoints/step_00000$step/rank_0.h5" ] || continue
     printf 'x' | dd of="$work/b/checkpoints/step_00000$step/rank_0.h5" bs=1 seek=4000 conv=notrunc 2> /dev/null
 done
@@ -96,10 +96,10 @@ grep -q "none of its" "$work/damage" || fail "the refusal does not say that no c
 code=0
 train "$work/e" 4 --set run.stop_after=3 || code=$?
 train "$work/e" 3 --resume
-[ "$(wc -l < "$work/e/metrics.jsonl")" = 4 ] || fail "resumed on other ranks: lines of metrics"
+[ "$(wc -l < "$work/e/metrics.jsonl")" = 6 ] || fail "resumed on other ranks: lines of metrics"
 
 # export opens, evaluation runs, unknown settings are named
-"$deeprec" export --checkpoint "$work/c/checkpoints/step_000004" --model "$work/warm" --out "$work/exported"
+"$deeprec" export --checkpoint "$work/c/checkpoints/step_000006" --model "$work/warm" --out "$work/exported"
 cmp -s "$work/exported/model.safetensors" "$work/c/policy/model.safetensors" || fail "the exported weights differ from the final ones"
 "$deeprec" eval --dataset "$work/data.h5" --trm "$work/trm" --model "$work/warm" --model "$work/c/policy" $shape --out "$work/eval.json" |
     grep -q "TRM alone" || fail "no table"
