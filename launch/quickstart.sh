@@ -18,10 +18,10 @@ CONFIG=launch/quickstart.yaml
 RANKS=4
 PRECISION=(--precision "$(pipeline_precision)")
 SHAPE=(--k-retrieve 12 --max-retrievals 3 --max-turn-tokens 110 --max-total-tokens 640)
-TRM_FLAGS=("${PRECISION[@]}" --epochs 8 --batch 128 --rate 0.002 --patience 3 --text-noise 0.3)
+TRM_FLAGS=("${PRECISION[@]}" --epochs 7 --batch 128 --rate 0.002 --patience 3 --text-noise 0.3 --max-history 12)
 INIT_FLAGS=(--preset small --vocab 4096)
-SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 700 --batch-tokens 2048 --rate 0.002 --warmup 40 --context-weight 0.5)
+SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 150 --batch-tokens 1024 --rate 0.002 --warmup 30 --context-weight 0.5)
 TRAIN_FLAGS=(--set "model.precision=${PRECISION[1]}")
 EVAL_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --max-live 96)
-pipeline_stage "Data (synthetic catalogue)" "$DATASET" "$DEEPREC" prepare synthetic --out "$DATASET"
+pipeline_stage "Data (synthetic catalogue)" "$DATASET" "$DEEPREC" prepare synthetic --users 800 --out "$DATASET"
 pipeline_run
