@@ -1,4 +1,5 @@
 // Any HDF5 file: its own description of itself (attributes), then what it holds.
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -8,6 +9,7 @@
 typedef struct listing {
     int64_t stored_bytes;
     int32_t n_datasets, n_groups;
+    bool has_trajectories;
 } listing;
 
 static dr_status print_object(void *context, const dr_h5_object *object) {
@@ -30,7 +32,9 @@ static dr_status print_object(void *context, const dr_h5_object *object) {
 }
 
 static dr_status print_attribute(void *context, const char *path, const char *name, const char *text) {
-    (void)context;
+    listing *l = context;
+    if (strcmp(path, "/") == 0 && strcmp(name, "format") == 0 && strstr(text, "deeprec-trajectories"))
+        l->has_trajectories = true;
     printf("%s%s = %s\n", strcmp(path, "/") == 0 ? "  " : "      ", name, text);
     return DR_OK;
 }
@@ -43,5 +47,5 @@ dr_status dr_inspect_hdf5(const char *path, int lists_all) {
     DR_TRY(dr_h5_describe(path, &visitor));
     printf("  %d data sets in %d groups, %lld bytes of data\n", l.n_datasets, l.n_groups,
            (long long)l.stored_bytes);
-    return DR_OK;
+    return l.has_trajectories ? dr_inspect_trajectories(path) : DR_OK;
 }

@@ -104,7 +104,7 @@ static void series_add(series *all, int *n_all, const char *name, double value) 
 }
 
 static dr_status add_line(const char *path, int64_t line, const char *text, size_t length, series *all,
-                          int *n_all) {
+                          int *n_all, json_t *metrics) {
     char where[600];
     snprintf(where, sizeof where, "%.500s, line %lld", path, (long long)line);
     json_t *root = NULL;
@@ -113,6 +113,7 @@ static dr_status add_line(const char *path, int64_t line, const char *text, size
     json_t *value;
     json_object_foreach(root, key, value) if (json_is_number(value))
         series_add(all, n_all, key, json_number_value(value));
+    if (dr_inspect_is_metrics(root)) json_array_append(metrics, root);
     json_decref(root);
     return DR_OK;
 }
@@ -122,13 +123,14 @@ dr_status dr_inspect_json_lines(const char *path) {
     series *all = NULL;
     int n_all = 0;
     int64_t n_lines = 0;
+    json_t *metrics = json_array();
     dr_status status = dr_file_read(path, 0, &text);
     if (status == DR_OK) status = dr_alloc(&all, "series", MAX_SERIES, sizeof *all);
     for (size_t at = 0; status == DR_OK && at < text.length;) {
         const char *end = memchr(text.data + at, '\n', text.length - at);
         size_t length = end ? (size_t)(end - (text.data + at)) : text.length - at;
         n_lines++;
-        if (length) status = add_line(path, n_lines, text.data + at, length, all, &n_all);
+        if (length) status = add_line(path, n_lines, text.data + at, length, all, &n_all, metrics);
         at += length + 1;
     }
     if (status == DR_OK) {
@@ -138,6 +140,8 @@ dr_status dr_inspect_json_lines(const char *path) {
     for (int i = 0; status == DR_OK && i < n_all; i++)
         printf("  %-28s %12.6g %12.6g %12.6g %12.6g\n", all[i].name, all[i].first, all[i].last, all[i].min,
                all[i].max);
+    if (status == DR_OK && json_array_size(metrics) > 0) dr_inspect_metrics(metrics);
+    json_decref(metrics);
     dr_free(all);
     dr_buf_reset(&text);
     return status;

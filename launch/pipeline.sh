@@ -48,6 +48,8 @@ pipeline_run() {
     pipeline_stage "Evaluation on the test users" "$RUN/eval.json" \
         "$DEEPREC" eval --dataset "$DATASET" --trm "$RUN/trm" "${models[@]}" --out "$RUN/eval.json" \
         "${EVAL_FLAGS[@]}" || return 1
+    pipeline_say "What the training did"
+    "$DEEPREC" inspect "$RUN/metrics.jsonl" || return 1
     pipeline_say "Done: $RUN"
 }
 

@@ -19,6 +19,13 @@ expect() { # expect CODE TEXT FILE...: exit code, and TEXT in the output
 printf '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5, "note": "x"}\n' >"$dir/metrics.jsonl"
 expect 0 'JSON lines, 2 lines' "$dir/metrics.jsonl"
 expect 0 'loss                                  2.5          1.5          1.5          2.5' "$dir/metrics.jsonl"
+mkdir "$dir/run"
+for step in 1 2 3 4 5; do
+    printf '{"step": %s, "stage": "%s", "reward": %s, "reward_parts": {}, "timing": {"rollout_s": 2}}\n' $step \
+        "$([ $step -lt 2 ] && echo stage1 || echo stage2)" $step.5
+done >"$dir/run/metrics.jsonl"
+expect 0 'stage2, quarter 4              5.5000' "$dir/run/metrics.jsonl"
+expect 0 'stage1                         1.5000' "$dir/run/metrics.jsonl"
 printf '{"step": 1}\n{"step": \n' >"$dir/bad.jsonl"
 expect 1 'bad.jsonl, line 2:' "$dir/bad.jsonl"
 "$deeprec" config --set learn.rate=0.5 >"$dir/config.yaml"
