@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on MovieLens-1M: launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER]. The folder holds movies.dat and either sequences.txt (one
-# line a user: user movie movie …) or the original ratings.dat. Needs about an hour on two cores.
+# line a user: user movie movie …) or the original ratings.dat, each as it is or as .xz. Takes under an hour on two cores.
 set -eu
 cd "$(dirname "$0")/.."
 data=${1:?usage: launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER]}
@@ -17,16 +17,30 @@ DATASET=$RUN/data.h5
 CONFIG=launch/ml-1m.yaml
 RANKS=4
 PRECISION=(--precision "$(pipeline_precision)")
-SHAPE=(--k-retrieve 15 --max-retrievals 3 --max-turn-tokens 160 --max-total-tokens 900)
-TRM_FLAGS=("${PRECISION[@]}" --epochs 5 --samples 300000 --patience 2 --text-noise 0.3)
-INIT_FLAGS=(--preset small --vocab 8192)
-SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 1800 --batch-tokens 4096 --rate 0.002 --warmup 40 --context-weight 0.5)
+SHAPE=(--k-retrieve 12 --max-retrievals 3 --max-turn-tokens 200 --max-total-tokens 1000)
+TRM_FLAGS=("${PRECISION[@]}" --epochs 4 --samples 250000 --patience 2 --text-noise 0.3 --text-dim 512)
+INIT_FLAGS=(--preset small --vocab 4096)
+SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 200 --batch-tokens 2048 --rate 0.002 --warmup 30 --context-weight 0.5)
 TRAIN_FLAGS=(--set "model.precision=${PRECISION[1]}")
 EVAL_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --max-live 128)
-if [ -e "$data/sequences.txt" ]; then
-    prepare=(prepare plain --interactions "$data/sequences.txt" --items "$data/movies.dat" --name ml-1m)
-else
-    prepare=(prepare ml-1m --input "$data")
+has() { [ -e "$data/$1" ] || [ -e "$data/$1.xz" ]; }
+unpacked() { # NAME: its path, out of the .xz where only that is there
+    if [ -e "$data/$1" ]; then
+        echo "$data/$1"
+    else
+        xz -dc "$data/$1.xz" > "$RUN/source/$1"
+        echo "$RUN/source/$1"
+    fi
+}
+if [ ! -e "$DATASET" ]; then
+    mkdir -p "$RUN/source"
+    movies=$(unpacked movies.dat)
+    if has sequences.txt; then
+        prepare=(prepare plain --interactions "$(unpacked sequences.txt)" --items "$movies" --name ml-1m)
+    else
+        prepare=(prepare ml-1m --interactions "$(unpacked ratings.dat)" --items "$movies")
+    fi
 fi
-pipeline_stage "Data" "$DATASET" "$DEEPREC" "${prepare[@]}" --k-core 5 --out "$DATASET"
+pipeline_stage "Data" "$DATASET" "$DEEPREC" "${prepare[@]:-}" --k-core 5 --out "$DATASET"
+rm -rf "$RUN/source"
 pipeline_run

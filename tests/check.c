@@ -1,10 +1,13 @@
 // Bodies of check.h. Every comparison prints what it saw before it fails.
 #include "tests/check.h"
 
+#include <ftw.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 void check_close(const char *name, const float *got, const float *want, int64_t n, double absolute,
                  double relative) {
@@ -49,13 +52,33 @@ void check_error(dr_status status, dr_status expected, const char *text) {
         fail_msg("error text \"%s\" lacks \"%s\"", dr_last_error(), text);
 }
 
+// One folder a program, removed when it ends by itself; forked children leave it alone.
+static char scratch_root[256];
+static pid_t scratch_owner;
+
+static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *walk) {
+    (void)status, (void)kind, (void)walk;
+    return remove(path);
+}
+
+static void remove_scratch(void) {
+    if (getpid() == scratch_owner) nftw(scratch_root, remove_entry, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+}
+
 const char *check_scratch_dir(void) {
-    static char slots[8][256];
+    static char slots[8][300];
     static int next;
-    char *slot = slots[next++ % 8];
-    const char *base = getenv("TMPDIR");
-    snprintf(slot, 256, "%s/deeprec-test-XXXXXX", base && base[0] ? base : "/tmp");
-    if (!mkdtemp(slot)) fail_msg("cannot make a scratch folder like %s", slot);
+    if (!scratch_owner) {
+        const char *base = getenv("TMPDIR");
+        snprintf(scratch_root, sizeof scratch_root, "%.200s/deeprec-test-XXXXXX",
+                 base && base[0] ? base : "/tmp");
+        if (!mkdtemp(scratch_root)) fail_msg("cannot make a scratch folder like %s", scratch_root);
+        scratch_owner = getpid();
+        atexit(remove_scratch);
+    }
+    char *slot = slots[next % 8];
+    snprintf(slot, sizeof slots[0], "%s/%d", scratch_root, next++);
+    if (mkdir(slot, 0700) != 0) fail_msg("cannot make the scratch folder %s", slot);
     return slot;
 }
 
