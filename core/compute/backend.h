@@ -10,6 +10,7 @@
 #ifndef DR_CORE_COMPUTE_BACKEND_H
 #define DR_CORE_COMPUTE_BACKEND_H
 
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -127,6 +128,11 @@ typedef struct dr_backend_ops {
                                   const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out);
 
+    // lse, entropy [T] of softmax(logits / temperature), logits [T, V]. head_forward goes through the same
+    // code, so logits[t][id] / temperature (as a product with 1/temperature) - lse[t] is its logprob, bit for
+    // bit: what the sampler records is what the learner computes. Row-exact.
+    void (*softmax_stats)(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
+                          float *lse, float *entropy);
     // Loss head without [T, V] logits in memory (vocabulary rows in blocks): for hidden h [T, D], head weight
     // w [V, D], targets [T]: logprob[t] = log softmax(h w / temperature)[target], entropy[t] of that softmax,
     // lse[t] (all [T]).
@@ -143,6 +149,12 @@ typedef struct dr_backend_ops {
     // Σ x² in double, in a fixed order (independent of the thread count).
     double (*sum_of_squares)(dr_backend *b, const float *x, int64_t n);
 } dr_backend_ops;
+
+// log softmax(logits / temperature)[id] from logits[id]. One fused operation, so that no compiler flag
+// changes its bits.
+static inline float dr_logprob_of(float logit, float temperature, float lse) {
+    return fmaf(logit, 1.0f / temperature, -lse);
+}
 
 struct dr_backend {
     const dr_backend_ops *ops;

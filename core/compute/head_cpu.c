@@ -41,20 +41,25 @@ static DR_HOT void row_gradient(float *z, int64_t V, float inv_temperature, floa
     z[target] += scale;
 }
 
+static void softmax_stats(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
+                          float *lse, float *entropy) {
+    float inv = 1.0f / temperature;
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > 1)
+    for (int64_t t = 0; t < T; t++) row_softmax(logits + t * V, V, inv, &lse[t], &entropy[t]);
+}
+
 static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
                               int64_t T, float temperature, float *logprob, float *entropy, float *lse) {
     int64_t V = w->n_out, D = w->n_in;
     dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
     DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
-    float *logits = scratch->data, inv = 1.0f / temperature;
+    float *logits = scratch->data;
     for (int64_t t0 = 0; t0 < T; t0 += HEAD_ROWS) {
         int64_t rows = T - t0 < HEAD_ROWS ? T - t0 : HEAD_ROWS;
         DR_TRY(b->ops->linear_forward(b, w, h + t0 * D, rows, NULL, logits));
-#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows > 1)
-        for (int64_t r = 0; r < rows; r++) {
-            row_softmax(logits + r * V, V, inv, &lse[t0 + r], &entropy[t0 + r]);
-            logprob[t0 + r] = logits[r * V + targets[t0 + r]] * inv - lse[t0 + r];
-        }
+        softmax_stats(b, logits, rows, V, temperature, lse + t0, entropy + t0);
+        for (int64_t r = 0; r < rows; r++)
+            logprob[t0 + r] = dr_logprob_of(logits[r * V + targets[t0 + r]], temperature, lse[t0 + r]);
     }
     return DR_OK;
 }
@@ -79,6 +84,7 @@ static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h
 }
 
 void dr_cpu_fill_head(dr_backend_ops *ops) {
+    ops->softmax_stats = softmax_stats;
     ops->head_forward = head_forward;
     ops->head_backward = head_backward;
 }

@@ -41,6 +41,8 @@ static dr_status create_buffers(dr_rollout *r) {
     DR_TRY(dr_alloc(&r->chunks, "chunks", 2 * n + 1, sizeof *r->chunks));
     DR_TRY(dr_alloc(&r->rows, "rows", n, sizeof *r->rows));
     DR_TRY(dr_alloc(&r->logits, "logits", n * r->vocab, sizeof *r->logits));
+    DR_TRY(dr_alloc(&r->lse, "log-sum-exp", n, sizeof *r->lse));
+    DR_TRY(dr_alloc(&r->entropy, "entropy", n, sizeof *r->entropy));
     DR_TRY(dr_alloc(&r->asking, "asking episodes", n, sizeof *r->asking));
     DR_TRY(dr_alloc(&r->texts, "preference texts", n, sizeof *r->texts));
     DR_TRY(dr_alloc(&r->embeddings, "preference embeddings", n * r->text_dim, sizeof *r->embeddings));
@@ -107,8 +109,9 @@ void dr_rollout_destroy(dr_rollout *r) {
         for (int32_t i = 0; i < r->parts.max_live; i++) dr_episode_reset(&r->slots[i].episode);
     for (int32_t i = 0; i < r->n_groups; i++) destroy_group(r->groups[i]);
     for (int32_t i = 0; i < r->n_finished; i++) dr_trajectory_reset(&r->finished[r->first_finished + i]);
-    void *blocks[] = {r->slots, r->live,       r->spare,   r->chunks, r->rows,  r->logits, r->asking,
-                      r->texts, r->embeddings, r->queries, r->hits,   r->items, r->groups, r->finished};
+    void *blocks[] = {r->lse,  r->entropy, r->slots,  r->live,    r->spare,      r->chunks,
+                      r->rows, r->logits,  r->asking, r->texts,   r->embeddings, r->queries,
+                      r->hits, r->items,   r->groups, r->finished};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dr_free(blocks[i]);
     dr_episode_scratch_reset(&r->scratch);
     dr_sampler_destroy(r->sampler);
@@ -295,13 +298,39 @@ static void sweep(dr_rollout *r) {
 
 // ---- one tick ----
 
+// Greedy rows are recorded at temperature 1.
+static float temperature_of(const rollout_live *live) {
+    return live->sampling.temperature == 0 ? 1.0f : live->sampling.temperature;
+}
+
+// The log-probability as the learner's loss head will compute it, so that their ratio starts at exactly 1;
+// that of the kept set is as much larger as the sampler says.
+static void record_logprob(const dr_rollout *r, int32_t row, dr_sampled *token) {
+    float temperature = temperature_of(r->rows[row]), kept = token->logprob_kept - token->logprob;
+    token->logprob = dr_logprob_of(r->logits[(int64_t)row * r->vocab + token->id], temperature, r->lse[row]);
+    token->logprob_kept = r->rows[row]->sampling.temperature == 0 ? 0.0f : fminf(token->logprob + kept, 0.0f);
+}
+
+// Rows of one temperature in a run share a pass.
+static void row_stats(dr_rollout *r) {
+    dr_backend *b = dr_lm_backend(r->parts.lm);
+    for (int32_t begin = 0, end; begin < r->n_rows; begin = end) {
+        float temperature = temperature_of(r->rows[begin]);
+        for (end = begin + 1; end < r->n_rows && temperature_of(r->rows[end]) == temperature;) end++;
+        b->ops->softmax_stats(b, r->logits + (int64_t)begin * r->vocab, end - begin, r->vocab, temperature,
+                              r->lse + begin, r->entropy + begin);
+    }
+}
+
 static dr_status sample_rows(dr_rollout *r) {
+    row_stats(r);
     for (int32_t i = 0; i < r->n_rows; i++) {
         rollout_live *live = r->rows[i];
         dr_draw_key key = dr_episode_draw_key(&live->episode);
         dr_sampled token;
         DR_TRY(dr_sampler_draw(r->sampler, r->logits + (int64_t)i * r->vocab, &live->sampling, dr_draw(&key),
                                &token));
+        record_logprob(r, i, &token);
         DR_TRY(dr_episode_token(&live->episode, &r->rules, &token));
         r->stats.sampled_tokens++;
     }

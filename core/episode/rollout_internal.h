@@ -55,6 +55,7 @@ struct dr_rollout {
     int32_t n_chunks, n_rows;
     int64_t reserved_pages; // that the chunks of this tick will take
     float *logits;          // [max_live, vocab]
+    float *lse, *entropy;   // [max_live] of the rows
     // retrieval of one tick
     rollout_live **asking; // [n_asking]
     const char **texts;    // [max_live]
