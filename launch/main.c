@@ -22,7 +22,11 @@ static const dr_command *const commands[] = {
 static void wait_politely(char **argv) {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
     if (setenv("OMP_WAIT_POLICY", "passive", 1) != 0 || setenv("GOMP_SPINCOUNT", "3000", 1) != 0) return;
-    execv("/proc/self/exe", argv); // comes back only where that is not possible: then it runs on, only slower
+    char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (length <= 0) return;
+    path[length] = '\0';
+    execv(path, argv); // comes back only where that is not possible: then it runs on, only slower
 }
 
 int main(int argc, char **argv) {
