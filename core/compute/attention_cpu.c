@@ -83,10 +83,13 @@ DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scal
             }                                                                                                \
             for (int r = 0; r < ROWS; r++) *(VECTOR *)(acc[r] + e) = sum[r];                                 \
         }                                                                                                    \
-        for (; e < d; e++)                                                                                   \
-            for (int32_t j = 0; j < count; j++)                                                              \
-                for (int r = 0; r < ROWS; r++)                                                               \
-                    acc[r][e] += scores[r * stride + j] * v_block[j * v_stride + e];                         \
+        for (; e < d; e++) /* fused by hand: left to the compiler, some of these were and some were not */   \
+            for (int r = 0; r < ROWS; r++) {                                                                 \
+                float sum = acc[r][e];                                                                       \
+                for (int32_t j = 0; j < count; j++)                                                          \
+                    sum = fmaf(scores[r * stride + j], v_block[j * v_stride + e], sum);                      \
+                acc[r][e] = sum;                                                                             \
+            }                                                                                                \
     }
 VALUES(values_wide, vec16, 16)
 VALUES(values_narrow, vec8, 8)

@@ -83,10 +83,10 @@ dr_status dr_bf16_backward_input(struct dr_bf16 *bf16, const dr_weight *w, const
 dr_status dr_bf16_backward_weight(struct dr_bf16 *bf16, const float *x, const float *dy, int64_t T,
                                   int64_t n_out, int64_t n_in, float *dw);
 
-// e^x for x <= 88 with a relative error below 2e-7; 0 below -87. Written so that compilers turn loops over it
-// into vectors.
+// e^x with a relative error below 2e-7; 0 below -87, e^88 above 88. Written so that compilers turn loops over
+// it into vectors.
 DR_INLINE float dr_expf(float x) {
-    float y = x < -87.0f ? -87.0f : x;
+    float y = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float t = y * 1.44269504f + 12582912.0f; // 1.5·2^23: rounds to the nearest integer
     float n = t - 12582912.0f;
     float r = y - n * 0.693359375f + n * 2.12194440e-4f; // ln 2 in two parts (Cody & Waite)

@@ -1,0 +1,158 @@
+// What the tests of the compute ops share: two backends, arrays of random values or of poison that live until
+// the end of a case, a comparer against double precision, derivatives of references and of the ops
+// themselves.
+#ifndef DR_TESTS_OP_CHECK_H
+#define DR_TESTS_OP_CHECK_H
+
+#include "tests/check.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/rng.h"
+#include "core/compute/backend.h"
+
+static dr_backend *op_one, *op_two; // fp32 with one and with two threads
+static void *op_arrays[1024];
+static int op_n_arrays;
+static uint64_t op_stream; // of the next random array: the same values in every run
+
+static inline int op_group_setup(void **state) {
+    (void)state;
+    return dr_backend_cpu_create(DR_FP32, 1, &op_one) == DR_OK &&
+                   dr_backend_cpu_create(DR_FP32, 2, &op_two) == DR_OK
+               ? 0
+               : -1;
+}
+
+static inline int op_group_teardown(void **state) {
+    (void)state;
+    dr_backend_cpu_destroy(op_one);
+    dr_backend_cpu_destroy(op_two);
+    return 0;
+}
+
+static inline void op_free_arrays(void) {
+    while (op_n_arrays > 0) dr_free(op_arrays[--op_n_arrays]);
+}
+
+// Teardown of every case, also of one that failed.
+static inline int op_case_teardown(void **state) {
+    (void)state;
+    op_free_arrays();
+    return 0;
+}
+
+#define op_test(function) cmocka_unit_test_teardown(function, op_case_teardown)
+
+static inline void *op_array(int64_t n, size_t size) {
+    void *values = NULL;
+    check_ok(dr_alloc(&values, "test array", n, size));
+    assert_true(op_n_arrays < (int)(sizeof op_arrays / sizeof *op_arrays));
+    return op_arrays[op_n_arrays++] = values;
+}
+
+static inline double *op_zeros(int64_t n) {
+    return op_array(n, sizeof(double));
+}
+
+static inline float *op_poison(int64_t n) {
+    float *values = op_array(n, sizeof(float));
+    for (int64_t i = 0; i < n; i++) values[i] = NAN;
+    return values;
+}
+
+static inline float *op_normal(int64_t n, double mean, double deviation) {
+    float *values = op_array(n, sizeof(float));
+    dr_rng rng = dr_rng_make(20, ++op_stream);
+    for (int64_t i = 0; i < n; i++) values[i] = (float)(mean + deviation * dr_rng_normal(&rng));
+    return values;
+}
+
+static inline int32_t *op_ids(int64_t n, uint32_t below) {
+    int32_t *ids = op_array(n, sizeof(int32_t));
+    dr_rng rng = dr_rng_make(21, ++op_stream);
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)dr_rng_below(&rng, below);
+    return ids;
+}
+
+static inline float *op_copy(const float *from, int64_t n) {
+    float *values = op_array(n, sizeof(float));
+    if (n > 0) memcpy(values, from, (size_t)n * sizeof(float));
+    return values;
+}
+
+static inline double *op_double(const float *from, int64_t n) {
+    double *values = op_array(n, sizeof(double));
+    for (int64_t i = 0; i < n; i++) values[i] = from[i];
+    return values;
+}
+
+// Fails unless Σ(got-want)²/Σwant² <= limit. NaN never passes.
+static inline void op_close(const char *name, const float *got, const double *want, int64_t n, double limit) {
+    double difference = 0, norm = 0, worst = 0;
+    int64_t at = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double gap = fabs(got[i] - want[i]);
+        difference += gap * gap;
+        norm += want[i] * want[i];
+        if (!(gap <= worst)) {
+            worst = isnan(gap) ? INFINITY : gap;
+            at = i;
+        }
+    }
+    double error = norm > 0 ? difference / norm : difference;
+    if (!(error <= limit))
+        fail_msg(
+            "%s: normalised error %.3g over %lld values, limit %.3g; element %lld is %.9g, expected %.9g",
+            name, error, (long long)n, limit, (long long)at, (double)got[at], want[at]);
+}
+
+// Derivatives of a reference in double precision by central differences, one element after the other.
+typedef double (*op_loss)(void *context);
+static inline double *op_differentiate(op_loss loss, void *context, double *x, int64_t n) {
+    double *gradient = op_zeros(n), step = 1e-5;
+    for (int64_t i = 0; i < n; i++) {
+        double kept = x[i];
+        x[i] = kept + step;
+        double above = loss(context);
+        x[i] = kept - step;
+        gradient[i] = (above - loss(context)) / (2 * step);
+        x[i] = kept;
+    }
+    return gradient;
+}
+
+// The gradient that an op reports against differences of the op's own forward pass, along random directions.
+// tolerance: share of the gradient's length.
+static inline void op_check_slope(const char *name, op_loss loss, void *context, float *x,
+                                  const float *gradient, int64_t n, float step, double tolerance) {
+    float *kept = op_copy(x, n);
+    double length = 0;
+    for (int64_t i = 0; i < n; i++) length += (double)gradient[i] * gradient[i];
+    length = sqrt(length);
+    for (int trial = 0; trial < 3; trial++) {
+        float *direction = op_normal(n, 0, 1);
+        double want = 0, value[2];
+        for (int64_t i = 0; i < n; i++) want += (double)direction[i] * gradient[i];
+        for (int side = 0; side < 2; side++) {
+            for (int64_t i = 0; i < n; i++) x[i] = kept[i] + (side ? -step : step) * direction[i];
+            value[side] = loss(context);
+        }
+        memcpy(x, kept, (size_t)n * sizeof(float));
+        double got = (value[0] - value[1]) / (2 * (double)step);
+        if (!(fabs(got - want) <= tolerance * length))
+            fail_msg(
+                "%s: the gradient says %.6g along a direction, differences of the op say %.6g (length %.4g)",
+                name, want, got, length);
+    }
+}
+
+static inline double op_dot(const float *a, const float *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)a[i] * b[i];
+    return sum;
+}
+
+#endif
