@@ -478,21 +478,21 @@ static void test_foreign_manifests(void **state) {
     check_manifest_refused(run, "", "manifest.json");
     check_manifest_refused(run, "[]", "manifest.json");
     check_manifest_refused(run, "{}", "version");
-    check_manifest_refused(run, "{\"version\": 2}", "version");
-    check_manifest_refused(run, "{\"version\": 1, \"step\": -1}", "step");
+    check_manifest_refused(run, "{\"version\": 3}", "version");
+    check_manifest_refused(run, "{\"version\": 2, \"step\": -1}", "step");
     check_manifest_refused(
-        run, "{\"version\": 1, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": 3}", "files");
+        run, "{\"version\": 2, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": 3}", "files");
     check_manifest_refused(run,
-                           "{\"version\": 1, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+                           "{\"version\": 2, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
                            "[{\"name\": \"../step_000001/rank_0.h5\", \"bytes\": 1, \"xxh3\": \"\"}]}",
                            "bad name");
     check_manifest_refused(
         run,
-        "{\"version\": 1, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+        "{\"version\": 2, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
         "[{\"name\": \"a_name_that_is_longer_than_any_of_ours\", \"bytes\": 1, \"xxh3\": \"\"}]}",
         "bad name");
     check_manifest_refused(run,
-                           "{\"version\": 1, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+                           "{\"version\": 2, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
                            "[{\"name\": \"rank_0.h5\", \"xxh3\": \"\"}]}",
                            "bytes");
 }

@@ -15,7 +15,7 @@
 #include "core/base/log.h"
 #include "core/store/h5.h"
 
-enum { MANIFEST_VERSION = 1, MAX_STEPS = 100000 };
+enum { MANIFEST_VERSION = 2, MAX_STEPS = 100000 };
 static const char *const groups[] = {"weights", "first_moment", "second_moment"};
 
 void dr_checkpoint_info_reset(dr_checkpoint_info *info) {
@@ -119,6 +119,19 @@ static dr_status write_view(const char *dir, int32_t n_parts, const dr_lm_tensor
     return status;
 }
 
+// The manifest carries a digest of its own members, so that a flipped digit in a step or a hash is not
+// believed.
+static dr_status manifest_digest(const json_t *root, char out[24]) {
+    json_t *rest = json_copy((json_t *)root);
+    json_object_del(rest, "manifest_xxh3");
+    char *text = json_dumps(rest, JSON_COMPACT | JSON_SORT_KEYS);
+    json_decref(rest);
+    DR_CHECK(text, DR_ERR_MEMORY, "cannot build the digest of a manifest");
+    snprintf(out, 24, "%016llx", (unsigned long long)XXH3_64bits(text, strlen(text)));
+    dr_free(text); // jansson hands out plain blocks, which is what dr_free frees
+    return DR_OK;
+}
+
 dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, const dr_checkpoint_info *info) {
     // the layout of the tensors follows from the configuration alone
     dr_backend *backend = NULL;
@@ -145,6 +158,9 @@ dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, cons
     DR_CHECK(root, DR_ERR_MEMORY, "%s: cannot build the manifest", dir);
     char *path = NULL;
     status = dr_path_join(&path, dir, "manifest.json");
+    char digest[24];
+    if (status == DR_OK) status = manifest_digest(root, digest);
+    if (status == DR_OK) json_object_set_new(root, "manifest_xxh3", json_string(digest));
     if (status == DR_OK) status = dr_json_save(root, path);
     dr_free(path);
     json_decref(root);
@@ -181,6 +197,16 @@ static dr_status list_steps(const char *run_dir, int64_t **out_steps, int32_t *o
     return DR_OK;
 }
 
+static dr_status check_manifest(const json_t *root, const char *path) {
+    const char *said = NULL;
+    char found[24];
+    DR_TRY(dr_json_string(root, path, "manifest_xxh3", &said));
+    DR_TRY(manifest_digest(root, found));
+    DR_CHECK(strcmp(said, found) == 0, DR_ERR_FORMAT, "%s is damaged: its digest is %s, it says %s", path,
+             found, said);
+    return DR_OK;
+}
+
 static dr_status read_manifest(const char *dir, dr_checkpoint_info *info) {
     char *path = NULL;
     json_t *root = NULL, *files = NULL, *entry;
@@ -214,6 +240,7 @@ static dr_status read_manifest(const char *dir, dr_checkpoint_info *info) {
             info->n_files++;
         }
     }
+    if (status == DR_OK) status = check_manifest(root, path);
     json_decref(root);
 free_path:
     dr_free(path);

@@ -123,6 +123,7 @@ dr_status dr_h5_create(const char *path, dr_h5 **out_file) {
     }
     H5Pclose(access);
     if (status != DR_OK) {
+        if (file->temp) unlink(file->temp); // a full disk leaves an empty file behind
         file_free(file);
         return status;
     }
