@@ -1,0 +1,57 @@
+// What this machine can do at best, measured beside the figures it bounds: reading memory, and oneDNN's
+// products at given shapes, on all threads. Also the one way in which things are timed here: medians.
+#ifndef DR_BENCH_CEILING_H
+#define DR_BENCH_CEILING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/compute/backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// One repeat: does the work and says how long the part that counts took, in seconds.
+typedef dr_status (*bench_run)(void *context, double *out_seconds);
+// Median of at least five repeats after one that does not count; more until `seconds` have passed.
+dr_status bench_median(bench_run run, void *context, double seconds, double *out_median_s);
+
+// c [m, n] = op(a) · op(b), op(a) [m, k], done `count` times in what is bounded. In the precision of the
+// ceilings: fp32 by dnnl_sgemm, bf16 by a matmul primitive with fp32 sums; is_fp32 keeps fp32 in any case.
+typedef struct bench_product {
+    int64_t m, n, k;
+    bool trans_a, trans_b, is_fp32;
+    int64_t count;
+} bench_product;
+double bench_product_flops(const bench_product *products, int32_t n); // of all of them, counts included
+
+typedef struct bench_ceilings bench_ceilings;
+// seconds: what one measurement may take. Takes a block of four times the last cache (at least 256 MB).
+dr_status bench_ceilings_create(int n_threads, dr_precision precision, double seconds, bench_ceilings **out);
+void bench_ceilings_destroy(bench_ceilings *ceilings);
+
+// Bytes/s at which all threads together read `bytes` again and again, each its own part: the rate of the
+// cache level they fit in, that of memory for bytes 0 or more than the block has. Measured when first asked.
+dr_status bench_read_rate(bench_ceilings *ceilings, size_t bytes, double *out_rate);
+// Seconds that the products take at their measured rates. Measured when a shape is first asked for.
+dr_status bench_products_seconds(bench_ceilings *ceilings, const bench_product *products, int32_t n,
+                                 double *out_seconds);
+
+// A piece of work: bytes that must be read at least once, products, and other floating-point operations,
+// which are taken to run at the products' mean rate.
+typedef struct bench_work {
+    double bytes;
+    const bench_product *products;
+    int32_t n_products;
+    double other_flops;
+} bench_work;
+// The roofline: the slower of reading and computing, and which of the two it is ("memory" or "compute").
+dr_status bench_roofline(bench_ceilings *ceilings, const bench_work *work, double *out_seconds,
+                         const char **out_bound);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

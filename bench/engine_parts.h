@@ -1,0 +1,66 @@
+// The parts of bench_engine: what they share, and one entry each. Every part checks the results of what it is
+// about to time and fails (DR_ERR_INTERNAL) when one is wrong; only then are its figures added to the report.
+#ifndef DR_BENCH_ENGINE_PARTS_H
+#define DR_BENCH_ENGINE_PARTS_H
+
+#include "bench/ceiling.h"
+#include "bench/report.h"
+#include "core/model/lm.h"
+#include "core/rec/trm.h"
+#include "core/store/dataset.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { BENCH_VOCAB = 4096 };
+
+typedef struct bench_engine {
+    dr_backend *backend;
+    bench_ceilings *ceilings;
+    bench_report *report;
+    double seconds; // aimed at for one figure
+} bench_engine;
+
+dr_status bench_decode_figures(bench_engine *engine);
+dr_status bench_train_figures(bench_engine *engine);
+dr_status bench_retrieve_figures(bench_engine *engine);
+dr_status bench_rollout_figures(bench_engine *engine);
+dr_status bench_sample_figures(bench_engine *engine);
+
+// ---- shared between parts ----
+
+// A synthetic catalogue of 3,700 items, and a retrieval model of the usual size on it, hardly trained.
+typedef struct bench_world {
+    dr_dataset *dataset;
+    dr_trm *trm;
+} bench_world;
+dr_status bench_world_create(dr_backend *backend, bench_world *out);
+void bench_world_reset(bench_world *world);
+
+// The linear layers of one pass of T rows, of which n_logits go through the head; 5 products.
+enum { BENCH_LM_PRODUCTS = 5 };
+void bench_lm_products(const dr_lm_config *config, int64_t T, int64_t n_logits,
+                       bench_product out[BENCH_LM_PRODUCTS]);
+double bench_lm_weight_bytes(const dr_backend *backend, const dr_lm_config *config); // read by one pass
+double bench_kv_bytes(const dr_lm_config *config); // keys and values of one position, all layers
+// Floating-point operations of causal attention for one query token that looks at `context` positions.
+double bench_attention_flops(const dr_lm_config *config, double context);
+
+// Random ids of this vocabulary.
+void bench_fill_ids(uint64_t stream, int32_t vocab, int64_t n, int32_t *out);
+
+// Decoding sequences in step, on cache pages of their own. Contexts only grow.
+typedef struct bench_decoder bench_decoder;
+dr_status bench_decoder_create(bench_engine *engine, dr_lm *lm, int32_t n_seqs, int32_t longest,
+                               bench_decoder **out);
+void bench_decoder_destroy(bench_decoder *decoder);
+// All sequences to that context, a multiple of a page.
+dr_status bench_decoder_extend(bench_decoder *decoder, int32_t context);
+// Median seconds of a step of the first `batch` sequences at that context.
+dr_status bench_decoder_step(bench_decoder *decoder, int32_t batch, double seconds, double *out_seconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,136 @@
+// Sampling: temperature 1, top-p 0.95, over a small and a large vocabulary, beside a decode step of the same
+// model.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "bench/engine_parts.h"
+#include "core/base/alloc.h"
+#include "core/base/clock.h"
+#include "core/base/rng.h"
+#include "core/model/sampler.h"
+
+enum { BATCH = 32, CONTEXT = 128, DRAWS_CHECKED = 64 };
+static const dr_sampling settings = {.temperature = 1.0f, .top_p = 0.95f};
+
+typedef struct drawer {
+    dr_sampler *sampler;
+    int32_t vocab;
+    float *logits; // [BATCH, vocab]
+    dr_rng rng;
+} drawer;
+
+// A trained policy's logits: most of the mass on a few hundred ids.
+static void fill_logits(drawer *d) {
+    dr_rng rng = dr_rng_make(7, 5);
+    for (int64_t i = 0; i < (int64_t)BATCH * d->vocab; i++) d->logits[i] = (float)(2.5 * dr_rng_normal(&rng));
+}
+
+// ---- the check ----
+
+typedef struct ranked {
+    double p;
+    int32_t id;
+} ranked;
+
+static int by_probability(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->p != y->p) return x->p < y->p ? 1 : -1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+// Draws of one row against probabilities sorted in full: each token is within the nucleus, and both
+// log-probabilities are those of the softmax and of the nucleus.
+static dr_status check_row(drawer *d, const float *logits, ranked *sorted) {
+    double total = 0, kept = 0;
+    for (int32_t i = 0; i < d->vocab; i++) total += sorted[i].p = exp((double)logits[i]);
+    for (int32_t i = 0; i < d->vocab; i++) sorted[i].id = i;
+    qsort(sorted, (size_t)d->vocab, sizeof *sorted, by_probability);
+    int32_t n_kept = 0;
+    while (kept < settings.top_p * total) kept += sorted[n_kept++].p;
+    double least = sorted[n_kept - 1].p;
+    for (int i = 0; i < DRAWS_CHECKED; i++) {
+        dr_sampled token;
+        DR_TRY(dr_sampler_draw(d->sampler, logits, &settings, dr_rng_bits(&d->rng), &token));
+        double p = exp((double)logits[token.id]);
+        DR_CHECK(p >= least * (1 - 1e-4) && fabs(token.logprob - log(p / total)) < 1e-4 &&
+                     fabs(token.logprob_kept - log(p / kept)) < 1e-3,
+                 DR_ERR_INTERNAL,
+                 "check: token %d of probability %g (nucleus ends at %g), log-probabilities %g, %g", token.id,
+                 p / total, least / total, (double)token.logprob, (double)token.logprob_kept);
+    }
+    return DR_OK;
+}
+
+static dr_status check_sampling(drawer *d) {
+    ranked *sorted = NULL;
+    dr_status status = DR_OK;
+    DR_TRY(dr_alloc(&sorted, "sorted probabilities", d->vocab, sizeof *sorted));
+    for (int64_t row = 0; row < 4 && status == DR_OK; row++)
+        status = check_row(d, d->logits + row * d->vocab, sorted);
+    dr_free(sorted);
+    return status;
+}
+
+// ---- figures ----
+
+static dr_status draw_run(void *context, double *out_seconds) {
+    drawer *d = context;
+    double begun = dr_clock_seconds();
+    for (int64_t row = 0; row < BATCH; row++) {
+        dr_sampled token;
+        DR_TRY(
+            dr_sampler_draw(d->sampler, d->logits + row * d->vocab, &settings, dr_rng_bits(&d->rng), &token));
+    }
+    *out_seconds = (dr_clock_seconds() - begun) / BATCH;
+    return DR_OK;
+}
+
+// Seconds of a decode step of the small preset with this vocabulary, per token.
+static dr_status decode_seconds(bench_engine *engine, int32_t vocab, double *out_seconds) {
+    dr_lm_config config;
+    dr_lm *lm = NULL;
+    bench_decoder *decoder = NULL;
+    dr_status status;
+    DR_TRY(dr_lm_preset("small", vocab, &config));
+    DR_TRY(dr_lm_create(engine->backend, &config, 1, &lm));
+    DR_TRY_GOTO(status, bench_decoder_create(engine, lm, BATCH, CONTEXT, &decoder), release);
+    DR_TRY_GOTO(status, bench_decoder_extend(decoder, CONTEXT), release);
+    DR_TRY_GOTO(status, bench_decoder_step(decoder, BATCH, engine->seconds, out_seconds), release);
+    *out_seconds /= BATCH;
+release:
+    bench_decoder_destroy(decoder);
+    dr_lm_destroy(lm);
+    return status;
+}
+
+static dr_status sample_figure(bench_engine *engine, int32_t vocab) {
+    drawer d = {.vocab = vocab, .rng = dr_rng_make(7, 6)};
+    char name[64], note[128];
+    double seconds = 0, decode = 0, rate = 0, bytes = (double)vocab * sizeof(float);
+    bench_figure figure = {.name = name, .unit = "tokens/s", .bound = "memory", .note = note};
+    dr_status status;
+    DR_TRY_GOTO(status, dr_alloc(&d.logits, "logits", (int64_t)BATCH * vocab, sizeof(float)), release);
+    DR_TRY_GOTO(status, dr_sampler_create(vocab, &d.sampler), release);
+    fill_logits(&d);
+    DR_TRY_GOTO(status, check_sampling(&d), release);
+    DR_TRY_GOTO(status, decode_seconds(engine, vocab, &decode), release);
+    DR_TRY_GOTO(status, bench_read_rate(engine->ceilings, (size_t)bytes * BATCH, &rate), release);
+    DR_TRY_GOTO(status, bench_median(draw_run, &d, engine->seconds, &seconds), release);
+    figure.value = 1 / seconds;
+    figure.ceiling = rate / bytes; // every logit read once
+    snprintf(name, sizeof name, "sample.v%d", vocab);
+    snprintf(note, sizeof note, "%.4g us a token, beside %.4g us of decoding at batch %d: %.0f%%",
+             seconds * 1e6, decode * 1e6, BATCH, 100 * seconds / decode);
+    status = bench_report_add(engine->report, &figure);
+release:
+    dr_sampler_destroy(d.sampler);
+    dr_free(d.logits);
+    return status;
+}
+
+dr_status bench_sample_figures(bench_engine *engine) {
+    bench_report_section(engine->report, "Sampling: temperature 1, top-p 0.95, vocabulary v");
+    DR_TRY(sample_figure(engine, BENCH_VOCAB));
+    return sample_figure(engine, 151936);
+}

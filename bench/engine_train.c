@@ -1,0 +1,162 @@
+// Training tokens per second: forward, backward and AdamW on one pack, as the learner runs them.
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "bench/engine_parts.h"
+#include "core/base/alloc.h"
+#include "core/base/clock.h"
+#include "core/model/optimizer.h"
+
+enum { PACK = 4096, LENGTH = 512, N_SEQS = PACK / LENGTH, N_ROWS = N_SEQS * (LENGTH - 1) };
+
+typedef struct trainer {
+    dr_lm *lm;
+    dr_lm_workspace *workspace;
+    dr_optimizer *optimizer;
+    int32_t ids[PACK], bounds[N_SEQS + 1], rows[N_ROWS], targets[N_ROWS];
+    float logprob[N_ROWS], entropy[N_ROWS], dlogprob[N_ROWS];
+    dr_pack pack;
+    float *gradient;                        // [n_params]
+    double loss, norm;                      // of the last step: mean -log p, gradient norm
+    double forward_s, backward_s, update_s; // of the last step
+} trainer;
+
+// Every token of a sequence but the last predicts its successor.
+static void fill_pack(trainer *t, int32_t vocab) {
+    int32_t n = 0;
+    bench_fill_ids(4, vocab, PACK, t->ids);
+    for (int32_t s = 0; s <= N_SEQS; s++) t->bounds[s] = s * LENGTH;
+    for (int32_t at = 0; at < PACK; at++)
+        if (at % LENGTH != LENGTH - 1) {
+            t->rows[n] = at;
+            t->dlogprob[n] = -1.0f / N_ROWS;
+            t->targets[n++] = t->ids[at + 1];
+        }
+    t->pack = (dr_pack){.n_tokens = PACK,
+                        .ids = t->ids,
+                        .cu_seqlens = t->bounds,
+                        .n_seqs = N_SEQS,
+                        .n_rows = N_ROWS,
+                        .rows = t->rows,
+                        .targets = t->targets};
+}
+
+static double mean_loss(const trainer *t) {
+    double loss = 0;
+    for (int r = 0; r < N_ROWS; r++) loss -= t->logprob[r] / (double)N_ROWS;
+    return loss;
+}
+
+static dr_status train_step(void *context, double *out_seconds) {
+    trainer *t = context;
+    double begun = dr_clock_seconds();
+    memset(t->gradient, 0, (size_t)dr_lm_n_params(t->lm) * sizeof(float));
+    DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
+    double forward = dr_clock_seconds();
+    DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient));
+    double backward = dr_clock_seconds();
+    DR_TRY(dr_optimizer_step(t->optimizer, t->gradient, 1e-3f, &t->norm));
+    double end = dr_clock_seconds();
+    t->loss = mean_loss(t);
+    t->forward_s = forward - begun;
+    t->backward_s = backward - forward;
+    t->update_s = end - backward;
+    *out_seconds = end - begun;
+    return DR_OK;
+}
+
+// The loss's slope along its gradient is the gradient's norm; by central differences, a short way to each
+// side. fp32 only: so short a way is lost when weights are rounded to bf16.
+static dr_status check_slope(bench_engine *engine, trainer *t) {
+    float *w = dr_lm_params(t->lm);
+    double step = 0.02, loss[2];
+    int64_t n = dr_lm_n_params(t->lm);
+    memset(t->gradient, 0, (size_t)n * sizeof(float));
+    DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
+    DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient));
+    double norm = sqrt(engine->backend->ops->sum_of_squares(engine->backend, t->gradient, n));
+    for (int side = 0; side < 2; side++) {
+        float move = (float)((side == 0 ? -1 : 2) * step / norm); // to -step, then to +step
+        for (int64_t i = 0; i < n; i++) w[i] += move * t->gradient[i];
+        DR_TRY(dr_lm_weights_changed(t->lm));
+        DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
+        loss[side] = mean_loss(t);
+    }
+    double slope = (loss[1] - loss[0]) / (2 * step);
+    DR_CHECK(fabs(slope - norm) <= 0.02 * norm, DR_ERR_INTERNAL,
+             "check: the loss's slope along the gradient is %g, the gradient's norm %g", slope, norm);
+    return DR_OK;
+}
+
+// A fresh model knows nothing, and updates on one pack bring its loss down.
+static dr_status check_training(bench_engine *engine, trainer *t) {
+    double unused = 0, before = 0;
+    for (int step = 0; step < 2; step++) {
+        DR_TRY(train_step(t, &unused));
+        DR_CHECK(isfinite(t->loss) && isfinite(t->norm) && t->norm > 0, DR_ERR_INTERNAL,
+                 "check: step %d has loss %g and gradient norm %g", step, t->loss, t->norm);
+        DR_CHECK(step == 0 ? fabs(t->loss - log(BENCH_VOCAB)) < 1 : t->loss < before, DR_ERR_INTERNAL,
+                 "check: loss %g at step %d, before %g, of a uniform guess %g", t->loss, step, before,
+                 log(BENCH_VOCAB));
+        before = t->loss;
+    }
+    return engine->backend->precision == DR_FP32 ? check_slope(engine, t) : DR_OK;
+}
+
+static void train_products(const dr_lm_config *c, bench_product out[3 * BENCH_LM_PRODUCTS]) {
+    bench_lm_products(c, PACK, N_ROWS, out);
+    for (int i = 0; i < BENCH_LM_PRODUCTS; i++) {
+        bench_product p = out[i], *input = &out[BENCH_LM_PRODUCTS + i],
+                      *weight = &out[2 * BENCH_LM_PRODUCTS + i];
+        *input = (bench_product){.m = p.m, .n = p.k, .k = p.n, .count = p.count};                   // dy · W
+        *weight = (bench_product){.m = p.n, .n = p.k, .k = p.m, .trans_a = true, .count = p.count}; // dyᵀ · x
+    }
+}
+
+static dr_status train_figure(bench_engine *engine, trainer *t) {
+    const dr_lm_config *c = dr_lm_config_of(t->lm);
+    bench_product products[3 * BENCH_LM_PRODUCTS];
+    char name[64], note[128];
+    double seconds = 0, least = 0;
+    train_products(c, products);
+    // Causal attention: half of the 2 · 2 · L · H · d · T of a full square forward, twice that backward.
+    double attention = 6.0 * c->n_layers * c->n_heads * c->head_size * LENGTH * PACK;
+    double linear = bench_product_flops(products, 3 * BENCH_LM_PRODUCTS);
+    DR_TRY(bench_products_seconds(engine->ceilings, products, 3 * BENCH_LM_PRODUCTS, &least));
+    double rate = linear / least;
+    DR_TRY(bench_median(train_step, t, engine->seconds, &seconds));
+    bench_figure figure = {.name = name, .unit = "tokens/s", .bound = "GEMM", .note = note};
+    figure.value = PACK / seconds;
+    figure.ceiling = PACK / ((linear + attention) / rate);
+    snprintf(name, sizeof name, "train.p%d.c%d", PACK, LENGTH);
+    snprintf(note, sizeof note, "%.1f of %.1f GFLOP/s; forward %.2f s, backward %.2f s, AdamW %.3f s",
+             (linear + attention) / seconds * 1e-9, rate * 1e-9, t->forward_s, t->backward_s, t->update_s);
+    return bench_report_add(engine->report, &figure);
+}
+
+dr_status bench_train_figures(bench_engine *engine) {
+    static const dr_optimizer_settings settings = {
+        .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.01f, .clip_norm = 1.0f};
+    dr_lm_config config;
+    trainer *t = NULL;
+    dr_status status;
+    DR_TRY(dr_lm_preset("small", BENCH_VOCAB, &config));
+    DR_TRY(dr_alloc(&t, "trainer", 1, sizeof *t));
+    fill_pack(t, BENCH_VOCAB);
+    DR_TRY_GOTO(status, dr_lm_create(engine->backend, &config, 1, &t->lm), release);
+    DR_TRY_GOTO(status, dr_lm_workspace_create(t->lm, PACK, &t->workspace), release);
+    DR_TRY_GOTO(status, dr_optimizer_create(t->lm, &settings, &t->optimizer), release);
+    DR_TRY_GOTO(status, dr_alloc(&t->gradient, "gradient", dr_lm_n_params(t->lm), sizeof(float)), release);
+    DR_TRY_GOTO(status, check_training(engine, t), release);
+    bench_report_section(engine->report,
+                         "Training: forward, backward and AdamW on a pack p of sequences of c");
+    status = train_figure(engine, t);
+release:
+    dr_free(t->gradient);
+    dr_optimizer_destroy(t->optimizer);
+    dr_lm_workspace_destroy(t->workspace);
+    dr_lm_destroy(t->lm);
+    dr_free(t);
+    return status;
+}
