@@ -173,7 +173,7 @@ static void test_round_trip(void **state) {
     assert_true(info.step == 3 && info.updates == 30 && info.n_files == 3);
     assert_string_equal(info.config_hash, "hash-3");
     for (int i = 0; i < 3; i++) {
-        char name[16];
+        char name[32];
         snprintf(name, sizeof name, "rank_%d.h5", i);
         assert_string_equal(info.files[i].name, name);
         assert_int_equal(info.files[i].bytes, dr_file_size(check_path(dir, name)));

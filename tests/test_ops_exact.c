@@ -1,5 +1,5 @@
-// Bits of the compute ops: rows alone, in batches, with more threads, with narrower vectors; and bf16's
-// error. labels: cpu
+// Exactness of the ops: the same rows give the same bits alone, in a batch, and with more threads.
+// labels: cpu
 #include "tests/op_check.h"
 
 #include <stdio.h>
