@@ -99,9 +99,9 @@ DR_INLINE float dr_expf(float x) {
     p = p * r * r + r + 1.0f;
     int32_t bits = (int32_t)n;
     union {
-        int32_t i;
+        uint32_t u;
         float f;
-    } scale = {.i = (bits + 127) << 23};
+    } scale = {.u = ((uint32_t)bits + 127u) << 23}; // of a NaN any value: p is NaN then
     return x < -87.0f ? 0.0f : p * scale.f;
 }
 
