@@ -13,7 +13,7 @@
 #include "core/base/alloc.h"
 #include "core/base/file.h"
 #include "core/base/rng.h"
-#include "core/store/safetensors.h"
+#include "core/store/safetensors_folder.h"
 #include "tests/check.h"
 
 // A file of the given header and `n_data` data bytes 0, 1, 2, …; `length` is what the first 8 bytes claim.
@@ -330,12 +330,149 @@ static void test_damage(void **state) {
     free(bytes);
 }
 
+static void write_named(const char *dir, const char *file, const char *tensor, float value) {
+    dr_safetensor_source source = {tensor, 1, {1}, &value};
+    check_ok(dr_safetensors_write(check_path(dir, file), &source, 1));
+}
+
+static void refuse_index(const char *dir, const char *index, dr_status expected, const char *text) {
+    const char *path = check_path(dir, "model.safetensors.index.json");
+    dr_safetensors_folder *folder = NULL;
+    check_write_file(path, index, strlen(index));
+    check_error(dr_safetensors_folder_open(dir, &folder), expected, text);
+    if (!strstr(dr_last_error(), path)) fail_msg("the error \"%s\" does not name %s", dr_last_error(), path);
+    assert_null(folder);
+}
+
+static void test_index(void **state) {
+    (void)state;
+    const char *dir = check_scratch_dir(), *other = check_scratch_dir();
+    dr_safetensors_folder *folder = NULL;
+    check_error(dr_safetensors_folder_open(dir, &folder), DR_ERR_IO, "model.safetensors: cannot open");
+    write_named(dir, "s1.safetensors", "a", 1);
+    write_named(dir, "s2.safetensors", "b", 2);
+    const char *good = "{\"metadata\": {\"total_size\": 8}, \"weight_map\": {\"a\": \"s1.safetensors\", "
+                       "\"b\": \"s2.safetensors\"}}";
+    check_write_file(check_path(dir, "model.safetensors.index.json"), good, strlen(good));
+    check_ok(dr_safetensors_folder_open(dir, &folder));
+    const int64_t one = 1, two = 2;
+    float value = 0;
+    assert_int_equal(dr_safetensors_folder_count(folder), 2);
+    assert_string_equal(dr_safetensors_folder_at(folder, 1)->name, "b");
+    check_ok(dr_safetensors_folder_read(folder, "b", &one, 1, &value));
+    assert_true(value == 2);
+    check_error(dr_safetensors_folder_read(folder, "c", &one, 1, &value), DR_ERR_FORMAT,
+                "index.json: tensor c is missing");
+    check_error(dr_safetensors_folder_check(folder, "a", &two, 1), DR_ERR_FORMAT,
+                "s1.safetensors: tensor a has shape [1], expected [2]");
+    dr_safetensors_folder_close(folder);
+    folder = NULL;
+
+    refuse_index(dir, "[]", DR_ERR_FORMAT, "expected an object");
+    refuse_index(dir, "{\"weight_map\": {\"a\"", DR_ERR_FORMAT, "index.json");
+    refuse_index(dir, "{\"weight_map\": {}}", DR_ERR_FORMAT, "weight_map is empty");
+    refuse_index(dir, "{\"weight_map\": {\"a\": 1}}", DR_ERR_FORMAT, "tensor a: expected a file name, found");
+    refuse_index(dir, "{\"weight_map\": {\"a\": \"s1.safetensors\", \"b\": \"s3.safetensors\"}}", DR_ERR_IO,
+                 "shard s3.safetensors is missing");
+    refuse_index(dir,
+                 "{\"weight_map\": {\"a\": \"s1.safetensors\", \"b\": \"s2.safetensors\", \"c\": "
+                 "\"s1.safetensors\"}}",
+                 DR_ERR_FORMAT, "tensor c is in no shard, expected in s1.safetensors");
+    refuse_index(dir, "{\"weight_map\": {\"a\": \"s2.safetensors\", \"b\": \"s1.safetensors\"}}",
+                 DR_ERR_FORMAT, "tensor a is in shard s1.safetensors, the index says s2.safetensors");
+    // two shards with the same tensor; a tensor that the index does not know
+    write_named(dir, "s3.safetensors", "a", 3);
+    refuse_index(dir, "{\"weight_map\": {\"a\": \"s1.safetensors\", \"b\": \"s3.safetensors\"}}",
+                 DR_ERR_FORMAT, "tensor b is in no shard");
+    dr_safetensor_source both[] = {{"a", 1, {1}, &value}, {"b", 1, {1}, &value}};
+    check_ok(dr_safetensors_write(check_path(dir, "s3.safetensors"), both, 2));
+    refuse_index(dir, "{\"weight_map\": {\"a\": \"s1.safetensors\", \"b\": \"s3.safetensors\"}}",
+                 DR_ERR_FORMAT, "tensor a is in shard s3.safetensors too, the index says s1.safetensors");
+    refuse_index(dir, "{\"weight_map\": {\"a\": \"s3.safetensors\"}}", DR_ERR_FORMAT,
+                 "tensor b of shard s3.safetensors is not in weight_map");
+    // files outside the folder, though they are there
+    write_named(other, "x.safetensors", "a", 1);
+    char index[600];
+    snprintf(index, sizeof index, "{\"weight_map\": {\"a\": \"%s\"}}", check_path(other, "x.safetensors"));
+    refuse_index(dir, index, DR_ERR_FORMAT, "is not the name of a file in this folder");
+    static const char *const names[] = {"../x", "..", ".", "", "sub/x", "a\\\\b", ".hidden"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(index, sizeof index, "{\"weight_map\": {\"a\": \"%s\"}}", names[i]);
+        refuse_index(dir, index, DR_ERR_FORMAT, "is not the name of a file in this folder");
+    }
+    // the single file comes first
+    write_named(dir, "model.safetensors", "z", 9);
+    check_ok(dr_safetensors_folder_open(dir, &folder));
+    assert_string_equal(dr_safetensors_folder_at(folder, 0)->name, "z");
+    dr_safetensors_folder_close(folder);
+    dr_safetensors_folder_close(NULL);
+}
+
+static void check_folder(const char *dir, const dr_safetensor_source *sources, int32_t n, int n_shards) {
+    dr_safetensors_folder *folder = NULL;
+    char name[64];
+    check_ok(dr_safetensors_folder_open(dir, &folder));
+    assert_int_equal(dr_safetensors_folder_count(folder), n);
+    for (int32_t i = 0; i < n; i++) {
+        float back[8];
+        check_ok(dr_safetensors_folder_read(folder, sources[i].name, sources[i].shape, 1, back));
+        check_same_bits(sources[i].name, back, sources[i].data, sources[i].shape[0]);
+    }
+    dr_safetensors_folder_close(folder);
+    assert_int_equal(dr_file_exists(check_path(dir, "model.safetensors")), n_shards == 1);
+    assert_int_equal(dr_file_exists(check_path(dir, "model.safetensors.index.json")), n_shards > 1);
+    for (int total = 1; total < 7; total++) // what is there and what is gone
+        for (int i = 1; i <= total; i++) {
+            snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors", i, total);
+            assert_int_equal(dr_file_exists(check_path(dir, name)), n_shards > 1 && total == n_shards);
+            snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors.new", i, total);
+            assert_false(dr_file_exists(check_path(dir, name)));
+        }
+}
+
+static void test_shards(void **state) {
+    (void)state;
+    float a[8] = {1, 2, 3, 4, 5, 6, 7, 8}, b[8] = {9, 10, 11, 12, 13, 14, 15, 16};
+    dr_safetensor_source first[] = {
+        {"p", 1, {4}, a}, {"q", 1, {4}, a + 4}, {"r", 1, {8}, b}, {"s", 1, {1}, a}, {"t", 1, {2}, b}};
+    dr_safetensor_source second[] = {
+        {"p", 1, {4}, b}, {"q", 1, {4}, b + 4}, {"r", 1, {8}, a}, {"s", 1, {1}, b}, {"t", 1, {2}, a}};
+    const char *dir = check_scratch_dir();
+    check_error(dr_safetensors_folder_write(dir, first, 5, 0), DR_ERR_ARGUMENT, "shards of 0 bytes");
+    check_ok(dr_safetensors_folder_write(dir, first, 5, 76)); // 76 bytes in all
+    check_folder(dir, first, 5, 1);
+    check_ok(dr_safetensors_folder_write(dir, second, 5, 75)); // 16 + 16 + 32 + 4, then 8
+    check_folder(dir, second, 5, 2);
+    size_t length;
+    char *index = check_read_file(check_path(dir, "model.safetensors.index.json"), &length);
+    assert_non_null(strstr(index, "\"total_size\": 76"));
+    assert_non_null(strstr(index, "\"t\": \"model-00002-of-00002.safetensors\""));
+    free(index);
+    check_ok(dr_safetensors_folder_write(dir, first, 5, 20)); // 16, 16, 32 alone, 4 + 8
+    check_folder(dir, first, 5, 4);
+    check_ok(dr_safetensors_folder_write(dir, second, 5, 20)); // the same names, other values
+    check_folder(dir, second, 5, 4);
+    // a write that fails leaves the old shards
+    struct rlimit before, small;
+    getrlimit(RLIMIT_FSIZE, &before);
+    small = before;
+    small.rlim_cur = 150;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &small);
+    check_error(dr_safetensors_folder_write(dir, first, 5, 70), DR_ERR_IO, "File too large");
+    setrlimit(RLIMIT_FSIZE, &before);
+    check_folder(dir, second, 5, 4);
+    check_ok(dr_safetensors_folder_write(dir, first, 5, 1 << 20));
+    check_folder(dir, first, 5, 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_accepted),        cmocka_unit_test(test_refused_headers),
         cmocka_unit_test(test_refused_lengths), cmocka_unit_test(test_conversion),
         cmocka_unit_test(test_written),         cmocka_unit_test(test_file_size_limit),
         cmocka_unit_test(test_full_disk),       cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_index),           cmocka_unit_test(test_shards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

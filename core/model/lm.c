@@ -1,14 +1,12 @@
-// The model object: layout of the flat parameter buffer, fresh weights, loading and saving of Hugging Face
-// folders.
+// The model object: layout of the flat parameter buffer, fresh weights, packed forms. Folders are
+// lm_files.c's.
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/base/alloc.h"
-#include "core/base/file.h"
 #include "core/base/rng.h"
 #include "core/model/lm_internal.h"
-#include "core/store/safetensors.h"
 
 typedef struct layout {
     dr_lm *lm;
@@ -36,11 +34,15 @@ static void place_layer(layout *l, int32_t i) {
     layer->qkv = place(l, i, "self_attn.q_proj.weight", q, c->hidden);
     place(l, i, "self_attn.k_proj.weight", kv, c->hidden);
     place(l, i, "self_attn.v_proj.weight", kv, c->hidden);
-    layer->qkv_bias = -1;
+    layer->qkv_bias = layer->q_norm = layer->k_norm = -1;
     if (c->qkv_bias) {
         layer->qkv_bias = place(l, i, "self_attn.q_proj.bias", 1, q);
         place(l, i, "self_attn.k_proj.bias", 1, kv);
         place(l, i, "self_attn.v_proj.bias", 1, kv);
+    }
+    if (c->qk_norm) {
+        layer->q_norm = place(l, i, "self_attn.q_norm.weight", 1, c->head_size);
+        layer->k_norm = place(l, i, "self_attn.k_norm.weight", 1, c->head_size);
     }
     layer->o = place(l, i, "self_attn.o_proj.weight", c->hidden, q);
     layer->norm2 = place(l, i, "post_attention_layernorm.weight", 1, c->hidden);
@@ -62,10 +64,16 @@ static void place_all(dr_lm *lm) {
 static dr_status create_weights(dr_lm *lm) {
     const dr_lm_config *c = &lm->config;
     dr_backend *b = lm->backend;
-    int64_t q = (int64_t)c->n_heads * c->head_size;
+    int64_t q = (int64_t)c->n_heads * c->head_size, kv = (int64_t)c->n_kv_heads * c->head_size;
     for (int32_t i = 0; i < c->n_layers; i++) {
         lm_layer *layer = &lm->layers[i];
-        DR_TRY(b->ops->weight_create(b, lm_qkv_width(c), c->hidden, &layer->w_qkv));
+        if (c->qk_norm) {
+            DR_TRY(b->ops->weight_create(b, q, c->hidden, &layer->w_q));
+            DR_TRY(b->ops->weight_create(b, kv, c->hidden, &layer->w_k));
+            DR_TRY(b->ops->weight_create(b, kv, c->hidden, &layer->w_v));
+        } else {
+            DR_TRY(b->ops->weight_create(b, lm_qkv_width(c), c->hidden, &layer->w_qkv));
+        }
         DR_TRY(b->ops->weight_create(b, c->hidden, q, &layer->w_o));
         DR_TRY(b->ops->weight_create(b, 2 * (int64_t)c->intermediate, c->hidden, &layer->w_gate_up));
         DR_TRY(b->ops->weight_create(b, c->hidden, c->intermediate, &layer->w_down));
@@ -73,8 +81,7 @@ static dr_status create_weights(dr_lm *lm) {
     return b->ops->weight_create(b, c->vocab, c->hidden, &lm->w_head);
 }
 
-// The object with its layout, still without the weights' memory.
-static dr_status lm_lay_out(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
+dr_status dr_lm_lay_out(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
     dr_lm *lm = NULL;
     DR_TRY(dr_lm_config_check(config, "model"));
     DR_TRY(dr_alloc(&lm, "model", 1, sizeof *lm));
@@ -84,12 +91,11 @@ static dr_status lm_lay_out(dr_backend *backend, const dr_lm_config *config, dr_
     DR_TRY_GOTO(status, dr_alloc(&lm->layers, "layers", config->n_layers, sizeof *lm->layers), destroy_lm);
     DR_TRY_GOTO(
         status,
-        dr_alloc(&lm->tensors, "tensor names", 12 * (int64_t)config->n_layers + 3, sizeof *lm->tensors),
+        dr_alloc(&lm->tensors, "tensor names", 14 * (int64_t)config->n_layers + 3, sizeof *lm->tensors),
         destroy_lm);
     DR_TRY_GOTO(status, dr_alloc(&lm->inv_freq, "rotary frequencies", config->head_size / 2, sizeof(float)),
                 destroy_lm);
-    for (int32_t i = 0; i < config->head_size / 2; i++)
-        lm->inv_freq[i] = (float)(1.0 / pow((double)config->rope_theta, 2.0 * i / config->head_size));
+    dr_lm_rope_frequencies(config, lm->inv_freq);
     place_all(lm);
     *out_lm = lm;
     return DR_OK;
@@ -98,8 +104,7 @@ destroy_lm:
     return status;
 }
 
-// Zero parameters, and the packed forms.
-static dr_status lm_allocate(dr_lm *lm) {
+dr_status dr_lm_allocate(dr_lm *lm) {
     dr_backend *b = lm->backend;
     void *memory = NULL;
     DR_TRY(b->ops->memory_create(b, "parameters", (size_t)lm->n_params * sizeof(float), &memory));
@@ -110,8 +115,8 @@ static dr_status lm_allocate(dr_lm *lm) {
 dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t seed, dr_lm **out_lm) {
     dr_lm *lm = NULL;
     dr_status status;
-    DR_TRY(lm_lay_out(backend, config, &lm));
-    DR_TRY_GOTO(status, lm_allocate(lm), destroy_lm);
+    DR_TRY(dr_lm_lay_out(backend, config, &lm));
+    DR_TRY_GOTO(status, dr_lm_allocate(lm), destroy_lm);
     // Normal with 0.02 at width 1024 and the same size of sums at any other; the residual stream's writers
     // smaller by the root of their number (Radford et al., "Language Models are Unsupervised Multitask
     // Learners", §2.3).
@@ -143,6 +148,9 @@ void dr_lm_destroy(dr_lm *lm) {
     dr_backend *b = lm->backend;
     for (int32_t i = 0; lm->layers && i < lm->config.n_layers; i++) {
         b->ops->weight_destroy(b, lm->layers[i].w_qkv);
+        b->ops->weight_destroy(b, lm->layers[i].w_q);
+        b->ops->weight_destroy(b, lm->layers[i].w_k);
+        b->ops->weight_destroy(b, lm->layers[i].w_v);
         b->ops->weight_destroy(b, lm->layers[i].w_o);
         b->ops->weight_destroy(b, lm->layers[i].w_gate_up);
         b->ops->weight_destroy(b, lm->layers[i].w_down);
@@ -158,11 +166,22 @@ void dr_lm_destroy(dr_lm *lm) {
     dr_free(lm);
 }
 
+static dr_status pack_qkv(dr_lm *lm, const lm_layer *layer) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    const float *qkv = lm->params + layer->qkv;
+    int64_t row = (int64_t)c->head_size * c->hidden; // the weights of one head
+    if (layer->w_qkv) return b->ops->weight_pack(b, layer->w_qkv, qkv);
+    DR_TRY(b->ops->weight_pack(b, layer->w_q, qkv));
+    DR_TRY(b->ops->weight_pack(b, layer->w_k, qkv + c->n_heads * row));
+    return b->ops->weight_pack(b, layer->w_v, qkv + (c->n_heads + c->n_kv_heads) * row);
+}
+
 dr_status dr_lm_weights_changed(dr_lm *lm) {
     dr_backend *b = lm->backend;
     for (int32_t i = 0; i < lm->config.n_layers; i++) {
         lm_layer *layer = &lm->layers[i];
-        DR_TRY(b->ops->weight_pack(b, layer->w_qkv, lm->params + layer->qkv));
+        DR_TRY(pack_qkv(lm, layer));
         DR_TRY(b->ops->weight_pack(b, layer->w_o, lm->params + layer->o));
         DR_TRY(b->ops->weight_pack(b, layer->w_gate_up, lm->params + layer->gate_up));
         DR_TRY(b->ops->weight_pack(b, layer->w_down, lm->params + layer->down));
@@ -201,103 +220,4 @@ int32_t dr_lm_tensors(const dr_lm *lm, const dr_lm_tensor **out_list) {
 
 uint64_t dr_lm_weight_version(const dr_lm *lm) {
     return lm->version;
-}
-
-static void tensor_shape(const dr_lm_tensor *t, int64_t shape[2], int32_t *n_dims) {
-    bool vector = strstr(t->name, "norm.weight") || strstr(t->name, ".bias");
-    *n_dims = vector ? 1 : 2;
-    shape[0] = vector ? t->cols : t->rows;
-    shape[1] = t->cols;
-}
-
-// Before any memory is taken: every tensor is there in its shape, and none that this model would not use.
-static dr_status check_file(const dr_lm *lm, const dr_safetensors *file, const char *path) {
-    for (int32_t i = 0; i < lm->n_tensors; i++) {
-        int64_t shape[2];
-        int32_t n_dims;
-        tensor_shape(&lm->tensors[i], shape, &n_dims);
-        DR_TRY(dr_safetensors_check(file, lm->tensors[i].name, shape, n_dims));
-    }
-    for (int32_t i = 0; i < dr_safetensors_count(file); i++) {
-        const char *name = dr_safetensors_at(file, i)->name;
-        bool known = strstr(name, "rotary_emb.inv_freq") || // computed from rope_theta
-                     (lm->config.tied_head && strcmp(name, "lm_head.weight") == 0);
-        for (int32_t j = 0; j < lm->n_tensors && !known; j++) known = strcmp(name, lm->tensors[j].name) == 0;
-        DR_CHECK(known, DR_ERR_UNSUPPORTED, "%s: tensor %s has no place in a %s of this config.json", path,
-                 name, lm->config.architecture);
-    }
-    return DR_OK;
-}
-
-static dr_status read_tensors(dr_lm *lm, const dr_safetensors *file, const char *path) {
-    for (int32_t i = 0; i < lm->n_tensors; i++) {
-        const dr_lm_tensor *t = &lm->tensors[i];
-        int64_t shape[2];
-        int32_t n_dims;
-        tensor_shape(t, shape, &n_dims);
-        DR_TRY(dr_safetensors_read(file, t->name, shape, n_dims, lm->params + t->offset));
-        for (int64_t j = 0; j < t->rows * t->cols; j++)
-            DR_CHECK(isfinite(lm->params[t->offset + j]), DR_ERR_NUMERIC, "%s: tensor %s: value %lld is %g",
-                     path, t->name, (long long)j, (double)lm->params[t->offset + j]);
-    }
-    return DR_OK;
-}
-
-static dr_status refuse_shards(const char *dir, const char *weights) {
-    char *index = NULL;
-    DR_TRY(dr_path_join(&index, dir, "model.safetensors.index.json"));
-    dr_status status = DR_OK;
-    if (!dr_file_exists(weights) && dr_file_exists(index))
-        status = DR_FAIL(DR_ERR_UNSUPPORTED, "%s: weights in several files are not supported, expected %s",
-                         index, weights);
-    dr_free(index);
-    return status;
-}
-
-dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
-    dr_lm_config config;
-    DR_TRY(dr_lm_config_read(dir, &config));
-    char *path = NULL;
-    dr_safetensors *file = NULL;
-    dr_lm *lm = NULL;
-    DR_TRY(dr_path_join(&path, dir, "model.safetensors"));
-    dr_status status;
-    DR_TRY_GOTO(status, refuse_shards(dir, path), free_path);
-    DR_TRY_GOTO(status, dr_safetensors_open(path, &file), free_path);
-    DR_TRY_GOTO(status, lm_lay_out(backend, &config, &lm), close_file);
-    DR_TRY_GOTO(status, check_file(lm, file, path), destroy_lm);
-    DR_TRY_GOTO(status, lm_allocate(lm), destroy_lm);
-    DR_TRY_GOTO(status, read_tensors(lm, file, path), destroy_lm);
-    DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);
-    *out_lm = lm;
-    lm = NULL;
-destroy_lm:
-    dr_lm_destroy(lm);
-close_file:
-    dr_safetensors_close(file);
-free_path:
-    dr_free(path);
-    return status;
-}
-
-static dr_status save_tensors(const dr_lm *lm, const char *dir) {
-    dr_safetensor_source *sources = NULL;
-    char *path = NULL;
-    DR_TRY(dr_alloc(&sources, "tensors to save", lm->n_tensors, sizeof *sources));
-    for (int32_t i = 0; i < lm->n_tensors; i++) {
-        sources[i].name = lm->tensors[i].name;
-        sources[i].data = lm->params + lm->tensors[i].offset;
-        tensor_shape(&lm->tensors[i], sources[i].shape, &sources[i].n_dims);
-    }
-    dr_status status = dr_path_join(&path, dir, "model.safetensors");
-    if (status == DR_OK) status = dr_safetensors_write(path, sources, lm->n_tensors);
-    dr_free(path);
-    dr_free(sources);
-    return status;
-}
-
-dr_status dr_lm_save(const dr_lm *lm, const char *dir) {
-    DR_TRY(dr_dir_make(dir));
-    DR_TRY(dr_lm_config_write(&lm->config, dir));
-    return save_tensors(lm, dir); // last: a folder with weights is a whole one
 }

@@ -1,6 +1,6 @@
-// A decoder language model of the Qwen2/Llama family on one page: configuration, weights, training pass,
-// cached pass. One flat fp32 buffer holds every weight: rollout reads what the optimizer wrote, there is no
-// second copy to sync.
+// A decoder language model of the Qwen2, Qwen3, Llama and Mistral families on one page: configuration,
+// weights, training pass, cached pass. One flat fp32 buffer holds every weight: rollout reads what the
+// optimizer wrote, there is no second copy to sync.
 #ifndef DR_CORE_MODEL_LM_H
 #define DR_CORE_MODEL_LM_H
 
@@ -13,13 +13,22 @@
 extern "C" {
 #endif
 
+// Rotary frequencies stretched for contexts longer than those of the first training, as Llama 3.1 does it
+// (formula in lm_rope.c). factor 0: none.
+typedef struct dr_rope_llama3 {
+    float factor, low_freq_factor, high_freq_factor;
+    int32_t original_positions;
+} dr_rope_llama3;
+
 typedef struct dr_lm_config {
-    char architecture[32]; // "Qwen2ForCausalLM", "LlamaForCausalLM" or "MistralForCausalLM" (no window)
+    char architecture[32]; // Qwen2, Qwen3, Llama or Mistral (no window), each with "ForCausalLM"
     int32_t n_layers, hidden, n_heads, n_kv_heads, head_size, intermediate, vocab;
     int32_t max_positions;
     float rms_eps, rope_theta;
-    bool tied_head;                 // lm_head.weight is model.embed_tokens.weight
-    bool qkv_bias;                  // Qwen2: true; the others: false
+    bool tied_head; // lm_head.weight is model.embed_tokens.weight
+    bool qkv_bias;  // Qwen2: true; the others: false
+    bool qk_norm;   // Qwen3: an RMSNorm over each head of queries and keys before rotation
+    dr_rope_llama3 rope_llama3;
     int32_t bos_id, eos_id, pad_id; // -1 when absent
 } dr_lm_config;
 
@@ -45,12 +54,19 @@ dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t
 dr_status dr_lm_start_copying(dr_lm *lm, uint64_t seed);
 void dr_lm_destroy(dr_lm *lm);
 
-// Hugging Face folder (config.json, model.safetensors in F32/BF16/F16). Unknown architectures are refused by
-// name; a tensor that is missing, has another shape, no use or a value that is no number is named, before any
-// memory for weights is taken where that can be known. save writes F32, replaces each file atomically, the
-// weights last, and adds generation_config.json; the tokenizer's file is the tokenizer's business.
+// Hugging Face folder: config.json, and model.safetensors or model.safetensors.index.json with its shards, in
+// F32, BF16 or F16. What this engine does not compute (another architecture, a window, experts, another
+// rotary scaling, quantised weights, biases elsewhere) is refused by name; a tensor that is missing, has
+// another shape, no use or a value that is no number is named, before any memory for weights is taken where
+// that can be known. The files are mapped, and each tensor's pages are let go once it stands in the
+// parameters.
 dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm);
+// Writes F32 under the same names, replaces each file atomically, the weights last, and adds
+// generation_config.json; the tokenizer's file is the tokenizer's business. More than max_shard_bytes of
+// weights become shards with an index (safetensors_folder.h); dr_lm_save takes DR_LM_SHARD_BYTES.
+#define DR_LM_SHARD_BYTES 5000000000
 dr_status dr_lm_save(const dr_lm *lm, const char *dir);
+dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, int64_t max_shard_bytes);
 
 const dr_lm_config *dr_lm_config_of(const dr_lm *lm);
 dr_backend *dr_lm_backend(dr_lm *lm); // borrowed
@@ -121,6 +137,9 @@ typedef struct dr_lm_chunk {
 // one chunk only (DR_ERR_ARGUMENT). DR_ERR_MEMORY: pages short, nothing changed.
 dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
                        float *out_logits);
+// The same for n more tokens of one sequence, with the logits after each of them: out_logits [n, vocab].
+dr_status dr_lm_decode_rows(dr_lm *lm, dr_kv_cache *kv, int32_t seq, const int32_t *ids, int32_t n,
+                            float *out_logits);
 
 #ifdef __cplusplus
 }

@@ -52,6 +52,16 @@ dr_status dr_lm_config_check(const dr_lm_config *c, const char *where) {
     DR_CHECK(c->rms_eps > 0 && c->rope_theta > 0 && isfinite(c->rope_theta), DR_ERR_FORMAT,
              "%s: rms_norm_eps %g and rope_theta %g must be positive", where, (double)c->rms_eps,
              (double)c->rope_theta);
+    DR_CHECK(!(c->qk_norm && c->qkv_bias), DR_ERR_UNSUPPORTED,
+             "%s: norms and biases of queries and keys together are not supported", where);
+    const dr_rope_llama3 *r = &c->rope_llama3;
+    DR_CHECK(r->factor == 0 || (r->factor >= 1 && r->low_freq_factor > 0 &&
+                                r->high_freq_factor > r->low_freq_factor && r->original_positions > 0),
+             DR_ERR_FORMAT,
+             "%s: rope of type llama3: factor %g, low_freq_factor %g, high_freq_factor %g, %d original "
+             "positions: expected a factor of at least 1, 0 < low < high, and positions",
+             where, (double)r->factor, (double)r->low_freq_factor, (double)r->high_freq_factor,
+             r->original_positions);
     return DR_OK;
 }
 
@@ -60,6 +70,30 @@ static dr_status refuse_partial_rotary(json_t *object, const char *where) {
     DR_TRY(dr_json_f64_or(object, where, "partial_rotary_factor", 0.0, 1e6, factor, &factor));
     DR_CHECK(factor == 1.0, DR_ERR_UNSUPPORTED, "%s: partial_rotary_factor %g is not supported (1)", where,
              factor);
+    return DR_OK;
+}
+
+static dr_status read_llama3(json_t *rope, const char *where, dr_rope_llama3 *out) {
+    static const char *const keys[] = {"factor", "low_freq_factor", "high_freq_factor"};
+    float *const values[] = {&out->factor, &out->low_freq_factor, &out->high_freq_factor};
+    for (int i = 0; i < 3; i++) {
+        double number = 0;
+        DR_TRY(dr_json_f64(rope, where, keys[i], 1e-6, 1e6, &number));
+        *values[i] = (float)number;
+    }
+    int64_t positions = 0;
+    DR_TRY(dr_json_i64(rope, where, "original_max_position_embeddings", 1, 1 << 30, &positions));
+    out->original_positions = (int32_t)positions;
+    return DR_OK;
+}
+
+// One set of parameters for all layers, or nothing that this program computes.
+static dr_status refuse_nested_rope(json_t *rope, const char *where, const char *place) {
+    const char *key;
+    json_t *value;
+    json_object_foreach(rope, key, value)
+        DR_CHECK(!json_is_object(value), DR_ERR_UNSUPPORTED,
+                 "%s: %s: own values for \"%s\" are not supported", where, place, key);
     return DR_OK;
 }
 
@@ -76,8 +110,10 @@ static dr_status read_rope(json_t *root, const char *where, dr_lm_config *c) {
         const char *type = "default";
         DR_TRY(dr_json_string_or(rope, where, json_object_get(rope, "rope_type") ? "rope_type" : "type", type,
                                  &type));
-        DR_CHECK(strcmp(type, "default") == 0, DR_ERR_UNSUPPORTED, "%s: %s of type \"%s\" is not supported",
-                 where, places[i], type);
+        DR_TRY(refuse_nested_rope(rope, where, places[i]));
+        DR_CHECK(strcmp(type, "default") == 0 || strcmp(type, "llama3") == 0, DR_ERR_UNSUPPORTED,
+                 "%s: %s of type \"%s\" is not supported (default, llama3)", where, places[i], type);
+        if (strcmp(type, "llama3") == 0) DR_TRY(read_llama3(rope, where, &c->rope_llama3));
         DR_TRY(dr_json_f64_or(rope, where, "rope_theta", 1.0, 1e12, theta, &theta));
         DR_TRY(refuse_partial_rotary(rope, where));
     }
@@ -86,12 +122,20 @@ static dr_status read_rope(json_t *root, const char *where, dr_lm_config *c) {
     return DR_OK;
 }
 
-static const char *const families[][2] = {
-    {"Qwen2ForCausalLM", "qwen2"}, {"LlamaForCausalLM", "llama"}, {"MistralForCausalLM", "mistral"}};
+// What each family's configuration means when it is silent; head_dim 0: hidden / heads.
+typedef struct family {
+    const char *architecture, *model_type;
+    int32_t max_positions, head_dim;
+    bool qkv_bias, qk_norm;
+} family;
+static const family families[] = {{"Qwen2ForCausalLM", "qwen2", 32768, 0, true, false},
+                                  {"Qwen3ForCausalLM", "qwen3", 32768, 128, false, true},
+                                  {"LlamaForCausalLM", "llama", 2048, 0, false, false},
+                                  {"MistralForCausalLM", "mistral", 131072, 0, false, false}};
 
-static const char *model_type(const char *architecture) {
+static const family *family_of(const char *architecture) {
     for (size_t i = 0; i < sizeof families / sizeof *families; i++)
-        if (strcmp(families[i][0], architecture) == 0) return families[i][1];
+        if (strcmp(families[i].architecture, architecture) == 0) return &families[i];
     return NULL;
 }
 
@@ -115,16 +159,36 @@ static dr_status refuse_windows(json_t *root, const char *where, const dr_lm_con
     return DR_OK;
 }
 
+// Quantised weights and mixtures of experts, should a file of another kind bear a known architecture's name.
+static dr_status refuse_other_weights(json_t *root, const char *where) {
+    json_t *quantization = json_object_get(root, "quantization_config");
+    const char *method = json_string_value(json_object_get(quantization, "quant_method"));
+    DR_CHECK(!quantization || json_is_null(quantization), DR_ERR_UNSUPPORTED,
+             "%s: quantization_config: quantised weights (%s) are not supported", where,
+             method ? method : "no quant_method");
+    static const char *const experts[] = {"num_experts", "num_local_experts", "n_routed_experts"};
+    for (int i = 0; i < 3; i++) {
+        int64_t n = 0;
+        DR_TRY(dr_json_i64_or(root, where, experts[i], 0, 1 << 20, 0, &n));
+        DR_CHECK(n == 0, DR_ERR_UNSUPPORTED, "%s: %s %lld: mixtures of experts are not supported", where,
+                 experts[i], (long long)n);
+    }
+    return DR_OK;
+}
+
 static dr_status read_architecture(json_t *root, const char *where, dr_lm_config *c) {
     json_t *list = json_object_get(root, "architectures");
     const char *name = json_string_value(json_array_get(list, 0));
     DR_CHECK(name, DR_ERR_FORMAT, "%s: architectures: expected a list with one name", where);
-    DR_CHECK(model_type(name), DR_ERR_UNSUPPORTED,
-             "%s: architecture \"%s\" is not supported (Qwen2ForCausalLM, LlamaForCausalLM, "
-             "MistralForCausalLM)",
-             where, name);
+    const family *kind = family_of(name);
+    DR_CHECK(
+        kind, DR_ERR_UNSUPPORTED,
+        "%s: architecture \"%s\" is not supported (Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM, "
+        "MistralForCausalLM)",
+        where, name);
     snprintf(c->architecture, sizeof c->architecture, "%s", name);
-    c->qkv_bias = strcmp(name, "Qwen2ForCausalLM") == 0;
+    c->qkv_bias = kind->qkv_bias;
+    c->qk_norm = kind->qk_norm;
     const char *activation = "silu";
     DR_TRY(dr_json_string_or(root, where, "hidden_act", activation, &activation));
     DR_CHECK(strcmp(activation, "silu") == 0, DR_ERR_UNSUPPORTED,
@@ -134,6 +198,7 @@ static dr_status read_architecture(json_t *root, const char *where, dr_lm_config
     if (!c->qkv_bias) DR_TRY(dr_json_bool_or(root, where, "attention_bias", 0, &attention_bias));
     DR_CHECK(!mlp_bias && !attention_bias, DR_ERR_UNSUPPORTED, "%s: %s is not supported", where,
              mlp_bias ? "mlp_bias" : "attention_bias");
+    DR_TRY(refuse_other_weights(root, where));
     return refuse_windows(root, where, c);
 }
 
@@ -161,11 +226,12 @@ static dr_status read_sizes(json_t *root, const char *where, dr_lm_config *c) {
     DR_TRY(dr_json_i64_or(root, where, "num_key_value_heads", 1, 1 << 20, c->n_heads, &number));
     c->n_kv_heads = (int32_t)number;
     json_t *head_dim = json_object_get(root, "head_dim");
-    number = c->hidden / c->n_heads;
+    const family *kind = family_of(c->architecture);
+    number = kind->head_dim ? kind->head_dim : c->hidden / c->n_heads;
     if (head_dim && !json_is_null(head_dim))
         DR_TRY(dr_json_i64(root, where, "head_dim", 1, 1 << 20, &number));
     c->head_size = (int32_t)number;
-    DR_TRY(dr_json_i64_or(root, where, "max_position_embeddings", 1, 1 << 30, 32768, &number));
+    DR_TRY(dr_json_i64_or(root, where, "max_position_embeddings", 1, 1 << 30, kind->max_positions, &number));
     c->max_positions = (int32_t)number;
     double eps = 1e-6;
     DR_TRY(dr_json_f64_or(root, where, "rms_norm_eps", 1e-20, 1.0, eps, &eps));
@@ -217,21 +283,40 @@ static void set_ids(json_t *root, const dr_lm_config *c) {
         json_object_set_new(root, ids[i].key, ids[i].id < 0 ? json_null() : json_integer(ids[i].id));
 }
 
+// Under each name that readers know: the older one has rope_theta beside it, the newer one inside.
+static void set_rope(json_t *root, const dr_lm_config *c) {
+    const dr_rope_llama3 *r = &c->rope_llama3;
+    json_t *rope = json_pack("{s:s, s:f}", "rope_type", r->factor > 0 ? "llama3" : "default", "rope_theta",
+                             (double)c->rope_theta);
+    if (rope && r->factor > 0) {
+        json_object_set_new(rope, "factor", json_real((double)r->factor));
+        json_object_set_new(rope, "low_freq_factor", json_real((double)r->low_freq_factor));
+        json_object_set_new(rope, "high_freq_factor", json_real((double)r->high_freq_factor));
+        json_object_set_new(rope, "original_max_position_embeddings", json_integer(r->original_positions));
+        json_t *older = json_copy(rope);
+        json_object_del(older, "rope_theta");
+        json_object_set_new(root, "rope_scaling", older);
+    }
+    json_object_set_new(root, "rope_parameters", rope);
+}
+
 dr_status dr_lm_config_write(const dr_lm_config *c, const char *dir) {
-    const char *type = model_type(c->architecture);
-    DR_CHECK(type, DR_ERR_ARGUMENT, "architecture \"%s\" is unknown", c->architecture);
+    const family *kind = family_of(c->architecture);
+    DR_CHECK(kind, DR_ERR_ARGUMENT, "architecture \"%s\" is unknown", c->architecture);
+    const char *type = kind->model_type;
     // rope_theta in both places: older readers know one, newer ones the other
     json_t *root = json_pack(
-        "{s:[s], s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:{s:s, s:f}, s:b, s:s}",
-        "architectures", c->architecture, "model_type", type, "hidden_act", "silu", "num_hidden_layers",
-        c->n_layers, "hidden_size", c->hidden, "num_attention_heads", c->n_heads, "num_key_value_heads",
-        c->n_kv_heads, "head_dim", c->head_size, "intermediate_size", c->intermediate, "vocab_size", c->vocab,
+        "{s:[s], s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:s}", "architectures",
+        c->architecture, "model_type", type, "hidden_act", "silu", "num_hidden_layers", c->n_layers,
+        "hidden_size", c->hidden, "num_attention_heads", c->n_heads, "num_key_value_heads", c->n_kv_heads,
+        "head_dim", c->head_size, "intermediate_size", c->intermediate, "vocab_size", c->vocab,
         "max_position_embeddings", c->max_positions, "rms_norm_eps", (double)c->rms_eps, "rope_theta",
-        (double)c->rope_theta, "rope_parameters", "rope_type", "default", "rope_theta", (double)c->rope_theta,
-        "tie_word_embeddings", c->tied_head, "torch_dtype", "float32");
+        (double)c->rope_theta, "tie_word_embeddings", c->tied_head, "torch_dtype", "float32");
     if (root) {
         set_ids(root, c);
-        if (strcmp(type, "qwen2") == 0) json_object_set_new(root, "use_sliding_window", json_false());
+        set_rope(root, c);
+        if (strncmp(type, "qwen", 4) == 0) json_object_set_new(root, "use_sliding_window", json_false());
+        if (strcmp(type, "qwen3") == 0) json_object_set_new(root, "attention_bias", json_false());
         if (strcmp(type, "mistral") == 0) json_object_set_new(root, "sliding_window", json_null());
         if (strcmp(type, "llama") == 0) {
             json_object_set_new(root, "attention_bias", json_false());

@@ -225,16 +225,15 @@ static dr_status layer_decode(dr_lm *lm, const lm_layer *layer, float *k_cache, 
                               const decode_scratch *s) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t D = c->hidden, Q = lm_qkv_width(c), d = c->head_size, H = c->n_heads, G = c->n_kv_heads;
+    int64_t D = c->hidden;
+    int32_t d = c->head_size, H = c->n_heads, G = c->n_kv_heads;
     const float *p = lm->params;
+    lm_qkv at = dr_lm_qkv_at(c, s->qkv, T);
     b->ops->rmsnorm_forward(b, s->x, p + layer->norm1, T, D, c->rms_eps, s->norm, NULL);
-    DR_TRY(b->ops->linear_forward(b, layer->w_qkv, s->norm, T,
-                                  layer->qkv_bias < 0 ? NULL : p + layer->qkv_bias, s->qkv));
-    b->ops->rope(b, s->qkv, lm->positions, lm->inv_freq, T, H + G, d, Q, 1);
-    b->ops->kv_store(b, s->qkv + H * d, s->qkv + (H + G) * d, Q, chunks, n_chunks, DR_KV_PAGE, (int32_t)G,
-                     (int32_t)d, k_cache, v_cache);
-    DR_TRY(b->ops->attention_cached(b, s->qkv, Q, k_cache, v_cache, chunks, n_chunks, DR_KV_PAGE, (int32_t)H,
-                                    (int32_t)G, (int32_t)d, s->att));
+    DR_TRY(dr_lm_qkv_forward(lm, layer, s->norm, lm->positions, T, s->qkv, NULL, NULL));
+    b->ops->kv_store(b, at.k, at.v, at.kv_stride, chunks, n_chunks, DR_KV_PAGE, G, d, k_cache, v_cache);
+    DR_TRY(b->ops->attention_cached(b, at.q, at.q_stride, k_cache, v_cache, chunks, n_chunks, DR_KV_PAGE, H,
+                                    G, d, s->att));
     DR_TRY(b->ops->linear_forward(b, layer->w_o, s->att, T, NULL, s->out));
     b->ops->add(b, s->out, T * D, s->x);
     b->ops->rmsnorm_forward(b, s->x, p + layer->norm2, T, D, c->rms_eps, s->norm, NULL);
@@ -284,27 +283,53 @@ static dr_status describe_chunks(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *
     return DR_OK;
 }
 
+// All layers over the chunks, appended to the cache; s->x (T, D) is the residual stream after the last one.
+static dr_status decode_body(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
+                             decode_scratch *s, int64_t *out_tokens) {
+    dr_backend *b = lm->backend;
+    int64_t T = 0;
+    DR_TRY(check_chunks(lm, kv, chunks, n_chunks, &T));
+    DR_TRY(scratch_reserve(lm, T, s));
+    DR_TRY(reserve_pages(kv, chunks, n_chunks));
+    DR_TRY(describe_chunks(lm, kv, chunks, n_chunks));
+    b->ops->embedding_forward(b, lm->params + lm->embed, lm->ids, T, lm->config.hidden, s->x);
+    for (int32_t i = 0; i < lm->config.n_layers; i++)
+        DR_TRY(layer_decode(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, n_chunks, T, s));
+    for (int32_t c = 0; c < n_chunks; c++) kv->sequences[chunks[c].seq].length += chunks[c].n;
+    *out_tokens = T;
+    return DR_OK;
+}
+
+// Last norm and head of the dense rows x (n_rows, D).
+static dr_status decode_head(dr_lm *lm, const decode_scratch *s, const float *x, int64_t n_rows,
+                             float *out_logits) {
+    dr_backend *b = lm->backend;
+    b->ops->rmsnorm_forward(b, x, lm->params + lm->final_norm, n_rows, lm->config.hidden, lm->config.rms_eps,
+                            s->norm, NULL);
+    return b->ops->linear_forward(b, lm->w_head, s->norm, n_rows, NULL, out_logits);
+}
+
 dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
                        float *out_logits) {
     dr_backend *b = lm->backend;
-    int64_t T = 0, D = lm->config.hidden;
     decode_scratch s;
-    DR_TRY(check_chunks(lm, kv, chunks, n_chunks, &T));
-    DR_TRY(scratch_reserve(lm, T, &s));
-    DR_TRY(reserve_pages(kv, chunks, n_chunks));
-    DR_TRY(describe_chunks(lm, kv, chunks, n_chunks));
-    b->ops->embedding_forward(b, lm->params + lm->embed, lm->ids, T, D, s.x);
-    for (int32_t i = 0; i < lm->config.n_layers; i++)
-        DR_TRY(layer_decode(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, n_chunks, T, &s));
-    int64_t n_rows = 0, row = 0;
+    int64_t T = 0, n_rows = 0, row = 0;
+    DR_TRY(decode_body(lm, kv, chunks, n_chunks, &s, &T));
     for (int32_t c = 0; c < n_chunks; c++) {
         row += chunks[c].n;
-        kv->sequences[chunks[c].seq].length += chunks[c].n;
         if (chunks[c].want_logits) lm->ids[n_rows++] = (int32_t)(row - 1);
     }
     if (n_rows == 0) return DR_OK;
-    b->ops->embedding_forward(b, s.x, lm->ids, n_rows, D, s.out); // the last row of each chunk
-    b->ops->rmsnorm_forward(b, s.out, lm->params + lm->final_norm, n_rows, D, lm->config.rms_eps, s.norm,
-                            NULL);
-    return b->ops->linear_forward(b, lm->w_head, s.norm, n_rows, NULL, out_logits);
+    b->ops->embedding_forward(b, s.x, lm->ids, n_rows, lm->config.hidden,
+                              s.out); // the last row of each chunk
+    return decode_head(lm, &s, s.out, n_rows, out_logits);
+}
+
+dr_status dr_lm_decode_rows(dr_lm *lm, dr_kv_cache *kv, int32_t seq, const int32_t *ids, int32_t n,
+                            float *out_logits) {
+    decode_scratch s;
+    int64_t T = 0;
+    dr_lm_chunk chunk = {seq, n, ids, true};
+    DR_TRY(decode_body(lm, kv, &chunk, 1, &s, &T));
+    return decode_head(lm, &s, s.x, T, out_logits);
 }

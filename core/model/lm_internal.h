@@ -5,11 +5,12 @@
 
 #include "core/model/lm.h"
 
-// Offsets in floats. q, k, v stand one after another (one merged product), so do their biases, and gate and
-// up.
+// Offsets in floats, -1: none. q, k, v stand one after another, so do their biases, and gate and up. q, k, v
+// are one merged product (w_qkv), or three where queries and keys are normalised by head (w_q, w_k, w_v); the
+// other pointers are NULL.
 typedef struct lm_layer {
-    int64_t norm1, qkv, qkv_bias /* -1: none */, o, norm2, gate_up, down;
-    dr_weight *w_qkv, *w_o, *w_gate_up, *w_down;
+    int64_t norm1, qkv, qkv_bias, q_norm, k_norm, o, norm2, gate_up, down;
+    dr_weight *w_qkv, *w_q, *w_k, *w_v, *w_o, *w_gate_up, *w_down;
 } lm_layer;
 
 struct dr_lm {
@@ -35,6 +36,36 @@ struct dr_lm {
 static inline int64_t lm_qkv_width(const dr_lm_config *c) {
     return (int64_t)(c->n_heads + 2 * c->n_kv_heads) * c->head_size;
 }
+
+// Where q, k and v of T rows stand in a buffer of T (H + 2G) d floats: side by side in each row when they
+// come from one product, one dense block after another when from three. Strides in floats.
+typedef struct lm_qkv {
+    float *q, *k, *v; // (T, H, d), (T, G, d), (T, G, d)
+    int64_t q_stride, kv_stride;
+} lm_qkv;
+lm_qkv dr_lm_qkv_at(const dr_lm_config *config, float *base, int64_t T);
+// Rows of queries and keys that the norms by head read: T (H + G) d floats, and T (H + G) inverse sizes.
+static inline int64_t lm_qk_width(const dr_lm_config *c) {
+    return (int64_t)(c->n_heads + c->n_kv_heads) * c->head_size;
+}
+// x (T, D) -> projections, norms by head where the model has them, rotation, into qkv. With norms, raw
+// (T (H + G) d) keeps what they read and inv (T (H + G)) their inverse sizes for the backward; both NULL: not
+// kept. Row-exact; the bits do not depend on whether they are kept.
+dr_status dr_lm_qkv_forward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,
+                            int64_t T, float *qkv, float *raw, float *inv);
+// dqkv, laid out like qkv, holds the gradient after rotation and is used up. dx (T, D) is overwritten,
+// gradient [n_params] +=. draw: scratch of T (H + G) d floats; it, raw and inv matter with norms only.
+dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,
+                             int64_t T, float *dqkv, const float *raw, const float *inv, float *draw,
+                             float *dx, float *gradient);
+
+// inv_freq [head_size / 2] of the rotary embedding (lm_rope.c).
+void dr_lm_rope_frequencies(const dr_lm_config *config, float *out_inv_freq);
+
+// The object with its layout and no memory for weights; then that memory, zeroed, and the packed forms
+// (lm.c).
+dr_status dr_lm_lay_out(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm);
+dr_status dr_lm_allocate(dr_lm *lm);
 
 // config.json and back, generation_config.json beside it (lm_config.c).
 dr_status dr_lm_config_read(const char *dir, dr_lm_config *out);

@@ -10,7 +10,9 @@ typedef struct layer_activations {
     float *x;       // (T, D) residual stream before the layer
     float *norm1;   // (T, D)
     float *inv1;    // (T)
-    float *qkv;     // (T, Q) after bias and rotation
+    float *qk_raw;  // (T, A + G·d) queries and keys before their norms; with such norms only
+    float *qk_inv;  // (T, H + G)
+    float *qkv;     // (T, Q) after bias, norms and rotation
     float *att;     // (T, A)
     float *lse;     // (T, H)
     float *mid;     // (T, D) residual stream after attention
@@ -27,19 +29,22 @@ struct dr_lm_workspace {
     float *x_out, *final_norm, *final_inv;   // (T, D), (T, D), (T)
     float *rows, *drows, *row_lse;           // loss rows: (T, D), (T, D), (T)
     float *dx, *dnorm, *dwide, *dact, *datt; // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, F), (T, A)
+    float *dqk_raw;                          // of qk_raw
     int32_t *positions;
 };
 
 static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w) {
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden, Q = lm_qkv_width(c), A = (int64_t)c->n_heads * c->head_size, F = c->intermediate;
-    int64_t at = 0;
+    int64_t at = 0, raw = c->qk_norm ? T * lm_qk_width(c) : 0; // floats
 #define TAKE(pointer, count) ((pointer) = base ? base + at : NULL, at += ((count) + 15) / 16 * 16)
     for (int32_t i = 0; i < c->n_layers; i++) {
         layer_activations *l = &w->layers[i];
         TAKE(l->x, T * D);
         TAKE(l->norm1, T * D);
         TAKE(l->inv1, T);
+        TAKE(l->qk_raw, raw);
+        TAKE(l->qk_inv, raw / c->head_size);
         TAKE(l->qkv, T * Q);
         TAKE(l->att, T * A);
         TAKE(l->lse, T * c->n_heads);
@@ -60,6 +65,7 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
     TAKE(w->dwide, T * (2 * F > Q ? 2 * F : Q));
     TAKE(w->dact, T * F);
     TAKE(w->datt, T * A);
+    TAKE(w->dqk_raw, raw);
 #undef TAKE
     return at;
 }
@@ -118,15 +124,13 @@ static dr_status layer_forward(dr_lm *lm, const lm_layer *layer, layer_activatio
                                const int32_t *positions, float *x_next) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t T = pack->n_tokens, D = c->hidden, Q = lm_qkv_width(c), d = c->head_size, H = c->n_heads,
-            G = c->n_kv_heads;
+    int64_t T = pack->n_tokens, D = c->hidden;
     const float *p = lm->params;
+    lm_qkv at = dr_lm_qkv_at(c, a->qkv, T);
     b->ops->rmsnorm_forward(b, a->x, p + layer->norm1, T, D, c->rms_eps, a->norm1, a->inv1);
-    DR_TRY(b->ops->linear_forward(b, layer->w_qkv, a->norm1, T,
-                                  layer->qkv_bias < 0 ? NULL : p + layer->qkv_bias, a->qkv));
-    b->ops->rope(b, a->qkv, positions, lm->inv_freq, T, H + G, d, Q, 1);
-    DR_TRY(b->ops->attention_forward(b, a->qkv, a->qkv + H * d, a->qkv + (H + G) * d, Q, Q, pack->cu_seqlens,
-                                     pack->n_seqs, (int32_t)H, (int32_t)G, (int32_t)d, a->att, a->lse));
+    DR_TRY(dr_lm_qkv_forward(lm, layer, a->norm1, positions, T, a->qkv, a->qk_raw, a->qk_inv));
+    DR_TRY(b->ops->attention_forward(b, at.q, at.k, at.v, at.q_stride, at.kv_stride, pack->cu_seqlens,
+                                     pack->n_seqs, c->n_heads, c->n_kv_heads, c->head_size, a->att, a->lse));
     DR_TRY(b->ops->linear_forward(b, layer->w_o, a->att, T, NULL, a->mid));
     b->ops->add(b, a->x, T * D, a->mid);
     b->ops->rmsnorm_forward(b, a->mid, p + layer->norm2, T, D, c->rms_eps, a->norm2, a->inv2);
@@ -180,9 +184,8 @@ static dr_status layer_backward(dr_lm *lm, const lm_layer *layer, const layer_ac
                                 dr_lm_workspace *w, const dr_pack *pack, float *gradient) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t T = pack->n_tokens, D = c->hidden, Q = lm_qkv_width(c), d = c->head_size, H = c->n_heads,
-            G = c->n_kv_heads;
-    int64_t F = c->intermediate, A = H * d;
+    int64_t T = pack->n_tokens, D = c->hidden, F = c->intermediate, A = (int64_t)c->n_heads * c->head_size;
+    lm_qkv at = dr_lm_qkv_at(c, a->qkv, T), to = dr_lm_qkv_at(c, w->dwide, T);
     const float *p = lm->params;
     DR_TRY(b->ops->linear_backward_input(b, layer->w_down, w->dx, T, w->dact, false));
     DR_TRY(b->ops->linear_backward_weight(b, a->act, w->dx, T, D, F, gradient + layer->down, NULL));
@@ -195,13 +198,11 @@ static dr_status layer_backward(dr_lm *lm, const lm_layer *layer, const layer_ac
 
     DR_TRY(b->ops->linear_backward_input(b, layer->w_o, w->dx, T, w->datt, false));
     DR_TRY(b->ops->linear_backward_weight(b, a->att, w->dx, T, D, A, gradient + layer->o, NULL));
-    DR_TRY(b->ops->attention_backward(b, w->datt, a->qkv, a->qkv + A, a->qkv + A + G * d, a->att, a->lse, Q,
-                                      Q, pack->cu_seqlens, pack->n_seqs, (int32_t)H, (int32_t)G, (int32_t)d,
-                                      w->dwide, w->dwide + A, w->dwide + A + G * d));
-    b->ops->rope(b, w->dwide, w->positions, lm->inv_freq, T, H + G, d, Q, -1);
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_qkv, w->dwide, T, w->dnorm, false));
-    DR_TRY(b->ops->linear_backward_weight(b, a->norm1, w->dwide, T, Q, D, gradient + layer->qkv,
-                                          layer->qkv_bias < 0 ? NULL : gradient + layer->qkv_bias));
+    DR_TRY(b->ops->attention_backward(b, w->datt, at.q, at.k, at.v, a->att, a->lse, at.q_stride, at.kv_stride,
+                                      pack->cu_seqlens, pack->n_seqs, c->n_heads, c->n_kv_heads, c->head_size,
+                                      to.q, to.k, to.v));
+    DR_TRY(dr_lm_qkv_backward(lm, layer, a->norm1, w->positions, T, w->dwide, a->qk_raw, a->qk_inv,
+                              w->dqk_raw, w->dnorm, gradient));
     b->ops->rmsnorm_backward(b, w->dnorm, a->x, p + layer->norm1, a->inv1, T, D, w->dx,
                              gradient + layer->norm1);
     return DR_OK;

@@ -295,6 +295,15 @@ dr_status dr_safetensors_check(const dr_safetensors *file, const char *name, con
     return DR_OK;
 }
 
+// The pages that only this tensor fills leave our memory; the system's cache keeps them, and whoever looks
+// again gets them from there. So a file that is read through never stands in memory beside what was made of
+// it.
+static void release_pages(const dr_safetensor *tensor, int64_t bytes) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)tensor->data;
+    uintptr_t begin = (at + page - 1) / page * page, end = (at + (uintptr_t)bytes) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape,
                               int32_t n_dims, float *out) {
     DR_TRY(dr_safetensors_check(file, name, shape, n_dims));
@@ -302,6 +311,7 @@ dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, cons
     const char *bytes = tensor->data;
     if (tensor->dtype == DR_DTYPE_F32) {
         memcpy(out, bytes, (size_t)tensor->n_values * 4);
+        release_pages(tensor, 4 * tensor->n_values);
         return DR_OK;
     }
     for (int64_t i = 0; i < tensor->n_values; i++) {
@@ -309,6 +319,7 @@ dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, cons
         memcpy(&half, bytes + 2 * i, 2);
         out[i] = tensor->dtype == DR_DTYPE_BF16 ? from_bits((uint32_t)half << 16) : from_half(half);
     }
+    release_pages(tensor, 2 * tensor->n_values);
     return DR_OK;
 }
 

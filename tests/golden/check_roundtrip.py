@@ -28,4 +28,4 @@ with tempfile.TemporaryDirectory() as root:
     subprocess.run([sys.argv[1]], env=dict(os.environ, DR_ROUNDTRIP_DIR=root), check=True, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL)
     results = [check(os.path.join(root, name)) for name in sorted(os.listdir(root))]
-sys.exit(0 if len(results) == 3 and all(results) else 1)
+sys.exit(0 if len(results) == 4 and all(results) else 1)

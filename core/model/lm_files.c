@@ -1,0 +1,92 @@
+// Loading and saving of Hugging Face folders: the weights on either side of the flat buffer, their names and
+// shapes checked before memory is taken. config.json is lm_config.c's, the shards are the store's.
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/file.h"
+#include "core/model/lm_internal.h"
+#include "core/store/safetensors_folder.h"
+
+static void tensor_shape(const dr_lm_tensor *t, int64_t shape[2], int32_t *n_dims) {
+    bool vector = strstr(t->name, "norm.weight") || strstr(t->name, ".bias");
+    *n_dims = vector ? 1 : 2;
+    shape[0] = vector ? t->cols : t->rows;
+    shape[1] = t->cols;
+}
+
+// Before any memory is taken: every tensor is there in its shape, and none that this model would not use.
+static dr_status check_weights(const dr_lm *lm, const dr_safetensors_folder *weights) {
+    for (int32_t i = 0; i < lm->n_tensors; i++) {
+        int64_t shape[2];
+        int32_t n_dims;
+        tensor_shape(&lm->tensors[i], shape, &n_dims);
+        DR_TRY(dr_safetensors_folder_check(weights, lm->tensors[i].name, shape, n_dims));
+    }
+    for (int32_t i = 0; i < dr_safetensors_folder_count(weights); i++) {
+        const char *name = dr_safetensors_folder_at(weights, i)->name;
+        bool known = strstr(name, "rotary_emb.inv_freq") || // computed from rope_theta
+                     (lm->config.tied_head && strcmp(name, "lm_head.weight") == 0);
+        for (int32_t j = 0; j < lm->n_tensors && !known; j++) known = strcmp(name, lm->tensors[j].name) == 0;
+        DR_CHECK(known, DR_ERR_UNSUPPORTED, "%s: tensor %s has no place in a %s of this config.json",
+                 dr_safetensors_folder_path(weights), name, lm->config.architecture);
+    }
+    return DR_OK;
+}
+
+static dr_status read_tensors(dr_lm *lm, const dr_safetensors_folder *weights) {
+    for (int32_t i = 0; i < lm->n_tensors; i++) {
+        const dr_lm_tensor *t = &lm->tensors[i];
+        int64_t shape[2];
+        int32_t n_dims;
+        tensor_shape(t, shape, &n_dims);
+        DR_TRY(dr_safetensors_folder_read(weights, t->name, shape, n_dims, lm->params + t->offset));
+        for (int64_t j = 0; j < t->rows * t->cols; j++)
+            DR_CHECK(isfinite(lm->params[t->offset + j]), DR_ERR_NUMERIC, "%s: tensor %s: value %lld is %g",
+                     dr_safetensors_folder_path(weights), t->name, (long long)j,
+                     (double)lm->params[t->offset + j]);
+    }
+    return DR_OK;
+}
+
+dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
+    dr_lm_config config;
+    DR_TRY(dr_lm_config_read(dir, &config));
+    dr_safetensors_folder *weights = NULL;
+    dr_lm *lm = NULL;
+    DR_TRY(dr_safetensors_folder_open(dir, &weights));
+    dr_status status;
+    DR_TRY_GOTO(status, dr_lm_lay_out(backend, &config, &lm), close_weights);
+    DR_TRY_GOTO(status, check_weights(lm, weights), destroy_lm);
+    DR_TRY_GOTO(status, dr_lm_allocate(lm), destroy_lm);
+    DR_TRY_GOTO(status, read_tensors(lm, weights), destroy_lm);
+    DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);
+    *out_lm = lm;
+    lm = NULL;
+destroy_lm:
+    dr_lm_destroy(lm);
+close_weights:
+    dr_safetensors_folder_close(weights);
+    return status;
+}
+
+dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, int64_t max_shard_bytes) {
+    DR_TRY(dr_dir_make(dir));
+    DR_TRY(dr_lm_config_write(&lm->config, dir));
+    dr_safetensor_source *sources = NULL;
+    DR_TRY(dr_alloc(&sources, "tensors to save", lm->n_tensors, sizeof *sources));
+    for (int32_t i = 0; i < lm->n_tensors; i++) {
+        sources[i].name = lm->tensors[i].name;
+        sources[i].data = lm->params + lm->tensors[i].offset;
+        tensor_shape(&lm->tensors[i], sources[i].shape, &sources[i].n_dims);
+    }
+    // last: a folder with weights is a whole one
+    dr_status status = dr_safetensors_folder_write(dir, sources, lm->n_tensors, max_shard_bytes);
+    dr_free(sources);
+    return status;
+}
+
+dr_status dr_lm_save(const dr_lm *lm, const char *dir) {
+    return dr_lm_save_in_shards(lm, dir, DR_LM_SHARD_BYTES);
+}

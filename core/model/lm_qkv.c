@@ -1,0 +1,88 @@
+// Queries, keys and values of one layer, forward and backward: one merged product, or three with a norm over
+// each head of queries and keys (Qwen3, arXiv 2505.09388, §2), whose rows then stand densely for the norm.
+#include <string.h>
+
+#include "core/model/lm_internal.h"
+
+lm_qkv dr_lm_qkv_at(const dr_lm_config *c, float *base, int64_t T) {
+    int64_t q = (int64_t)c->n_heads * c->head_size, kv = (int64_t)c->n_kv_heads * c->head_size;
+    int64_t rows = c->qk_norm ? T : 1, whole = q + 2 * kv;
+    return (lm_qkv){base, base + rows * q, base + rows * (q + kv), c->qk_norm ? q : whole,
+                    c->qk_norm ? kv : whole};
+}
+
+static dr_status forward_with_norms(dr_lm *lm, const lm_layer *layer, const float *x, int64_t T,
+                                    const lm_qkv *at, float *raw, float *inv) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t q_rows = T * c->n_heads, k_rows = T * c->n_kv_heads, d = c->head_size;
+    float *raw_q = raw ? raw : at->q, *raw_k = raw ? raw + q_rows * d : at->k;
+    DR_TRY(b->ops->linear_forward(b, layer->w_q, x, T, NULL, raw_q));
+    DR_TRY(b->ops->linear_forward(b, layer->w_k, x, T, NULL, raw_k));
+    DR_TRY(b->ops->linear_forward(b, layer->w_v, x, T, NULL, at->v));
+    b->ops->rmsnorm_forward(b, raw_q, lm->params + layer->q_norm, q_rows, d, c->rms_eps, at->q, inv);
+    b->ops->rmsnorm_forward(b, raw_k, lm->params + layer->k_norm, k_rows, d, c->rms_eps, at->k,
+                            inv ? inv + q_rows : NULL);
+    return DR_OK;
+}
+
+// Queries and keys stand in one row and are turned together, or are turned one after the other.
+static void rotate(dr_lm *lm, const lm_qkv *at, const int32_t *positions, int64_t T, int direction) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t d = c->head_size;
+    if (!c->qk_norm) {
+        b->ops->rope(b, at->q, positions, lm->inv_freq, T, c->n_heads + c->n_kv_heads, d, at->q_stride,
+                     direction);
+        return;
+    }
+    b->ops->rope(b, at->q, positions, lm->inv_freq, T, c->n_heads, d, at->q_stride, direction);
+    b->ops->rope(b, at->k, positions, lm->inv_freq, T, c->n_kv_heads, d, at->kv_stride, direction);
+}
+
+dr_status dr_lm_qkv_forward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,
+                            int64_t T, float *qkv, float *raw, float *inv) {
+    dr_backend *b = lm->backend;
+    const float *bias = layer->qkv_bias < 0 ? NULL : lm->params + layer->qkv_bias;
+    lm_qkv at = dr_lm_qkv_at(&lm->config, qkv, T);
+    if (lm->config.qk_norm)
+        DR_TRY(forward_with_norms(lm, layer, x, T, &at, raw, inv));
+    else
+        DR_TRY(b->ops->linear_forward(b, layer->w_qkv, x, T, bias, qkv));
+    rotate(lm, &at, positions, T, 1);
+    return DR_OK;
+}
+
+static dr_status backward_with_norms(dr_lm *lm, const lm_layer *layer, const float *x, int64_t T,
+                                     const lm_qkv *dqkv, const float *raw, const float *inv, float *draw,
+                                     float *dx, float *gradient) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t q_rows = T * c->n_heads, k_rows = T * c->n_kv_heads, d = c->head_size, D = c->hidden;
+    int64_t q = c->n_heads * d, kv = c->n_kv_heads * d;
+    float *draw_k = draw + q_rows * d, *dw = gradient + layer->qkv;
+    memset(draw, 0, (size_t)(T * lm_qk_width(c)) * sizeof(float));
+    b->ops->rmsnorm_backward(b, dqkv->q, raw, lm->params + layer->q_norm, inv, q_rows, d, draw,
+                             gradient + layer->q_norm);
+    b->ops->rmsnorm_backward(b, dqkv->k, raw + q_rows * d, lm->params + layer->k_norm, inv + q_rows, k_rows,
+                             d, draw_k, gradient + layer->k_norm);
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_q, draw, T, dx, false));
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_k, draw_k, T, dx, true));
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_v, dqkv->v, T, dx, true));
+    DR_TRY(b->ops->linear_backward_weight(b, x, draw, T, q, D, dw, NULL));
+    DR_TRY(b->ops->linear_backward_weight(b, x, draw_k, T, kv, D, dw + q * D, NULL));
+    return b->ops->linear_backward_weight(b, x, dqkv->v, T, kv, D, dw + (q + kv) * D, NULL);
+}
+
+dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,
+                             int64_t T, float *dqkv, const float *raw, const float *inv, float *draw,
+                             float *dx, float *gradient) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    lm_qkv at = dr_lm_qkv_at(c, dqkv, T);
+    rotate(lm, &at, positions, T, -1);
+    if (c->qk_norm) return backward_with_norms(lm, layer, x, T, &at, raw, inv, draw, dx, gradient);
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_qkv, dqkv, T, dx, false));
+    return b->ops->linear_backward_weight(b, x, dqkv, T, lm_qkv_width(c), c->hidden, gradient + layer->qkv,
+                                          layer->qkv_bias < 0 ? NULL : gradient + layer->qkv_bias);
+}
