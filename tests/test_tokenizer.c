@@ -1,6 +1,7 @@
 // The tokenizer: ids equal those of the `tokenizers` library, bytes come back exactly, bad files are named.
 // labels: cpu
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -149,6 +150,10 @@ static void check_refused(const char *text, const char *message) {
 }
 
 #define SPLITTER "\"pre_tokenizer\": {\"type\": \"ByteLevel\"}, "
+#define MODEL "\"model\": {\"type\": \"BPE\", \"vocab\": {}, \"merges\": []}}"
+#define SPLIT(regex)                                                                                         \
+    "{\"pre_tokenizer\": {\"type\": \"Split\", \"behavior\": \"Isolated\", \"pattern\": {\"Regex\": "        \
+    "\"" regex "\"}}, " MODEL
 static void test_bad_files(void **state) {
     (void)state;
     dr_tokenizer *t = NULL;
@@ -171,6 +176,132 @@ static void test_bad_files(void **state) {
                   "byte 0x");
 }
 
+// Well formed, but not done here: named.
+static void test_unsupported_parts(void **state) {
+    (void)state;
+    check_refused("{\"model\": {\"type\": \"Unigram\"}}", "Unigram");
+    check_refused("{\"model\": {\"type\": \"BPE\", \"byte_fallback\": true}}", "byte_fallback");
+    check_refused("{\"model\": {\"type\": \"BPE\", \"dropout\": 0.1}}", "dropout 0.1");
+    check_refused("{\"model\": {\"type\": \"BPE\", \"end_of_word_suffix\": \"</w>\"}}",
+                  "end_of_word_suffix \"</w>\"");
+    check_refused(
+        "{\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, {\"type\": "
+        "\"NFKC\"}]}, " SPLITTER MODEL,
+        "NFKC");
+    check_refused(
+        "{\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\"}, "
+        "{\"type\": \"Digits\"}]}, " MODEL,
+        "\"Digits\" behind ByteLevel");
+    check_refused("{" SPLITTER "\"decoder\": {\"type\": \"Metaspace\"}, " MODEL, "decoder \"Metaspace\"");
+    check_refused(SPLIT("a"), "no pre_tokenizer ByteLevel");
+    check_refused(SPLIT("[a[b]]"), "a class inside a class");
+    check_refused(SPLIT("a{2}+"), "counted repeat");
+    check_refused(SPLIT("(a"), "character 2");
+    check_refused(SPLIT("(?P<x>a)"), "this kind of group");
+    check_refused(SPLIT("\\\\bx"), "byte 0: this escape");
+}
+
+// What was loaded is saved as it was, with what lies beside it.
+static void test_loaded_is_saved_as_it_was(void **state) {
+    (void)state;
+    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
+    const char *from = check_scratch_dir(), *to = check_scratch_dir();
+    size_t n, m;
+    char *text = check_read_file(check_path(check_path(DR_GOLDEN_DIR, "tokenizer_qwen2"), names[0]), &n);
+    dr_tokenizer *t = NULL;
+    check_write_file(check_path(from, names[0]), text, n);
+    free(text);
+    check_write_file(check_path(from, names[1]), "{ }", 3);
+    check_write_file(check_path(from, names[2]), "{{ x }}", 7);
+    check_ok(dr_tokenizer_load(from, &t));
+    check_ok(dr_tokenizer_save(t, to));
+    for (int k = 0; k < 3; k++) {
+        char *a = check_read_file(check_path(from, names[k]), &n),
+             *b = check_read_file(check_path(to, names[k]), &m);
+        assert_int_equal(n, m);
+        assert_memory_equal(a, b, n);
+        free(a);
+        free(b);
+    }
+    dr_tokenizer_destroy(t);
+}
+
+// The file with another post-processor, and the ids around a text that it gives.
+static void check_frame(const char *post_processor, const int32_t *want, int32_t n_before, int32_t n_after) {
+    json_t *root = NULL;
+    dr_tokenizer *t = NULL;
+    const int32_t *before, *after;
+    int32_t n, m;
+    check_ok(dr_json_load(check_path(check_path(DR_GOLDEN_DIR, "tokenizer_qwen2"), "tokenizer.json"), &root));
+    json_object_set_new(root, "post_processor", json_loads(post_processor, 0, NULL));
+    char *text = json_dumps(root, 0);
+    json_decref(root);
+    check_ok(dr_tokenizer_parse("changed", text, strlen(text), &t));
+    free(text);
+    dr_tokenizer_frame(t, &before, &n, &after, &m);
+    assert_int_equal(n, n_before);
+    assert_int_equal(m, n_after);
+    for (int32_t i = 0; i < n; i++) assert_int_equal(before[i], want[i]);
+    for (int32_t i = 0; i < m; i++) assert_int_equal(after[i], want[n + i]);
+    dr_tokenizer_destroy(t);
+}
+
+#define PIECE(name) "{\"SpecialToken\": {\"id\": \"" name "\", \"type_id\": 0}}"
+static void test_frames(void **state) {
+    (void)state;
+    check_frame("null", NULL, 0, 0);
+    check_frame("{\"type\": \"ByteLevel\", \"trim_offsets\": false}", NULL, 0, 0);
+    check_frame(
+        "{\"type\": \"Sequence\", \"processors\": [{\"type\": \"ByteLevel\"}, {\"type\": "
+        "\"TemplateProcessing\", \"single\": [" PIECE("a") ", " PIECE(
+            "b") ", {\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}, " PIECE("a") ", " PIECE("b") "], "
+                                                                                                  "\"special_"
+                                                                                                  "tokens\": "
+                                                                                                  "{\"a\": "
+                                                                                                  "{\"ids\": "
+                                                                                                  "[1, 2]}, "
+                                                                                                  "\"b\": "
+                                                                                                  "{\"ids\": "
+                                                                                                  "[3]}}}]}",
+        (const int32_t[]){1, 2, 3, 1, 2, 3}, 3, 3);
+    check_frame("{\"type\": \"RobertaProcessing\", \"sep\": [\"</s>\", 2], \"cls\": [\"<s>\", 0]}",
+                (const int32_t[]){0, 2}, 1, 1);
+}
+
+// Runs `deeprec tokenize` on the input; its output, NUL-terminated.
+static void run_program(const char *dir, const char *options, const char *input, size_t length, char *out,
+                        size_t size) {
+    char command[1024];
+    const char *path = check_path(check_scratch_dir(), "input");
+    check_write_file(path, input, length);
+    snprintf(command, sizeof command, "'%s' tokenize --model '%s' --input '%s' %s", DR_BINARY, dir, path,
+             options);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    size_t n = fread(out, 1, size - 1, pipe);
+    out[n] = 0;
+    assert_int_equal(pclose(pipe), 0);
+}
+
+static void test_program(void **state) {
+    (void)state;
+    char ids[4096], text[4096];
+    static const char input[] = "<|im_start|>The dog\n\n caf\xC3\xA9 \xFF\xE4 end\nlast";
+    const char *dir = check_path(DR_GOLDEN_DIR, "tokenizer_llama3");
+    run_program(dir, "", input, sizeof input - 1, ids, sizeof ids);
+    assert_memory_equal(ids, "[0,", 3);
+    assert_non_null(strstr(ids, "]\n[]\n["));
+    run_program(dir, "--decode", ids, strlen(ids), text, sizeof text);
+    assert_memory_equal(text, input, sizeof input - 1);
+    assert_string_equal(text + sizeof input - 1, "\n");
+    static const char line[] = "\"a\\n<|im_start|>\"\n";
+    run_program(dir, "--json --plain", line, sizeof line - 1, ids, sizeof ids);
+    assert_null(strstr(ids, "[0,"));
+    assert_null(strstr(ids, ",0]"));
+    run_program(dir, "--json --decode", ids, strlen(ids), text, sizeof text);
+    assert_string_equal(text, line);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_bytes_come_back),
@@ -179,6 +310,10 @@ int main(void) {
         cmocka_unit_test(test_golden_qwen2),
         cmocka_unit_test(test_golden_llama3),
         cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_unsupported_parts),
+        cmocka_unit_test(test_loaded_is_saved_as_it_was),
+        cmocka_unit_test(test_frames),
+        cmocka_unit_test(test_program),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -60,6 +60,12 @@ dr_status dr_utf8_append(dr_buf *out, uint32_t code) {
 bool dr_utf8_valid(const char *text, size_t length) {
     for (size_t at = 0; at < length;) {
         uint32_t code;
+        uint64_t eight = 0x80;
+        if (at + 8 <= length) memcpy(&eight, text + at, 8);
+        if ((eight & 0x8080808080808080u) == 0) { // all ASCII
+            at += 8;
+            continue;
+        }
         int n = decode_strict(text, length, at, &code);
         if (n == 0) return false;
         at += (size_t)n;

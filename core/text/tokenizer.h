@@ -15,10 +15,19 @@ extern "C" {
 
 typedef struct dr_tokenizer dr_tokenizer;
 
-// dir/tokenizer.json. Every malformed part is named (which key, expected, found). Loaded objects are
-// immutable and may be used by several threads (encode keeps no state).
+// dir/tokenizer.json: byte-level BPE as the `tokenizers` library reads it, with the same ids (normaliser NFC;
+// pre- tokenisers Split, Digits, Punctuation and, last, ByteLevel; added tokens with all their flags;
+// `truncation` and `padding` are left out). Every malformed part is named (which key, expected, found), and
+// so is what is well formed but not supported: other models and normalisers, byte_fallback, prefixes and
+// suffixes of words, dropout. A vocabulary must have a token for each of the 256 bytes. Loaded objects are
+// immutable and may be used by several threads.
 dr_status dr_tokenizer_load(const char *dir, dr_tokenizer **out_tokenizer);
-// Writes tokenizer.json and tokenizer_config.json so that transformers' AutoTokenizer opens the folder.
+// The same from the bytes of a tokenizer.json; `where` begins error texts.
+dr_status dr_tokenizer_parse(const char *where, const char *bytes, size_t length,
+                             dr_tokenizer **out_tokenizer);
+// Writes tokenizer.json and tokenizer_config.json so that transformers' AutoTokenizer opens the folder. What
+// was loaded is written as it was, byte by byte, tokenizer_config.json and chat_template.jinja included when
+// they were there.
 dr_status dr_tokenizer_save(const dr_tokenizer *tokenizer, const char *dir);
 void dr_tokenizer_destroy(dr_tokenizer *tokenizer);
 
@@ -35,13 +44,38 @@ int32_t dr_tokenizer_special(const dr_tokenizer *tokenizer, const char *text);
 
 // Appends the ids of text[0..length) to *ids (grown with dr_grow; *n_ids and *capacity are updated). Added
 // tokens inside the text become single ids when parse_special, else they are encoded as plain text: untrusted
-// text (titles) must never become a control token.
+// text (titles) must never become a control token. Any bytes are a text: those that are no UTF-8 become the
+// tokens of these bytes, a run of them being a word of its own, and the text on both sides is encoded as if
+// it ended there; so nothing is lost (unless the file's pre-tokeniser removes text or its normaliser changes
+// it).
 dr_status dr_tokenizer_encode(const dr_tokenizer *tokenizer, const char *text, size_t length,
                               bool parse_special, int32_t **ids, int64_t *n_ids, int64_t *capacity);
+// The same with parse_special, but no added token is found that touches a foreign range: a text of control
+// tokens and untrusted parts becomes the ids it would have as a whole, and the untrusted parts stay plain
+// text.
+//   foreign [2 * n_foreign] begin and end of each range, ascending
+dr_status dr_tokenizer_encode_guarded(const dr_tokenizer *tokenizer, const char *text, size_t length,
+                                      const size_t *foreign, int64_t n_foreign, int32_t **ids, int64_t *n_ids,
+                                      int64_t *capacity);
+// The ids that the file's post-processor puts in front of a text and behind it; none for most. Borrowed.
+void dr_tokenizer_frame(const dr_tokenizer *tokenizer, const int32_t **out_before, int32_t *out_n_before,
+                        const int32_t **out_after, int32_t *out_n_after);
 // Appends the exact bytes of the ids (added tokens as their text). DR_ERR_RANGE for an id outside the
 // vocabulary.
 dr_status dr_tokenizer_decode(const dr_tokenizer *tokenizer, const int32_t *ids, int64_t n_ids,
                               dr_buf *out_bytes);
+
+// Decoding id by id, for showing a text while it grows: what may still become a character is held back. All
+// that comes out, flush included, is what dr_tokenizer_decode gives. Zero-initialise.
+typedef struct dr_decode_stream {
+    char held[4];
+    int32_t n_held;
+} dr_decode_stream;
+// Appends what is whole after this id: characters, and bytes that cannot become one.
+dr_status dr_tokenizer_stream(const dr_tokenizer *tokenizer, dr_decode_stream *stream, int32_t id,
+                              dr_buf *out);
+// Appends the bytes held back, as they are, and makes the stream new.
+dr_status dr_tokenizer_stream_flush(dr_decode_stream *stream, dr_buf *out);
 
 #ifdef __cplusplus
 }

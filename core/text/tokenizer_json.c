@@ -1,5 +1,5 @@
-// tokenizer.json of byte-level BPE models: reading with every part checked, and writing what transformers
-// opens.
+// Reading tokenizer.json of byte-level BPE models, with every part checked: added tokens, vocabulary, merges,
+// the rest of the model. What stands around the model is in tokenizer_pipeline.c.
 #include <jansson.h>
 #include <string.h>
 
@@ -10,29 +10,20 @@
 
 enum { MAX_ID = 1 << 22 };
 
-// "Ġthe" → " the". DR_ERR_FORMAT for a character outside the byte alphabet.
-static dr_status alphabet_to_bytes(const char *where, const char *text, size_t length, dr_buf *out) {
+// "Ġthe" → " the"; *out_is_alphabet is false when a character is outside the byte alphabet.
+static dr_status alphabet_to_bytes(const char *text, size_t length, dr_buf *out, bool *out_is_alphabet) {
     dr_buf_clear(out);
-    for (size_t at = 0; at < length;) {
-        uint32_t character = dr_utf8_next(text, length, &at);
-        int byte = dr_bpe_character_byte(character);
-        DR_CHECK(byte >= 0, DR_ERR_FORMAT,
-                 "%s: token \"%s\": character U+%04X is not in the byte-level alphabet", where, text,
-                 character);
+    *out_is_alphabet = true;
+    for (size_t at = 0; at < length && *out_is_alphabet;) {
+        int byte = dr_bpe_character_byte(dr_utf8_next(text, length, &at));
         char c = (char)byte;
+        *out_is_alphabet = byte >= 0;
         DR_TRY(dr_buf_append(out, &c, 1));
     }
     return dr_buf_append(out, "", 0);
 }
 
-static dr_status bytes_to_alphabet(const char *bytes, int32_t length, dr_buf *out) {
-    dr_buf_clear(out);
-    for (int32_t i = 0; i < length; i++)
-        DR_TRY(dr_utf8_append(out, dr_bpe_byte_character((unsigned char)bytes[i])));
-    return dr_buf_append(out, "", 0);
-}
-
-static dr_status read_added(dr_tokenizer *t, json_t *root, const char *where) {
+static dr_status read_added(dr_tokenizer *t, json_t *root, const char *where, int64_t max_id) {
     json_t *list = json_object_get(root, "added_tokens"), *entry;
     size_t i;
     if (!list || json_is_null(list)) return DR_OK;
@@ -41,43 +32,56 @@ static dr_status read_added(dr_tokenizer *t, json_t *root, const char *where) {
     json_array_foreach(list, i, entry) {
         const char *text = NULL;
         int64_t id = 0;
-        int flags[4] = {0};
-        static const char *const names[] = {"special", "lstrip", "rstrip", "single_word"};
+        int flags[5] = {0};
+        static const char *const names[] = {"special", "lstrip", "rstrip", "single_word", "normalized"};
         DR_TRY(dr_json_string(entry, where, "content", &text));
-        DR_TRY(dr_json_i64(entry, where, "id", 0, MAX_ID, &id));
-        for (int f = 0; f < 4; f++) DR_TRY(dr_json_bool_or(entry, where, names[f], 0, &flags[f]));
+        DR_TRY(dr_json_i64(entry, where, "id", 0, max_id, &id));
+        for (int f = 0; f < 5; f++) DR_TRY(dr_json_bool_or(entry, where, names[f], 0, &flags[f]));
         DR_CHECK(text[0], DR_ERR_FORMAT, "%s: added_tokens[%zu]: empty content", where, i);
-        added_token token = {(char *)(uintptr_t)text,
-                             (int32_t)strlen(text),
-                             (int32_t)id,
-                             flags[0],
-                             flags[1],
-                             flags[2],
-                             flags[3]};
+        added_token token = {.text = (char *)(uintptr_t)text,
+                             .length = (int32_t)strlen(text),
+                             .id = (int32_t)id,
+                             .is_special = flags[0],
+                             .lstrip = flags[1],
+                             .rstrip = flags[2],
+                             .single_word = flags[3],
+                             .normalized = flags[4]};
         DR_TRY(dr_bpe_add_special(t, &token));
     }
     return DR_OK;
 }
 
-static dr_status read_vocabulary(dr_tokenizer *t, json_t *model, const char *where) {
-    json_t *vocabulary = NULL, *value;
+// One entry. Characters outside the byte alphabet: a token that no text becomes, but that can be decoded.
+static dr_status read_entry(dr_tokenizer *t, const char *key, int32_t id, dr_buf *bytes) {
+    bool is_alphabet;
+    size_t length = strlen(key);
+    DR_TRY(alphabet_to_bytes(key, length, bytes, &is_alphabet));
+    bool is_added = id < t->n_tokens && t->tokens[id].length >= 0 && strcmp(t->tokens[id].bytes, key) == 0;
+    if (is_added) { // some files list added tokens in the vocabulary too
+        bpe_token *token = &t->tokens[id];
+        if (!is_alphabet || token->in_model) return DR_OK;
+        dr_free(
+            token->bytes); // of "é", which may be the token of byte E9, the byte counts, as in the library
+        token->bytes = NULL;
+        token->length = -1;
+        return dr_bpe_set_token(t, id, bytes->data, (int32_t)bytes->length, true);
+    }
+    if (!is_alphabet) return dr_bpe_set_token(t, id, key, (int32_t)length, false);
+    return dr_bpe_set_token(t, id, bytes->data, (int32_t)bytes->length, true);
+}
+
+static dr_status read_vocabulary(dr_tokenizer *t, json_t *vocabulary, const char *where, int64_t max_id) {
+    json_t *value;
     const char *key;
-    DR_TRY(dr_json_object(model, where, "vocab", &vocabulary));
     dr_buf bytes = {0};
     dr_status status = DR_OK;
     json_object_foreach(vocabulary, key, value) {
-        if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > MAX_ID) {
-            status =
-                DR_FAIL(DR_ERR_FORMAT, "%s: vocab: \"%s\": expected an id from 0 to %d", where, key, MAX_ID);
+        if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > max_id) {
+            status = DR_FAIL(DR_ERR_FORMAT, "%s: vocab: \"%s\": expected an id from 0 to %lld", where, key,
+                             (long long)max_id);
             break;
         }
-        int32_t id = (int32_t)json_integer_value(value);
-        bool added = false; // some files list added tokens in the vocabulary too
-        for (int32_t i = 0; i < t->n_added && !added; i++)
-            added = t->added[i].id == id && strcmp(t->added[i].text, key) == 0;
-        if (added) continue;
-        if ((status = alphabet_to_bytes(where, key, strlen(key), &bytes)) != DR_OK) break;
-        if ((status = dr_bpe_set_token(t, id, bytes.data, (int32_t)bytes.length)) != DR_OK) break;
+        if ((status = read_entry(t, key, (int32_t)json_integer_value(value), &bytes)) != DR_OK) break;
     }
     dr_buf_reset(&bytes);
     return status;
@@ -107,213 +111,133 @@ static dr_status merge_parts(json_t *entry, const char *where, size_t i, const c
     return DR_OK;
 }
 
-static int32_t find_buf(const dr_tokenizer *t, const dr_buf *bytes) {
-    return dr_bpe_find(t, bytes->data, (int32_t)bytes->length);
+// Are both parts and the result entries of the vocabulary?
+static dr_status are_entries(json_t *vocabulary, const char *part[2], const size_t length[2], dr_buf *key,
+                             bool *out) {
+    *out = true;
+    for (int p = 0; p < 3 && *out; p++) {
+        dr_buf_clear(key);
+        if (p != 1) DR_TRY(dr_buf_append(key, part[0], length[0]));
+        if (p != 0) DR_TRY(dr_buf_append(key, part[1], length[1]));
+        *out = json_object_get(vocabulary, key->data) != NULL;
+    }
+    return DR_OK;
 }
 
-static dr_status read_merges(dr_tokenizer *t, json_t *model, const char *where) {
+static dr_status read_merge(dr_tokenizer *t, json_t *vocabulary, json_t *entry, const char *where, size_t i,
+                            dr_buf bytes[3]) {
+    const char *part[2];
+    size_t length[2];
+    int32_t id[3] = {-1, -1, -1};
+    bool is_alphabet = true;
+    if (json_is_string(entry) && strncmp(json_string_value(entry), "#version", 8) == 0) return DR_OK;
+    DR_TRY(merge_parts(entry, where, i, part, length));
+    for (int p = 0; p < 2 && is_alphabet; p++)
+        DR_TRY(alphabet_to_bytes(part[p], length[p], &bytes[p], &is_alphabet));
+    if (is_alphabet) {
+        dr_buf_clear(&bytes[2]);
+        DR_TRY(dr_buf_append(&bytes[2], bytes[0].data, bytes[0].length));
+        DR_TRY(dr_buf_append(&bytes[2], bytes[1].data, bytes[1].length));
+        for (int p = 0; p < 3; p++) id[p] = dr_bpe_find(t, bytes[p].data, bytes[p].length);
+    }
+    if (id[0] >= 0 && id[1] >= 0 && id[2] >= 0) return dr_bpe_add_merge(t, id[0], id[1], id[2]);
+    bool there = false; // a merge of tokens that no text becomes can't happen
+    DR_TRY(are_entries(vocabulary, part, length, &bytes[2], &there));
+    DR_CHECK(there, DR_ERR_FORMAT, "%s: merges[%zu]: a part or the result is not in the vocabulary", where,
+             i);
+    return DR_OK;
+}
+
+static dr_status read_merges(dr_tokenizer *t, json_t *model, json_t *vocabulary, const char *where) {
     json_t *merges = NULL, *entry;
     size_t i;
     DR_TRY(dr_json_array(model, where, "merges", &merges));
-    dr_buf parts[2] = {{0}, {0}}, whole = {0};
+    dr_buf bytes[3] = {{0}, {0}, {0}};
     dr_status status = DR_OK;
     json_array_foreach(merges, i, entry) {
-        const char *part[2];
-        size_t length[2];
-        if ((status = merge_parts(entry, where, i, part, length)) != DR_OK) break;
-        if ((status = alphabet_to_bytes(where, part[0], length[0], &parts[0])) != DR_OK) break;
-        if ((status = alphabet_to_bytes(where, part[1], length[1], &parts[1])) != DR_OK) break;
-        dr_buf_clear(&whole);
-        if ((status = dr_buf_append(&whole, parts[0].data, parts[0].length)) != DR_OK) break;
-        if ((status = dr_buf_append(&whole, parts[1].data, parts[1].length)) != DR_OK) break;
-        int32_t left = find_buf(t, &parts[0]), right = find_buf(t, &parts[1]), merged = find_buf(t, &whole);
-        if (left < 0 || right < 0 || merged < 0) {
-            status = DR_FAIL(DR_ERR_FORMAT, "%s: merges[%zu]: a part or the result is not in the vocabulary",
-                             where, i);
-            break;
-        }
-        if ((status = dr_bpe_add_merge(t, left, right, merged)) != DR_OK) break;
+        if ((status = read_merge(t, vocabulary, entry, where, i, bytes)) != DR_OK) break;
     }
-    dr_buf_reset(&parts[0]);
-    dr_buf_reset(&parts[1]);
-    dr_buf_reset(&whole);
+    for (int p = 0; p < 3; p++) dr_buf_reset(&bytes[p]);
     return status;
 }
 
-static dr_status set_pattern(dr_tokenizer *t, const char *where, const char *pattern) {
-    DR_CHECK(!t->pattern, DR_ERR_UNSUPPORTED, "%s: pre_tokenizer: more than one pattern", where);
-    return dr_strdup(&t->pattern, pattern);
-}
-
-static dr_status read_byte_level(dr_tokenizer *t, json_t *part, const char *where) {
-    int prefix = 0, use_regex = 1;
-    DR_TRY(dr_json_bool_or(part, where, "add_prefix_space", 0, &prefix));
-    DR_TRY(dr_json_bool_or(part, where, "use_regex", 1, &use_regex));
-    DR_CHECK(!prefix, DR_ERR_UNSUPPORTED, "%s: pre_tokenizer ByteLevel: add_prefix_space is not supported",
-             where);
-    return use_regex ? set_pattern(t, where, dr_bpe_gpt2_pattern) : DR_OK;
-}
-
-static dr_status read_split(dr_tokenizer *t, json_t *part, const char *where) {
-    const char *behaviour = NULL, *regex = NULL;
-    json_t *pattern = NULL;
-    int invert = 0;
-    DR_TRY(dr_json_string(part, where, "behavior", &behaviour));
-    DR_TRY(dr_json_bool_or(part, where, "invert", 0, &invert));
-    DR_CHECK(strcmp(behaviour, "Isolated") == 0 || strcmp(behaviour, "Removed") == 0, DR_ERR_UNSUPPORTED,
-             "%s: pre_tokenizer Split: behavior \"%s\" is not supported", where, behaviour);
-    DR_CHECK((strcmp(behaviour, "Removed") == 0) == (invert != 0), DR_ERR_UNSUPPORTED,
-             "%s: pre_tokenizer Split: behavior %s with invert %s would drop text", where, behaviour,
-             invert ? "true" : "false");
-    DR_TRY(dr_json_object(part, where, "pattern", &pattern));
-    DR_TRY(dr_json_string(pattern, where, "Regex", &regex));
-    return set_pattern(t, where, regex);
-}
-
-static dr_status read_pre_tokenizer(dr_tokenizer *t, json_t *node, const char *where, int depth) {
-    const char *type = NULL;
-    DR_CHECK(json_is_object(node) && depth < 4, DR_ERR_FORMAT,
-             "%s: pre_tokenizer: expected an object, found %s", where, dr_json_type_name(node));
-    DR_TRY(dr_json_string(node, where, "type", &type));
-    if (strcmp(type, "ByteLevel") == 0) return read_byte_level(t, node, where);
-    if (strcmp(type, "Split") == 0) return read_split(t, node, where);
-    DR_CHECK(strcmp(type, "Sequence") == 0, DR_ERR_UNSUPPORTED, "%s: pre_tokenizer \"%s\" is not supported",
-             where, type);
-    json_t *list = NULL, *part;
-    size_t i;
-    DR_TRY(dr_json_array(node, where, "pretokenizers", &list));
-    json_array_foreach(list, i, part) DR_TRY(read_pre_tokenizer(t, part, where, depth + 1));
-    return DR_OK;
-}
-
-static dr_status read_normalizer(json_t *root, const char *where) {
-    json_t *node = json_object_get(root, "normalizer");
-    if (!node || json_is_null(node)) return DR_OK;
-    const char *type = NULL;
-    DR_TRY(dr_json_string(node, where, "type", &type));
-    DR_CHECK(strcmp(type, "NFC") == 0, DR_ERR_UNSUPPORTED, "%s: normalizer \"%s\" is not supported", where,
-             type);
-    return DR_OK;
-}
-
-static dr_status read_root(dr_tokenizer *t, json_t *root, const char *where) {
-    json_t *model = NULL;
-    const char *type = NULL;
+// What a byte-level BPE model has, and what must not be there.
+static dr_status read_model(dr_tokenizer *t, json_t *model, const char *where) {
+    static const char *const forbidden[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    const char *type = NULL, *text = NULL;
     int ignore_merges = 0, byte_fallback = 0;
-    DR_TRY(dr_json_object(root, where, "model", &model));
+    double dropout = 0;
     DR_TRY(dr_json_string_or(model, where, "type", "BPE", &type));
     DR_CHECK(strcmp(type, "BPE") == 0, DR_ERR_UNSUPPORTED, "%s: model type \"%s\" is not supported (BPE)",
              where, type);
     DR_TRY(dr_json_bool_or(model, where, "ignore_merges", 0, &ignore_merges));
     DR_TRY(dr_json_bool_or(model, where, "byte_fallback", 0, &byte_fallback));
+    DR_TRY(dr_json_f64_or(model, where, "dropout", 0, 1, 0, &dropout));
     DR_CHECK(!byte_fallback, DR_ERR_UNSUPPORTED, "%s: byte_fallback is not supported", where);
+    DR_CHECK(dropout == 0, DR_ERR_UNSUPPORTED, "%s: dropout %g is not supported", where, dropout);
+    for (int k = 0; k < 2; k++) {
+        DR_TRY(dr_json_string_or(model, where, forbidden[k], "", &text));
+        DR_CHECK(!text[0], DR_ERR_UNSUPPORTED, "%s: %s \"%s\" is not supported", where, forbidden[k], text);
+    }
     t->ignore_merges = ignore_merges;
-    DR_TRY(read_normalizer(root, where));
-    json_t *splitter = json_object_get(root, "pre_tokenizer");
-    DR_CHECK(splitter && !json_is_null(splitter), DR_ERR_UNSUPPORTED,
-             "%s: no pre_tokenizer: not a byte-level model", where);
-    DR_TRY(read_pre_tokenizer(t, splitter, where, 0));
-    DR_TRY(read_added(t, root, where));
-    DR_TRY(read_vocabulary(t, model, where));
+    return DR_OK;
+}
+
+static dr_status read_root(dr_tokenizer *t, json_t *root, const char *where) {
+    json_t *model = NULL, *vocabulary = NULL;
+    DR_TRY(dr_json_object(root, where, "model", &model));
+    DR_TRY(read_model(t, model, where));
+    DR_TRY(dr_bpe_read_pipeline(t, root, where));
+    DR_TRY(dr_json_object(model, where, "vocab", &vocabulary));
+    // Holes are few; an id far behind all others would only cost memory.
+    int64_t n = (int64_t)json_object_size(vocabulary) +
+                (int64_t)json_array_size(json_object_get(root, "added_tokens"));
+    int64_t max_id = 2 * n + 65536 < MAX_ID ? 2 * n + 65536 : MAX_ID;
+    DR_TRY(read_added(t, root, where, max_id));
+    DR_TRY(read_vocabulary(t, vocabulary, where, max_id));
     DR_TRY(dr_bpe_index_tokens(t));
-    DR_TRY(read_merges(t, model, where));
+    DR_TRY(read_merges(t, model, vocabulary, where));
+    DR_TRY(dr_bpe_read_frame(t, root, where));
     return dr_bpe_finish(t, where);
+}
+
+dr_status dr_tokenizer_parse(const char *where, const char *bytes, size_t length, dr_tokenizer **out) {
+    json_t *root = NULL;
+    dr_tokenizer *t = NULL;
+    DR_TRY(dr_json_parse(where, bytes, length, &root));
+    dr_status status = dr_alloc(&t, "tokenizer", 1, sizeof *t);
+    if (status == DR_OK) status = read_root(t, root, where);
+    json_decref(root);
+    if (status == DR_OK) status = dr_buf_append(&t->sources.tokenizer, bytes, length);
+    if (status == DR_OK)
+        *out = t;
+    else
+        dr_tokenizer_destroy(t);
+    return status;
+}
+
+static dr_status read_beside(const char *dir, const char *name, dr_buf *out) {
+    char *path = NULL;
+    DR_TRY(dr_path_join(&path, dir, name));
+    dr_status status = dr_file_exists(path) ? dr_file_read(path, 0, out) : DR_OK;
+    dr_free(path);
+    return status;
 }
 
 dr_status dr_tokenizer_load(const char *dir, dr_tokenizer **out_tokenizer) {
     char *path = NULL;
-    json_t *root = NULL;
+    dr_buf bytes = {0};
     dr_tokenizer *t = NULL;
-    dr_status status;
     DR_TRY(dr_path_join(&path, dir, "tokenizer.json"));
-    DR_TRY_GOTO(status, dr_json_load(path, &root), free_path);
-    DR_TRY_GOTO(status, dr_alloc(&t, "tokenizer", 1, sizeof *t), release_root);
-    status = read_root(t, root, path);
+    dr_status status = dr_file_read(path, 0, &bytes);
+    if (status == DR_OK) status = dr_tokenizer_parse(path, bytes.data, bytes.length, &t);
+    if (status == DR_OK) status = read_beside(dir, "tokenizer_config.json", &t->sources.config);
+    if (status == DR_OK) status = read_beside(dir, "chat_template.jinja", &t->sources.chat_template);
+    dr_buf_reset(&bytes);
+    dr_free(path);
     if (status == DR_OK)
         *out_tokenizer = t;
     else
         dr_tokenizer_destroy(t);
-release_root:
-    json_decref(root);
-free_path:
-    dr_free(path);
     return status;
-}
-
-static json_t *added_json(const dr_tokenizer *t) {
-    json_t *list = json_array();
-    for (int32_t i = 0; i < t->n_added; i++) {
-        const added_token *a = &t->added[i];
-        json_array_append_new(list,
-                              json_pack("{s:i, s:s, s:b, s:b, s:b, s:b, s:b}", "id", a->id, "content",
-                                        a->text, "single_word", a->single_word, "lstrip", a->lstrip, "rstrip",
-                                        a->rstrip, "normalized", 0, "special", a->is_special));
-    }
-    return list;
-}
-
-static dr_status model_json(const dr_tokenizer *t, json_t **out) {
-    json_t *vocabulary = json_object(), *merges = json_array();
-    dr_buf left = {0}, right = {0};
-    dr_status status = DR_OK;
-    for (int32_t id = 0; id < t->n_tokens && status == DR_OK; id++) {
-        const bpe_token *token = &t->tokens[id];
-        if (token->length < 0 || dr_bpe_find(t, token->bytes, token->length) != id) continue;
-        status = bytes_to_alphabet(token->bytes, token->length, &left);
-        if (status == DR_OK) json_object_set_new(vocabulary, left.data, json_integer(id));
-    }
-    for (int32_t i = 0; i < t->n_merges && status == DR_OK; i++) {
-        const bpe_token *a = &t->tokens[t->merges[i].left], *b = &t->tokens[t->merges[i].right];
-        status = bytes_to_alphabet(a->bytes, a->length, &left);
-        if (status == DR_OK) status = bytes_to_alphabet(b->bytes, b->length, &right);
-        if (status == DR_OK) json_array_append_new(merges, json_pack("[s, s]", left.data, right.data));
-    }
-    dr_buf_reset(&left);
-    dr_buf_reset(&right);
-    *out =
-        json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
-                  "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
-                  "ignore_merges", t->ignore_merges, "vocab", vocabulary, "merges", merges);
-    return status == DR_OK && !*out ? DR_FAIL(DR_ERR_MEMORY, "tokenizer.json: cannot build") : status;
-}
-
-static json_t *byte_level(void) {
-    return json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 0,
-                     "use_regex", 0);
-}
-
-static dr_status save_config(const dr_tokenizer *t, const char *dir) {
-    json_t *root = json_pack("{s:s, s:b, s:i}", "tokenizer_class", "PreTrainedTokenizerFast",
-                             "clean_up_tokenization_spaces", 0, "model_max_length", 1 << 20);
-    if (dr_tokenizer_special(t, "<|endoftext|>") >= 0) {
-        json_object_set_new(root, "eos_token", json_string("<|endoftext|>"));
-        json_object_set_new(root, "pad_token", json_string("<|endoftext|>"));
-    }
-    char *path = NULL;
-    dr_status status = dr_path_join(&path, dir, "tokenizer_config.json");
-    if (status == DR_OK) status = dr_json_save(root, path);
-    json_decref(root);
-    dr_free(path);
-    return status;
-}
-
-dr_status dr_tokenizer_save(const dr_tokenizer *t, const char *dir) {
-    DR_TRY(dr_dir_make(dir));
-    json_t *model = NULL;
-    DR_TRY(model_json(t, &model));
-    json_t *splitter = byte_level();
-    if (t->pattern)
-        splitter =
-            json_pack("{s:s, s:[{s:s, s:{s:s}, s:s, s:b}, o]}", "type", "Sequence", "pretokenizers", "type",
-                      "Split", "pattern", "Regex", t->pattern, "behavior", "Isolated", "invert", 0, splitter);
-    json_t *root = json_pack("{s:s, s:n, s:n, s:o, s:n, s:o, s:n, s:o, s:o}", "version", "1.0", "truncation",
-                             "padding", "added_tokens", added_json(t), "normalizer", "pre_tokenizer",
-                             splitter, "post_processor", "decoder", byte_level(), "model", model);
-    DR_CHECK(root, DR_ERR_MEMORY, "tokenizer.json of %s: cannot build", dir);
-    char *path = NULL;
-    dr_status status = dr_path_join(&path, dir, "tokenizer.json");
-    if (status == DR_OK) status = dr_json_save(root, path);
-    json_decref(root);
-    dr_free(path);
-    return status == DR_OK ? save_config(t, dir) : status;
 }

@@ -186,7 +186,7 @@ static dr_status learn_merges(dr_tokenizer *t, word_table *words, pair_table *pa
             if (t->tokens[id].length == (int32_t)bytes.length &&
                 memcmp(t->tokens[id].bytes, bytes.data, bytes.length) == 0)
                 merged = id;
-        if (status == DR_OK) status = dr_bpe_set_token(t, merged, bytes.data, (int32_t)bytes.length);
+        if (status == DR_OK) status = dr_bpe_set_token(t, merged, bytes.data, (int32_t)bytes.length, true);
         if (status == DR_OK) status = dr_bpe_add_merge(t, left, right, merged);
         if (status == DR_OK) status = merge_in_words(words, pairs, left, right, merged);
     }
@@ -197,25 +197,30 @@ static dr_status learn_merges(dr_tokenizer *t, word_table *words, pair_table *pa
 static dr_status train_into(dr_tokenizer *t, const char *const *texts, int64_t n_texts, int32_t vocab,
                             const char *const *specials, int32_t n_specials, word_table *words,
                             pair_table *pairs) {
-    DR_TRY(dr_strdup(&t->pattern, dr_bpe_catalogue_pattern));
+    dr_buf pattern = {0};
+    dr_status status = dr_bpe_translate_regex("new tokenizer", dr_bpe_catalogue_pattern, &pattern);
+    if (status == DR_OK) status = dr_bpe_add_stage(t, "new tokenizer", pattern.data, BPE_ISOLATED, false);
+    dr_buf_reset(&pattern);
+    DR_TRY(status);
     for (int byte = 0; byte < 256; byte++) {
         char c = (char)byte;
-        DR_TRY(dr_bpe_set_token(t, byte, &c, 1));
+        DR_TRY(dr_bpe_set_token(t, byte, &c, 1, true));
     }
-    DR_TRY(dr_bpe_finish(t, "new tokenizer")); // compiles the pattern; indexes are rebuilt below
+    DR_TRY(dr_bpe_finish(t, "new tokenizer")); // the indexes are built again below
     DR_TRY(words_rehash(words, 4096));
-    for (int64_t i = 0; i < n_texts; i++)
-        DR_TRY(dr_bpe_split(t, texts[i], strlen(texts[i]), count_word, words));
+    bpe_splitter splitter;
+    DR_TRY(dr_bpe_splitter_init(&splitter, t, count_word, words));
+    for (int64_t i = 0; i < n_texts && status == DR_OK; i++)
+        status = dr_bpe_splitter_run(&splitter, texts[i], strlen(texts[i]));
+    dr_bpe_splitter_reset(&splitter);
+    DR_TRY(status);
     DR_TRY(pairs_create(pairs, 65536));
     DR_TRY(learn_merges(t, words, pairs, vocab - n_specials));
     for (int32_t i = 0; i < n_specials; i++) {
-        added_token token = {(char *)(uintptr_t)specials[i],
-                             (int32_t)strlen(specials[i]),
-                             t->n_tokens,
-                             true,
-                             false,
-                             false,
-                             false};
+        added_token token = {.text = (char *)(uintptr_t)specials[i],
+                             .length = (int32_t)strlen(specials[i]),
+                             .id = t->n_tokens,
+                             .is_special = true};
         DR_TRY(dr_bpe_add_special(t, &token));
     }
     return dr_bpe_finish(t, "new tokenizer");
