@@ -16,7 +16,7 @@
 static dr_backend *op_one, *op_two; // fp32 with one and with two threads
 static void *op_arrays[1024];
 static int op_n_arrays;
-static uint64_t op_stream; // of the next random array: the same values in every run
+static uint64_t op_stream; // of the next random array: a case has the same values in every run
 
 static inline int op_group_setup(void **state) {
     (void)state;
@@ -41,6 +41,7 @@ static inline void op_free_arrays(void) {
 static inline int op_case_teardown(void **state) {
     (void)state;
     op_free_arrays();
+    op_stream = 0;
     return 0;
 }
 
@@ -89,7 +90,8 @@ static inline double *op_double(const float *from, int64_t n) {
     return values;
 }
 
-// Fails unless Σ(got-want)²/Σwant² <= limit. NaN never passes.
+// Fails unless Σ(got-want)²/Σwant² <= limit, where values are taken to be of size 0.1 at least (sums of
+// larger ones may come out near zero). NaN never passes.
 static inline void op_close(const char *name, const float *got, const double *want, int64_t n, double limit) {
     double difference = 0, norm = 0, worst = 0;
     int64_t at = 0;
@@ -102,7 +104,7 @@ static inline void op_close(const char *name, const float *got, const double *wa
             at = i;
         }
     }
-    double error = norm > 0 ? difference / norm : difference;
+    double error = difference / fmax(fmax(norm, 0.01 * (double)n), 1e-300);
     if (!(error <= limit))
         fail_msg(
             "%s: normalised error %.3g over %lld values, limit %.3g; element %lld is %.9g, expected %.9g",
@@ -125,7 +127,7 @@ static inline double *op_differentiate(op_loss loss, void *context, double *x, i
 }
 
 // The gradient that an op reports against differences of the op's own forward pass, along random directions.
-// tolerance: share of the gradient's length.
+// tolerance: share of the gradient's length, of 0.1 at least.
 static inline void op_check_slope(const char *name, op_loss loss, void *context, float *x,
                                   const float *gradient, int64_t n, float step, double tolerance) {
     float *kept = op_copy(x, n);
@@ -142,7 +144,7 @@ static inline void op_check_slope(const char *name, op_loss loss, void *context,
         }
         memcpy(x, kept, (size_t)n * sizeof(float));
         double got = (value[0] - value[1]) / (2 * (double)step);
-        if (!(fabs(got - want) <= tolerance * length))
+        if (!(fabs(got - want) <= tolerance * fmax(length, 0.1)))
             fail_msg(
                 "%s: the gradient says %.6g along a direction, differences of the op say %.6g (length %.4g)",
                 name, want, got, length);

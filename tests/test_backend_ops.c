@@ -62,13 +62,13 @@ static void check_linear_forward(linear_case *c) {
     double *want = op_zeros(c->T * c->n_out);
     ref_product(c->x, c->n_in, 1, c->values, 1, c->n_in, c->T, c->n_out, c->n_in, 1, want);
     check_ok(ops->linear_forward(c->b, c->w, c->x, c->T, NULL, c->y));
-    op_close("linear without bias", c->y, want, c->T * c->n_out, 1e-12);
+    op_close("linear without bias", c->y, want, c->T * c->n_out, 1e-11);
     for (int64_t i = 0; i < c->T * c->n_out; i++) {
         want[i] += c->bias[i % c->n_out];
         c->y[i] = NAN;
     }
     check_ok(ops->linear_forward(c->b, c->w, c->x, c->T, c->bias, c->y));
-    op_close("linear with bias", c->y, want, c->T * c->n_out, 1e-12);
+    op_close("linear with bias", c->y, want, c->T * c->n_out, 1e-11);
 }
 
 static void check_linear_backward(linear_case *c) {
@@ -78,10 +78,10 @@ static void check_linear_backward(linear_case *c) {
     float *dx = op_poison(n), *start = op_normal(n, 0, 3), *sum = op_copy(start, n);
     ref_product(c->dy, c->n_out, 1, c->values, c->n_in, 1, c->T, c->n_in, c->n_out, 1, want);
     check_ok(ops->linear_backward_input(c->b, c->w, c->dy, c->T, dx, false));
-    op_close("dx", dx, want, n, 1e-12);
+    op_close("dx", dx, want, n, 1e-11);
     check_ok(ops->linear_backward_input(c->b, c->w, c->dy, c->T, sum, true));
     for (int64_t i = 0; i < n; i++) want[i] += start[i];
-    op_close("dx, accumulated", sum, want, n, 1e-12);
+    op_close("dx, accumulated", sum, want, n, 1e-11);
 
     int64_t n_weights = c->n_out * c->n_in;
     float *dw = op_normal(n_weights, 0, 2), *dbias = op_normal(c->n_out, 0, 2),
@@ -91,7 +91,7 @@ static void check_linear_backward(linear_case *c) {
     ref_product(c->dy, 1, c->n_out, c->x, c->n_in, 1, c->n_out, c->n_in, c->T, 1, want_w);
     for (int64_t i = 0; i < c->T * c->n_out; i++) want_bias[i % c->n_out] += c->dy[i];
     check_ok(ops->linear_backward_weight(c->b, c->x, c->dy, c->T, c->n_out, c->n_in, dw, dbias));
-    op_close("dw", dw, want_w, n_weights, 1e-12);
+    op_close("dw", dw, want_w, n_weights, 1e-11);
     op_close("dbias", dbias, want_bias, c->n_out, 1e-11);
     check_ok(ops->linear_backward_weight(c->b, c->x, c->dy, c->T, c->n_out, c->n_in, plain, NULL));
     check_same_bits("dw without dbias", plain, dw, n_weights);
@@ -173,7 +173,7 @@ static void test_gemm(void **state) {
                 char name[96];
                 snprintf(name, sizeof name, "gemm %d%d of %d x %d x %d, alpha %g, beta %g", trans_a, trans_b,
                          (int)m, (int)n, (int)k, (double)alpha, (double)beta);
-                op_close(name, c, want, m * n, 1e-12);
+                op_close(name, c, want, m * n, 1e-11);
                 op_free_arrays();
             }
 }
@@ -263,13 +263,14 @@ static void check_norm_gradient(norm_case *c) {
         add_doubles(want_dw, dw, D);
         add_doubles(want_dbias, dbias, D);
         norm_backward(c, dx, dw, dbias);
-        op_close("norm dx", dx, want_dx, n, 1e-12);
-        op_close("norm dw", dw, want_dw, D, 1e-12);
+        op_close("norm dx", dx, want_dx, n, 1e-10);
+        op_close("norm dw", dw, want_dw, D, 1e-11);
         if (c->is_layer) op_close("norm dbias", dbias, want_dbias, D, 1e-12);
     }
     norm_backward(c, zero_dx, zero_dw, NULL);
     norm_backward(c, alone, NULL, NULL);
     check_same_bits("norm dx without dw", alone, zero_dx, n);
+    if (D < 5) return; // nearly constant: differences see rounding only
     op_check_slope("norm by x", norm_loss, c, c->x, zero_dx, n, 2e-3f, 5e-3);
     op_check_slope("norm by w", norm_loss, c, c->w, zero_dw, D, 0.1f, 1e-4);
 }
@@ -291,8 +292,8 @@ static void check_norm(bool is_layer, int64_t T, int64_t D, double mean_of_x, dr
     c.eps = (double)(float)c.eps;
     norm_forward(&c, b, c.x);
     ref_norm(&c, mean, inv);
-    op_close("norm", c.y, c.ry, T * D, mean_of_x == 0 ? 1e-12 : 1e-10);
-    op_close("norm's factor", c.inv, inv, T, mean_of_x == 0 ? 1e-12 : 1e-10);
+    op_close("norm", c.y, c.ry, T * D, mean_of_x == 0 ? 1e-11 : 1e-7);
+    op_close("norm's factor", c.inv, inv, T, mean_of_x == 0 ? 1e-11 : 1e-7);
     if (is_layer) op_close("norm's mean", c.mean, mean, T, 1e-12);
     if (mean_of_x == 0 && b == op_one) check_norm_gradient(&c);
     if (!is_layer) { // y may be x
@@ -567,10 +568,10 @@ static void check_head(dr_backend *b, int64_t T, int64_t V, int64_t D, float tem
                 want_dw[j * D + i] += z[j] * c.h[t * D + i];
             }
     }
-    op_close("log-probability", c.logprob, logprob, T, 1e-11);
+    op_close("log-probability", c.logprob, logprob, T, 1e-9);
     op_close("log-sum-exp", c.lse, lse, T, 1e-11);
     for (int64_t t = 0; t < T; t++)
-        if (!(fabs(c.entropy[t] - entropy[t]) <= 1e-5))
+        if (!(fabs(c.entropy[t] - entropy[t]) <= 1e-5 + 3e-7 * fabs(lse[t])))
             fail_msg("entropy of row %d is %g, expected %g", (int)t, (double)c.entropy[t], entropy[t]);
     check_stats_are_heads(&c);
     check_ok(b->ops->head_backward(b, c.w, c.h, c.targets, T, temperature, c.lse, c.dlogprob, dh, dw));
@@ -626,7 +627,7 @@ static void test_adamw(void **state) {
         w[i] -= start[i];
         rw[i] -= start[i];
     }
-    op_close("weights", w, rw, N, 1e-10);
+    op_close("weights", w, rw, N, 1e-11);
     for (int64_t i = 0; i < N; i++) w2[i] -= start[i];
     check_same_bits("two threads", w2, w, N);
     check_same_bits("two threads", m2, m, N);
