@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The main job on MovieLens-1M: launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER]. The folder holds movies.dat and either sequences.txt (one
+# The main job on MovieLens-1M: [SEED=N] launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER] (seed 1). The folder holds movies.dat and either sequences.txt (one
 # line a user: user movie movie …) or the original ratings.dat, each as it is or as .xz. Takes under an hour on two cores.
 set -eu
 cd "$(dirname "$0")/.."
 data=${1:?usage: launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER]}
 RUN=${2:-runs/ml-1m}
+SEED=${SEED:-1}
 . launch/deps.sh
 . launch/pipeline.sh
 deeprec_install
@@ -18,11 +19,11 @@ CONFIG=launch/ml-1m.yaml
 RANKS=4
 PRECISION=(--precision "$(pipeline_precision)")
 SHAPE=(--k-retrieve 12 --max-retrievals 3 --max-turn-tokens 200 --max-total-tokens 1000)
-TRM_FLAGS=("${PRECISION[@]}" --epochs 3 --samples 250000 --patience 2 --text-noise 0.3 --text-dim 512)
-INIT_FLAGS=(--preset small --vocab 4096)
-SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --steps 400 --batch-tokens 2048 --rate 0.002 --warmup 30 --context-weight 0.5)
-TRAIN_FLAGS=(--set "model.precision=${PRECISION[1]}")
-EVAL_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --max-live 128)
+TRM_FLAGS=("${PRECISION[@]}" --seed "$SEED" --epochs 3 --samples 250000 --patience 2 --text-noise 0.3 --text-dim 512)
+INIT_FLAGS=(--seed "$SEED" --preset small --vocab 4096)
+SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --seed "$SEED" --steps 400 --batch-tokens 2048 --rate 0.002 --warmup 30 --context-weight 0.5)
+TRAIN_FLAGS=(--set "model.precision=${PRECISION[1]}" --set "seed=$SEED")
+EVAL_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --seed "$SEED" --max-live 128)
 has() { [ -e "$data/$1" ] || [ -e "$data/$1.xz" ]; }
 unpacked() { # NAME: its path, out of the .xz where only that is there
     if [ -e "$data/$1" ]; then
