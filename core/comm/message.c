@@ -64,8 +64,10 @@ dr_status dr_message_open(const void *bytes, size_t length, dr_message_header *o
     DR_CHECK(header.magic == DR_MESSAGE_MAGIC && header.version == DR_MESSAGE_VERSION, DR_ERR_FORMAT,
              "message: magic 0x%08X version %u, expected 0x%08X version %d", header.magic, header.version,
              DR_MESSAGE_MAGIC, DR_MESSAGE_VERSION);
-    DR_CHECK(header.type > 0 && header.type < DR_MSG_TYPES && header.reserved == 0, DR_ERR_FORMAT,
-             "message: unknown type %u", header.type);
+    DR_CHECK(header.type > 0 && header.type < DR_MSG_TYPES, DR_ERR_FORMAT, "message: unknown type %u",
+             header.type);
+    DR_CHECK(header.reserved == 0, DR_ERR_FORMAT, "message %s: its reserved field is %u, expected 0",
+             dr_message_name(header.type), (unsigned)header.reserved);
     DR_CHECK(header.bytes == length - sizeof header, DR_ERR_FORMAT,
              "message %s: %zu payload bytes, its header says %llu", dr_message_name(header.type),
              length - sizeof header, (unsigned long long)header.bytes);

@@ -15,7 +15,9 @@
 #include "core/base/log.h"
 #include "core/store/h5.h"
 
-enum { MANIFEST_VERSION = 2, MAX_STEPS = 100000 };
+#define STEP_NAME "step_%lld"
+enum { MANIFEST_VERSION = 3, MAX_STEPS = 100000 };
+static const char VIEW[] = "view.h5";
 static const char *const groups[] = {"weights", "first_moment", "second_moment"};
 
 void dr_checkpoint_info_reset(dr_checkpoint_info *info) {
@@ -97,12 +99,20 @@ dr_status dr_checkpoint_write_part(dr_lm *lm, dr_optimizer *optimizer, const cha
     return status;
 }
 
+static dr_status digest_file(const char *dir, dr_checkpoint_file *file) {
+    char *path = NULL;
+    DR_TRY(dr_path_join(&path, dir, file->name));
+    dr_status status = file_digest(path, &file->bytes, file->digest);
+    dr_free(path);
+    return status;
+}
+
 // Every tensor of every rank file under the same name.
 static dr_status write_view(const char *dir, int32_t n_parts, const dr_lm_tensor *tensors,
                             int32_t n_tensors) {
     char *path = NULL, name[160], source[32];
     dr_h5 *view = NULL;
-    DR_TRY(dr_path_join(&path, dir, "view.h5"));
+    DR_TRY(dr_path_join(&path, dir, VIEW));
     dr_status status = dr_h5_create(path, &view);
     dr_free(path);
     DR_TRY(status);
@@ -132,6 +142,11 @@ static dr_status manifest_digest(const json_t *root, char out[24]) {
     return DR_OK;
 }
 
+static json_t *file_entry(const dr_checkpoint_file *file) {
+    return json_pack("{s:s, s:I, s:s}", "name", file->name, "bytes", (json_int_t)file->bytes, "xxh3",
+                     file->digest);
+}
+
 dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, const dr_checkpoint_info *info) {
     // the layout of the tensors follows from the configuration alone
     dr_backend *backend = NULL;
@@ -146,15 +161,15 @@ dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, cons
     dr_lm_destroy(shape);
     dr_backend_cpu_destroy(backend);
     DR_TRY(status);
+    dr_checkpoint_file view = {.name = "view.h5"};
+    DR_TRY(digest_file(dir, &view));
     json_t *files = json_array();
-    for (int32_t i = 0; i < info->n_files; i++)
-        json_array_append_new(files,
-                              json_pack("{s:s, s:I, s:s}", "name", info->files[i].name, "bytes",
-                                        (json_int_t)info->files[i].bytes, "xxh3", info->files[i].digest));
-    json_t *root = json_pack(
-        "{s:s, s:i, s:I, s:I, s:s, s:s, s:o}", "format", "deeprec-checkpoint", "version", MANIFEST_VERSION,
-        "step", (json_int_t)info->step, "updates", (json_int_t)info->updates, "layout",
-        "tensor i of the model is in rank file i mod n", "config_hash", info->config_hash, "files", files);
+    for (int32_t i = 0; i < info->n_files; i++) json_array_append_new(files, file_entry(&info->files[i]));
+    json_t *root =
+        json_pack("{s:s, s:i, s:I, s:I, s:s, s:s, s:o, s:o}", "format", "deeprec-checkpoint", "version",
+                  MANIFEST_VERSION, "step", (json_int_t)info->step, "updates", (json_int_t)info->updates,
+                  "layout", "tensor i of the model is in rank file i mod n", "config_hash", info->config_hash,
+                  "files", files, "view", file_entry(&view));
     DR_CHECK(root, DR_ERR_MEMORY, "%s: cannot build the manifest", dir);
     char *path = NULL;
     status = dr_path_join(&path, dir, "manifest.json");
@@ -188,7 +203,7 @@ static dr_status list_steps(const char *run_dir, int64_t **out_steps, int32_t *o
     for (struct dirent *entry; dir && (entry = readdir(dir)) && n < MAX_STEPS;) {
         long long step = 0;
         char rest = 0;
-        if (sscanf(entry->d_name, "step_%lld%c", &step, &rest) == 1) steps[n++] = step;
+        if (sscanf(entry->d_name, STEP_NAME "%c", &step, &rest) == 1) steps[n++] = step;
     }
     if (dir) closedir(dir);
     qsort(steps, (size_t)n, sizeof *steps, by_step);
@@ -204,6 +219,18 @@ static dr_status check_manifest(const json_t *root, const char *path) {
     DR_TRY(manifest_digest(root, found));
     DR_CHECK(strcmp(said, found) == 0, DR_ERR_FORMAT, "%s is damaged: its digest is %s, it says %s", path,
              found, said);
+    return DR_OK;
+}
+
+static dr_status read_file_entry(const json_t *entry, const char *path, dr_checkpoint_file *out) {
+    const char *text = NULL;
+    DR_TRY(dr_json_string(entry, path, "name", &text));
+    DR_CHECK(!strchr(text, '/') && strlen(text) < sizeof out->name, DR_ERR_FORMAT, "%s: bad name \"%s\"",
+             path, text);
+    snprintf(out->name, sizeof out->name, "%s", text);
+    DR_TRY(dr_json_i64(entry, path, "bytes", 0, (int64_t)1 << 50, &out->bytes));
+    DR_TRY(dr_json_string(entry, path, "xxh3", &text));
+    snprintf(out->digest, sizeof out->digest, "%s", text);
     return DR_OK;
 }
 
@@ -227,19 +254,11 @@ static dr_status read_manifest(const char *dir, dr_checkpoint_info *info) {
             dr_alloc(&info->files, "checkpoint files", (int64_t)json_array_size(files), sizeof *info->files);
     if (status == DR_OK) {
         json_array_foreach(files, i, entry) {
-            dr_checkpoint_file *f = &info->files[i];
-            if ((status = dr_json_string(entry, path, "name", &text)) != DR_OK) break;
-            if (strchr(text, '/') || strlen(text) >= sizeof f->name) {
-                status = DR_FAIL(DR_ERR_FORMAT, "%s: files[%zu]: bad name \"%s\"", path, i, text);
-                break;
-            }
-            snprintf(f->name, sizeof f->name, "%s", text);
-            if ((status = dr_json_i64(entry, path, "bytes", 0, (int64_t)1 << 50, &f->bytes)) != DR_OK) break;
-            if ((status = dr_json_string(entry, path, "xxh3", &text)) != DR_OK) break;
-            snprintf(f->digest, sizeof f->digest, "%s", text);
+            if ((status = read_file_entry(entry, path, &info->files[i])) != DR_OK) break;
             info->n_files++;
         }
     }
+    if (status == DR_OK) status = read_file_entry(json_object_get(root, "view"), path, &info->view);
     if (status == DR_OK) status = check_manifest(root, path);
     json_decref(root);
 free_path:
@@ -247,20 +266,31 @@ free_path:
     return status;
 }
 
+static dr_status check_file(const char *dir, const dr_checkpoint_file *said) {
+    dr_checkpoint_file found = *said;
+    DR_TRY(digest_file(dir, &found));
+    DR_CHECK(found.bytes == said->bytes && strcmp(found.digest, said->digest) == 0, DR_ERR_FORMAT,
+             "%s/%s is damaged: %lld bytes with digest %s, the manifest says %lld with %s", dir, said->name,
+             (long long)found.bytes, found.digest, (long long)said->bytes, said->digest);
+    return DR_OK;
+}
+
+// A folder that is called step_N must hold step N: one that was copied or renamed would resume elsewhere.
+static dr_status check_step(const char *dir, int64_t step) {
+    const char *slash = strrchr(dir, '/');
+    long long named = 0;
+    if (sscanf(slash ? slash + 1 : dir, STEP_NAME, &named) == 1)
+        DR_CHECK(named == step, DR_ERR_FORMAT, "%s: the manifest says step %lld, the folder's name %lld", dir,
+                 (long long)step, named);
+    return DR_OK;
+}
+
 dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info) {
     dr_checkpoint_info info = {0};
     dr_status status = read_manifest(dir, &info);
-    for (int32_t i = 0; i < info.n_files && status == DR_OK; i++) {
-        char *path = NULL, digest[24];
-        int64_t bytes = 0;
-        status = dr_path_join(&path, dir, info.files[i].name);
-        if (status == DR_OK) status = file_digest(path, &bytes, digest);
-        if (status == DR_OK && (bytes != info.files[i].bytes || strcmp(digest, info.files[i].digest) != 0))
-            status = DR_FAIL(DR_ERR_FORMAT,
-                             "%s is damaged: %lld bytes with digest %s, the manifest says %lld with %s", path,
-                             (long long)bytes, digest, (long long)info.files[i].bytes, info.files[i].digest);
-        dr_free(path);
-    }
+    if (status == DR_OK) status = check_step(dir, info.step);
+    for (int32_t i = 0; i < info.n_files && status == DR_OK; i++) status = check_file(dir, &info.files[i]);
+    if (status == DR_OK) status = check_file(dir, &info.view);
     if (status != DR_OK) {
         dr_checkpoint_info_reset(&info);
         return status;
@@ -313,24 +343,40 @@ static void remove_checkpoint(const char *dir) {
     rmdir(dir);
 }
 
+static bool is_sound(const char *dir) {
+    dr_checkpoint_info info = {0};
+    bool sound = dr_checkpoint_verify(dir, &info) == DR_OK;
+    if (!sound) dr_warn("checkpoint %s is not usable: %s; older ones are kept", dir, dr_last_error());
+    dr_checkpoint_info_reset(&info);
+    return sound;
+}
+
 dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep) {
     int64_t *steps = NULL;
-    int32_t n = 0, complete = 0;
+    int32_t n = 0, complete = 0, n_checked = 0;
+    bool sound = false; // one of the newer ones was read back and is undamaged
+    char **complete_dirs = NULL;
     DR_TRY(list_steps(run_dir, &steps, &n));
-    dr_status status = DR_OK;
+    dr_status status = dr_alloc(&complete_dirs, "complete checkpoints", n, sizeof *complete_dirs);
     for (int32_t i = 0; i < n && status == DR_OK; i++) {
         char *dir = NULL, *manifest = NULL;
         status = dr_checkpoint_dir(run_dir, steps[i], &dir);
         if (status == DR_OK) status = dr_path_join(&manifest, dir, "manifest.json");
+        if (status == DR_OK && complete >= keep)
+            for (; !sound && n_checked < complete; n_checked++) sound = is_sound(complete_dirs[n_checked]);
         if (status == DR_OK) {
-            if (complete >= keep)
+            if (complete >= keep && sound) {
                 remove_checkpoint(dir);
-            else
-                complete += dr_file_exists(manifest);
+            } else if (dr_file_exists(manifest)) {
+                complete_dirs[complete++] = dir;
+                dir = NULL;
+            }
         }
         dr_free(dir);
         dr_free(manifest);
     }
+    for (int32_t i = 0; i < complete; i++) dr_free(complete_dirs[i]);
+    dr_free(complete_dirs);
     dr_free(steps);
     return status;
 }

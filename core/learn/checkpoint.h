@@ -24,6 +24,7 @@ typedef struct dr_checkpoint_info {
     char config_hash[24];
     int32_t n_files;
     dr_checkpoint_file *files; // [n_files], owned
+    dr_checkpoint_file view;   // set by verify
 } dr_checkpoint_info;
 void dr_checkpoint_info_reset(dr_checkpoint_info *info);
 
@@ -36,14 +37,16 @@ dr_status dr_checkpoint_write_part(dr_lm *lm, dr_optimizer *optimizer, const cha
                                    int32_t n_parts, dr_checkpoint_file *out_file);
 // view.h5 (virtual datasets over all rank files), then manifest.json.
 dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, const dr_checkpoint_info *info);
-// Removes all but the newest `keep` complete checkpoints, and incomplete ones older than those.
+// Removes all but the newest `keep` complete checkpoints, and incomplete ones older than those. Before the
+// first removal the kept ones are read back, newest first, until one is undamaged; without one, older ones
+// stay.
 dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep);
 
 // The newest checkpoint that is complete and undamaged. Damaged ones are named in a warning and skipped.
 // *out_step = -1 when there is none at all; DR_ERR_FORMAT when there are some and none is usable: a run never
 // starts over silently.
 dr_status dr_checkpoint_find(const char *run_dir, int64_t *out_step);
-// manifest.json with the digests of all files checked.
+// manifest.json with the digests of all files checked, and its step against the folder's name.
 dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info);
 // Fills weights and, when optimizer is not NULL, moments and update count; then repacks the weights.
 dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir);
