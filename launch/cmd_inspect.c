@@ -56,9 +56,9 @@ static int has(const char *folder, const char *name) {
 static const char *folder_kind(const char *folder) {
     if (has(folder, "metrics.jsonl") || has(folder, "run.json")) return "run folder";
     if (has(folder, "manifest.json")) return "checkpoint";
-    if (has(folder, "model.safetensors") && has(folder, "tokenizer.json"))
-        return "policy (Hugging Face folder)";
-    if (has(folder, "model.safetensors")) return "retrieval model";
+    int weights = has(folder, "model.safetensors") || has(folder, "model.safetensors.index.json");
+    if (weights && has(folder, "tokenizer.json")) return "policy (Hugging Face folder)";
+    if (weights) return "retrieval model";
     return "folder";
 }
 

@@ -15,11 +15,11 @@ pipeline_say() {
     printf '\n== %s  (%d s since the start)\n' "$1" $((SECONDS - pipeline_started))
 }
 
-# pipeline_stage TITLE RESULT COMMAND...: runs the command unless RESULT exists.
+# pipeline_stage TITLE RESULT COMMAND...: runs the command unless RESULT exists, or its index where weights are in shards.
 pipeline_stage() {
     local title=$1 result=$2
     shift 2
-    if [ -e "$result" ]; then
+    if [ -e "$result" ] || [ -e "$result.index.json" ]; then
         pipeline_say "$title: already there ($result)"
         return 0
     fi
@@ -43,7 +43,7 @@ pipeline_run() {
         mpirun -n "$RANKS" "$DEEPREC" train "$CONFIG" --resume --set "run.dir=$RUN" --set "data.dataset=$DATASET" \
         --set "model.trm=$RUN/trm" --set "model.policy=$RUN/policy_warmup" "${TRAIN_FLAGS[@]}" || return 1
     local models=(--model "$RUN/policy_warmup")
-    [ -e "$RUN/policy_stage1/model.safetensors" ] && models+=(--model "$RUN/policy_stage1")
+    [ -e "$RUN/policy_stage1/config.json" ] && models+=(--model "$RUN/policy_stage1")
     models+=(--model "$RUN/policy")
     pipeline_stage "Evaluation on the test users" "$RUN/eval.json" \
         "$DEEPREC" eval --dataset "$DATASET" --trm "$RUN/trm" "${models[@]}" --out "$RUN/eval.json" \

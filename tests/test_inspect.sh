@@ -55,4 +55,8 @@ expect 1 'training configuration' "$dir"
 rm "$dir"/bad.* "$dir"/cut.* "$dir/hello"
 expect 0 'run folder' "$dir"
 expect 0 'm.safetensors: safetensors' "$dir"
+mkdir "$dir/policy" # weights in shards are a policy too
+printf '{}' >"$dir/policy/model.safetensors.index.json"
+cp "$dir/tokenizer.json" "$dir/policy/"
+expect 0 'policy (Hugging Face folder)' "$dir/policy"
 exit $bad
