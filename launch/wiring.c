@@ -55,6 +55,7 @@ void dr_wiring_settings(const dr_config *c, char hash[24], dr_run_settings *out)
                          .checkpoint_every = (int32_t)dr_config_int(c, "checkpoint.every"),
                          .checkpoint_keep = (int32_t)dr_config_int(c, "checkpoint.keep"),
                          .keep_trajectories = dr_config_bool(c, "output.trajectories"),
+                         .tensorboard = dr_config_bool(c, "output.tensorboard"),
                          .policy_dir = dr_config_string(c, "model.policy")};
     s.loss = (dr_loss_settings){.kind = DR_LOSS_POLICY,
                                 .temperature = s.sampling.temperature > 0 ? s.sampling.temperature : 1.0f,

@@ -3,6 +3,7 @@
 #ifndef DR_MPI_METRICS_LOG_H
 #define DR_MPI_METRICS_LOG_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/status.h"
@@ -31,8 +32,9 @@ typedef struct dr_step_metrics {
 
 typedef struct dr_metrics_log dr_metrics_log;
 // Opens RUN/metrics.jsonl for appending and drops the lines after `step`, so that a resumed run leaves no
-// trace of the steps that it repeats.
-dr_status dr_metrics_log_open(const char *run_dir, int64_t step, dr_metrics_log **out_log);
+// trace of the steps that it repeats. With `tensorboard`, the same numbers also go to RUN/tensorboard/, as
+// curves named after the members ("reward", "reward_parts/hit", "timing/step_s").
+dr_status dr_metrics_log_open(const char *run_dir, int64_t step, bool tensorboard, dr_metrics_log **out_log);
 void dr_metrics_log_close(dr_metrics_log *log);
 dr_status dr_metrics_log_step(dr_metrics_log *log, const dr_step_metrics *metrics,
                               const dr_metric_record *records, int32_t n, int32_t n_workers);

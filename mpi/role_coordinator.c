@@ -477,7 +477,7 @@ static dr_status begin(coordinator *c) {
     DR_CHECK(found < 0 || c->settings->resume, DR_ERR_ARGUMENT,
              "%s already holds a checkpoint of step %lld: continue with --resume, or choose another run.dir",
              c->settings->dir, (long long)found);
-    DR_TRY(dr_metrics_log_open(c->settings->dir, found < 0 ? 0 : found, &c->log));
+    DR_TRY(dr_metrics_log_open(c->settings->dir, found < 0 ? 0 : found, c->settings->tensorboard, &c->log));
     if (found < 0) {
         c->phase = PLANNING;
         return DR_OK;

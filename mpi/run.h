@@ -45,8 +45,8 @@ typedef struct dr_run_settings {
     dr_optimizer_settings optimizer;
     int64_t pack_tokens;
     int32_t checkpoint_every, checkpoint_keep;
-    bool keep_trajectories;
-    const char *policy_dir; // of the start
+    bool keep_trajectories, tensorboard; // write trajectories/, tensorboard/
+    const char *policy_dir;              // of the start
     const volatile sig_atomic_t *stop_requested;
 } dr_run_settings;
 

@@ -49,8 +49,11 @@ same() { # FOLDER FOLDER WHAT
 train "$work/a" 1
 [ "$(wc -l < "$work/a/metrics.jsonl")" = 6 ] || fail "six steps make six lines"
 [ -e "$work/a/policy_stage1/model.safetensors" ] || fail "no policy after stage 1"
-train "$work/b" 1
+train "$work/b" 1 --set output.tensorboard=false
 same "$work/a" "$work/b" "the same run twice"
+curves() { cat "$1"/tensorboard/*tfevents* | wc -c; }
+[ "$(curves "$work/a")" -gt 2000 ] || fail "TensorBoard file of $(curves "$work/a") bytes"
+[ ! -e "$work/b/tensorboard" ] || fail "output.tensorboard=false writes curves all the same"
 
 # interrupted after three steps, then resumed
 code=0
@@ -58,6 +61,7 @@ train "$work/c" 1 --set run.stop_after=3 || code=$?
 [ "$code" = 75 ] || fail "an interrupted run ends with $code, expected 75"
 train "$work/c" 1 --resume
 same "$work/a" "$work/c" "three steps and a resumed three"
+[ "$(curves "$work/a")" = "$(curves "$work/c")" ] || fail "a resumed run draws other curves"
 
 # a run folder is not started over by accident
 if train "$work/a" 1 2> "$work/refusal"; then fail "a finished run was started over"; fi
