@@ -19,9 +19,9 @@ CONFIG=launch/quickstart.yaml
 RANKS=4
 PRECISION=(--precision "$(pipeline_precision)")
 SHAPE=(--k-retrieve 12 --max-retrievals 3 --max-turn-tokens 110 --max-total-tokens 640)
-TRM_FLAGS=("${PRECISION[@]}" --seed "$SEED" --epochs 7 --batch 128 --rate 0.002 --patience 3 --text-noise 0.3 --max-history 12)
+TRM_FLAGS=("${PRECISION[@]}" --seed "$SEED" --epochs 5 --batch 128 --rate 0.002 --patience 3 --text-noise 0.3 --max-history 12)
 INIT_FLAGS=(--seed "$SEED" --preset small --vocab 4096)
-SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --seed "$SEED" --steps 150 --batch-tokens 1024 --rate 0.002 --warmup 30 --context-weight 0.5)
+SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --seed "$SEED" --steps 220 --batch-tokens 1024 --rate 0.002 --warmup 30 --context-weight 0.5)
 TRAIN_FLAGS=(--set "model.precision=${PRECISION[1]}" --set "run.seed=$SEED")
 EVAL_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --seed "$SEED" --max-live 96)
 pipeline_stage "Data (synthetic catalogue)" "$DATASET" "$DEEPREC" prepare synthetic --users 800 --seed "$SEED" --out "$DATASET"
