@@ -1,0 +1,396 @@
+// Bodies of mismatch.h.
+#include "core/learn/mismatch.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/clock.h"
+#include "core/base/rng.h"
+
+enum { STREAM_SAMPLE = 0x6d697301, STREAM_TRAIN, STREAM_REPLAY, MAX_TURNS = 1 << 12 };
+
+dr_mismatch_settings dr_mismatch_defaults(int32_t max_positions) {
+    int32_t most = max_positions < 512 ? max_positions : 512;
+    return (dr_mismatch_settings){.tokens = 100000,
+                                  .live = 24,
+                                  .samples = 3,
+                                  .longest_prompt = most / 4,
+                                  .turns = 3,
+                                  .longest_turn = most / 8,
+                                  .longest_tool = most / 16,
+                                  .pack_tokens = 4 * most,
+                                  .sampling = {.temperature = 1.0f, .top_p = 0.95f},
+                                  .seed = 1};
+}
+
+void dr_mismatch_set_reset(dr_mismatch_set *set) {
+    for (int32_t i = 0; i < set->n; i++) {
+        dr_free(set->sequences[i].ids);
+        dr_free(set->sequences[i].logprob);
+        dr_free(set->sequences[i].sampled);
+    }
+    dr_free(set->sequences);
+    *set = (dr_mismatch_set){0};
+}
+
+static int32_t longest_sequence(const dr_mismatch_settings *s) {
+    return s->longest_prompt + s->turns * (s->longest_turn + s->longest_tool);
+}
+
+static float temperature_of(const dr_mismatch_settings *s) {
+    return s->sampling.temperature == 0 ? 1.0f : s->sampling.temperature;
+}
+
+// ---- sampling ----
+
+// A sequence that is being written: its first `cached` tokens are in the cache, the rest is to be run.
+typedef struct live_sequence {
+    int32_t kv_seq, index, cached;
+    uint32_t prompt, sample, turn;
+    int32_t left_in_turn;
+} live_sequence;
+
+typedef struct sampling_run {
+    dr_lm *lm;
+    const dr_mismatch_settings *settings;
+    dr_mismatch_set *set;
+    dr_rng rng;
+    dr_kv_cache *kv;
+    dr_sampler *sampler;
+    live_sequence *live; // [settings->live]
+    int32_t n_live;
+    int32_t *prompt; // [longest_prompt], of the group whose samples start now
+    int32_t prompt_n, prompt_seq, prompt_cached, n_started;
+    uint32_t n_prompts;
+    dr_lm_chunk *chunks; // [settings->live + 1]
+    int32_t *row_of;     // [settings->live] chunk's live sequence, of those with logits
+    float *logits, *lse, *entropy;
+} sampling_run;
+
+static int32_t up_to(dr_rng *rng, int32_t most) {
+    return 1 + (int32_t)dr_rng_below(rng, (uint32_t)most);
+}
+
+static void random_ids(sampling_run *r, int32_t *ids, int32_t n) {
+    uint32_t vocab = (uint32_t)dr_lm_config_of(r->lm)->vocab;
+    for (int32_t i = 0; i < n; i++) ids[i] = (int32_t)dr_rng_below(&r->rng, vocab);
+}
+
+static dr_status start_prompt(sampling_run *r) {
+    r->prompt_n = 1 + up_to(&r->rng, r->settings->longest_prompt - 1);
+    random_ids(r, r->prompt, r->prompt_n);
+    r->prompt_cached = r->n_started = 0;
+    return dr_kv_open(r->kv, &r->prompt_seq);
+}
+
+static dr_status new_sequence(sampling_run *r, int32_t *out_index) {
+    dr_mismatch_set *set = r->set;
+    if (set->n == set->capacity) {
+        int32_t capacity = 2 * set->capacity + 64;
+        DR_TRY(dr_grow(&set->sequences, "sequences", set->capacity, capacity, sizeof *set->sequences));
+        set->capacity = capacity;
+    }
+    dr_mismatch_sequence *s = &set->sequences[set->n];
+    *s = (dr_mismatch_sequence){.n = r->prompt_n, .capacity = longest_sequence(r->settings)};
+    dr_status status = dr_alloc(&s->ids, "ids of a sequence", s->capacity, sizeof *s->ids);
+    if (status == DR_OK) status = dr_alloc(&s->logprob, "log-probabilities", s->capacity, sizeof *s->logprob);
+    if (status == DR_OK) status = dr_alloc(&s->sampled, "provenance", s->capacity, sizeof *s->sampled);
+    *out_index = set->n++; // also when memory was short: reset frees what is there
+    DR_TRY(status);
+    memcpy(s->ids, r->prompt, (size_t)r->prompt_n * sizeof *s->ids);
+    return DR_OK;
+}
+
+// Samples of a prompt that is in the cache up to its last token.
+static dr_status start_samples(sampling_run *r) {
+    while (r->prompt_seq >= 0 && r->prompt_cached == r->prompt_n - 1 && r->n_live < r->settings->live) {
+        live_sequence *l = &r->live[r->n_live];
+        *l = (live_sequence){.cached = r->prompt_cached,
+                             .prompt = r->n_prompts,
+                             .sample = (uint32_t)r->n_started,
+                             .left_in_turn = up_to(&r->rng, r->settings->longest_turn)};
+        DR_TRY(dr_kv_fork(r->kv, r->prompt_seq, &l->kv_seq));
+        r->n_live++;
+        DR_TRY(new_sequence(r, &l->index));
+        if (++r->n_started < r->settings->samples) continue;
+        dr_kv_close(r->kv, r->prompt_seq);
+        r->prompt_seq = -1;
+        r->n_prompts++;
+    }
+    return DR_OK;
+}
+
+// What this tick runs: a piece of the prompt, and a piece of what each sequence has to run. Returns the
+// chunks.
+static int32_t collect(sampling_run *r, int32_t *out_rows) {
+    int32_t n = 0, rows = 0;
+    if (r->prompt_seq >= 0 && r->prompt_cached < r->prompt_n - 1) {
+        int32_t piece = up_to(&r->rng, r->prompt_n - 1 - r->prompt_cached);
+        r->chunks[n++] = (dr_lm_chunk){r->prompt_seq, piece, r->prompt + r->prompt_cached, false};
+        r->prompt_cached += piece;
+    }
+    for (int32_t i = 0; i < r->n_live; i++) {
+        live_sequence *l = &r->live[i];
+        const dr_mismatch_sequence *s = &r->set->sequences[l->index];
+        int32_t piece = up_to(&r->rng, s->n - l->cached);
+        bool whole = l->cached + piece == s->n;
+        r->chunks[n++] = (dr_lm_chunk){l->kv_seq, piece, s->ids + l->cached, whole};
+        l->cached += piece;
+        if (whole) r->row_of[rows++] = i;
+    }
+    *out_rows = rows;
+    return n;
+}
+
+static dr_status sample_row(sampling_run *r, int32_t row) {
+    const dr_mismatch_settings *settings = r->settings;
+    live_sequence *l = &r->live[r->row_of[row]];
+    dr_mismatch_sequence *s = &r->set->sequences[l->index];
+    const float *logits = r->logits + (int64_t)row * dr_lm_config_of(r->lm)->vocab;
+    dr_draw_key key = {.seed = settings->seed,
+                       .prompt = l->prompt,
+                       .sample = l->sample,
+                       .turn = l->turn,
+                       .position = (uint32_t)s->n};
+    dr_sampled token;
+    DR_TRY(dr_sampler_draw(r->sampler, logits, &settings->sampling, dr_draw(&key), &token));
+    s->ids[s->n] = token.id;
+    s->logprob[s->n] = dr_logprob_of(logits[token.id], temperature_of(settings), r->lse[row]);
+    s->sampled[s->n++] = 1;
+    r->set->n_sampled++;
+    if (--l->left_in_turn > 0) return DR_OK;
+    if (++l->turn < (uint32_t)settings->turns) { // a tool result, then the next turn
+        int32_t n_tool = up_to(&r->rng, settings->longest_tool);
+        random_ids(r, s->ids + s->n, n_tool);
+        s->n += n_tool;
+        l->left_in_turn = up_to(&r->rng, settings->longest_turn);
+    }
+    return DR_OK;
+}
+
+static void sweep(sampling_run *r) {
+    int32_t kept = 0;
+    for (int32_t i = 0; i < r->n_live; i++) {
+        if (r->live[i].left_in_turn > 0) {
+            r->live[kept++] = r->live[i];
+            continue;
+        }
+        dr_kv_close(r->kv, r->live[i].kv_seq);
+        r->set->n_tokens += r->set->sequences[r->live[i].index].n;
+    }
+    r->n_live = kept;
+}
+
+static dr_status tick(sampling_run *r, bool may_start) {
+    dr_backend *b = dr_lm_backend(r->lm);
+    int32_t rows = 0;
+    if (r->prompt_seq < 0 && may_start && r->n_live < r->settings->live) DR_TRY(start_prompt(r));
+    DR_TRY(start_samples(r));
+    int32_t n = collect(r, &rows);
+    if (n == 0) return DR_OK;
+    DR_TRY(dr_lm_decode(r->lm, r->kv, r->chunks, n, r->logits));
+    if (rows > 0)
+        b->ops->softmax_stats(b, r->logits, rows, dr_lm_config_of(r->lm)->vocab, temperature_of(r->settings),
+                              r->lse, r->entropy);
+    for (int32_t row = 0; row < rows; row++) DR_TRY(sample_row(r, row));
+    sweep(r);
+    return DR_OK;
+}
+
+static dr_status check_settings(dr_lm *lm, const dr_mismatch_settings *s) {
+    bool sensible = s->tokens > 0 && s->live > 0 && s->samples > 0 && s->samples < 1 << 16 &&
+                    s->longest_prompt >= 2 && s->turns > 0 && s->turns <= MAX_TURNS && s->longest_turn > 0 &&
+                    s->longest_tool > 0 && s->pack_tokens > 0;
+    DR_CHECK(sensible, DR_ERR_ARGUMENT, "verify: counts and lengths must be positive, a prompt at least 2");
+    int64_t most = dr_lm_config_of(lm)->max_positions;
+    int64_t longest = s->longest_prompt + (int64_t)s->turns * ((int64_t)s->longest_turn + s->longest_tool);
+    DR_CHECK(longest <= most, DR_ERR_ARGUMENT,
+             "verify: sequences of up to %lld tokens, the model has %lld positions", (long long)longest,
+             (long long)most);
+    return DR_OK;
+}
+
+static dr_status allocate(sampling_run *r) {
+    const dr_mismatch_settings *s = r->settings;
+    int64_t live = s->live, vocab = dr_lm_config_of(r->lm)->vocab;
+    int64_t pages = (live + 1) * (longest_sequence(s) / DR_KV_PAGE + 2);
+    DR_CHECK(pages <= INT32_MAX, DR_ERR_ARGUMENT, "verify: %lld pages of the cache", (long long)pages);
+    DR_TRY(dr_kv_create(r->lm, (int32_t)pages, s->live + 1, &r->kv));
+    DR_TRY(dr_sampler_create((int32_t)vocab, &r->sampler));
+    DR_TRY(dr_alloc(&r->live, "live sequences", live, sizeof *r->live));
+    DR_TRY(dr_alloc(&r->prompt, "prompt", s->longest_prompt, sizeof *r->prompt));
+    DR_TRY(dr_alloc(&r->chunks, "chunks", live + 1, sizeof *r->chunks));
+    DR_TRY(dr_alloc(&r->row_of, "rows", live, sizeof *r->row_of));
+    DR_TRY(dr_alloc(&r->lse, "softmax statistics", live, sizeof *r->lse));
+    DR_TRY(dr_alloc(&r->entropy, "softmax statistics", live, sizeof *r->entropy));
+    return dr_alloc(&r->logits, "logits of a tick", live * vocab, sizeof *r->logits);
+}
+
+dr_status dr_mismatch_sample(dr_lm *lm, const dr_mismatch_settings *settings, dr_mismatch_set *out_set) {
+    dr_mismatch_set set = {0};
+    sampling_run r = {.lm = lm, .settings = settings, .set = &set, .prompt_seq = -1};
+    r.rng = dr_rng_make(settings->seed, STREAM_SAMPLE);
+    DR_TRY(check_settings(lm, settings));
+    dr_status status = allocate(&r);
+    double begun = dr_clock_seconds();
+    bool may_start = true;
+    while (status == DR_OK && (may_start || r.n_live > 0 || r.prompt_seq >= 0)) {
+        may_start = set.n_sampled < settings->tokens;
+        status = tick(&r, may_start);
+    }
+    set.seconds = dr_clock_seconds() - begun;
+    dr_kv_destroy(r.kv);
+    dr_sampler_destroy(r.sampler);
+    void *owned[] = {r.live, r.prompt, r.chunks, r.row_of, r.logits, r.lse, r.entropy};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
+    if (status != DR_OK) {
+        dr_mismatch_set_reset(&set);
+        return status;
+    }
+    *out_set = set;
+    return DR_OK;
+}
+
+// ---- comparison ----
+
+static void compare(dr_mismatch *out, int32_t sequence, int32_t position, float got, float want) {
+    out->tokens++;
+    if (memcmp(&got, &want, sizeof got) == 0) return;
+    if (out->different++ == 0) {
+        out->sequence = sequence;
+        out->position = position;
+    }
+    float gap = fabsf(got - want);
+    if (!(gap <= out->largest)) out->largest = gap; // a NaN shows
+}
+
+typedef struct training_batch {
+    int32_t *ids, *cu_seqlens, *rows, *targets, *sequence_of, *position_of;
+    float *logprob, *entropy;
+    dr_pack pack;
+} training_batch;
+
+static void batch_free(training_batch *b) {
+    void *owned[] = {b->ids,         b->cu_seqlens,  b->rows,    b->targets,
+                     b->sequence_of, b->position_of, b->logprob, b->entropy};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
+}
+
+static dr_status batch_allocate(training_batch *b, int64_t tokens) {
+    int32_t **whole[] = {&b->ids, &b->cu_seqlens, &b->rows, &b->targets, &b->sequence_of, &b->position_of};
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
+        DR_TRY(dr_alloc(whole[i], "training batch", tokens + 1, sizeof(int32_t)));
+    DR_TRY(dr_alloc(&b->logprob, "training batch", tokens, sizeof(float)));
+    return dr_alloc(&b->entropy, "training batch", tokens, sizeof(float));
+}
+
+static void batch_clear(training_batch *b) {
+    b->cu_seqlens[0] = 0;
+    b->pack = (dr_pack){.ids = b->ids, .cu_seqlens = b->cu_seqlens, .rows = b->rows, .targets = b->targets};
+}
+
+static void batch_add(training_batch *b, const dr_mismatch_sequence *s, int32_t index) {
+    dr_pack *p = &b->pack;
+    memcpy(b->ids + p->n_tokens, s->ids, (size_t)(s->n - 1) * sizeof *b->ids);
+    for (int32_t i = 1; i < s->n; i++) {
+        if (!s->sampled[i]) continue;
+        b->rows[p->n_rows] = (int32_t)(p->n_tokens + i - 1);
+        b->targets[p->n_rows] = s->ids[i];
+        b->sequence_of[p->n_rows] = index;
+        b->position_of[p->n_rows++] = i;
+    }
+    p->n_tokens += s->n - 1;
+    b->cu_seqlens[++p->n_seqs] = (int32_t)p->n_tokens;
+}
+
+static dr_status batch_run(training_batch *b, dr_lm *lm, dr_lm_workspace *workspace, float temperature,
+                           const dr_mismatch_set *set, dr_mismatch *out) {
+    if (b->pack.n_rows == 0) return DR_OK;
+    DR_TRY(dr_lm_forward(lm, workspace, &b->pack, temperature, b->logprob, b->entropy));
+    for (int64_t r = 0; r < b->pack.n_rows; r++) {
+        const dr_mismatch_sequence *s = &set->sequences[b->sequence_of[r]];
+        compare(out, b->sequence_of[r], b->position_of[r], b->logprob[r], s->logprob[b->position_of[r]]);
+    }
+    batch_clear(b);
+    return DR_OK;
+}
+
+dr_status dr_mismatch_train(dr_lm *lm, const dr_mismatch_settings *settings, const dr_mismatch_set *set,
+                            dr_mismatch *out) {
+    int64_t budget = settings->pack_tokens, longest = longest_sequence(settings);
+    if (budget < longest) budget = longest;
+    training_batch b = {0};
+    dr_lm_workspace *workspace = NULL;
+    int32_t *order = NULL;
+    *out = (dr_mismatch){.sequence = -1, .position = -1};
+    dr_status status = batch_allocate(&b, budget);
+    if (status == DR_OK) status = dr_lm_workspace_create(lm, budget, &workspace);
+    if (status == DR_OK) status = dr_alloc(&order, "order", set->n, sizeof *order);
+    double begun = dr_clock_seconds();
+    if (status == DR_OK) {
+        dr_rng rng = dr_rng_make(settings->seed, STREAM_TRAIN);
+        for (int32_t i = 0; i < set->n; i++) order[i] = i;
+        dr_rng_shuffle(&rng, order, set->n);
+        batch_clear(&b);
+    }
+    for (int32_t i = 0; i < set->n && status == DR_OK; i++) {
+        const dr_mismatch_sequence *s = &set->sequences[order[i]];
+        if (b.pack.n_tokens + s->n - 1 > budget)
+            status = batch_run(&b, lm, workspace, temperature_of(settings), set, out);
+        if (status == DR_OK) batch_add(&b, s, order[i]);
+    }
+    if (status == DR_OK) status = batch_run(&b, lm, workspace, temperature_of(settings), set, out);
+    out->seconds = dr_clock_seconds() - begun;
+    dr_free(order);
+    dr_lm_workspace_destroy(workspace);
+    batch_free(&b);
+    return status;
+}
+
+// One sequence in an empty cache.
+static dr_status replay_one(dr_lm *lm, const dr_mismatch_settings *settings, dr_kv_cache *kv, dr_rng *rng,
+                            int32_t longest_piece, const dr_mismatch_sequence *s, int32_t index,
+                            float *logits, dr_mismatch *out) {
+    dr_backend *b = dr_lm_backend(lm);
+    int64_t vocab = dr_lm_config_of(lm)->vocab;
+    float *lse = logits + longest_piece * vocab, *entropy = lse + longest_piece;
+    int32_t seq = -1;
+    DR_TRY(dr_kv_open(kv, &seq));
+    dr_status status = DR_OK;
+    for (int32_t at = 0, piece; at < s->n - 1 && status == DR_OK; at += piece) {
+        piece = up_to(rng, longest_piece);
+        if (piece > s->n - 1 - at) piece = s->n - 1 - at;
+        status = dr_lm_decode_rows(lm, kv, seq, s->ids + at, piece, logits);
+        if (status != DR_OK) break;
+        b->ops->softmax_stats(b, logits, piece, vocab, temperature_of(settings), lse, entropy);
+        for (int32_t i = 0; i < piece; i++) {
+            int32_t p = at + i + 1;
+            if (!s->sampled[p]) continue;
+            float now = dr_logprob_of(logits[i * vocab + s->ids[p]], temperature_of(settings), lse[i]);
+            compare(out, index, p, now, s->logprob[p]);
+        }
+    }
+    dr_kv_close(kv, seq);
+    return status;
+}
+
+dr_status dr_mismatch_replay(dr_lm *lm, const dr_mismatch_settings *settings, const dr_mismatch_set *set,
+                             int32_t stride, int32_t longest_piece, dr_mismatch *out) {
+    int64_t vocab = dr_lm_config_of(lm)->vocab;
+    dr_kv_cache *kv = NULL;
+    float *logits = NULL;
+    dr_rng rng = dr_rng_make(settings->seed, STREAM_REPLAY);
+    *out = (dr_mismatch){.sequence = -1, .position = -1};
+    DR_CHECK(stride > 0 && longest_piece > 0, DR_ERR_ARGUMENT, "verify: stride %d, pieces of up to %d",
+             stride, longest_piece);
+    DR_TRY(dr_kv_create(lm, longest_sequence(settings) / DR_KV_PAGE + 1, 1, &kv));
+    dr_status status = dr_alloc(&logits, "logits of a piece", longest_piece * (vocab + 2), sizeof *logits);
+    double begun = dr_clock_seconds();
+    for (int32_t i = 0; i < set->n && status == DR_OK; i += stride)
+        status = replay_one(lm, settings, kv, &rng, longest_piece, &set->sequences[i], i, logits, out);
+    out->seconds = dr_clock_seconds() - begun;
+    dr_free(logits);
+    dr_kv_destroy(kv);
+    return status;
+}
