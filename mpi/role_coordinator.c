@@ -90,12 +90,11 @@ static dr_status rank_targets(const coordinator *c, int32_t *ranks) {
 static dr_status deal_samples(coordinator *c) {
     const dr_dataset *d = c->assets->rollout.dataset;
     int32_t *ranks = NULL, *order = NULL;
-    double need[DR_STAGES], all = 0;
+    double need[DR_STAGES];
     for (int s = 0; s < DR_STAGES; s++) {
         const dr_stage_settings *t = &c->settings->stages[s];
         need[s] = (double)t->steps * t->prompts;
         if (t->pool > 0 && need[s] > t->pool) need[s] = t->pool;
-        all += need[s];
         DR_TRY(dr_alloc(&c->samples[s], "stage samples", d->n_users, sizeof(int32_t)));
     }
     DR_TRY(dr_alloc(&ranks, "target ranks", d->n_users, sizeof *ranks));

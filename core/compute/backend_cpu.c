@@ -38,7 +38,9 @@ void dr_cpu_narrow_only(bool narrow) {
 
 bool dr_cpu_is_wide(void) {
 #if defined(__x86_64__)
-    return !narrow_only && __builtin_cpu_supports("x86-64-v4");
+    return !narrow_only && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl"); // x86-64-v4, by a name that every compiler takes
 #else
     return false;
 #endif
