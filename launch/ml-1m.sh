@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on MovieLens-1M: [SEED=N] launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER] (seed 1). The folder holds movies.dat and either sequences.txt (one
 # line a user: user movie movie …) or the original ratings.dat, each as it is or as .xz. Takes under an hour on two cores.
-set -eu
+set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?usage: launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER]}
 RUN=${2:-runs/ml-1m}
@@ -17,6 +17,7 @@ mkdir -p "$RUN"
 DATASET=$RUN/data.h5
 CONFIG=launch/ml-1m.yaml
 RANKS=4
+EVALUATED=(policy_warmup policy_stage1 policy)
 PRECISION=(--precision "$(pipeline_precision)")
 SHAPE=(--k-retrieve 12 --max-retrievals 3 --max-turn-tokens 200 --max-total-tokens 1000)
 TRM_FLAGS=("${PRECISION[@]}" --seed "$SEED" --epochs 3 --samples 250000 --patience 2 --text-noise 0.3 --text-dim 512)

@@ -1,6 +1,7 @@
 # The main job as shell functions, shared by quickstart.sh and ml-1m.sh; sourced, not run. The caller sets:
 #   RUN      run folder                      DATASET  prepared data set (.h5)
 #   CONFIG   YAML of the two RL stages       RANKS    MPI ranks of the RL part
+#   EVALUATED  policies that the last table compares, an array of folders in RUN
 #   TRM_FLAGS INIT_FLAGS SFT_FLAGS TRAIN_FLAGS EVAL_FLAGS   arrays of extra flags
 # Each stage leaves its result in the run folder and is skipped when that result is already there, so that a job which
 # was stopped goes on where it was.
@@ -42,9 +43,10 @@ pipeline_run() {
     pipeline_stage "Two-stage RL on $RANKS ranks" "$RUN/policy/model.safetensors" \
         mpirun -n "$RANKS" "$DEEPREC" train "$CONFIG" --resume --set "run.dir=$RUN" --set "data.dataset=$DATASET" \
         --set "model.trm=$RUN/trm" --set "model.policy=$RUN/policy_warmup" "${TRAIN_FLAGS[@]}" || return 1
-    local models=(--model "$RUN/policy_warmup")
-    [ -e "$RUN/policy_stage1/config.json" ] && models+=(--model "$RUN/policy_stage1")
-    models+=(--model "$RUN/policy")
+    local models=() policy
+    for policy in "${EVALUATED[@]}"; do
+        [ ! -e "$RUN/$policy/config.json" ] || models+=(--model "$RUN/$policy") # a run without stage 1 has no such policy
+    done
     pipeline_stage "Evaluation on the test users" "$RUN/eval.json" \
         "$DEEPREC" eval --dataset "$DATASET" --trm "$RUN/trm" "${models[@]}" --out "$RUN/eval.json" \
         "${EVAL_FLAGS[@]}" || return 1
