@@ -1,6 +1,5 @@
-// The log-probability that is recorded when a token is sampled is the one that training computes: every
-// family, fp32 and bf16, whatever the batch; and the comparison notices weights that differ. labels: cpu
-// model
+// What is recorded while sampling is what training computes, whatever the batch; and a difference is noticed.
+// labels: cpu
 #include "tests/check.h"
 
 #include <math.h>
