@@ -112,6 +112,12 @@ for file in $(printf '%s\n' $sources | grep -E '^tests/test_[a-z0-9_]*\.c$'); do
     grep -q '^// labels: [a-z]' "$file" || echo "$file:2: no line \"// labels: ...\" (a formatter may have joined it)" >>"$found"
 done
 
+# ---- a script that names its interpreter can be started by its name ----
+find . \( -name .git -o -name build -o -name runs \) -prune -o -type f \( -name '*.sh' -o -name '*.sbatch' -o -path './.ci/*' \) -print |
+    sed 's|^\./||' | sort | while read -r script; do
+    [ -x "$script" ] || [ "$(head -c 2 "$script")" != '#!' ] || echo "$script:1: begins with #! and is not executable" >>"$found"
+done
+
 # ---- exported names ----
 if [ -n "$build" ] && ls "$build"/libdr_*.a >/dev/null 2>&1 && command -v nm >/dev/null 2>&1; then
     for library in "$build"/libdr_*.a; do

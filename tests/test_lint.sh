@@ -106,6 +106,10 @@ if command -v g++ >/dev/null 2>&1; then
     printf '// C only.\nint dr_f(int class);\n' | put core/base/a.h
     expect 'core/base/a.h:1: does not compile alone as c++17'
 fi
+reset
+printf '#!/bin/sh\necho a\n' | put launch/a.sh
+printf '# sourced\nb=1\n' | put launch/b.sh
+expect 'launch/a.sh:1: begins with #! and is not executable'
 if command -v clang-format >/dev/null 2>&1 && clang-format --version | grep -q 'version 14\.'; then
     reset
     printf '// A file.\nint   dr_f( void );\n' | put core/base/a.c
