@@ -57,7 +57,8 @@ static uint64_t hash_pair(int32_t left, int32_t right) {
     return h ^ h >> 31;
 }
 
-dr_status dr_bpe_set_token(dr_tokenizer *t, int32_t id, const char *bytes, int32_t length, bool in_model) {
+dr_status dr_bpe_set_token(dr_tokenizer *t, const char *where, int32_t id, const char *bytes, int32_t length,
+                           bool in_model) {
     if (id >= t->tokens_capacity) {
         int32_t capacity = id + id / 2 + 1024;
         DR_TRY(dr_grow(&t->tokens, "vocabulary", t->tokens_capacity, capacity, sizeof *t->tokens));
@@ -67,7 +68,7 @@ dr_status dr_bpe_set_token(dr_tokenizer *t, int32_t id, const char *bytes, int32
     bpe_token *token = &t->tokens[id];
     if (token->length >= 0) {
         DR_CHECK(token->length == length && memcmp(token->bytes, bytes, (size_t)length) == 0, DR_ERR_FORMAT,
-                 "tokenizer: id %d stands for two tokens, \"%s\" and \"%.*s\"", id, token->bytes, length,
+                 "%s: id %d stands for two tokens, \"%s\" and \"%.*s\"", where, id, token->bytes, length,
                  bytes);
         token->in_model = token->in_model || in_model;
         return DR_OK;
@@ -89,7 +90,7 @@ dr_status dr_bpe_add_merge(dr_tokenizer *t, int32_t left, int32_t right, int32_t
     return DR_OK;
 }
 
-dr_status dr_bpe_add_special(dr_tokenizer *t, const added_token *token) {
+dr_status dr_bpe_add_special(dr_tokenizer *t, const char *where, const added_token *token) {
     if (t->n_added == t->added_capacity) {
         int32_t capacity = t->added_capacity ? 2 * t->added_capacity : 32;
         DR_TRY(dr_grow(&t->added, "added tokens", t->added_capacity, capacity, sizeof *t->added));
@@ -98,7 +99,7 @@ dr_status dr_bpe_add_special(dr_tokenizer *t, const added_token *token) {
     added_token copy = *token;
     DR_TRY(dr_strndup(&copy.text, token->text, (size_t)token->length));
     t->added[t->n_added++] = copy;
-    DR_TRY(dr_bpe_set_token(t, token->id, token->text, token->length, false));
+    DR_TRY(dr_bpe_set_token(t, where, token->id, token->text, token->length, false));
     t->tokens[token->id].is_special = t->tokens[token->id].is_special || token->is_special;
     return DR_OK;
 }

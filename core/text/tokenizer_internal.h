@@ -129,10 +129,12 @@ static inline uint32_t dr_bpe_key_hash(piece_key key) {
 static inline bool dr_bpe_key_is_exact(piece_key key) {
     return key.high >> 56 != 0xFF;
 }
-// Sets token `id`; bytes are copied. DR_ERR_FORMAT when the id is taken by other bytes.
-dr_status dr_bpe_set_token(dr_tokenizer *t, int32_t id, const char *bytes, int32_t length, bool in_model);
+// Sets token `id`; bytes are copied. DR_ERR_FORMAT when the id is taken by other bytes;
+// `where` begins the error's text.
+dr_status dr_bpe_set_token(dr_tokenizer *t, const char *where, int32_t id, const char *bytes, int32_t length,
+                           bool in_model);
 dr_status dr_bpe_add_merge(dr_tokenizer *t, int32_t left, int32_t right, int32_t merged);
-dr_status dr_bpe_add_special(dr_tokenizer *t, const added_token *token);
+dr_status dr_bpe_add_special(dr_tokenizer *t, const char *where, const added_token *token);
 // Adds a pre-tokeniser step. `pattern` NULL: ByteLevel's space in front; else PCRE2's form of the pattern.
 dr_status dr_bpe_add_stage(dr_tokenizer *t, const char *where, const char *pattern, bpe_behaviour behaviour,
                            bool invert);

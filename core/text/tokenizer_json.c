@@ -46,13 +46,13 @@ static dr_status read_added(dr_tokenizer *t, json_t *root, const char *where, in
                              .rstrip = flags[2],
                              .single_word = flags[3],
                              .normalized = flags[4]};
-        DR_TRY(dr_bpe_add_special(t, &token));
+        DR_TRY(dr_bpe_add_special(t, where, &token));
     }
     return DR_OK;
 }
 
 // One entry. Characters outside the byte alphabet: a token that no text becomes, but that can be decoded.
-static dr_status read_entry(dr_tokenizer *t, const char *key, int32_t id, dr_buf *bytes) {
+static dr_status read_entry(dr_tokenizer *t, const char *where, const char *key, int32_t id, dr_buf *bytes) {
     bool is_alphabet;
     size_t length = strlen(key);
     DR_TRY(alphabet_to_bytes(key, length, bytes, &is_alphabet));
@@ -64,10 +64,10 @@ static dr_status read_entry(dr_tokenizer *t, const char *key, int32_t id, dr_buf
             token->bytes); // of "é", which may be the token of byte E9, the byte counts, as in the library
         token->bytes = NULL;
         token->length = -1;
-        return dr_bpe_set_token(t, id, bytes->data, (int32_t)bytes->length, true);
+        return dr_bpe_set_token(t, where, id, bytes->data, (int32_t)bytes->length, true);
     }
-    if (!is_alphabet) return dr_bpe_set_token(t, id, key, (int32_t)length, false);
-    return dr_bpe_set_token(t, id, bytes->data, (int32_t)bytes->length, true);
+    if (!is_alphabet) return dr_bpe_set_token(t, where, id, key, (int32_t)length, false);
+    return dr_bpe_set_token(t, where, id, bytes->data, (int32_t)bytes->length, true);
 }
 
 static dr_status read_vocabulary(dr_tokenizer *t, json_t *vocabulary, const char *where, int64_t max_id) {
@@ -81,7 +81,7 @@ static dr_status read_vocabulary(dr_tokenizer *t, json_t *vocabulary, const char
                              (long long)max_id);
             break;
         }
-        if ((status = read_entry(t, key, (int32_t)json_integer_value(value), &bytes)) != DR_OK) break;
+        if ((status = read_entry(t, where, key, (int32_t)json_integer_value(value), &bytes)) != DR_OK) break;
     }
     dr_buf_reset(&bytes);
     return status;

@@ -186,7 +186,8 @@ static dr_status learn_merges(dr_tokenizer *t, word_table *words, pair_table *pa
             if (t->tokens[id].length == (int32_t)bytes.length &&
                 memcmp(t->tokens[id].bytes, bytes.data, bytes.length) == 0)
                 merged = id;
-        if (status == DR_OK) status = dr_bpe_set_token(t, merged, bytes.data, (int32_t)bytes.length, true);
+        if (status == DR_OK)
+            status = dr_bpe_set_token(t, "new tokenizer", merged, bytes.data, (int32_t)bytes.length, true);
         if (status == DR_OK) status = dr_bpe_add_merge(t, left, right, merged);
         if (status == DR_OK) status = merge_in_words(words, pairs, left, right, merged);
     }
@@ -204,7 +205,7 @@ static dr_status train_into(dr_tokenizer *t, const char *const *texts, int64_t n
     DR_TRY(status);
     for (int byte = 0; byte < 256; byte++) {
         char c = (char)byte;
-        DR_TRY(dr_bpe_set_token(t, byte, &c, 1, true));
+        DR_TRY(dr_bpe_set_token(t, "new tokenizer", byte, &c, 1, true));
     }
     DR_TRY(dr_bpe_finish(t, "new tokenizer")); // the indexes are built again below
     DR_TRY(words_rehash(words, 4096));
@@ -221,7 +222,7 @@ static dr_status train_into(dr_tokenizer *t, const char *const *texts, int64_t n
                              .length = (int32_t)strlen(specials[i]),
                              .id = t->n_tokens,
                              .is_special = true};
-        DR_TRY(dr_bpe_add_special(t, &token));
+        DR_TRY(dr_bpe_add_special(t, "new tokenizer", &token));
     }
     return dr_bpe_finish(t, "new tokenizer");
 }
@@ -229,7 +230,7 @@ static dr_status train_into(dr_tokenizer *t, const char *const *texts, int64_t n
 dr_status dr_tokenizer_train(const char *const *texts, int64_t n_texts, int32_t vocab,
                              const char *const *specials, int32_t n_specials, dr_tokenizer **out_tokenizer) {
     DR_CHECK(vocab >= 256 + n_specials, DR_ERR_ARGUMENT,
-             "tokenizer: a vocabulary of %d cannot hold 256 bytes and %d "
+             "new tokenizer: a vocabulary of %d cannot hold 256 bytes and %d "
              "special tokens",
              vocab, n_specials);
     dr_tokenizer *t = NULL;
