@@ -10,6 +10,13 @@
 #include "core/learn/trajectory_store.h"
 #include "mpi/run.h"
 
+// A trajectory that overtook the coordinator's announcement of its step: messages keep their order between
+// two ranks only.
+typedef struct early_trajectory {
+    uint32_t step;
+    dr_buf bytes;
+} early_trajectory;
+
 typedef struct shard {
     dr_role base;
     const dr_run_settings *settings;
@@ -19,6 +26,8 @@ typedef struct shard {
     dr_reward_context *rewards;
     dr_trajectory *held; // of the running step
     int32_t n_held, capacity;
+    early_trajectory *early;
+    int32_t n_early, early_capacity;
     uint32_t step, stage;
     double score_s;
 } shard;
@@ -81,10 +90,24 @@ static void drop_held(shard *s) {
     s->n_held = 0;
 }
 
-static dr_status on_trajectory(shard *s, uint32_t step, const dr_reader *reader) {
+static dr_status keep_early(shard *s, uint32_t step, const void *bytes, size_t length) {
+    if (s->n_early == s->early_capacity) {
+        int32_t capacity = 2 * s->early_capacity + 16;
+        DR_TRY(dr_grow(&s->early, "early trajectories", s->early_capacity, capacity, sizeof *s->early));
+        s->early_capacity = capacity;
+    }
+    early_trajectory *early = &s->early[s->n_early];
+    *early = (early_trajectory){.step = step};
+    DR_TRY(dr_buf_append(&early->bytes, bytes, length));
+    s->n_early++;
+    return DR_OK;
+}
+
+static dr_status on_trajectory(shard *s, uint32_t step, const void *bytes, size_t length) {
     dr_trajectory t = {0};
+    if (step > s->step) return keep_early(s, step, bytes, length);
     DR_CHECK(step == s->step, DR_ERR_PEER, "reward shard: a trajectory of step %u in step %u", step, s->step);
-    DR_TRY(dr_trajectory_decode(reader->bytes + reader->at, reader->length - reader->at, &t));
+    DR_TRY(dr_trajectory_decode(bytes, length, &t));
     double start = dr_clock_seconds();
     dr_status status = score(s, &t);
     s->score_s += dr_clock_seconds() - start;
@@ -98,6 +121,28 @@ static dr_status on_trajectory(shard *s, uint32_t step, const dr_reader *reader)
     }
     s->held[s->n_held++] = t;
     return send_if_complete(s, t.prompt);
+}
+
+// A step begins: what came too early for it is scored now.
+static dr_status on_expect(shard *s, uint32_t step, dr_reader *reader) {
+    drop_held(s);
+    s->step = step;
+    DR_TRY(dr_get_u32(reader, &s->stage));
+    DR_CHECK(s->stage < DR_STAGES, DR_ERR_PEER, "reward shard: stage %u", s->stage);
+    DR_TRY(dr_reader_end(reader));
+    int32_t n = s->n_early;
+    dr_status status = DR_OK;
+    s->n_early = 0; // those of later steps are put back in front
+    for (int32_t i = 0; i < n; i++) {
+        early_trajectory early = s->early[i];
+        if (status == DR_OK && early.step > step) {
+            s->early[s->n_early++] = early;
+            continue;
+        }
+        if (status == DR_OK) status = on_trajectory(s, early.step, early.bytes.data, early.bytes.length);
+        dr_buf_reset(&early.bytes);
+    }
+    return status;
 }
 
 static int by_key(const void *a, const void *b) {
@@ -152,13 +197,9 @@ static dr_status handle(shard *s) {
     case DR_MSG_HEARTBEAT:
         return DR_OK;
     case DR_MSG_EXPECT:
-        drop_held(s);
-        s->step = header.step;
-        DR_TRY(dr_get_u32(&reader, &s->stage));
-        DR_CHECK(s->stage < DR_STAGES, DR_ERR_PEER, "reward shard: stage %u", s->stage);
-        return dr_reader_end(&reader);
+        return on_expect(s, header.step, &reader);
     case DR_MSG_TRAJECTORY:
-        return on_trajectory(s, header.step, &reader);
+        return on_trajectory(s, header.step, reader.bytes + reader.at, reader.length - reader.at);
     case DR_MSG_CREDIT:
         return on_credit(s, header.step, &reader);
     case DR_MSG_STOP:
@@ -184,6 +225,8 @@ static void shard_destroy(dr_role *role) {
     shard *s = (shard *)role;
     drop_held(s);
     dr_free(s->held);
+    for (int32_t i = 0; i < s->n_early; i++) dr_buf_reset(&s->early[i].bytes);
+    dr_free(s->early);
     dr_reward_context_destroy(s->rewards);
     dr_mailbox_reset(&s->box);
     dr_free(s);
