@@ -172,14 +172,15 @@ static dr_status write_file(shard *s) {
 static dr_status on_credit(shard *s, uint32_t step, dr_reader *reader) {
     uint32_t n = 0;
     DR_TRY(dr_get_count(reader, 12, &n));
-    qsort(s->held, (size_t)s->n_held, sizeof *s->held, by_key);
+    if (s->n_held > 0) qsort(s->held, (size_t)s->n_held, sizeof *s->held, by_key); // none: no array yet
     for (uint32_t i = 0; i < n; i++) {
         dr_trajectory key = {0};
         float advantage = 0;
         DR_TRY(dr_get_u32(reader, &key.prompt));
         DR_TRY(dr_get_u32(reader, &key.sample));
         DR_TRY(dr_get_f32(reader, &advantage));
-        dr_trajectory *found = bsearch(&key, s->held, (size_t)s->n_held, sizeof *s->held, by_key);
+        dr_trajectory *found =
+            s->n_held > 0 ? bsearch(&key, s->held, (size_t)s->n_held, sizeof *s->held, by_key) : NULL;
         if (found) found->advantage = advantage;
     }
     DR_TRY(dr_reader_end(reader));
