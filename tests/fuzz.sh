@@ -18,15 +18,17 @@ failed=0
 for target in "${targets[@]}"; do
     mkdir -p "build/fuzz/corpus/$target"
     export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
-    if "build/fuzz/$target" -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
+    "build/fuzz/$target" -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
         -artifact_prefix="build/fuzz/findings/$target-" "build/fuzz/corpus/$target" "tests/fuzz/seeds/$target" \
-        >"build/fuzz/$target.log" 2>&1; then
+        >"build/fuzz/$target.log" 2>&1 &
+    process=$!
+    if wait "$process"; then
         echo "clean    $target: $(grep -o 'stat::number_of_executed_units: *[0-9]*' "build/fuzz/$target.log" | grep -o '[0-9]*$') runs in $seconds s"
     else
         failed=1
         echo "FINDING  $target"
         tail -n 40 "build/fuzz/$target.log"
     fi
-    rm -rf /dev/shm/deeprec-fuzz-* 
+    rm -rf "/dev/shm/deeprec-fuzz-$process" "/tmp/deeprec-fuzz-$process" # libFuzzer ends without cleaning up
 done
 exit $failed

@@ -10,7 +10,7 @@
 #include "core/model/lm_internal.h"
 #include "core/model/optimizer.h"
 #include "core/store/safetensors_folder.h"
-#include "tests/check.h"
+#include "tests/golden.h"
 
 static dr_backend *backend;
 
@@ -23,16 +23,6 @@ static int teardown(void **state) {
     (void)state;
     dr_backend_cpu_destroy(backend);
     return 0;
-}
-
-static float *read_golden(const dr_safetensors *file, const char *name, int64_t *out_n) {
-    const dr_safetensor *t = dr_safetensors_find(file, name);
-    if (!t) fail_msg("golden %s is missing", name);
-    float *values = NULL;
-    check_ok(dr_alloc(&values, "golden", t->n_values, sizeof(float)));
-    check_ok(dr_safetensors_read(file, name, t->shape, t->n_dims, values));
-    if (out_n) *out_n = t->n_values;
-    return values;
 }
 
 // One sequence whose every position predicts the next id.

@@ -9,7 +9,7 @@
 #include "core/rec/trm.h"
 #include "core/rec/trm_train.h"
 #include "core/store/safetensors.h"
-#include "tests/check.h"
+#include "tests/golden.h"
 
 enum { L = 20 };
 
@@ -24,16 +24,6 @@ static int teardown(void **state) {
     (void)state;
     dr_backend_cpu_destroy(backend);
     return 0;
-}
-
-static float *read_golden(const dr_safetensors *file, const char *name, int64_t *out_n) {
-    const dr_safetensor *t = dr_safetensors_find(file, name);
-    if (!t) fail_msg("golden %s is missing", name);
-    float *values = NULL;
-    check_ok(dr_alloc(&values, "golden", t->n_values, sizeof(float)));
-    check_ok(dr_safetensors_read(file, name, t->shape, t->n_dims, values));
-    if (out_n) *out_n = t->n_values;
-    return values;
 }
 
 typedef struct golden {

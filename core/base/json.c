@@ -40,6 +40,16 @@ dr_status dr_json_save(const json_t *root, const char *path) {
     return status;
 }
 
+dr_status dr_json_save_in(json_t *root, const char *dir, const char *name) {
+    char *path = NULL;
+    DR_CHECK(root, DR_ERR_MEMORY, "%s/%s: cannot build", dir, name);
+    dr_status status = dr_path_join(&path, dir, name);
+    if (status == DR_OK) status = dr_json_save(root, path);
+    json_decref(root);
+    dr_free(path);
+    return status;
+}
+
 const char *dr_json_type_name(const json_t *value) {
     if (!value) return "nothing";
     switch (json_typeof(value)) {

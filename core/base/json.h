@@ -22,6 +22,9 @@ dr_status dr_json_parse(const char *where, const char *bytes, size_t length, jso
 
 // Writes indented JSON with sorted keys by dr_file_replace.
 dr_status dr_json_save(const json_t *root, const char *path);
+// The same as dir/name. Takes `root` over and releases it whatever happens; NULL: DR_ERR_MEMORY, it could not
+// be built.
+dr_status dr_json_save_in(json_t *root, const char *dir, const char *name);
 
 // Typed members of an object. `where` names the file in errors. DR_ERR_FORMAT when `object` is not an object,
 // the key is missing, its type is another, or the number is outside [min, max]; the text names where, key,

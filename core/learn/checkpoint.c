@@ -171,15 +171,14 @@ dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, cons
                   "layout", "tensor i of the model is in rank file i mod n", "config_hash", info->config_hash,
                   "files", files, "view", file_entry(&view));
     DR_CHECK(root, DR_ERR_MEMORY, "%s: cannot build the manifest", dir);
-    char *path = NULL;
-    status = dr_path_join(&path, dir, "manifest.json");
     char digest[24];
-    if (status == DR_OK) status = manifest_digest(root, digest);
-    if (status == DR_OK) json_object_set_new(root, "manifest_xxh3", json_string(digest));
-    if (status == DR_OK) status = dr_json_save(root, path);
-    dr_free(path);
-    json_decref(root);
-    return status;
+    status = manifest_digest(root, digest);
+    if (status != DR_OK) {
+        json_decref(root);
+        return status;
+    }
+    json_object_set_new(root, "manifest_xxh3", json_string(digest));
+    return dr_json_save_in(root, dir, "manifest.json");
 }
 
 static int by_step(const void *a, const void *b) {

@@ -264,16 +264,6 @@ free_path:
     return status;
 }
 
-static dr_status save_json(json_t *root, const char *dir, const char *name) {
-    DR_CHECK(root, DR_ERR_MEMORY, "%s of %s: cannot build", name, dir);
-    char *path = NULL;
-    dr_status status = dr_path_join(&path, dir, name);
-    if (status == DR_OK) status = dr_json_save(root, path);
-    dr_free(path);
-    json_decref(root);
-    return status;
-}
-
 static void set_ids(json_t *root, const dr_lm_config *c) {
     const struct {
         const char *key;
@@ -323,11 +313,11 @@ dr_status dr_lm_config_write(const dr_lm_config *c, const char *dir) {
             json_object_set_new(root, "mlp_bias", json_false());
         }
     }
-    DR_TRY(save_json(root, dir, "config.json"));
+    DR_TRY(dr_json_save_in(root, dir, "config.json"));
     root = json_object();
     if (root) {
         json_object_set_new(root, "_from_model_config", json_true());
         set_ids(root, c);
     }
-    return save_json(root, dir, "generation_config.json");
+    return dr_json_save_in(root, dir, "generation_config.json");
 }

@@ -450,13 +450,7 @@ static dr_status save_config(const dr_trm_config *c, const char *dir) {
                   "inner_size", c->inner, "num_experts", c->n_experts, "dropout", (double)c->dropout,
                   "adaptor_dropout", (double)c->adaptor_dropout, "layer_norm_eps", (double)c->layernorm_eps,
                   "temperature", (double)c->temperature, "text_encoder", c->text_encoder);
-    DR_CHECK(root, DR_ERR_MEMORY, "config.json of %s: cannot build", dir);
-    char *path = NULL;
-    dr_status status = dr_path_join(&path, dir, "config.json");
-    if (status == DR_OK) status = dr_json_save(root, path);
-    dr_free(path);
-    json_decref(root);
-    return status;
+    return dr_json_save_in(root, dir, "config.json");
 }
 
 dr_status dr_trm_save(const dr_trm *trm, const char *dir) {

@@ -89,19 +89,18 @@ static dr_status name_shards(const shard_plan *plan) {
 static dr_status write_index(const shard_plan *plan) {
     json_t *map = json_object(), *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size",
                                                    (json_int_t)plan->total_bytes, "weight_map", map);
-    char name[64], *path = NULL;
+    char name[64];
     bool ok = root;
     for (int32_t i = 0; i < plan->n; i++) {
         snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors", i + 1, plan->n);
         for (int32_t t = plan->first[i]; ok && t < plan->first[i + 1]; t++)
             ok = json_object_set_new(map, plan->tensors[t].name, json_string(name)) == 0;
     }
-    dr_status status = ok ? dr_path_join(&path, plan->dir, INDEX)
-                          : DR_FAIL(DR_ERR_MEMORY, "%s: cannot build %s", plan->dir, INDEX);
-    if (status == DR_OK) status = dr_json_save(root, path);
-    dr_free(path);
-    json_decref(root);
-    return status;
+    if (!ok) {
+        json_decref(root);
+        root = NULL; // which is refused
+    }
+    return dr_json_save_in(root, plan->dir, INDEX);
 }
 
 // A file of `dir` that need not be there; what is removed stays removed after a crash.

@@ -63,12 +63,7 @@ static dr_status save_config(const dr_tokenizer *t, const char *dir) {
         json_object_set_new(root, "eos_token", json_string("<|endoftext|>"));
         json_object_set_new(root, "pad_token", json_string("<|endoftext|>"));
     }
-    char *path = NULL;
-    dr_status status = dr_path_join(&path, dir, "tokenizer_config.json");
-    if (status == DR_OK) status = dr_json_save(root, path);
-    json_decref(root);
-    dr_free(path);
-    return status;
+    return dr_json_save_in(root, dir, "tokenizer_config.json");
 }
 
 static dr_status save_learned(const dr_tokenizer *t, const char *dir) {
@@ -80,13 +75,7 @@ static dr_status save_learned(const dr_tokenizer *t, const char *dir) {
     json_t *root = json_pack("{s:s, s:n, s:n, s:o, s:n, s:o, s:n, s:o, s:o}", "version", "1.0", "truncation",
                              "padding", "added_tokens", added_json(t), "normalizer", "pre_tokenizer",
                              splitter, "post_processor", "decoder", byte_level(), "model", model);
-    DR_CHECK(root, DR_ERR_MEMORY, "tokenizer.json of %s: cannot build", dir);
-    char *path = NULL;
-    dr_status status = dr_path_join(&path, dir, "tokenizer.json");
-    if (status == DR_OK) status = dr_json_save(root, path);
-    json_decref(root);
-    dr_free(path);
-    return status;
+    return dr_json_save_in(root, dir, "tokenizer.json");
 }
 
 static dr_status save_source(const dr_buf *source, const char *dir, const char *name) {

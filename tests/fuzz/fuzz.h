@@ -22,10 +22,24 @@ static inline void fuzz_demand(int holds, const char *what) {
     abort();
 }
 
+// Removes a target's files and their folder at the end of the process (libFuzzer skips that; tests/fuzz.sh
+// sweeps up).
+static inline void fuzz_remove_folder(void) {
+    static const char *const names[] = {"model.safetensors", "config.json", "template", "chat_template.jinja",
+                                        ""};
+    char path[128];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) { // the folder itself last
+        snprintf(path, sizeof path, "%s/deeprec-fuzz-%ld/%s",
+                 access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", (long)getpid(), names[i]);
+        remove(path);
+    }
+}
+
 // A folder of this process, in memory where the system has such a place. Made once, silences the log.
 static inline const char *fuzz_folder(void) {
     static char folder[64];
     if (!folder[0]) {
+        atexit(fuzz_remove_folder);
         dr_log_set_level(DR_LOG_ERROR + 1);
         snprintf(folder, sizeof folder, "%s/deeprec-fuzz-%ld",
                  access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", (long)getpid());
