@@ -2,6 +2,7 @@
 # Fuzzes the parsers of untrusted bytes under AddressSanitizer and UndefinedBehaviorSanitizer: every target of tests/fuzz for
 # SECONDS each, from its seeds. Usage: tests/fuzz.sh [SECONDS] [TARGET...]   (default 600 seconds, all targets)
 # A finding is left as build/fuzz/findings/TARGET-...; put it among tests/fuzz/seeds/TARGET, and the tests run it from then on.
+set -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 seconds=${1:-600}
 shift
