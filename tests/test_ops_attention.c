@@ -9,15 +9,18 @@ enum { PAGE = 16, MAX_SEQS = 8 };
 // Heads and sequences of one case; q, k, v lie in one merged buffer with a gap behind each row.
 typedef struct pack_case {
     dr_backend *b;
-    int32_t H, G, d, n_seqs, cu[MAX_SEQS + 1];
+    int32_t H, G, d, cu[MAX_SEQS + 1];
+    dr_sequences sequences;
     int64_t T, stride;
     float *qkv, *out, *lse, *dout;
     double *rqkv, *rout; // the reference's
 } pack_case;
 
+// prefix: as in dr_sequences, NULL for none.
 static pack_case pack_make(dr_backend *b, int32_t H, int32_t G, int32_t d, const int32_t *lengths,
-                           int32_t n) {
-    pack_case c = {.b = b, .H = H, .G = G, .d = d, .n_seqs = n, .stride = (H + 2 * G) * d + 3};
+                           const int32_t *prefix, int32_t n) {
+    pack_case c = {
+        .b = b, .H = H, .G = G, .d = d, .sequences = {n, NULL, prefix}, .stride = (H + 2 * G) * d + 3};
     for (int32_t s = 0; s < n; s++) c.cu[s + 1] = c.cu[s] + lengths[s];
     c.T = c.cu[n];
     c.qkv = op_normal(c.T * c.stride, 0, 1);
@@ -30,8 +33,9 @@ static pack_case pack_make(dr_backend *b, int32_t H, int32_t G, int32_t d, const
 }
 
 static void forward(pack_case *c) {
+    c->sequences.cu_seqlens = c->cu;
     const float *q = c->qkv, *k = q + c->H * c->d, *v = k + c->G * c->d;
-    check_ok(c->b->ops->attention_forward(c->b, q, k, v, c->stride, c->stride, c->cu, c->n_seqs, c->H, c->G,
+    check_ok(c->b->ops->attention_forward(c->b, q, k, v, c->stride, c->stride, &c->sequences, c->H, c->G,
                                           c->d, c->out, c->lse));
 }
 
@@ -39,68 +43,72 @@ static void backward(pack_case *c, float *dqkv) {
     const float *q = c->qkv, *k = q + c->H * c->d, *v = k + c->G * c->d;
     float *dk = dqkv + c->H * c->d;
     check_ok(c->b->ops->attention_backward(c->b, c->dout, q, k, v, c->out, c->lse, c->stride, c->stride,
-                                           c->cu, c->n_seqs, c->H, c->G, c->d, dqkv, dk, dk + c->G * c->d));
+                                           &c->sequences, c->H, c->G, c->d, dqkv, dk, dk + c->G * c->d));
 }
 
-static int32_t begin_of(const pack_case *c, int64_t t) {
-    int32_t s = 0;
+// The rows that row t sees, itself the last; returns their number.
+static int32_t rows_seen(const pack_case *c, int64_t t, int32_t *rows) {
+    int32_t s = 0, n = 0;
     while (c->cu[s + 1] <= t) s++;
-    return c->cu[s];
+    int32_t p = c->sequences.prefix ? c->sequences.prefix[s] : -1;
+    for (int32_t j = p < 0 ? 0 : c->cu[p]; p >= 0 && j < c->cu[p + 1]; j++) rows[n++] = j;
+    for (int32_t j = c->cu[s]; j <= t; j++) rows[n++] = j;
+    return n;
 }
 
-// Probabilities of row t, head h over positions begin … t; returns the log-sum-exp.
-static double ref_row(const pack_case *c, int64_t t, int32_t h, double *p) {
-    int32_t begin = begin_of(c, t), g = h / (c->H / c->G);
+// Probabilities of row t, head h over the rows it sees; returns the log-sum-exp.
+static double ref_row(const pack_case *c, int64_t t, int32_t h, const int32_t *rows, int32_t n, double *p) {
+    int32_t g = h / (c->H / c->G);
     double top = -INFINITY, total = 0;
-    for (int64_t j = begin; j <= t; j++) {
+    for (int32_t j = 0; j < n; j++) {
         const double *q = c->rqkv + t * c->stride + h * c->d,
-                     *k = c->rqkv + j * c->stride + (c->H + g) * c->d;
-        double score = 0;
-        for (int32_t e = 0; e < c->d; e++) score += q[e] * k[e] / sqrt(c->d);
-        p[j - begin] = score;
-        top = fmax(top, score);
+                     *k = c->rqkv + rows[j] * c->stride + (c->H + g) * c->d;
+        p[j] = 0;
+        for (int32_t e = 0; e < c->d; e++) p[j] += q[e] * k[e] / sqrt(c->d);
+        top = fmax(top, p[j]);
     }
-    for (int64_t j = 0; j <= t - begin; j++) total += exp(p[j] - top);
-    for (int64_t j = 0; j <= t - begin; j++) p[j] = exp(p[j] - top) / total;
+    for (int32_t j = 0; j < n; j++) total += exp(p[j] - top);
+    for (int32_t j = 0; j < n; j++) p[j] = exp(p[j] - top) / total;
     return top + log(total);
 }
 
 static void ref_forward(const pack_case *c, double *lse) {
     double p[512];
+    int32_t rows[512];
     for (int64_t t = 0; t < c->T; t++)
         for (int32_t h = 0; h < c->H; h++) {
-            int32_t begin = begin_of(c, t), g = h / (c->H / c->G);
-            double *out = c->rout + (t * c->H + h) * c->d, l = ref_row(c, t, h, p);
+            int32_t n = rows_seen(c, t, rows), g = h / (c->H / c->G);
+            double *out = c->rout + (t * c->H + h) * c->d, l = ref_row(c, t, h, rows, n, p);
             if (lse) lse[t * c->H + h] = l;
             for (int32_t e = 0; e < c->d; e++) out[e] = 0;
-            for (int64_t j = begin; j <= t; j++)
+            for (int32_t j = 0; j < n; j++)
                 for (int32_t e = 0; e < c->d; e++)
-                    out[e] += p[j - begin] * c->rqkv[j * c->stride + (c->H + c->G + g) * c->d + e];
+                    out[e] += p[j] * c->rqkv[rows[j] * c->stride + (c->H + c->G + g) * c->d + e];
         }
 }
 
 // dq, dk, dv at the places of q, k, v: the textbook's formula.
 static void ref_backward(const pack_case *c, double *d_qkv) {
     double p[512], dp[512];
-    int32_t d = c->d;
+    int32_t d = c->d, rows[512];
     for (int64_t t = 0; t < c->T; t++)
         for (int32_t h = 0; h < c->H; h++) {
-            int32_t begin = begin_of(c, t), g = h / (c->H / c->G);
+            int32_t n = rows_seen(c, t, rows), g = h / (c->H / c->G);
             const float *dout = c->dout + (t * c->H + h) * d;
             double mean = 0;
-            ref_row(c, t, h, p);
-            for (int64_t j = begin; j <= t; j++) {
-                int64_t v = j * c->stride + (c->H + c->G + g) * d;
-                dp[j - begin] = 0;
+            ref_row(c, t, h, rows, n, p);
+            for (int32_t j = 0; j < n; j++) {
+                int64_t v = rows[j] * c->stride + (c->H + c->G + g) * d;
+                dp[j] = 0;
                 for (int32_t e = 0; e < d; e++) {
-                    dp[j - begin] += dout[e] * c->rqkv[v + e];
-                    d_qkv[v + e] += p[j - begin] * dout[e];
+                    dp[j] += dout[e] * c->rqkv[v + e];
+                    d_qkv[v + e] += p[j] * dout[e];
                 }
-                mean += p[j - begin] * dp[j - begin];
+                mean += p[j] * dp[j];
             }
-            for (int64_t j = begin; j <= t; j++) {
-                int64_t q = t * c->stride + h * d, k = j * c->stride + (c->H + g) * d;
-                double ds = p[j - begin] * (dp[j - begin] - mean) / sqrt(d);
+            for (int32_t j = 0; j < n; j++) {
+                int64_t q = t * c->stride + h * d, k = rows[j] * c->stride + (c->H + g) * d;
+                double ds = p[j] * (dp[j] - mean) / sqrt(d);
                 for (int32_t e = 0; e < d; e++) {
                     d_qkv[q + e] += ds * c->rqkv[k + e];
                     d_qkv[k + e] += ds * c->rqkv[q + e];
@@ -136,8 +144,9 @@ static float *without_gaps(const pack_case *c, const float *values, const char *
     return dense;
 }
 
-static void check_pack(dr_backend *b, int32_t H, int32_t G, int32_t d, const int32_t *lengths, int32_t n) {
-    pack_case c = pack_make(b, H, G, d, lengths, n);
+static void check_pack(dr_backend *b, int32_t H, int32_t G, int32_t d, const int32_t *lengths,
+                       const int32_t *prefix, int32_t n) {
+    pack_case c = pack_make(b, H, G, d, lengths, prefix, n);
     int64_t n_qkv = c.T * c.stride, width = c.stride - 3;
     double *lse = op_zeros(c.T * H), *want = op_zeros(n_qkv), *dense = op_zeros(c.T * width);
     float *dqkv = op_poison(n_qkv), *again = op_poison(n_qkv);
@@ -174,12 +183,15 @@ static void test_packed(void **state) {
     static const int32_t heads[][3] = {{1, 1, 1},  {4, 1, 7},  {6, 2, 16}, {4, 2, 20},
                                        {2, 1, 64}, {3, 3, 80}, {9, 1, 17}, {2, 2, 256}};
     static const int32_t few[] = {1, 5, 17}, odd[] = {0, 16, 0, 33, 2, 49}, one[] = {99};
+    // three prompts: of 19 rows with three sequences, one of them empty, of none with one, of 50 with one
+    static const int32_t shared[] = {19, 18, 0, 61, 0, 5, 50, 3}, prefix[] = {-1, 0, 0, 0, -1, 4, -1, 6};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
         const int32_t *h = heads[i];
-        check_pack(op_one, h[0], h[1], h[2], few, 1);
-        check_pack(op_one, h[0], h[1], h[2], few, 3);
-        check_pack(op_two, h[0], h[1], h[2], odd, 6);
-        if (h[2] <= 64) check_pack(op_two, h[0], h[1], h[2], one, 1);
+        check_pack(op_one, h[0], h[1], h[2], few, NULL, 1);
+        check_pack(op_one, h[0], h[1], h[2], few, NULL, 3);
+        check_pack(op_two, h[0], h[1], h[2], odd, NULL, 6);
+        check_pack(op_two, h[0], h[1], h[2], shared, prefix, h[2] <= 64 ? 8 : 3);
+        if (h[2] <= 64) check_pack(op_two, h[0], h[1], h[2], one, NULL, 1);
     }
 }
 
@@ -187,7 +199,7 @@ static void test_packed(void **state) {
 static void test_large_scores(void **state) {
     (void)state;
     const int32_t lengths[] = {40, 7};
-    pack_case c = pack_make(op_one, 2, 1, 20, lengths, 2);
+    pack_case c = pack_make(op_one, 2, 1, 20, lengths, NULL, 2);
     int64_t n = c.T * c.stride;
     for (int64_t i = 0; i < n; i++)
         if (i % c.stride < 3 * 20) c.rqkv[i] = c.qkv[i] *= 12; // queries and keys, not values
@@ -208,18 +220,19 @@ static void test_large_scores(void **state) {
 static void test_sizes_refused(void **state) {
     (void)state;
     const int32_t lengths[] = {3};
-    pack_case c = pack_make(op_one, 4, 2, 16, lengths, 1);
+    pack_case c = pack_make(op_one, 4, 2, 16, lengths, NULL, 1);
     const dr_backend_ops *ops = op_one->ops;
     const int32_t page = 0;
     dr_attention_chunk chunk = {0, 3, 0, &page};
+    const dr_sequences pack = {1, c.cu, NULL};
     static const int32_t bad[][3] = {{4, 3, 16}, {4, 0, 16}, {4, 2, 0}, {2, 2, 257}};
     for (int i = 0; i < 4; i++) {
         int32_t H = bad[i][0], G = bad[i][1], d = bad[i][2];
-        check_error(ops->attention_forward(op_one, c.qkv, c.qkv, c.qkv, c.stride, c.stride, c.cu, 1, H, G, d,
+        check_error(ops->attention_forward(op_one, c.qkv, c.qkv, c.qkv, c.stride, c.stride, &pack, H, G, d,
                                            c.out, c.lse),
                     DR_ERR_RANGE, "attention");
         check_error(ops->attention_backward(op_one, c.dout, c.qkv, c.qkv, c.qkv, c.out, c.lse, c.stride,
-                                            c.stride, c.cu, 1, H, G, d, c.qkv, c.qkv, c.qkv),
+                                            c.stride, &pack, H, G, d, c.qkv, c.qkv, c.qkv),
                     DR_ERR_RANGE, "attention");
         check_error(
             ops->attention_cached(op_one, c.qkv, c.stride, c.qkv, c.qkv, &chunk, 1, PAGE, H, G, d, c.out),
@@ -279,7 +292,7 @@ static void check_cached(dr_backend *packed_by, dr_backend *cached_by, int32_t H
     // a long prefill, its rest, single tokens, a chunk over several borders of pages
     static const int32_t steps[][SEQUENCES] = {{21, 0, 64}, {1, 0, 1},  {1, 3, 1},   {0, 13, 0}, {26, 1, 1},
                                                {1, 1, 16},  {0, 0, 17}, {25, 22, 0}, {0, 0, 1}};
-    cache_case c = {.pack = pack_make(packed_by, H, G, d, lengths, SEQUENCES)};
+    cache_case c = {.pack = pack_make(packed_by, H, G, d, lengths, NULL, SEQUENCES)};
     int32_t order[PAGES];
     dr_rng rng = dr_rng_make(7, 7);
     for (int i = 0; i < PAGES; i++) order[i] = i;
@@ -310,7 +323,7 @@ static void test_shared_pages(void **state) {
     (void)state;
     enum { COMMON = 32, OWN = 9, N = COMMON + OWN, H = 2, G = 1, D = 20 };
     const int32_t lengths[] = {N, N};
-    pack_case p = pack_make(op_one, H, G, D, lengths, 2);
+    pack_case p = pack_make(op_one, H, G, D, lengths, NULL, 2);
     memcpy(p.qkv + N * p.stride, p.qkv, (size_t)(COMMON * p.stride) * sizeof(float)); // the same beginning
     forward(&p);
     float *keys = op_poison(6 * PAGE * D), *values = op_poison(6 * PAGE * D),

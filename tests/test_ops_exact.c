@@ -155,23 +155,38 @@ static void check_attention_rows(int32_t H, int32_t G, int32_t d) {
     enum { N = 61, LEFT = 33, RIGHT = 18, ALL = LEFT + N + RIGHT };
     int64_t stride = (H + 2 * G) * d, width = (int64_t)H * d;
     float *qkv = op_normal(ALL * stride, 0, 1), *want = op_poison(ALL * width), *lse = op_poison(ALL * H);
-    float *got = op_poison(ALL * width), *got_lse = op_poison(ALL * H);
+    float *got = op_poison(2 * N * width), *got_lse = op_poison(2 * N * H);
     const float *k = qkv + H * d, *v = k + G * d;
-    const int32_t pack[] = {0, LEFT, LEFT + N, ALL};
-    check_ok(op_two->ops->attention_forward(op_two, qkv, k, v, stride, stride, pack, 3, H, G, d, want, lse));
-    check_ok(
-        op_one->ops->attention_forward(op_one, qkv, k, v, stride, stride, pack, 3, H, G, d, got, got_lse));
+    const int32_t bounds[] = {0, LEFT, LEFT + N, ALL};
+    const dr_sequences pack = {3, bounds, NULL};
+    check_ok(op_two->ops->attention_forward(op_two, qkv, k, v, stride, stride, &pack, H, G, d, want, lse));
+    check_ok(op_one->ops->attention_forward(op_one, qkv, k, v, stride, stride, &pack, H, G, d, got, got_lse));
     check_same_bits("attention, one thread", got, want, ALL * width);
     check_same_bits("log-sum-exp, one thread", got_lse, lse, ALL * H);
     char name[64];
     int64_t at = LEFT * stride;
     for (int32_t n = 1; n <= N; n++) { // the middle sequence alone, ever longer
-        const int32_t alone[] = {0, n};
-        check_ok(op_one->ops->attention_forward(op_one, qkv + at, k + at, v + at, stride, stride, alone, 1, H,
+        const int32_t ends[] = {0, n};
+        const dr_sequences alone = {1, ends, NULL};
+        check_ok(op_one->ops->attention_forward(op_one, qkv + at, k + at, v + at, stride, stride, &alone, H,
                                                 G, d, got, got_lse));
         snprintf(name, sizeof name, "attention of %d/%d heads of %d, %d rows alone", H, G, d, n);
         check_same_bits(name, got, want + LEFT * width, n * width);
         check_same_bits(name, got_lse, lse + LEFT * H, n * H);
+    }
+    for (int32_t n = 1; n <= N; n++) { // cut in two: the second part goes on from the first, twice
+        const int32_t cut[] = {0, n, N, N + N - n}, prefix[] = {-1, 0, 0};
+        const dr_sequences shared = {3, cut, prefix};
+        float *twice = op_array((N + N - n) * stride, sizeof(float));
+        memcpy(twice, qkv + at, (size_t)(N * stride) * sizeof(float));
+        memcpy(twice + N * stride, qkv + at + n * stride, (size_t)((N - n) * stride) * sizeof(float));
+        check_ok(op_two->ops->attention_forward(op_two, twice, twice + H * d, twice + (H + G) * d, stride,
+                                                stride, &shared, H, G, d, got, got_lse));
+        snprintf(name, sizeof name, "attention of %d/%d heads of %d, cut at %d", H, G, d, n);
+        check_same_bits(name, got, want + LEFT * width, N * width);
+        check_same_bits(name, got + N * width, want + (LEFT + n) * width, (N - n) * width);
+        check_same_bits(name, got_lse, lse + LEFT * H, N * H);
+        check_same_bits(name, got_lse + N * H, lse + (LEFT + n) * H, (N - n) * H);
     }
     op_free_arrays();
 }
@@ -237,7 +252,8 @@ static void run_products(float *out, int64_t n_floats) {
 // out, lse, dq, dk, dv of one pack, then the same rows through the cache.
 static void run_attention(int32_t d, float *out) {
     enum { H = 4, G = 2, N = 50, PAGES = 4 };
-    const int32_t cu[] = {0, N}, pages[PAGES] = {2, 0, 3, 1};
+    const int32_t cu[] = {0, 19, 37, N}, prefix[] = {-1, 0, 0}, pages[PAGES] = {2, 0, 3, 1};
+    const dr_sequences pack = {3, cu, prefix};
     int64_t stride = (H + 2 * G) * d, width = (int64_t)H * d;
     op_stream = 2000;
     float *qkv = op_normal(N * stride, 0, 1), *dout = op_normal(N * width, 0, 1);
@@ -247,8 +263,8 @@ static void run_attention(int32_t d, float *out) {
     float *lse = out + N * width, *dqkv = lse + N * H, *cached = dqkv + N * stride;
     dr_attention_chunk chunk = {0, N, 0, pages};
     const dr_backend_ops *ops = op_one->ops;
-    check_ok(ops->attention_forward(op_one, qkv, k, v, stride, stride, cu, 1, H, G, d, out, lse));
-    check_ok(ops->attention_backward(op_one, dout, qkv, k, v, out, lse, stride, stride, cu, 1, H, G, d, dqkv,
+    check_ok(ops->attention_forward(op_one, qkv, k, v, stride, stride, &pack, H, G, d, out, lse));
+    check_ok(ops->attention_backward(op_one, dout, qkv, k, v, out, lse, stride, stride, &pack, H, G, d, dqkv,
                                      dqkv + width, dqkv + width + G * d));
     ops->kv_store(op_one, k, v, stride, &chunk, 1, 16, G, d, keys, values);
     check_ok(ops->attention_cached(op_one, qkv, stride, keys, values, &chunk, 1, 16, H, G, d, cached));

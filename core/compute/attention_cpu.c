@@ -163,14 +163,6 @@ static dr_status reserve_threads(dr_backend *b, int64_t floats) {
     return DR_OK;
 }
 
-// Keys [n, d] with a row stride → blocks of [d][16].
-static DR_HOT void transpose_keys(const float *k, int64_t stride, int64_t n, int32_t d, float *out) {
-    int64_t padded = padded_keys(n);
-    for (int64_t j = 0; j < padded; j++)
-        for (int32_t e = 0; e < d; e++)
-            out[j / KEYS * KEYS * d + e * KEYS + j % KEYS] = j < n ? k[j * stride + e] : 0.0f;
-}
-
 typedef struct packed_call {
     const float *q, *k, *v;
     int64_t q_stride, kv_stride;
@@ -178,71 +170,107 @@ typedef struct packed_call {
     float scale;
 } packed_call;
 
-static void forward_sequence(const packed_call *c, int32_t begin, int32_t n, int32_t g, float *scratch,
+// What one sequence attends to: n_prefix rows from `prefix` on, then its own n from `begin` on.
+typedef struct seen_rows {
+    int32_t prefix, n_prefix, begin, n;
+} seen_rows;
+
+static seen_rows seen_by(const dr_sequences *sequences, int32_t s) {
+    int32_t p = dr_prefix_of(sequences, s);
+    return (seen_rows){p < 0 ? 0 : sequences->cu_seqlens[p], dr_rows_of(sequences, p),
+                       sequences->cu_seqlens[s], dr_rows_of(sequences, s)};
+}
+
+DR_INLINE int64_t row_at(const seen_rows *rows, int64_t position) {
+    return position < rows->n_prefix ? rows->prefix + position : rows->begin + position - rows->n_prefix;
+}
+
+// The longest sequence with its prefix, at least 1.
+static int64_t longest_seen(const dr_sequences *sequences) {
+    int64_t longest = 1;
+    for (int32_t s = 0; s < sequences->n; s++) {
+        seen_rows rows = seen_by(sequences, s);
+        if (rows.n_prefix + rows.n > longest) longest = rows.n_prefix + rows.n;
+    }
+    return longest;
+}
+
+// The keys (or values) of one head that a sequence sees, one after another: [n_prefix + n, d].
+static void gather_head(const float *from, int64_t stride, const seen_rows *rows, int32_t d, float *out) {
+    for (int64_t j = 0; j < rows->n_prefix + rows->n; j++)
+        memcpy(out + j * d, from + row_at(rows, j) * stride, (size_t)d * sizeof(float));
+}
+
+// The same keys in blocks of [d][16].
+static DR_HOT void transpose_keys(const float *k, int64_t stride, const seen_rows *rows, int32_t d,
+                                  float *out) {
+    int64_t n = rows->n_prefix + rows->n, padded = padded_keys(n);
+    for (int64_t j = 0; j < padded; j++) {
+        const float *key = j < n ? k + row_at(rows, j) * stride : NULL;
+        for (int32_t e = 0; e < d; e++) out[j / KEYS * KEYS * d + e * KEYS + j % KEYS] = key ? key[e] : 0.0f;
+    }
+}
+
+static void forward_sequence(const packed_call *c, const seen_rows *seen, int32_t g, float *scratch,
                              float *out, float *lse) {
     int32_t group = c->H / c->G, d = c->d;
-    float *keys = scratch, *scores = scratch + padded_keys(n) * d;
-    transpose_keys(c->k + begin * c->kv_stride + g * d, c->kv_stride, n, d, keys);
+    int64_t padded = padded_keys(seen->n_prefix + seen->n);
+    float *keys = scratch, *values = keys + padded * d, *scores = values + padded * d;
+    transpose_keys(c->k + g * d, c->kv_stride, seen, d, keys);
+    gather_head(c->v + g * d, c->kv_stride, seen, d, values);
     key_blocks blocks = {.k = keys,
-                         .v = c->v + begin * c->kv_stride + g * d,
+                         .v = values,
                          .k_block_stride = (int64_t)KEYS * d,
-                         .v_block_stride = KEYS * c->kv_stride,
-                         .v_row_stride = c->kv_stride};
+                         .v_block_stride = (int64_t)KEYS * d,
+                         .v_row_stride = d};
     query_rows rows = {0};
-    for (int64_t flat = 0; flat < (int64_t)n * group; flat++) {
-        int64_t i = flat / group, row = begin + i, h = g * group + flat % group;
+    for (int64_t flat = 0; flat < (int64_t)seen->n * group; flat++) {
+        int64_t i = flat / group, row = seen->begin + i, h = g * group + flat % group;
         rows.q[rows.n] = c->q + row * c->q_stride + h * d;
         rows.out[rows.n] = out + (row * c->H + h) * d;
         rows.lse[rows.n] = lse ? lse + row * c->H + h : NULL;
-        rows.n_keys[rows.n++] = (int32_t)i + 1;
-        if (rows.n == ROWS || flat + 1 == (int64_t)n * group) {
+        rows.n_keys[rows.n++] = seen->n_prefix + (int32_t)i + 1;
+        if (rows.n == ROWS || flat + 1 == (int64_t)seen->n * group) {
             attend(&rows, &blocks, d, c->scale, scores);
             rows.n = 0;
         }
     }
 }
 
-static int64_t longest_sequence(const int32_t *cu_seqlens, int32_t n_seqs) {
-    int64_t longest = 1;
-    for (int32_t s = 0; s < n_seqs; s++)
-        if (cu_seqlens[s + 1] - cu_seqlens[s] > longest) longest = cu_seqlens[s + 1] - cu_seqlens[s];
-    return longest;
-}
-
 static dr_status attention_forward(dr_backend *b, const float *q, const float *k, const float *v,
-                                   int64_t q_stride, int64_t kv_stride, const int32_t *cu_seqlens,
-                                   int32_t n_seqs, int32_t H, int32_t G, int32_t d, float *out, float *lse) {
+                                   int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
+                                   int32_t H, int32_t G, int32_t d, float *out, float *lse) {
     DR_TRY(check_sizes(H, G, d));
-    int64_t longest = padded_keys(longest_sequence(cu_seqlens, n_seqs));
-    DR_TRY(reserve_threads(b, longest * d + ROWS * longest));
+    int64_t longest = padded_keys(longest_seen(sequences));
+    DR_TRY(reserve_threads(b, 2 * longest * d + ROWS * longest));
     packed_call call = {q, k, v, q_stride, kv_stride, H, G, d, 1.0f / sqrtf((float)d)};
     dr_cpu_state *state = dr_cpu_state_of(b);
 #pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
-    for (int32_t task = 0; task < n_seqs * G; task++) {
-        int32_t s = task / G;
-        forward_sequence(&call, cu_seqlens[s], cu_seqlens[s + 1] - cu_seqlens[s], task % G,
-                         state->thread[omp_get_thread_num()].data, out, lse);
+    for (int32_t task = 0; task < sequences->n * G; task++) {
+        seen_rows seen = seen_by(sequences, task / G);
+        forward_sequence(&call, &seen, task % G, state->thread[omp_get_thread_num()].data, out, lse);
     }
     return DR_OK;
 }
 
-// Scratch of one backward task: packed transposes of K and V, the block's packed Q, dO, K, and two score
-// blocks.
+// Scratch of one backward task: the keys and values of a head that a sequence sees and their gradients
+// [n, d], packed transposes of K and V, the block's packed Q, dO, K, and two score blocks.
 typedef struct backward_scratch {
-    float *keys_t, *values_t, *packed, *p, *ds;
+    float *k, *v, *dk, *dv, *keys_t, *values_t, *packed, *p, *ds;
 } backward_scratch;
 
-static int64_t backward_floats(int64_t n, int32_t d) {
-    int64_t wide = dr_panels_floats(d, n) * 2, padded = (n + DR_PANEL - 1) / DR_PANEL * DR_PANEL;
-    int64_t packed = dr_panels_floats(n > BACKWARD_ROWS ? n : BACKWARD_ROWS, d);
-    return wide + packed + 2 * BACKWARD_ROWS * padded;
-}
-
-static backward_scratch backward_carve(float *scratch, int64_t n, int32_t d) {
-    int64_t wide = dr_panels_floats(d, n), padded = (n + DR_PANEL - 1) / DR_PANEL * DR_PANEL;
-    int64_t packed = dr_panels_floats(n > BACKWARD_ROWS ? n : BACKWARD_ROWS, d);
-    return (backward_scratch){scratch, scratch + wide, scratch + 2 * wide, scratch + 2 * wide + packed,
-                              scratch + 2 * wide + packed + BACKWARD_ROWS * padded};
+// base NULL: only counts. Returns the floats of n rows.
+static int64_t backward_carve(float *base, int64_t n, int32_t d, backward_scratch *w) {
+    int64_t padded = (n + DR_PANEL - 1) / DR_PANEL * DR_PANEL, dense = (n * d + 15) / 16 * 16, at = 0;
+    float **part[] = {&w->k, &w->v, &w->dk, &w->dv, &w->keys_t, &w->values_t, &w->packed, &w->p, &w->ds};
+    int64_t wide = dr_panels_floats(d, n), scores = BACKWARD_ROWS * padded,
+            block = dr_panels_floats(n > BACKWARD_ROWS ? n : BACKWARD_ROWS, d);
+    int64_t floats[] = {dense, dense, dense, dense, wide, wide, block, scores, scores};
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+        *part[i] = base ? base + at : NULL;
+        at += floats[i];
+    }
+    return at;
 }
 
 DR_INLINE int64_t panels_of(int64_t n) {
@@ -272,11 +300,12 @@ typedef struct backward_call {
     float *dq, *dk, *dv;
 } backward_call;
 
-static void backward_block(const backward_call *c, const backward_scratch *w, int32_t begin, int64_t i0,
-                           int64_t rows, int32_t g, int32_t h) {
+// Rows i0 … i0 + rows - 1 of the sequence's own, head h.
+static void backward_block(const backward_call *c, const backward_scratch *w, const seen_rows *seen,
+                           int64_t i0, int64_t rows, int32_t h) {
     int32_t d = c->in.d;
-    int64_t n_keys = i0 + rows, stride = panels_of(n_keys) * DR_PANEL, row = begin + i0,
-            wide = (int64_t)c->in.H * d;
+    int64_t first = seen->n_prefix + i0, n_keys = first + rows, stride = panels_of(n_keys) * DR_PANEL,
+            row = seen->begin + i0, wide = (int64_t)c->in.H * d;
     const float *q = c->in.q + row * c->in.q_stride + h * d, *dout = c->dout + row * wide + h * d;
     const float *out = c->out + row * wide + h * d;
     float delta[BACKWARD_ROWS];
@@ -289,50 +318,67 @@ static void backward_block(const backward_call *c, const backward_scratch *w, in
                        false);
     dr_panels_multiply(dout, wide, 1, w->values_t, rows, n_keys, d, 0, panels_of(n_keys), w->ds, stride,
                        false);
-    backward_scores(w->p, w->ds, stride, i0, rows, n_keys, c->lse + row * c->in.H + h, delta, c->in.H,
+    backward_scores(w->p, w->ds, stride, first, rows, n_keys, c->lse + row * c->in.H + h, delta, c->in.H,
                     c->in.scale);
 
-    int64_t kv = begin * c->in.kv_stride + g * d;
-    dr_panels_pack(c->in.k + kv, c->in.kv_stride, 1, n_keys, d, 0, panels_of(d), w->packed);
+    dr_panels_pack(w->k, d, 1, n_keys, d, 0, panels_of(d), w->packed);
     dr_panels_multiply(w->ds, stride, 1, w->packed, rows, d, n_keys, 0, panels_of(d),
                        c->dq + row * c->in.q_stride + h * d, c->in.q_stride, false);
     dr_panels_pack(q, c->in.q_stride, 1, rows, d, 0, panels_of(d), w->packed);
-    dr_panels_multiply(w->ds, 1, stride, w->packed, n_keys, d, rows, 0, panels_of(d), c->dk + kv,
-                       c->in.kv_stride, true);
+    dr_panels_multiply(w->ds, 1, stride, w->packed, n_keys, d, rows, 0, panels_of(d), w->dk, d, true);
     dr_panels_pack(dout, wide, 1, rows, d, 0, panels_of(d), w->packed);
-    dr_panels_multiply(w->p, 1, stride, w->packed, n_keys, d, rows, 0, panels_of(d), c->dv + kv,
-                       c->in.kv_stride, true);
+    dr_panels_multiply(w->p, 1, stride, w->packed, n_keys, d, rows, 0, panels_of(d), w->dv, d, true);
 }
 
-static void backward_sequence(const backward_call *c, int32_t begin, int32_t n, int32_t g, float *scratch) {
+// The gradient of the rows seen goes to its places: what is the sequence's own is set, what is its prefix's
+// is added.
+static void scatter_head(const float *gradient, const seen_rows *seen, int32_t d, int64_t stride, float *to) {
+    for (int64_t j = 0; j < seen->n_prefix; j++)
+        for (int32_t e = 0; e < d; e++) to[(seen->prefix + j) * stride + e] += gradient[j * d + e];
+    for (int64_t i = 0; i < seen->n; i++)
+        memcpy(to + (seen->begin + i) * stride, gradient + (seen->n_prefix + i) * d,
+               (size_t)d * sizeof(float));
+}
+
+static void backward_sequence(const backward_call *c, const seen_rows *seen, int32_t g, float *scratch) {
     int32_t d = c->in.d, group = c->in.H / c->in.G;
-    backward_scratch w = backward_carve(scratch, n, d);
-    int64_t kv = begin * c->in.kv_stride + g * d;
-    dr_panels_pack(c->in.k + kv, 1, c->in.kv_stride, d, n, 0, panels_of(n), w.keys_t);
-    dr_panels_pack(c->in.v + kv, 1, c->in.kv_stride, d, n, 0, panels_of(n), w.values_t);
-    for (int32_t j = 0; j < n; j++) {
-        memset(c->dk + kv + j * c->in.kv_stride, 0, (size_t)d * sizeof(float));
-        memset(c->dv + kv + j * c->in.kv_stride, 0, (size_t)d * sizeof(float));
-    }
+    int64_t n = seen->n_prefix + seen->n;
+    backward_scratch w;
+    backward_carve(scratch, n, d, &w);
+    gather_head(c->in.k + g * d, c->in.kv_stride, seen, d, w.k);
+    gather_head(c->in.v + g * d, c->in.kv_stride, seen, d, w.v);
+    dr_panels_pack(w.k, 1, d, d, n, 0, panels_of(n), w.keys_t);
+    dr_panels_pack(w.v, 1, d, d, n, 0, panels_of(n), w.values_t);
+    memset(w.dk, 0, (size_t)(n * d) * sizeof(float));
+    memset(w.dv, 0, (size_t)(n * d) * sizeof(float));
     for (int32_t h = g * group; h < (g + 1) * group; h++)
-        for (int64_t i0 = 0; i0 < n; i0 += BACKWARD_ROWS)
-            backward_block(c, &w, begin, i0, n - i0 < BACKWARD_ROWS ? n - i0 : BACKWARD_ROWS, g, h);
+        for (int64_t i0 = 0; i0 < seen->n; i0 += BACKWARD_ROWS)
+            backward_block(c, &w, seen, i0, seen->n - i0 < BACKWARD_ROWS ? seen->n - i0 : BACKWARD_ROWS, h);
+    scatter_head(w.dk, seen, d, c->in.kv_stride, c->dk + g * d);
+    scatter_head(w.dv, seen, d, c->in.kv_stride, c->dv + g * d);
 }
 
+// One task: a sequence without a prefix and those that share it, in their order, so that what they add to its
+// gradient has one order.
 static dr_status attention_backward(dr_backend *b, const float *dout, const float *q, const float *k,
                                     const float *v, const float *out, const float *lse, int64_t q_stride,
-                                    int64_t kv_stride, const int32_t *cu_seqlens, int32_t n_seqs, int32_t H,
-                                    int32_t G, int32_t d, float *dq, float *dk, float *dv) {
+                                    int64_t kv_stride, const dr_sequences *sequences, int32_t H, int32_t G,
+                                    int32_t d, float *dq, float *dk, float *dv) {
     DR_TRY(check_sizes(H, G, d));
-    DR_TRY(reserve_threads(b, backward_floats(longest_sequence(cu_seqlens, n_seqs), d)));
+    backward_scratch none;
+    DR_TRY(reserve_threads(b, backward_carve(NULL, longest_seen(sequences), d, &none)));
     backward_call call = {
         {q, k, v, q_stride, kv_stride, H, G, d, 1.0f / sqrtf((float)d)}, dout, out, lse, dq, dk, dv};
     dr_cpu_state *state = dr_cpu_state_of(b);
 #pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
-    for (int32_t task = 0; task < n_seqs * G; task++) {
-        int32_t s = task / G;
-        backward_sequence(&call, cu_seqlens[s], cu_seqlens[s + 1] - cu_seqlens[s], task % G,
-                          state->thread[omp_get_thread_num()].data);
+    for (int32_t task = 0; task < sequences->n * G; task++) {
+        int32_t first = task / G, s = first;
+        if (dr_prefix_of(sequences, first) >= 0) continue;
+        do {
+            seen_rows seen = seen_by(sequences, s);
+            backward_sequence(&call, &seen, task % G, state->thread[omp_get_thread_num()].data);
+            s++;
+        } while (s < sequences->n && dr_prefix_of(sequences, s) == first);
     }
     return DR_OK;
 }

@@ -38,6 +38,24 @@ typedef struct dr_attention_chunk {
     const int32_t *pages; // page numbers of this sequence, enough for n_past + n_new positions (host memory)
 } dr_attention_chunk;
 
+// The sequences of a packed batch: sequence s owns rows cu_seqlens[s] … cu_seqlens[s+1]-1. prefix[s] = p: s
+// goes on where sequence p ends, so its rows also see all of p's, which is run once for all that share it; p
+// has no prefix itself, and those that share it stand right behind it. prefix[s] = -1, or prefix NULL: none.
+// Host memory.
+typedef struct dr_sequences {
+    int32_t n;
+    const int32_t *cu_seqlens; // [n + 1]
+    const int32_t *prefix;     // [n] or NULL
+} dr_sequences;
+
+static inline int32_t dr_prefix_of(const dr_sequences *sequences, int32_t s) {
+    return sequences->prefix ? sequences->prefix[s] : -1;
+}
+
+static inline int32_t dr_rows_of(const dr_sequences *sequences, int32_t s) { // own rows, prefix left out
+    return s < 0 ? 0 : sequences->cu_seqlens[s + 1] - sequences->cu_seqlens[s];
+}
+
 typedef struct dr_adamw_settings {
     float learning_rate, beta1, beta2, epsilon, weight_decay;
     int64_t t; // 1-based number of this update, for the bias correction
@@ -106,17 +124,17 @@ typedef struct dr_backend_ops {
                                float *dtable);
 
     // Causal attention over packed sequences: q [T, H, d], k, v [T, G, d] with row strides in floats (they
-    // may lie in one merged qkv buffer); sequence s owns rows cu_seqlens[s] … cu_seqlens[s+1]-1 (host memory,
-    // n_seqs + 1 values). scale = 1/sqrt(d). out [T, H, d] dense; lse [T, H] = log-sum-exp of the scaled
-    // scores, kept for backward.
+    // may lie in one merged qkv buffer). scale = 1/sqrt(d). out [T, H, d] dense; lse [T, H] = log-sum-exp of
+    // the scaled scores, kept for backward. A row's bits are those it has where its prefix is written out
+    // before it.
     dr_status (*attention_forward)(dr_backend *b, const float *q, const float *k, const float *v,
-                                   int64_t q_stride, int64_t kv_stride, const int32_t *cu_seqlens,
-                                   int32_t n_seqs, int32_t H, int32_t G, int32_t d, float *out, float *lse);
+                                   int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
+                                   int32_t H, int32_t G, int32_t d, float *out, float *lse);
     // Overwrites dq, dk, dv (same strides as q, k, v).
     dr_status (*attention_backward)(dr_backend *b, const float *dout, const float *q, const float *k,
                                     const float *v, const float *out, const float *lse, int64_t q_stride,
-                                    int64_t kv_stride, const int32_t *cu_seqlens, int32_t n_seqs, int32_t H,
-                                    int32_t G, int32_t d, float *dq, float *dk, float *dv);
+                                    int64_t kv_stride, const dr_sequences *sequences, int32_t H, int32_t G,
+                                    int32_t d, float *dq, float *dk, float *dv);
 
     // Paged cache of one layer: k_cache, v_cache [n_pages, page_size, G, d]. kv_store writes each chunk's
     // rows at positions n_past …; attention_cached then attends causally over past and own rows. Same score,

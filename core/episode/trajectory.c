@@ -95,6 +95,12 @@ free_turn:
     return status;
 }
 
+int32_t dr_trajectory_prompt_count(const dr_trajectory *t) {
+    int32_t n = 0;
+    while (n < t->n_tokens && t->provenance[n] == DR_FROM_PROMPT) n++;
+    return n;
+}
+
 int32_t dr_trajectory_sampled_count(const dr_trajectory *t) {
     int32_t n = 0;
     for (int32_t i = 0; i < t->n_tokens; i++) n += t->provenance[i] == DR_FROM_POLICY;

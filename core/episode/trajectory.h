@@ -86,6 +86,8 @@ dr_status dr_trajectory_append(dr_trajectory *t, const int32_t *ids, int32_t n, 
 dr_status dr_trajectory_add_turn(dr_trajectory *t, int32_t query_begin, int32_t query_end,
                                  const char *preference, const float *embedding, int32_t text_dim,
                                  const int32_t *items, int32_t n_items);
+int32_t
+dr_trajectory_prompt_count(const dr_trajectory *t); // tokens of the rendered prompt that it begins with
 int32_t dr_trajectory_sampled_count(const dr_trajectory *t);
 // True when the trajectory takes part in the loss (its stop is not DR_STOP_TOTAL_CAP and it has sampled
 // tokens).

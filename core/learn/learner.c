@@ -6,13 +6,14 @@
 #include <string.h>
 
 #include "core/base/alloc.h"
+#include "core/learn/micro_batch.h"
 
 struct dr_learner {
     dr_lm *lm, *reference;
-    int64_t pack_tokens, capacity;
+    int64_t pack_tokens;
     dr_lm_workspace *workspace, *reference_workspace;
-    int32_t *ids, *cu_seqlens, *rows, *targets;
-    int32_t *item_of;  // [rows] which trajectory of the pack
+    dr_micro_batch batch;
+    int32_t *item_of;  // [rows] which trajectory of the micro-batch
     float *row_weight; // [rows] 1 for sampled tokens
     float *stored;     // [rows] log-probability at sampling
     float *logprob, *entropy, *reference_logprob, *ignored, *dlogprob;
@@ -38,14 +39,12 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
     l->lm = lm;
     l->reference = reference;
     l->pack_tokens = pack_tokens;
-    l->capacity = n;
-    int32_t **whole[] = {&l->ids, &l->cu_seqlens, &l->rows, &l->targets, &l->item_of};
     float **real[] = {&l->row_weight,        &l->stored,  &l->logprob, &l->entropy,
                       &l->reference_logprob, &l->ignored, &l->dlogprob};
     dr_status status = dr_lm_workspace_create(lm, n, &l->workspace);
     if (status == DR_OK && reference) status = dr_lm_workspace_create(reference, n, &l->reference_workspace);
-    for (size_t i = 0; i < sizeof whole / sizeof *whole && status == DR_OK; i++)
-        status = dr_alloc(whole[i], "micro-batch", n + 1, sizeof(int32_t));
+    if (status == DR_OK) status = dr_micro_batch_create(n, &l->batch);
+    if (status == DR_OK) status = dr_alloc(&l->item_of, "micro-batch", n, sizeof *l->item_of);
     for (size_t i = 0; i < sizeof real / sizeof *real && status == DR_OK; i++)
         status = dr_alloc(real[i], "micro-batch", n, sizeof(float));
     if (status != DR_OK) {
@@ -60,32 +59,37 @@ void dr_learner_destroy(dr_learner *l) {
     if (!l) return;
     dr_lm_workspace_destroy(l->workspace);
     dr_lm_workspace_destroy(l->reference_workspace);
-    int32_t *whole[] = {l->ids, l->cu_seqlens, l->rows, l->targets, l->item_of};
+    dr_micro_batch_reset(&l->batch);
     float *real[] = {l->row_weight,        l->stored,  l->logprob, l->entropy,
                      l->reference_logprob, l->ignored, l->dlogprob};
-    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) dr_free(whole[i]);
     for (size_t i = 0; i < sizeof real / sizeof *real; i++) dr_free(real[i]);
+    dr_free(l->item_of);
     dr_free(l);
 }
 
-// Adds one trajectory to the pack: its tokens but the last as input, a loss row for each token that the
-// policy sampled.
-static void pack_add(dr_learner *l, dr_pack *pack, const dr_trajectory *t, int32_t item,
-                     float context_weight) {
-    int64_t base = pack->n_tokens;
-    memcpy(l->ids + base, t->ids, (size_t)(t->n_tokens - 1) * sizeof *l->ids);
+static float row_weight(const dr_trajectory *t, int32_t i, float context_weight) {
+    return t->provenance[i] == DR_FROM_POLICY ? 1.0f : context_weight;
+}
+
+// Adds one trajectory to the micro-batch: its tokens but the last as input, a loss row for each token that
+// the policy sampled, and for the others where they have a weight. False: it does not fit any more.
+static bool batch_add(dr_learner *l, const dr_trajectory *t, int32_t item, float context_weight) {
+    dr_micro_batch *m = &l->batch;
+    int64_t budget = m->pack.n_seqs == 0 ? m->max_tokens : l->pack_tokens, n_rows = 0;
+    // a prompt that is trained on itself is not shared: its rows belong to one trajectory each
+    int32_t n_prompt = context_weight == 0.0f ? dr_trajectory_prompt_count(t) : 0;
+    for (int32_t i = 1; i < t->n_tokens; i++) n_rows += row_weight(t, i, context_weight) != 0.0f;
+    if (!dr_micro_batch_fits(m, t->ids, t->n_tokens, n_prompt, n_rows, budget)) return false;
+    dr_micro_batch_add(m, t->ids, t->n_tokens, n_prompt);
     for (int32_t i = 1; i < t->n_tokens; i++) {
-        float weight = t->provenance[i] == DR_FROM_POLICY ? 1.0f : context_weight;
+        float weight = row_weight(t, i, context_weight);
         if (weight == 0.0f) continue;
-        int64_t r = pack->n_rows++;
+        int64_t r = dr_micro_batch_row(m, i);
         l->row_weight[r] = weight;
-        l->rows[r] = (int32_t)(base + i - 1);
-        l->targets[r] = t->ids[i];
         l->item_of[r] = item;
         l->stored[r] = t->logprob[i];
     }
-    pack->n_tokens += t->n_tokens - 1;
-    l->cu_seqlens[++pack->n_seqs] = (int32_t)pack->n_tokens;
+    return true;
 }
 
 // Derivative of the loss for one token by its log-probability; notes what metrics want.
@@ -144,19 +148,17 @@ static dr_status pack_run(dr_learner *l, const dr_pack *pack, const dr_learn_ite
 
 dr_status dr_learner_accumulate(dr_learner *l, const dr_learn_item *items, int32_t n,
                                 const dr_loss_settings *settings, float *gradient, dr_learn_stats *stats) {
-    dr_pack pack = {.ids = l->ids, .cu_seqlens = l->cu_seqlens, .rows = l->rows, .targets = l->targets};
+    float context_weight = settings->kind == DR_LOSS_SUPERVISED ? settings->context_weight : 0.0f;
+    dr_micro_batch_clear(&l->batch);
     for (int32_t i = 0; i < n; i++) {
         const dr_trajectory *t = items[i].trajectory;
         if (items[i].token_weight == 0.0f || t->n_tokens < 2) continue;
-        DR_CHECK(t->n_tokens <= l->capacity, DR_ERR_RANGE,
+        if (batch_add(l, t, i, context_weight)) continue;
+        if (l->batch.pack.n_seqs > 0) DR_TRY(pack_run(l, &l->batch.pack, items, settings, gradient, stats));
+        dr_micro_batch_clear(&l->batch);
+        DR_CHECK(batch_add(l, t, i, context_weight), DR_ERR_RANGE,
                  "learner: a trajectory of %d tokens, at most %lld were planned", t->n_tokens,
-                 (long long)l->capacity);
-        if (pack.n_seqs > 0 && pack.n_tokens + t->n_tokens - 1 > l->pack_tokens) {
-            DR_TRY(pack_run(l, &pack, items, settings, gradient, stats));
-            pack.n_tokens = pack.n_rows = 0;
-            pack.n_seqs = 0;
-        }
-        pack_add(l, &pack, t, i, settings->kind == DR_LOSS_SUPERVISED ? settings->context_weight : 0.0f);
+                 (long long)l->batch.max_tokens);
     }
-    return pack.n_seqs > 0 ? pack_run(l, &pack, items, settings, gradient, stats) : DR_OK;
+    return l->batch.pack.n_seqs > 0 ? pack_run(l, &l->batch.pack, items, settings, gradient, stats) : DR_OK;
 }

@@ -1,6 +1,6 @@
-// Gradient of the objective over trajectories: packs them into micro-batches, runs the model, applies the
-// clipped policy loss or the supervised one. Weights of tokens are given from outside, so micro-batches,
-// packing and ranks do not change the objective.
+// Gradient of the objective over trajectories: packs them into micro-batches (micro_batch.h), runs the model,
+// applies the clipped policy loss or the supervised one. Weights of tokens are given from outside, so
+// micro-batches, packing and ranks do not change the objective.
 #ifndef DR_CORE_LEARN_LEARNER_H
 #define DR_CORE_LEARN_LEARNER_H
 

@@ -7,6 +7,7 @@
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "core/base/rng.h"
+#include "core/learn/micro_batch.h"
 
 enum { STREAM_SAMPLE = 0x6d697301, STREAM_TRAIN, STREAM_REPLAY, MAX_TURNS = 1 << 12 };
 
@@ -265,54 +266,86 @@ static void compare(dr_mismatch *out, int32_t sequence, int32_t position, float 
     if (!(gap <= out->largest)) out->largest = gap; // a NaN shows
 }
 
-typedef struct training_batch {
-    int32_t *ids, *cu_seqlens, *rows, *targets, *sequence_of, *position_of;
+typedef struct training_pass {
+    dr_micro_batch batch;
+    dr_lm_workspace *workspace;
+    int32_t *sequence_of, *position_of; // of the loss rows
     float *logprob, *entropy;
-    dr_pack pack;
-} training_batch;
+} training_pass;
 
-static void batch_free(training_batch *b) {
-    void *owned[] = {b->ids,         b->cu_seqlens,  b->rows,    b->targets,
-                     b->sequence_of, b->position_of, b->logprob, b->entropy};
+static void pass_free(training_pass *p) {
+    dr_micro_batch_reset(&p->batch);
+    dr_lm_workspace_destroy(p->workspace);
+    void *owned[] = {p->sequence_of, p->position_of, p->logprob, p->entropy};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
 }
 
-static dr_status batch_allocate(training_batch *b, int64_t tokens) {
-    int32_t **whole[] = {&b->ids, &b->cu_seqlens, &b->rows, &b->targets, &b->sequence_of, &b->position_of};
-    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
-        DR_TRY(dr_alloc(whole[i], "training batch", tokens + 1, sizeof(int32_t)));
-    DR_TRY(dr_alloc(&b->logprob, "training batch", tokens, sizeof(float)));
-    return dr_alloc(&b->entropy, "training batch", tokens, sizeof(float));
+static dr_status pass_allocate(training_pass *p, dr_lm *lm, int64_t tokens) {
+    DR_TRY(dr_micro_batch_create(tokens, &p->batch));
+    DR_TRY(dr_lm_workspace_create(lm, tokens, &p->workspace));
+    DR_TRY(dr_alloc(&p->sequence_of, "training pass", tokens, sizeof *p->sequence_of));
+    DR_TRY(dr_alloc(&p->position_of, "training pass", tokens, sizeof *p->position_of));
+    DR_TRY(dr_alloc(&p->logprob, "training pass", tokens, sizeof *p->logprob));
+    return dr_alloc(&p->entropy, "training pass", tokens, sizeof *p->entropy);
 }
 
-static void batch_clear(training_batch *b) {
-    b->cu_seqlens[0] = 0;
-    b->pack = (dr_pack){.ids = b->ids, .cu_seqlens = b->cu_seqlens, .rows = b->rows, .targets = b->targets};
+static int32_t prompt_count(const dr_mismatch_sequence *s) {
+    int32_t n = 0;
+    while (n < s->n && !s->sampled[n]) n++;
+    return n;
 }
 
-static void batch_add(training_batch *b, const dr_mismatch_sequence *s, int32_t index) {
-    dr_pack *p = &b->pack;
-    memcpy(b->ids + p->n_tokens, s->ids, (size_t)(s->n - 1) * sizeof *b->ids);
+static bool pass_add(training_pass *p, const dr_mismatch_sequence *s, int32_t index) {
+    int64_t n_rows = 0, n_prompt = prompt_count(s);
+    for (int32_t i = 0; i < s->n; i++) n_rows += s->sampled[i];
+    if (!dr_micro_batch_fits(&p->batch, s->ids, s->n, n_prompt, n_rows, p->batch.max_tokens)) return false;
+    dr_micro_batch_add(&p->batch, s->ids, s->n, n_prompt);
     for (int32_t i = 1; i < s->n; i++) {
         if (!s->sampled[i]) continue;
-        b->rows[p->n_rows] = (int32_t)(p->n_tokens + i - 1);
-        b->targets[p->n_rows] = s->ids[i];
-        b->sequence_of[p->n_rows] = index;
-        b->position_of[p->n_rows++] = i;
+        int64_t r = dr_micro_batch_row(&p->batch, i);
+        p->sequence_of[r] = index;
+        p->position_of[r] = i;
     }
-    p->n_tokens += s->n - 1;
-    b->cu_seqlens[++p->n_seqs] = (int32_t)p->n_tokens;
+    return true;
 }
 
-static dr_status batch_run(training_batch *b, dr_lm *lm, dr_lm_workspace *workspace, float temperature,
-                           const dr_mismatch_set *set, dr_mismatch *out) {
-    if (b->pack.n_rows == 0) return DR_OK;
-    DR_TRY(dr_lm_forward(lm, workspace, &b->pack, temperature, b->logprob, b->entropy));
-    for (int64_t r = 0; r < b->pack.n_rows; r++) {
-        const dr_mismatch_sequence *s = &set->sequences[b->sequence_of[r]];
-        compare(out, b->sequence_of[r], b->position_of[r], b->logprob[r], s->logprob[b->position_of[r]]);
+static dr_status pass_run(training_pass *p, dr_lm *lm, float temperature, const dr_mismatch_set *set,
+                          dr_mismatch *out) {
+    if (p->batch.pack.n_rows == 0) return DR_OK;
+    DR_TRY(dr_lm_forward(lm, p->workspace, &p->batch.pack, temperature, p->logprob, p->entropy));
+    for (int64_t r = 0; r < p->batch.pack.n_rows; r++) {
+        const dr_mismatch_sequence *s = &set->sequences[p->sequence_of[r]];
+        compare(out, p->sequence_of[r], p->position_of[r], p->logprob[r], s->logprob[p->position_of[r]]);
     }
-    batch_clear(b);
+    dr_micro_batch_clear(&p->batch);
+    return DR_OK;
+}
+
+// The sequences in another order; those of one prompt stay together, as a learner packs them, but for every
+// third prompt, whose sequences are strewn.
+static dr_status training_order(const dr_mismatch_settings *settings, const dr_mismatch_set *set,
+                                int32_t **out_order) {
+    int32_t *order = NULL, *places = NULL, n_groups = 0, at = 0;
+    DR_TRY(dr_alloc(&order, "order", set->n + 1, sizeof *order));
+    dr_status status = dr_alloc(&places, "order", 2 * set->n + 2, sizeof *places);
+    if (status != DR_OK) {
+        dr_free(order);
+        return status;
+    }
+    dr_rng rng = dr_rng_make(settings->seed, STREAM_TRAIN);
+    for (int32_t first = 0, group = 0; first < set->n; first += settings->samples, group++) {
+        bool is_strewn = group % 3 == 2; // one place for the group, or one for each of its sequences
+        for (int32_t i = first; i < first + settings->samples && i < set->n;
+             i += is_strewn ? 1 : settings->samples)
+            places[n_groups++] = is_strewn ? -1 - i : i;
+    }
+    dr_rng_shuffle(&rng, places, n_groups);
+    for (int32_t g = 0; g < n_groups; g++) {
+        int32_t first = places[g] < 0 ? -1 - places[g] : places[g], n = places[g] < 0 ? 1 : settings->samples;
+        for (int32_t i = first; i < first + n && i < set->n; i++) order[at++] = i;
+    }
+    dr_free(places);
+    *out_order = order;
     return DR_OK;
 }
 
@@ -320,31 +353,23 @@ dr_status dr_mismatch_train(dr_lm *lm, const dr_mismatch_settings *settings, con
                             dr_mismatch *out) {
     int64_t budget = settings->pack_tokens, longest = longest_sequence(settings);
     if (budget < longest) budget = longest;
-    training_batch b = {0};
-    dr_lm_workspace *workspace = NULL;
+    training_pass p = {0};
     int32_t *order = NULL;
     *out = (dr_mismatch){.sequence = -1, .position = -1};
-    dr_status status = batch_allocate(&b, budget);
-    if (status == DR_OK) status = dr_lm_workspace_create(lm, budget, &workspace);
-    if (status == DR_OK) status = dr_alloc(&order, "order", set->n, sizeof *order);
+    dr_status status = pass_allocate(&p, lm, budget);
+    if (status == DR_OK) status = training_order(settings, set, &order);
     double begun = dr_clock_seconds();
-    if (status == DR_OK) {
-        dr_rng rng = dr_rng_make(settings->seed, STREAM_TRAIN);
-        for (int32_t i = 0; i < set->n; i++) order[i] = i;
-        dr_rng_shuffle(&rng, order, set->n);
-        batch_clear(&b);
-    }
     for (int32_t i = 0; i < set->n && status == DR_OK; i++) {
-        const dr_mismatch_sequence *s = &set->sequences[order[i]];
-        if (b.pack.n_tokens + s->n - 1 > budget)
-            status = batch_run(&b, lm, workspace, temperature_of(settings), set, out);
-        if (status == DR_OK) batch_add(&b, s, order[i]);
+        if (pass_add(&p, &set->sequences[order[i]], order[i])) continue;
+        status = pass_run(&p, lm, temperature_of(settings), set, out);
+        if (status == DR_OK && !pass_add(&p, &set->sequences[order[i]], order[i]))
+            status = DR_FAIL(DR_ERR_RANGE, "verify: sequence %d of %d tokens does not fit", order[i],
+                             set->sequences[order[i]].n);
     }
-    if (status == DR_OK) status = batch_run(&b, lm, workspace, temperature_of(settings), set, out);
+    if (status == DR_OK) status = pass_run(&p, lm, temperature_of(settings), set, out);
     out->seconds = dr_clock_seconds() - begun;
     dr_free(order);
-    dr_lm_workspace_destroy(workspace);
-    batch_free(&b);
+    pass_free(&p);
     return status;
 }
 

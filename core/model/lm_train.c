@@ -97,17 +97,34 @@ void dr_lm_workspace_destroy(dr_lm_workspace *w) {
     dr_free(w);
 }
 
+static dr_sequences sequences_of(const dr_pack *pack) {
+    return (dr_sequences){pack->n_seqs, pack->cu_seqlens, pack->prefix};
+}
+
+// A prefix stands right before those that share it and has none itself.
+static dr_status check_prefix(const dr_pack *pack, int32_t s) {
+    int32_t p = pack->prefix ? pack->prefix[s] : -1;
+    DR_CHECK(p == -1 ||
+                 (p >= 0 && p < s && pack->prefix[p] == -1 && (p == s - 1 || pack->prefix[s - 1] == p)),
+             DR_ERR_RANGE,
+             "pack: sequence %d goes on from sequence %d, which is not a prefix right before it", s, p);
+    return DR_OK;
+}
+
 static dr_status check_pack(const dr_lm *lm, const dr_lm_workspace *w, const dr_pack *pack) {
-    DR_CHECK(pack->n_tokens <= w->max_tokens && pack->n_rows <= pack->n_tokens, DR_ERR_RANGE,
+    DR_CHECK(pack->n_tokens <= w->max_tokens && pack->n_rows <= w->max_tokens, DR_ERR_RANGE,
              "pack of %lld tokens and %lld loss rows, the workspace holds %lld", (long long)pack->n_tokens,
              (long long)pack->n_rows, (long long)w->max_tokens);
     DR_CHECK(pack->n_seqs > 0 && pack->cu_seqlens[0] == 0 && pack->cu_seqlens[pack->n_seqs] == pack->n_tokens,
              DR_ERR_RANGE, "pack: sequence bounds do not cover its %lld tokens", (long long)pack->n_tokens);
+    dr_sequences sequences = sequences_of(pack);
     for (int32_t i = 0; i < pack->n_seqs; i++) {
-        int64_t length = (int64_t)pack->cu_seqlens[i + 1] - pack->cu_seqlens[i];
-        DR_CHECK(length >= 0 && length <= lm->config.max_positions, DR_ERR_RANGE,
-                 "pack: sequence %d has %lld tokens, the model allows 0 to %d", i, (long long)length,
-                 lm->config.max_positions);
+        DR_TRY(check_prefix(pack, i));
+        int64_t own = (int64_t)pack->cu_seqlens[i + 1] - pack->cu_seqlens[i];
+        int64_t length = own + dr_rows_of(&sequences, dr_prefix_of(&sequences, i));
+        DR_CHECK(own >= 0 && length <= lm->config.max_positions, DR_ERR_RANGE,
+                 "pack: sequence %d has %lld tokens, the model allows 0 to %d", i,
+                 (long long)(own < 0 ? own : length), lm->config.max_positions);
     }
     for (int64_t t = 0; t < pack->n_tokens; t++)
         DR_CHECK(pack->ids[t] >= 0 && pack->ids[t] < lm->config.vocab, DR_ERR_RANGE,
@@ -127,10 +144,11 @@ static dr_status layer_forward(dr_lm *lm, const lm_layer *layer, layer_activatio
     int64_t T = pack->n_tokens, D = c->hidden;
     const float *p = lm->params;
     lm_qkv at = dr_lm_qkv_at(c, a->qkv, T);
+    dr_sequences sequences = sequences_of(pack);
     b->ops->rmsnorm_forward(b, a->x, p + layer->norm1, T, D, c->rms_eps, a->norm1, a->inv1);
     DR_TRY(dr_lm_qkv_forward(lm, layer, a->norm1, positions, T, a->qkv, a->qk_raw, a->qk_inv));
-    DR_TRY(b->ops->attention_forward(b, at.q, at.k, at.v, at.q_stride, at.kv_stride, pack->cu_seqlens,
-                                     pack->n_seqs, c->n_heads, c->n_kv_heads, c->head_size, a->att, a->lse));
+    DR_TRY(b->ops->attention_forward(b, at.q, at.k, at.v, at.q_stride, at.kv_stride, &sequences, c->n_heads,
+                                     c->n_kv_heads, c->head_size, a->att, a->lse));
     DR_TRY(b->ops->linear_forward(b, layer->w_o, a->att, T, NULL, a->mid));
     b->ops->add(b, a->x, T * D, a->mid);
     b->ops->rmsnorm_forward(b, a->mid, p + layer->norm2, T, D, c->rms_eps, a->norm2, a->inv2);
@@ -147,9 +165,12 @@ static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens, D = c->hidden;
-    for (int32_t s = 0; s < pack->n_seqs; s++)
+    dr_sequences sequences = sequences_of(pack);
+    for (int32_t s = 0; s < pack->n_seqs; s++) {
+        int32_t n_prefix = dr_rows_of(&sequences, dr_prefix_of(&sequences, s));
         for (int32_t t = pack->cu_seqlens[s]; t < pack->cu_seqlens[s + 1]; t++)
-            w->positions[t] = t - pack->cu_seqlens[s];
+            w->positions[t] = n_prefix + t - pack->cu_seqlens[s];
+    }
     b->ops->embedding_forward(b, lm->params + lm->embed, pack->ids, T, D, w->layers[0].x);
     for (int32_t i = 0; i < c->n_layers; i++)
         DR_TRY(layer_forward(lm, &lm->layers[i], &w->layers[i], pack, w->positions,
@@ -186,6 +207,7 @@ static dr_status layer_backward(dr_lm *lm, const lm_layer *layer, const layer_ac
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens, D = c->hidden, F = c->intermediate, A = (int64_t)c->n_heads * c->head_size;
     lm_qkv at = dr_lm_qkv_at(c, a->qkv, T), to = dr_lm_qkv_at(c, w->dwide, T);
+    dr_sequences sequences = sequences_of(pack);
     const float *p = lm->params;
     DR_TRY(b->ops->linear_backward_input(b, layer->w_down, w->dx, T, w->dact, false));
     DR_TRY(b->ops->linear_backward_weight(b, a->act, w->dx, T, D, F, gradient + layer->down, NULL));
@@ -199,8 +221,7 @@ static dr_status layer_backward(dr_lm *lm, const lm_layer *layer, const layer_ac
     DR_TRY(b->ops->linear_backward_input(b, layer->w_o, w->dx, T, w->datt, false));
     DR_TRY(b->ops->linear_backward_weight(b, a->att, w->dx, T, D, A, gradient + layer->o, NULL));
     DR_TRY(b->ops->attention_backward(b, w->datt, at.q, at.k, at.v, a->att, a->lse, at.q_stride, at.kv_stride,
-                                      pack->cu_seqlens, pack->n_seqs, c->n_heads, c->n_kv_heads, c->head_size,
-                                      to.q, to.k, to.v));
+                                      &sequences, c->n_heads, c->n_kv_heads, c->head_size, to.q, to.k, to.v));
     DR_TRY(dr_lm_qkv_backward(lm, layer, a->norm1, w->positions, T, w->dwide, a->qk_raw, a->qk_inv,
                               w->dqk_raw, w->dnorm, gradient));
     b->ops->rmsnorm_backward(b, w->dnorm, a->x, p + layer->norm1, a->inv1, T, D, w->dx,

@@ -1,0 +1,84 @@
+// Bodies of micro_batch.h.
+#include "core/learn/micro_batch.h"
+
+#include <string.h>
+
+#include "core/base/alloc.h"
+
+dr_status dr_micro_batch_create(int64_t max_tokens, dr_micro_batch *out) {
+    dr_micro_batch m = {.max_tokens = max_tokens};
+    // each sequence has a token of its own or a loss row, and perhaps a prompt's sequence before it
+    struct {
+        int32_t **array;
+        int64_t count;
+    } parts[] = {{&m.ids, max_tokens},
+                 {&m.rows, max_tokens},
+                 {&m.targets, max_tokens},
+                 {&m.cu_seqlens, 4 * max_tokens + 1},
+                 {&m.prefix, 4 * max_tokens}};
+    dr_status status = DR_OK;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && status == DR_OK; i++)
+        status = dr_alloc(parts[i].array, "micro-batch", parts[i].count, sizeof(int32_t));
+    if (status != DR_OK) {
+        dr_micro_batch_reset(&m);
+        return status;
+    }
+    dr_micro_batch_clear(&m);
+    *out = m;
+    return DR_OK;
+}
+
+void dr_micro_batch_reset(dr_micro_batch *m) {
+    int32_t *owned[] = {m->ids, m->cu_seqlens, m->prefix, m->rows, m->targets};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
+    *m = (dr_micro_batch){0};
+}
+
+void dr_micro_batch_clear(dr_micro_batch *m) {
+    m->cu_seqlens[0] = 0;
+    m->pack = (dr_pack){.ids = m->ids,
+                        .cu_seqlens = m->cu_seqlens,
+                        .rows = m->rows,
+                        .targets = m->targets,
+                        .prefix = m->prefix};
+    m->prompt = -1;
+    m->n_prompt = 0;
+}
+
+static bool shares(const dr_micro_batch *m, const int32_t *ids, int64_t n_prompt) {
+    return n_prompt > 0 && m->prompt >= 0 && m->n_prompt == n_prompt &&
+           memcmp(m->ids + m->cu_seqlens[m->prompt], ids, (size_t)n_prompt * sizeof *ids) == 0;
+}
+
+bool dr_micro_batch_fits(const dr_micro_batch *m, const int32_t *ids, int64_t n, int64_t n_prompt,
+                         int64_t n_rows, int64_t budget) {
+    int64_t new_tokens = n - 1 - (shares(m, ids, n_prompt) ? n_prompt : 0);
+    return m->pack.n_tokens + new_tokens <= budget && m->pack.n_rows + n_rows <= m->max_tokens &&
+           m->pack.n_seqs + 2 <= 4 * m->max_tokens;
+}
+
+static void append(dr_micro_batch *m, const int32_t *ids, int64_t n, int32_t prefix) {
+    memcpy(m->ids + m->pack.n_tokens, ids, (size_t)n * sizeof *ids);
+    m->pack.n_tokens += n;
+    m->prefix[m->pack.n_seqs++] = prefix;
+    m->cu_seqlens[m->pack.n_seqs] = (int32_t)m->pack.n_tokens;
+}
+
+void dr_micro_batch_add(dr_micro_batch *m, const int32_t *ids, int64_t n, int64_t n_prompt) {
+    if (!shares(m, ids, n_prompt)) {
+        m->prompt = n_prompt > 0 ? m->pack.n_seqs : -1;
+        m->n_prompt = n_prompt;
+        if (n_prompt > 0) append(m, ids, n_prompt, -1);
+    }
+    m->sequence = ids;
+    m->begin = m->pack.n_tokens;
+    append(m, ids + n_prompt, n - 1 - n_prompt, m->prompt);
+}
+
+int64_t dr_micro_batch_row(dr_micro_batch *m, int64_t i) {
+    int64_t r = m->pack.n_rows++;
+    bool in_prompt = i - 1 < m->n_prompt;
+    m->rows[r] = (int32_t)(in_prompt ? m->cu_seqlens[m->prompt] + i - 1 : m->begin + i - 1 - m->n_prompt);
+    m->targets[r] = m->sequence[i];
+    return r;
+}
