@@ -78,6 +78,20 @@ static inline int32_t *op_ids(int64_t n, uint32_t below) {
     return ids;
 }
 
+// Kept sets of T rows: the whole vocabulary, the target alone, about half of the ids with the target, in
+// turn.
+static inline dr_kept *op_kept(const int32_t *targets, int64_t T, int64_t V) {
+    dr_kept *kept = op_array(T, sizeof *kept);
+    dr_rng rng = dr_rng_make(22, ++op_stream);
+    for (int64_t t = 0; t < T; t++) {
+        int32_t *ids = op_array(V, sizeof *ids);
+        kept[t].ids = ids;
+        for (int32_t j = 0; t % 3 > 0 && j < V; j++)
+            if (j == targets[t] || (t % 3 == 2 && dr_rng_below(&rng, 2) == 0)) ids[kept[t].n++] = j;
+    }
+    return kept;
+}
+
 static inline float *op_copy(const float *from, int64_t n) {
     float *values = op_array(n, sizeof(float));
     if (n > 0) memcpy(values, from, (size_t)n * sizeof(float));

@@ -497,10 +497,11 @@ typedef struct head_case {
     float temperature;
     float *h, *values, *dlogprob, *logprob, *entropy, *lse;
     int32_t *targets;
+    const dr_kept *kept;
 } head_case;
 
 static void head_forward(head_case *c) {
-    check_ok(c->b->ops->head_forward(c->b, c->w, c->h, c->targets, c->T, c->temperature, c->logprob,
+    check_ok(c->b->ops->head_forward(c->b, c->w, c->h, c->targets, c->kept, c->T, c->temperature, c->logprob,
                                      c->entropy, c->lse));
 }
 
@@ -511,22 +512,31 @@ static double head_loss(void *context) {
     return op_dot(c->logprob, c->dlogprob, c->T);
 }
 
+static bool head_keeps(const head_case *c, int64_t t, int64_t id) {
+    bool has = !c->kept || c->kept[t].n == 0;
+    for (int32_t k = 0; !has && k < c->kept[t].n; k++) has = c->kept[t].ids[k] == id;
+    return has;
+}
+
 // One row of the reference: z [V] becomes the gradient by the logits of dlogprob · logprob.
 static void ref_head_row(const head_case *c, int64_t t, double *z, double *logprob, double *entropy,
                          double *lse) {
-    double top = -INFINITY, total = 0, sum = 0;
+    double top = -INFINITY, total = 0, all = 0, sum = 0;
     for (int64_t j = 0; j < c->V; j++) {
         z[j] = 0;
         for (int64_t i = 0; i < c->D; i++) z[j] += (double)c->h[t * c->D + i] * c->values[j * c->D + i];
         z[j] /= c->temperature;
         top = fmax(top, z[j]);
     }
-    for (int64_t j = 0; j < c->V; j++) total += exp(z[j] - top);
+    for (int64_t j = 0; j < c->V; j++) {
+        all += exp(z[j] - top);
+        total += head_keeps(c, t, j) ? exp(z[j] - top) : 0;
+    }
     *lse = top + log(total);
     *logprob = z[c->targets[t]] - *lse;
     for (int64_t j = 0; j < c->V; j++) {
-        double p = exp(z[j] - *lse);
-        sum += p * (*lse - z[j]);
+        double p = head_keeps(c, t, j) ? exp(z[j] - *lse) : 0;
+        sum += exp(z[j] - top) / all * (top + log(all) - z[j]);
         z[j] = c->dlogprob[t] * ((j == c->targets[t]) - p) / c->temperature;
     }
     *entropy = sum;
@@ -537,6 +547,7 @@ static void check_stats_are_heads(const head_case *c) {
     float *logits = op_poison(c->T * c->V), *lse = op_poison(c->T), *entropy = op_poison(c->T);
     check_ok(c->b->ops->linear_forward(c->b, c->w, c->h, c->T, NULL, logits));
     c->b->ops->softmax_stats(c->b, logits, c->T, c->V, c->temperature, lse, entropy);
+    if (c->kept) c->b->ops->kept_lse(c->b, logits, c->T, c->V, c->temperature, c->kept, lse);
     check_same_bits("lse of logits", lse, c->lse, c->T);
     check_same_bits("entropy of logits", entropy, c->entropy, c->T);
     for (int64_t t = 0; t < c->T; t++) {
@@ -545,12 +556,14 @@ static void check_stats_are_heads(const head_case *c) {
     }
 }
 
-static void check_head(dr_backend *b, int64_t T, int64_t V, int64_t D, float temperature, double size) {
+static void check_head(dr_backend *b, int64_t T, int64_t V, int64_t D, float temperature, double size,
+                       bool has_kept) {
     head_case c = {.b = b, .T = T, .V = V, .D = D, .temperature = temperature};
     c.h = op_normal(T * D, 0, size);
     c.values = op_normal(V * D, 0, 1);
     c.dlogprob = op_normal(T, 0, 1);
     c.targets = op_ids(T, (uint32_t)V);
+    c.kept = has_kept ? op_kept(c.targets, T, V) : NULL;
     c.logprob = op_poison(T);
     c.entropy = op_poison(T);
     c.lse = op_poison(T);
@@ -574,10 +587,12 @@ static void check_head(dr_backend *b, int64_t T, int64_t V, int64_t D, float tem
         if (!(fabs(c.entropy[t] - entropy[t]) <= 1e-5 + 3e-7 * fabs(lse[t])))
             fail_msg("entropy of row %d is %g, expected %g", (int)t, (double)c.entropy[t], entropy[t]);
     check_stats_are_heads(&c);
-    check_ok(b->ops->head_backward(b, c.w, c.h, c.targets, T, temperature, c.lse, c.dlogprob, dh, dw));
+    check_ok(
+        b->ops->head_backward(b, c.w, c.h, c.targets, c.kept, T, temperature, c.lse, c.dlogprob, dh, dw));
     op_close("head dh", dh, want_dh, T * D, 1e-9);
     op_close("head dw", dw, want_dw, V * D, 1e-9);
-    check_ok(b->ops->head_backward(b, c.w, c.h, c.targets, T, temperature, c.lse, c.dlogprob, dh, zero));
+    check_ok(
+        b->ops->head_backward(b, c.w, c.h, c.targets, c.kept, T, temperature, c.lse, c.dlogprob, dh, zero));
     if (size <= 1 && b == op_one) {
         op_check_slope("head by h", head_loss, &c, c.h, dh, T * D, 2e-3f, 1e-2);
         op_check_slope("head by w", head_loss, &c, c.values, zero, V * D, 2e-3f, 1e-2);
@@ -588,13 +603,14 @@ static void check_head(dr_backend *b, int64_t T, int64_t V, int64_t D, float tem
 
 static void test_head(void **state) {
     (void)state;
-    for (int threads = 1; threads <= 2; threads++) {
-        dr_backend *b = threads == 1 ? op_one : op_two;
-        check_head(b, 1, 1, 3, 1.0f, 1);
-        check_head(b, 1, 97, 33, 1.0f, 1);
-        check_head(b, 7, 301, 20, 0.7f, 1);
-        check_head(b, 131, 70, 16, 2.0f, 1); // more rows than one block
-        check_head(b, 5, 130, 40, 1.0f, 30); // nearly certain, and nearly impossible targets
+    for (int round = 0; round < 4; round++) {
+        dr_backend *b = round < 2 ? op_one : op_two;
+        bool kept = round % 2 == 1;
+        check_head(b, 1, 1, 3, 1.0f, 1, kept);
+        check_head(b, 1, 97, 33, 1.0f, 1, kept);
+        check_head(b, 7, 301, 20, 0.7f, 1, kept);
+        check_head(b, 131, 70, 16, 2.0f, 1, kept); // more rows than one block
+        check_head(b, 5, 130, 40, 1.0f, 30, kept); // nearly certain, and nearly impossible targets
     }
 }
 

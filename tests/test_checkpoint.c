@@ -61,7 +61,7 @@ static void test_weights_only(void **state) {
     float logprob[2][8], entropy[8];
     for (int i = 0; i < 9; i++) ids[i] = i * 7 % 61;
     for (int i = 0; i < 8; i++) rows[i] = i;
-    dr_pack pack = {8, ids, cu, 1, 8, rows, ids + 1, NULL};
+    dr_pack pack = {8, ids, cu, 1, 8, rows, ids + 1, NULL, NULL};
     for (int i = 0; i < 2; i++) {
         dr_lm *lm = i ? want.lm : fresh.lm;
         check_ok(dr_lm_workspace_create(lm, 8, &w[i]));

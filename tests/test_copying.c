@@ -27,7 +27,7 @@ static double continued(const char *preset, bool copying) {
     dr_rng_shuffle(&rng, order, VOCAB);
     for (int32_t i = 0; i < TOKENS; i++) ids[i] = order[i % RUN];
     for (int32_t i = 0; i < RUN; i++) rows[i] = RUN + i;
-    dr_pack pack = {TOKENS, ids, bounds, 1, RUN, rows, targets, NULL};
+    dr_pack pack = {TOKENS, ids, bounds, 1, RUN, rows, targets, NULL, NULL};
     check_ok(dr_lm_logits(lm, workspace, &pack, logits));
     for (int32_t i = 0; i < RUN; i++) {
         const float *row = logits + i * VOCAB;

@@ -69,14 +69,19 @@ static int case_teardown(void **state) {
 
 // ---- trajectories ----
 
+// Of the policy's tokens every second one was drawn from a kept set, about two thirds of the vocabulary.
 static void append_random(dr_trajectory *t, dr_rng *rng, int32_t n, dr_provenance from) {
-    int32_t ids[LONGEST];
-    float logprob[LONGEST];
     for (int32_t i = 0; i < n; i++) {
-        ids[i] = (int32_t)dr_rng_below(rng, VOCAB);
-        logprob[i] = from == DR_FROM_POLICY ? -4.5f : 0;
+        int32_t kept[VOCAB], n_kept = 0, id = (int32_t)dr_rng_below(rng, VOCAB);
+        if (from != DR_FROM_POLICY) {
+            check_ok(dr_trajectory_append(t, &id, 1, from, 0, NULL, NULL));
+            continue;
+        }
+        for (int32_t k = 0; i % 2 && k < VOCAB; k++)
+            if (k == id || dr_rng_below(rng, 3) > 0) kept[n_kept++] = k;
+        dr_sampled token = {.id = id, .logprob = -4.5f, .logprob_kept = -4.25f, .kept = {kept, n_kept}};
+        check_ok(dr_trajectory_append_sampled(t, &token, 0));
     }
-    check_ok(dr_trajectory_append(t, ids, n, from, 0, logprob, logprob));
 }
 
 // A prompt, a turn, a list, a forced token, an answer, and something behind it that was not sampled.
@@ -108,11 +113,20 @@ static void logprobs(dr_lm *model, const dr_trajectory *t, float *out) {
     dr_lm_workspace *w = NULL;
     int32_t rows[LONGEST], cu[2] = {0, t->n_tokens - 1};
     float entropy[LONGEST];
-    for (int32_t i = 0; i < t->n_tokens - 1; i++) rows[i] = i;
-    dr_pack pack = {t->n_tokens - 1, t->ids, cu, 1, t->n_tokens - 1, rows, t->ids + 1, NULL};
+    dr_kept kept[LONGEST];
+    for (int32_t i = 0; i < t->n_tokens - 1; i++) {
+        rows[i] = i;
+        kept[i] = dr_trajectory_kept(t, i + 1);
+    }
+    dr_pack pack = {t->n_tokens - 1, t->ids, cu, 1, t->n_tokens - 1, rows, t->ids + 1, NULL, kept};
     check_ok(dr_lm_workspace_create(model, t->n_tokens, &w));
     check_ok(dr_lm_forward(model, w, &pack, temperature, out + 1, entropy));
     dr_lm_workspace_destroy(w);
+}
+
+// The log-probability that counts: over the kept set where there is one.
+static float *stored_at(const dr_trajectory *t, int32_t i) {
+    return dr_trajectory_kept(t, i).n > 0 ? &t->logprob_kept[i] : &t->logprob[i];
 }
 
 // Stores log-probabilities for which the ratios of the policy's tokens are ratios[0], ratios[1], … in turn.
@@ -120,7 +134,7 @@ static void store_ratios(dr_trajectory *t, const double *ratios, int n) {
     float now[LONGEST];
     logprobs(lm, t, now);
     for (int32_t i = 1, k = 0; i < t->n_tokens; i++)
-        if (t->provenance[i] == DR_FROM_POLICY) t->logprob[i] = (float)(now[i] - log(ratios[k++ % n]));
+        if (t->provenance[i] == DR_FROM_POLICY) *stored_at(t, i) = (float)(now[i] - log(ratios[k++ % n]));
 }
 
 // ---- the objective as the papers write it, in double ----
@@ -134,7 +148,7 @@ static double objective(const dr_learn_item *list, int n, const dr_loss_settings
         if (s->kl != DR_KL_OFF) logprobs(reference, t, before);
         for (int32_t k = 1; k < t->n_tokens; k++) {
             if (t->provenance[k] != DR_FROM_POLICY) continue;
-            double ratio = exp((double)now[k] - t->logprob[k]), a = list[i].advantage, kl = 0;
+            double ratio = exp((double)now[k] - *stored_at(t, k)), a = list[i].advantage, kl = 0;
             double inside = fmin(fmax(ratio, 1 - s->clip_low), 1 + s->clip_high);
             double d = s->kl == DR_KL_OFF ? 0 : (double)before[k] - now[k];
             if (s->kl == DR_KL_K1) kl = -d;
@@ -400,7 +414,7 @@ static void test_only_sampled_tokens(void **state) {
     dr_lm_workspace *w = NULL;
     int32_t cu[2] = {0, t->n_tokens - 1}, row = 6;
     float now, entropy;
-    dr_pack pack = {t->n_tokens - 1, t->ids, cu, 1, 1, &row, t->ids + 7, NULL};
+    dr_pack pack = {t->n_tokens - 1, t->ids, cu, 1, 1, &row, t->ids + 7, NULL, NULL};
     check_ok(dr_lm_workspace_create(lm, t->n_tokens, &w));
     check_ok(dr_lm_forward(lm, w, &pack, temperature, &now, &entropy));
     float slope = -items[1].token_weight * items[1].advantage * expf(now - t->logprob[7]);
@@ -430,8 +444,11 @@ static void test_shared_prompt(void **state) {
             dr_trajectory fresh = {.step = t->step, .prompt = t->prompt, .sample = t->sample};
             check_ok(dr_trajectory_append(&fresh, first->ids, n, DR_FROM_PROMPT, 0, NULL, NULL));
             for (int32_t k = own; k < t->n_tokens; k++)
-                check_ok(
-                    dr_trajectory_append(&fresh, t->ids + k, 1, t->provenance[k], 0, t->logprob + k, NULL));
+                if (t->provenance[k] == DR_FROM_POLICY)
+                    check_ok(dr_trajectory_append_sampled(
+                        &fresh, &(dr_sampled){.id = t->ids[k], .kept = dr_trajectory_kept(t, k)}, 0));
+                else
+                    check_ok(dr_trajectory_append(&fresh, t->ids + k, 1, t->provenance[k], 0, NULL, NULL));
             dr_trajectory_reset(t);
             *t = fresh;
         }
@@ -482,7 +499,7 @@ static void test_supervised(void **state) {
             float now[LONGEST], entropy[LONGEST], slope[LONGEST];
             dr_lm_workspace *w = NULL;
             for (int32_t k = 0; k < n; k++) rows[k] = k;
-            dr_pack pack = {n, t->ids, cu, 1, n, rows, t->ids + 1, NULL};
+            dr_pack pack = {n, t->ids, cu, 1, n, rows, t->ids + 1, NULL, NULL};
             check_ok(dr_lm_workspace_create(lm, n, &w));
             check_ok(dr_lm_forward(lm, w, &pack, temperature, now, entropy));
             for (int32_t k = 0; k < n; k++) {
@@ -541,7 +558,7 @@ static void test_nan_is_named(void **state) {
 
 // Samples trajectories at the given temperature with the rollout engine.
 static void sample(dr_lm *policy, const dr_tokenizer *tokenizer, const dr_dataset *data, dr_trm *trm,
-                   const dr_template *template, float at) {
+                   const dr_template *template, float at, float top_p) {
     dr_rollout_parts parts = {.lm = policy,
                               .tokenizer = tokenizer,
                               .trm = trm,
@@ -569,7 +586,7 @@ static void sample(dr_lm *policy, const dr_tokenizer *tokenizer, const dr_datase
                                       .target = example.target,
                                       .history = example.history,
                                       .n_history = example.n_history,
-                                      .sampling = {at, 1.0f}};
+                                      .sampling = {at, top_p}};
         check_ok(dr_rollout_submit(rollout, &request));
     }
     while (dr_rollout_pending(rollout) > 0) {
@@ -595,13 +612,13 @@ static void test_first_update_is_on_policy(void **state) {
     check_ok(tiny_policy(backend, tokenizer, &policy));
     check_ok(tiny_trm(backend, &data, &trm));
     check_ok(dr_template_load("compact", &template));
-    const float temperatures[] = {1.0f, 0.7f};
+    const float temperatures[] = {1.0f, 0.7f}, top_ps[] = {1.0f, 0.9f};
     for (int i = 0; i < 2; i++) {
         dr_loss_settings s = policy_loss(DR_KL_OFF);
         dr_learn_stats stats = {0};
         float *sum = NULL;
         s.temperature = temperatures[i];
-        sample(policy, tokenizer, &data, trm, template, temperatures[i]);
+        sample(policy, tokenizer, &data, trm, template, temperatures[i], top_ps[i]);
         check_ok(dr_alloc(&sum, "test array", dr_lm_n_params(policy), sizeof(float)));
         check_ok(dr_learner_create(policy, NULL, 512, LONGEST, &learner));
         check_ok(dr_learner_accumulate(learner, items, SAMPLED, &s, sum, &stats));

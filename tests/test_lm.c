@@ -61,7 +61,7 @@ static void differentiate(const char *architecture) {
     int32_t ids[40], cu[3] = {0, 17, 40}, rows[] = {3, 9, 16, 20, 21, 38}, targets[] = {1, 96, 50, 3, 3, 7};
     float weight[] = {0.5f, -1.0f, 2.0f, 0.1f, 1.0f, -0.7f};
     for (int i = 0; i < 40; i++) ids[i] = (i * 31 + 7) % 97;
-    dr_pack pack = {40, ids, cu, 2, 6, rows, targets, NULL};
+    dr_pack pack = {40, ids, cu, 2, 6, rows, targets, NULL, NULL};
     int64_t n = dr_lm_n_params(lm);
     float *gradient = NULL, *direction = NULL, *kept = NULL, logprob[6], entropy[6];
     check_ok(dr_alloc(&gradient, "gradient", n, sizeof(float)));
@@ -107,7 +107,7 @@ static void reference_logits(dr_lm *lm, const int32_t *ids, int32_t n, float *ou
     int32_t cu[2] = {0, n}, *rows = NULL;
     check_ok(dr_alloc(&rows, "rows", n, sizeof *rows));
     for (int32_t i = 0; i < n; i++) rows[i] = i;
-    dr_pack pack = {n, ids, cu, 1, n, rows, rows, NULL};
+    dr_pack pack = {n, ids, cu, 1, n, rows, rows, NULL, NULL};
     check_ok(dr_lm_logits(lm, w, &pack, out));
     dr_free(rows);
     dr_lm_workspace_destroy(w);
@@ -269,7 +269,7 @@ static void test_bad_packs(void **state) {
     check_ok(dr_lm_workspace_create(lm, 8, &w));
     int32_t ids[9] = {0}, cu[3] = {0, 5, 8}, rows[1] = {7}, targets[1] = {96};
     float logprob[1] = {-7}, entropy[1];
-    dr_pack pack = {8, ids, cu, 2, 1, rows, targets, NULL};
+    dr_pack pack = {8, ids, cu, 2, 1, rows, targets, NULL, NULL};
     check_ok(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy));
     check_error(dr_lm_forward(lm, w, &pack, 0.0f, logprob, entropy), DR_ERR_ARGUMENT, "temperature 0");
     targets[0] = 97;
@@ -297,7 +297,7 @@ static void test_bad_packs(void **state) {
     const int32_t thirds[] = {0, 3, 5, 8};
     static const int32_t bad[][3] = {{0, -1, -1}, {-1, 1, -1}, {-1, -2, -1},
                                      {-1, 0, 1},  {-1, -1, 0}, {-1, 3, 0}};
-    pack = (dr_pack){8, ids, thirds, 3, 1, rows, targets, NULL};
+    pack = (dr_pack){8, ids, thirds, 3, 1, rows, targets, NULL, NULL};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         pack.prefix = bad[i];
         check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE,
@@ -306,6 +306,20 @@ static void test_bad_packs(void **state) {
     const int32_t good[] = {-1, 0, 0}, long_one[] = {0, 4, 5, 8};
     pack.prefix = good;
     check_ok(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy));
+    // a kept set rises, inside the vocabulary, and has its target
+    static const int32_t sets[][2] = {{5, 5}, {9, 4}, {-1, 0}, {0, 97}, {1, 2}};
+    static const char *const errors[] = {"is 5, after 5", "is 4, after 9", "is -1, after -1",
+                                         "is 97, after 0", "target 0, 0, is not in its kept set of 2 ids"};
+    for (int i = 0; i < 5; i++) {
+        const dr_kept kept = {sets[i], 2};
+        pack.kept = &kept;
+        check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, errors[i]);
+    }
+    static const int32_t target_alone[] = {0};
+    const dr_kept kept = {target_alone, 1};
+    pack.kept = &kept;
+    check_ok(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy));
+    assert_true(logprob[0] <= 0 && logprob[0] > -1e-6f);
     pack.cu_seqlens = long_one; // 4 + 3 tokens
     check_error(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy), DR_ERR_RANGE, "sequence 2 has 7 tokens");
     dr_lm_workspace_destroy(w);

@@ -38,7 +38,7 @@ static void sequence_make(sequence *s, const float *ids, int32_t n) {
     }
     s->cu[0] = 0;
     s->cu[1] = n;
-    s->pack = (dr_pack){n, s->ids, s->cu, 1, n - 1, s->rows, s->ids + 1, NULL};
+    s->pack = (dr_pack){n, s->ids, s->cu, 1, n - 1, s->rows, s->ids + 1, NULL, NULL};
 }
 
 static void compare_gradients(const dr_lm *lm, const dr_safetensors *golden, const float *gradient) {

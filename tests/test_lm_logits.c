@@ -109,7 +109,7 @@ static void test_parts(void **state) {
     float *want = NULL, *got = NULL;
     check_ok(dr_alloc(&want, "logits", N * V, sizeof(float)));
     check_ok(dr_lm_workspace_create(lm, N, &w));
-    dr_pack pack = {N, ids, cu, 1, N, rows, rows, NULL};
+    dr_pack pack = {N, ids, cu, 1, N, rows, rows, NULL, NULL};
     check_ok(dr_lm_logits(lm, w, &pack, want));
     assert_int_equal(run_logits(dir, ids_path, out, check_path(scratch, "log")), 0);
     dr_h5 *file = NULL;

@@ -27,8 +27,11 @@ static void check_all_ways(const char *name, dr_lm *lm, const dr_mismatch_settin
     dr_mismatch m;
     check_ok(dr_mismatch_sample(lm, s, &set));
     assert_true(set.n_sampled >= s->tokens && set.n_tokens > set.n_sampled && set.n > s->live);
-    check_ok(dr_mismatch_train(lm, s, &set, &m));
+    check_ok(dr_mismatch_train(lm, s, &set, false, &m));
     check_equal(name, &m, set.n_sampled);
+    assert_int_equal(set.n_kept, s->sampling.temperature > 0 && s->sampling.top_p < 1 ? set.n_sampled : 0);
+    check_ok(dr_mismatch_train(lm, s, &set, true, &m));
+    check_equal(name, &m, set.n_kept);
     check_ok(dr_mismatch_replay(lm, s, &set, 1, 20, &m));
     check_equal(name, &m, set.n_sampled);
     check_ok(dr_mismatch_replay(lm, s, &set, 2, 1, &m));
@@ -86,10 +89,10 @@ static void test_repeats(void **state) {
     check_ok(dr_mismatch_sample(lm, &s, &b));
     assert_int_equal(a.n, b.n);
     for (int32_t i = 0; i < a.n; i++) {
-        assert_int_equal(a.sequences[i].n, b.sequences[i].n);
-        assert_memory_equal(a.sequences[i].ids, b.sequences[i].ids,
-                            (size_t)a.sequences[i].n * sizeof(int32_t));
-        check_same_bits("repeated", a.sequences[i].logprob, b.sequences[i].logprob, a.sequences[i].n);
+        const dr_trajectory *x = &a.sequences[i], *y = &b.sequences[i];
+        assert_int_equal(x->n_tokens, y->n_tokens);
+        assert_memory_equal(x->ids, y->ids, (size_t)x->n_tokens * sizeof(int32_t));
+        check_same_bits("repeated", x->logprob, y->logprob, x->n_tokens);
     }
     dr_mismatch_set_reset(&a);
     dr_mismatch_set_reset(&b);
@@ -107,23 +110,30 @@ static void test_notices(void **state) {
     check_ok(dr_mismatch_sample(lm, &s, &set));
     // one number of one token
     int32_t at = 0;
-    while (!set.sequences[2].sampled[at]) at++;
+    while (set.sequences[2].provenance[at] != DR_FROM_POLICY) at++;
     float right = set.sequences[2].logprob[at];
     set.sequences[2].logprob[at] = nextafterf(right, 0);
-    check_ok(dr_mismatch_train(lm, &s, &set, &m));
+    check_ok(dr_mismatch_train(lm, &s, &set, false, &m));
     assert_true(m.different == 1 && m.sequence == 2 && m.position == at && m.largest > 0);
+    check_ok(dr_mismatch_train(lm, &s, &set, true, &m)); // over the kept sets it is another number
+    assert_true(m.different == 0);
+    float right_kept = set.sequences[2].logprob_kept[at];
+    set.sequences[2].logprob_kept[at] = right_kept - 1e-6f;
+    check_ok(dr_mismatch_train(lm, &s, &set, true, &m));
+    assert_true(m.different == 1 && m.sequence == 2 && m.position == at && m.largest > 0);
+    set.sequences[2].logprob_kept[at] = right_kept;
     check_ok(dr_mismatch_replay(lm, &s, &set, 1, 5, &m));
     assert_true(m.different == 1 && m.sequence == 2 && m.position == at);
     check_ok(dr_mismatch_replay(lm, &s, &set, 3, 5, &m)); // sequence 2 is not among every third
     assert_true(m.different == 0 && m.tokens > 0 && m.tokens < set.n_sampled);
     set.sequences[2].logprob[at] = NAN;
-    check_ok(dr_mismatch_train(lm, &s, &set, &m));
+    check_ok(dr_mismatch_train(lm, &s, &set, false, &m));
     assert_true(m.different == 1 && isnan(m.largest));
     set.sequences[2].logprob[at] = right;
     // other weights
     dr_lm_params(lm)[dr_lm_n_params(lm) / 2] += 0.01f;
     check_ok(dr_lm_weights_changed(lm));
-    check_ok(dr_mismatch_train(lm, &s, &set, &m));
+    check_ok(dr_mismatch_train(lm, &s, &set, false, &m));
     assert_true(m.different > set.n_sampled / 2);
     dr_mismatch_set_reset(&set);
     dr_lm_destroy(lm);

@@ -35,8 +35,12 @@ static void row_linear(dr_backend *b, const row_case *c, int64_t t0, int64_t T, 
 static void row_head(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
     dr_weight *w = packed_weight(b, c->n_out, c->D, c->values);
     float *three = op_poison(3 * T);
-    check_ok(
-        b->ops->head_forward(b, w, c->x + t0 * c->D, c->ids + t0, T, 0.7f, three, three + T, three + 2 * T));
+    dr_kept *kept = op_array(T, sizeof *kept); // of every second row: the ids up to its target
+    int32_t *all = op_array(c->n_out, sizeof *all);
+    for (int32_t j = 0; j < c->n_out; j++) all[j] = j;
+    for (int64_t t = 0; t < T; t++) kept[t] = (dr_kept){all, (t0 + t) % 2 ? c->ids[t0 + t] + 1 : 0};
+    check_ok(b->ops->head_forward(b, w, c->x + t0 * c->D, c->ids + t0, kept, T, 0.7f, three, three + T,
+                                  three + 2 * T));
     for (int64_t t = 0; t < T; t++)
         for (int i = 0; i < 3; i++) out[3 * t + i] = three[i * T + t];
     b->ops->weight_destroy(b, w);
@@ -207,8 +211,8 @@ static void run_gradients(dr_backend *b, const row_case *c, const float *dy, flo
     float logprob[ROWS], entropy[ROWS], lse[ROWS];
     check_ok(b->ops->linear_backward_input(b, w, dy, ROWS, dx, false));
     check_ok(b->ops->linear_backward_weight(b, c->x, dy, ROWS, c->n_out, c->D, dw, dbias));
-    check_ok(b->ops->head_forward(b, w, c->x, c->ids, ROWS, 1.0f, logprob, entropy, lse));
-    check_ok(b->ops->head_backward(b, w, c->x, c->ids, ROWS, 1.0f, lse, dy, dh, dhead));
+    check_ok(b->ops->head_forward(b, w, c->x, c->ids, NULL, ROWS, 1.0f, logprob, entropy, lse));
+    check_ok(b->ops->head_backward(b, w, c->x, c->ids, NULL, ROWS, 1.0f, lse, dy, dh, dhead));
     b->ops->weight_destroy(b, w);
 }
 

@@ -117,6 +117,14 @@ static void test_kept_sets(void **state) {
         check_ok(dr_sampler_draw(sampler, logits, &settings, UINT32_MAX, &got));
         float got_mass = expf(got.logprob - got.logprob_kept), want_mass = (float)mass;
         check_close("kept mass", &got_mass, &want_mass, 1, 1e-4, 0);
+        int32_t listed = 0;
+        for (int32_t i = 0; i < V; i++) {
+            bool is_listed = listed < got.kept.n && got.kept.ids[listed] == i;
+            if (is_listed ? kept[i] <= 0 : kept[i] > 1e-30)
+                fail_msg("round %d: id %d in the kept set: %d", round, i, is_listed);
+            listed += is_listed;
+        }
+        assert_int_equal(listed, got.kept.n);
         if (got.id < last || kept[got.id] <= 0)
             fail_msg("round %d: last id %d, expected %d", round, got.id, last);
     }
@@ -131,6 +139,7 @@ static void test_ties_go_to_smaller_ids(void **state) {
     dr_sampling greedy = {0, 0};
     check_ok(dr_sampler_draw(sampler, logits, &greedy, 77, &got));
     assert_int_equal(got.id, 1);
+    assert_int_equal(got.kept.n, 0);
     float want = -logf(4 + 4 * expf(-2));
     check_close("greedy logprob", &got.logprob, &want, 1, 1e-6, 0);
     assert_true(got.logprob_kept == 0);
@@ -196,7 +205,7 @@ static void test_extremes(void **state) {
 static void test_refusals(void **state) {
     (void)state;
     dr_sampler *sampler = create(3);
-    dr_sampled got = {-5, 0, 0};
+    dr_sampled got = {.id = -5};
     dr_sampling settings = {1, 0.9f}, greedy = {0, 1};
     float nan_logits[3] = {0, NAN, 1}, empty[3] = {-INFINITY, -INFINITY, -INFINITY},
           infinite[3] = {0, 1, INFINITY}, fine[3] = {0, 1, 2};

@@ -34,14 +34,19 @@ static dr_trajectory sample_trajectory(void) {
     check_ok(dr_trajectory_add_turn(&t, 10, 12, "", embedding2, 3, items2, 1));
     check_ok(dr_trajectory_append(&t, list, 2, DR_FROM_TOOL, 1, NULL, NULL));
     check_ok(dr_trajectory_append(&t, answer, 2, DR_FROM_POLICY, 2, lp, NULL));
+    const int32_t few[] = {0, 8, 300}, one[] = {9};
+    const dr_sampled drawn[] = {
+        {8, -0.75f, -0.5f, {few, 3}}, {9, -0.125f, 0.0f, {one, 1}}, {7, -2.0f, -2.0f, {0}}};
+    for (int i = 0; i < 3; i++) check_ok(dr_trajectory_append_sampled(&t, &drawn[i], 2));
     return t;
 }
 
 static void test_append(void **state) {
     (void)state;
     dr_trajectory t = sample_trajectory();
-    assert_int_equal(t.n_tokens, 16);
-    assert_int_equal(dr_trajectory_sampled_count(&t), 8);
+    assert_int_equal(t.n_tokens, 19);
+    assert_int_equal(dr_trajectory_sampled_count(&t), 11);
+    assert_int_equal(dr_trajectory_prompt_count(&t), 3);
     assert_true(dr_trajectory_trains(&t));
     t.stop = DR_STOP_TOTAL_CAP;
     assert_false(dr_trajectory_trains(&t));
@@ -51,6 +56,13 @@ static void test_append(void **state) {
     assert_int_equal(t.turn_of[15], 2);
     assert_true(t.logprob[4] == -0.25f && t.logprob_kept[4] == -0.2f && t.logprob[8] == 0.0f);
     assert_true(t.logprob[14] == -0.5f && t.logprob_kept[14] == 0.0f);
+    assert_true(t.ids[16] == 8 && t.logprob[16] == -0.75f && t.logprob_kept[16] == -0.5f &&
+                t.turn_of[16] == 2);
+    assert_int_equal(t.provenance[18], DR_FROM_POLICY);
+    static const int32_t sizes[19] = {[16] = 3, [17] = 1};
+    for (int32_t i = 0; i < 19; i++) assert_int_equal(dr_trajectory_kept(&t, i).n, sizes[i]);
+    assert_int_equal(dr_trajectory_kept(&t, 16).ids[2], 300);
+    assert_int_equal(dr_trajectory_kept(&t, 17).ids[0], 9);
     assert_string_equal(t.turns[0].preference, "slow drama");
     assert_int_equal(t.turns[0].items[1], 8);
     dr_trajectory_reset(&t);
@@ -79,6 +91,11 @@ static void check_same(const dr_trajectory *a, const dr_trajectory *b) {
     assert_memory_equal(a->turn_of, b->turn_of, (size_t)a->n_tokens * 2);
     assert_memory_equal(a->logprob, b->logprob, (size_t)a->n_tokens * 4);
     assert_memory_equal(a->logprob_kept, b->logprob_kept, (size_t)a->n_tokens * 4);
+    for (int i = 0; i < a->n_tokens; i++) {
+        dr_kept x = dr_trajectory_kept(a, i), y = dr_trajectory_kept(b, i);
+        assert_int_equal(x.n, y.n);
+        assert_true(x.n == 0 || memcmp(x.ids, y.ids, (size_t)x.n * 4) == 0);
+    }
     assert_int_equal(a->n_turns, b->n_turns);
     for (int i = 0; i < a->n_turns; i++) {
         assert_int_equal(a->turns[i].query_begin, b->turns[i].query_begin);
@@ -109,7 +126,12 @@ static void test_round_trip(void **state) {
     // what was decoded can be worked with as any other
     const int32_t id = 5;
     check_ok(dr_trajectory_append(&back, &id, 1, DR_FROM_POLICY, 2, NULL, NULL));
-    assert_int_equal(back.ids[16], 5);
+    assert_int_equal(back.ids[19], 5);
+    assert_int_equal(dr_trajectory_kept(&back, 19).n, 0);
+    const int32_t two[] = {5, 6};
+    check_ok(dr_trajectory_append_sampled(&back, &(dr_sampled){.id = 6, .kept = {two, 2}}, 2));
+    assert_int_equal(dr_trajectory_kept(&back, 20).ids[1], 6);
+    assert_int_equal(dr_trajectory_kept(&back, 17).ids[0], 9);
     dr_trajectory_reset(&t);
     dr_trajectory_reset(&back);
     dr_trajectory_reset(&empty_back);

@@ -56,6 +56,12 @@ static inline int32_t dr_rows_of(const dr_sequences *sequences, int32_t s) { // 
     return s < 0 ? 0 : sequences->cu_seqlens[s + 1] - sequences->cu_seqlens[s];
 }
 
+// The ids that a token was drawn from, rising: top-p left these. n 0: the whole vocabulary. Host memory.
+typedef struct dr_kept {
+    const int32_t *ids;
+    int32_t n;
+} dr_kept;
+
 typedef struct dr_adamw_settings {
     float learning_rate, beta1, beta2, epsilon, weight_decay;
     int64_t t; // 1-based number of this update, for the bias correction
@@ -146,20 +152,25 @@ typedef struct dr_backend_ops {
                                   const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out);
 
-    // lse, entropy [T] of softmax(logits / temperature), logits [T, V]. head_forward goes through the same
-    // code, so logits[t][id] / temperature (as a product with 1/temperature) - lse[t] is its logprob, bit for
-    // bit: what the sampler records is what the learner computes. Row-exact.
+    // lse, entropy [T] of softmax(logits / temperature), logits [T, V]; kept_lse: lse [T] over each row's
+    // kept set, rows with an empty one left as they are. head_forward goes through the same code, so
+    // dr_logprob_of(logits[t][id], temperature, lse[t]) is its logprob, bit for bit: what is recorded while
+    // sampling is what the learner computes. Row-exact.
     void (*softmax_stats)(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
                           float *lse, float *entropy);
+    void (*kept_lse)(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
+                     const dr_kept *kept, float *lse);
     // Loss head without [T, V] logits in memory (vocabulary rows in blocks): for hidden h [T, D], head weight
-    // w [V, D], targets [T]: logprob[t] = log softmax(h w / temperature)[target], entropy[t] of that softmax,
-    // lse[t] (all [T]).
+    // w [V, D], targets [T]: logprob[t] = log softmax(h w / temperature)[target] over kept[t] (kept [T] or
+    // NULL: the whole vocabulary), lse[t] of the same set, entropy[t] of the whole softmax (all [T]).
     dr_status (*head_forward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
-                              int64_t T, float temperature, float *logprob, float *entropy, float *lse);
-    // Gradient of Σ_t dlogprob[t]·logprob[t]: dh [T, D] overwritten, dw [V, D] +=.
+                              const dr_kept *kept, int64_t T, float temperature, float *logprob,
+                              float *entropy, float *lse);
+    // Gradient of Σ_t dlogprob[t]·logprob[t]: dh [T, D] overwritten, dw [V, D] +=. A target is in its kept
+    // set.
     dr_status (*head_backward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
-                               int64_t T, float temperature, const float *lse, const float *dlogprob,
-                               float *dh, float *dw);
+                               const dr_kept *kept, int64_t T, float temperature, const float *lse,
+                               const float *dlogprob, float *dh, float *dw);
 
     // AdamW (Loshchilov & Hutter, arXiv 1711.05101) on n values; gradient is read, not cleared.
     void (*adamw)(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,
@@ -169,9 +180,10 @@ typedef struct dr_backend_ops {
 } dr_backend_ops;
 
 // log softmax(logits / temperature)[id] from logits[id]. One fused operation, so that no compiler flag
-// changes its bits.
+// changes its bits; what rounding lifts above 0 is 0.
 static inline float dr_logprob_of(float logit, float temperature, float lse) {
-    return fmaf(logit, 1.0f / temperature, -lse);
+    float logprob = fmaf(logit, 1.0f / temperature, -lse);
+    return logprob > 0.0f ? 0.0f : logprob;
 }
 
 struct dr_backend {

@@ -33,11 +33,35 @@ static DR_HOT void row_softmax(const float *z, int64_t V, float inv_temperature,
     *out_entropy = logf(total) - reduce(weighted) / total;
 }
 
+// log-sum-exp of z / temperature over the kept ids, in their order.
+static DR_HOT float row_kept_lse(const float *z, const dr_kept *kept, float inv_temperature) {
+    float top = -INFINITY;
+    double total = 0;
+    for (int32_t k = 0; k < kept->n; k++) top = z[kept->ids[k]] > top ? z[kept->ids[k]] : top;
+    for (int32_t k = 0; k < kept->n; k++) total += dr_expf((z[kept->ids[k]] - top) * inv_temperature);
+    return top * inv_temperature + logf((float)total);
+}
+
 // z → d(Σ dlogprob · logprob)/dz in place.
 static DR_HOT void row_gradient(float *z, int64_t V, float inv_temperature, float lse, int32_t target,
                                 float dlogprob) {
     float scale = dlogprob * inv_temperature;
     for (int64_t j = 0; j < V; j++) z[j] = -scale * dr_expf(z[j] * inv_temperature - lse);
+    z[target] += scale;
+}
+
+// The same where the softmax is over the kept ids: 0 at the others.
+static DR_HOT void row_kept_gradient(float *z, int64_t V, float inv_temperature, float lse,
+                                     const dr_kept *kept, int32_t target, float dlogprob) {
+    float scale = dlogprob * inv_temperature;
+    int64_t at = 0;
+    for (int32_t k = 0; k < kept->n; k++) {
+        int64_t id = kept->ids[k];
+        memset(z + at, 0, (size_t)(id - at) * sizeof(float));
+        z[id] = -scale * dr_expf(z[id] * inv_temperature - lse);
+        at = id + 1;
+    }
+    memset(z + at, 0, (size_t)(V - at) * sizeof(float));
     z[target] += scale;
 }
 
@@ -48,8 +72,17 @@ static void softmax_stats(dr_backend *b, const float *logits, int64_t T, int64_t
     for (int64_t t = 0; t < T; t++) row_softmax(logits + t * V, V, inv, &lse[t], &entropy[t]);
 }
 
+static void kept_lse(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
+                     const dr_kept *kept, float *lse) {
+    (void)b;
+    float inv = 1.0f / temperature;
+    for (int64_t t = 0; t < T; t++)
+        if (kept[t].n > 0) lse[t] = row_kept_lse(logits + t * V, &kept[t], inv);
+}
+
 static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
-                              int64_t T, float temperature, float *logprob, float *entropy, float *lse) {
+                              const dr_kept *kept, int64_t T, float temperature, float *logprob,
+                              float *entropy, float *lse) {
     int64_t V = w->n_out, D = w->n_in;
     dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
     DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
@@ -58,6 +91,7 @@ static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h,
         int64_t rows = T - t0 < HEAD_ROWS ? T - t0 : HEAD_ROWS;
         DR_TRY(b->ops->linear_forward(b, w, h + t0 * D, rows, NULL, logits));
         softmax_stats(b, logits, rows, V, temperature, lse + t0, entropy + t0);
+        if (kept) kept_lse(b, logits, rows, V, temperature, kept + t0, lse + t0);
         for (int64_t r = 0; r < rows; r++)
             logprob[t0 + r] = dr_logprob_of(logits[r * V + targets[t0 + r]], temperature, lse[t0 + r]);
     }
@@ -65,8 +99,8 @@ static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h,
 }
 
 static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
-                               int64_t T, float temperature, const float *lse, const float *dlogprob,
-                               float *dh, float *dw) {
+                               const dr_kept *kept, int64_t T, float temperature, const float *lse,
+                               const float *dlogprob, float *dh, float *dw) {
     int64_t V = w->n_out, D = w->n_in;
     dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
     DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
@@ -75,8 +109,13 @@ static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h
         int64_t rows = T - t0 < HEAD_ROWS ? T - t0 : HEAD_ROWS;
         DR_TRY(b->ops->linear_forward(b, w, h + t0 * D, rows, NULL, logits));
 #pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows > 1)
-        for (int64_t r = 0; r < rows; r++)
-            row_gradient(logits + r * V, V, inv, lse[t0 + r], targets[t0 + r], dlogprob[t0 + r]);
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t t = t0 + r;
+            if (kept && kept[t].n > 0)
+                row_kept_gradient(logits + r * V, V, inv, lse[t], &kept[t], targets[t], dlogprob[t]);
+            else
+                row_gradient(logits + r * V, V, inv, lse[t], targets[t], dlogprob[t]);
+        }
         DR_TRY(b->ops->linear_backward_input(b, w, logits, rows, dh + t0 * D, false));
         DR_TRY(b->ops->linear_backward_weight(b, h + t0 * D, logits, rows, V, D, dw, NULL));
     }
@@ -85,6 +124,7 @@ static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h
 
 void dr_cpu_fill_head(dr_backend_ops *ops) {
     ops->softmax_stats = softmax_stats;
+    ops->kept_lse = kept_lse;
     ops->head_forward = head_forward;
     ops->head_backward = head_backward;
 }

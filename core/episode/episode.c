@@ -99,8 +99,7 @@ dr_status dr_episode_token(dr_episode *e, const dr_episode_rules *rules, const d
     DR_ASSERT(e->state == DR_EPISODE_RUNNING);
     dr_trajectory *t = &e->trajectory;
     size_t known = e->turn_text.length, end = 0;
-    DR_TRY(dr_trajectory_append(t, &token->id, 1, DR_FROM_POLICY, e->turn, &token->logprob,
-                                &token->logprob_kept));
+    DR_TRY(dr_trajectory_append_sampled(t, token, e->turn));
     if (token->id == rules->eos[0] || token->id == rules->eos[1] || token->id == rules->eos[2]) {
         stop(e, DR_STOP_EOS);
         return DR_OK;

@@ -303,14 +303,6 @@ static float temperature_of(const rollout_live *live) {
     return live->sampling.temperature == 0 ? 1.0f : live->sampling.temperature;
 }
 
-// The log-probability as the learner's loss head will compute it, so that their ratio starts at exactly 1;
-// that of the kept set is as much larger as the sampler says.
-static void record_logprob(const dr_rollout *r, int32_t row, dr_sampled *token) {
-    float temperature = temperature_of(r->rows[row]), kept = token->logprob_kept - token->logprob;
-    token->logprob = dr_logprob_of(r->logits[(int64_t)row * r->vocab + token->id], temperature, r->lse[row]);
-    token->logprob_kept = r->rows[row]->sampling.temperature == 0 ? 0.0f : fminf(token->logprob + kept, 0.0f);
-}
-
 // Rows of one temperature in a run share a pass.
 static void row_stats(dr_rollout *r) {
     dr_backend *b = dr_lm_backend(r->parts.lm);
@@ -330,7 +322,8 @@ static dr_status sample_rows(dr_rollout *r) {
         dr_sampled token;
         DR_TRY(dr_sampler_draw(r->sampler, r->logits + (int64_t)i * r->vocab, &live->sampling, dr_draw(&key),
                                &token));
-        record_logprob(r, i, &token);
+        dr_sampled_restate(dr_lm_backend(r->parts.lm), r->logits + (int64_t)i * r->vocab, r->vocab,
+                           &live->sampling, r->lse[i], &token);
         DR_TRY(dr_episode_token(&live->episode, &r->rules, &token));
         r->stats.sampled_tokens++;
     }

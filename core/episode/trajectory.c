@@ -8,7 +8,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "the wire form is the memory form of a little-endian machine");
 _Static_assert(sizeof(float) == 4 && sizeof(int32_t) == 4, "4-byte floats and ints");
 
-enum { WIRE_MAGIC = 0x4a545244 /* "DRTJ" */, WIRE_VERSION = 1 };
+enum { WIRE_MAGIC = 0x4a545244 /* "DRTJ" */, WIRE_VERSION = 2 };
 enum { MAX_TOKENS = 1 << 24, MAX_TURNS = 1 << 16, MAX_TEXT_DIM = 1 << 20, MAX_ITEMS = 1 << 20 };
 
 static void reset_turns(dr_trajectory *t) {
@@ -28,6 +28,8 @@ void dr_trajectory_reset(dr_trajectory *t) {
     dr_free(t->turn_of);
     dr_free(t->logprob);
     dr_free(t->logprob_kept);
+    dr_free(t->kept_end);
+    dr_free(t->kept_ids);
     memset(t, 0, sizeof *t);
 }
 
@@ -42,8 +44,13 @@ dr_status dr_trajectory_reserve(dr_trajectory *t, int32_t n) {
     DR_TRY(dr_grow(&t->logprob, "trajectory log-probabilities", t->capacity, n, sizeof *t->logprob));
     DR_TRY(dr_grow(&t->logprob_kept, "trajectory kept log-probabilities", t->capacity, n,
                    sizeof *t->logprob_kept));
+    DR_TRY(dr_grow(&t->kept_end, "trajectory kept sets", t->capacity, n, sizeof *t->kept_end));
     t->capacity = n;
     return DR_OK;
+}
+
+static int64_t kept_count(const dr_trajectory *t) {
+    return t->n_tokens > 0 ? t->kept_end[t->n_tokens - 1] : 0;
 }
 
 dr_status dr_trajectory_append(dr_trajectory *t, const int32_t *ids, int32_t n, dr_provenance from,
@@ -56,8 +63,10 @@ dr_status dr_trajectory_append(dr_trajectory *t, const int32_t *ids, int32_t n, 
         if (doubled < 64) doubled = 64;
         DR_TRY(dr_trajectory_reserve(t, need > doubled ? need : doubled));
     }
+    int64_t kept_end = kept_count(t);
     for (int32_t i = 0; i < n; i++) {
         int32_t at = t->n_tokens + i;
+        t->kept_end[at] = kept_end;
         t->ids[at] = ids[i];
         t->provenance[at] = (uint8_t)from;
         t->turn_of[at] = turn;
@@ -66,6 +75,26 @@ dr_status dr_trajectory_append(dr_trajectory *t, const int32_t *ids, int32_t n, 
     }
     t->n_tokens = need;
     return DR_OK;
+}
+
+dr_status dr_trajectory_append_sampled(dr_trajectory *t, const dr_sampled *token, uint16_t turn) {
+    int64_t before = kept_count(t), need = before + token->kept.n;
+    if (need > t->kept_capacity) {
+        int64_t doubled = need > 2 * t->kept_capacity ? need : 2 * t->kept_capacity;
+        DR_TRY(dr_grow(&t->kept_ids, "trajectory kept sets", t->kept_capacity, doubled, sizeof *t->kept_ids));
+        t->kept_capacity = doubled;
+    }
+    DR_TRY(
+        dr_trajectory_append(t, &token->id, 1, DR_FROM_POLICY, turn, &token->logprob, &token->logprob_kept));
+    if (token->kept.n > 0)
+        memcpy(t->kept_ids + before, token->kept.ids, (size_t)token->kept.n * sizeof(int32_t));
+    t->kept_end[t->n_tokens - 1] = need;
+    return DR_OK;
+}
+
+dr_kept dr_trajectory_kept(const dr_trajectory *t, int32_t i) {
+    int64_t begin = i > 0 ? t->kept_end[i - 1] : 0;
+    return (dr_kept){t->kept_ids + begin, (int32_t)(t->kept_end[i] - begin)};
 }
 
 dr_status dr_trajectory_add_turn(dr_trajectory *t, int32_t query_begin, int32_t query_end,
@@ -149,6 +178,8 @@ static dr_status put_all(dr_buf *out, const dr_trajectory *t) {
     DR_TRY(dr_buf_append(out, t->turn_of, n * sizeof *t->turn_of));
     DR_TRY(dr_buf_append(out, t->logprob, n * sizeof *t->logprob));
     DR_TRY(dr_buf_append(out, t->logprob_kept, n * sizeof *t->logprob_kept));
+    DR_TRY(dr_buf_append(out, t->kept_end, n * sizeof *t->kept_end));
+    DR_TRY(dr_buf_append(out, t->kept_ids, (size_t)kept_count(t) * sizeof *t->kept_ids));
     for (int32_t i = 0; i < t->n_turns; i++) DR_TRY(put_turn(out, &t->turns[i], t->text_dim));
     return DR_OK;
 }
@@ -217,6 +248,26 @@ static dr_status take_turn(reader *r, int32_t n_tokens, int32_t text_dim, dr_tur
     return DR_OK;
 }
 
+// Ends that do not fall, and ids within their sets that rise.
+static dr_status take_kept(reader *r, int32_t n_tokens, dr_trajectory *t) {
+    DR_TRY(take_array(r, &t->kept_end, n_tokens, sizeof *t->kept_end, "ends of kept sets"));
+    int64_t end = 0;
+    for (int32_t i = 0; i < n_tokens; end = t->kept_end[i++])
+        DR_CHECK(t->kept_end[i] >= end && t->kept_end[i] <= INT32_MAX, DR_ERR_FORMAT,
+                 "trajectory bytes: the kept set of token %d ends at %lld, it begins at %lld", i,
+                 (long long)t->kept_end[i], (long long)end);
+    DR_TRY(take_array(r, &t->kept_ids, (int32_t)end, sizeof *t->kept_ids, "ids of kept sets"));
+    t->kept_capacity = end;
+    for (int32_t i = 0; i < n_tokens; i++) {
+        dr_kept kept = dr_trajectory_kept(t, i);
+        for (int32_t k = 0; k < kept.n; k++)
+            DR_CHECK(kept.ids[k] > (k > 0 ? kept.ids[k - 1] : -1), DR_ERR_FORMAT,
+                     "trajectory bytes: id %d of the kept set of token %d is %d, ids rise from 0", k, i,
+                     kept.ids[k]);
+    }
+    return DR_OK;
+}
+
 static dr_status take_tokens(reader *r, int32_t n_tokens, int32_t n_turns, dr_trajectory *t) {
     t->n_tokens = t->capacity = n_tokens;
     DR_TRY(take_array(r, &t->ids, n_tokens, sizeof *t->ids, "token ids"));
@@ -224,6 +275,7 @@ static dr_status take_tokens(reader *r, int32_t n_tokens, int32_t n_turns, dr_tr
     DR_TRY(take_array(r, &t->turn_of, n_tokens, sizeof *t->turn_of, "turns of tokens"));
     DR_TRY(take_array(r, &t->logprob, n_tokens, sizeof *t->logprob, "log-probabilities"));
     DR_TRY(take_array(r, &t->logprob_kept, n_tokens, sizeof *t->logprob_kept, "kept log-probabilities"));
+    DR_TRY(take_kept(r, n_tokens, t));
     for (int32_t i = 0; i < n_tokens; i++) {
         DR_CHECK(t->ids[i] >= 0, DR_ERR_FORMAT, "trajectory bytes: token %d has the id %d", i, t->ids[i]);
         DR_CHECK(t->provenance[i] <= DR_FROM_TOOL, DR_ERR_FORMAT,

@@ -8,6 +8,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/status.h"
+#include "core/model/sampler.h"
 #include "core/text/tokenizer.h"
 
 #ifdef __cplusplus
@@ -63,6 +64,10 @@ typedef struct dr_trajectory {
     uint16_t *turn_of;   // [n_tokens] turn number, 0-based
     float *logprob; // [n_tokens] at the sampling temperature over the full vocabulary; 0 where not sampled
     float *logprob_kept; // [n_tokens] over the kept set of top-p; 0 where not sampled
+    int64_t *
+        kept_end; // [n_tokens] ends of the tokens' kept sets in kept_ids; 4 bytes for each id that top-p left
+    int32_t *kept_ids;
+    int64_t kept_capacity;
 
     int32_t n_turns; // retrievals done
     dr_turn *turns;
@@ -82,6 +87,10 @@ dr_status dr_trajectory_reserve(dr_trajectory *t, int32_t n);
 // Appends n tokens of one provenance; logprobs may be NULL (zeros).
 dr_status dr_trajectory_append(dr_trajectory *t, const int32_t *ids, int32_t n, dr_provenance from,
                                uint16_t turn, const float *logprob, const float *logprob_kept);
+// Appends one token that the policy sampled, with its log-probabilities and kept set.
+dr_status dr_trajectory_append_sampled(dr_trajectory *t, const dr_sampled *token, uint16_t turn);
+// The set that token i was drawn from; n 0: the whole vocabulary, or not sampled.
+dr_kept dr_trajectory_kept(const dr_trajectory *t, int32_t i);
 // Appends a retrieval; text and arrays are copied.
 dr_status dr_trajectory_add_turn(dr_trajectory *t, int32_t query_begin, int32_t query_end,
                                  const char *preference, const float *embedding, int32_t text_dim,

@@ -73,8 +73,10 @@ static float row_weight(const dr_trajectory *t, int32_t i, float context_weight)
 
 // Adds one trajectory to the micro-batch: its tokens but the last as input, a loss row for each token that
 // the policy sampled, and for the others where they have a weight. False: it does not fit any more.
-static bool batch_add(dr_learner *l, const dr_trajectory *t, int32_t item, float context_weight) {
+static bool batch_add(dr_learner *l, const dr_trajectory *t, int32_t item, const dr_loss_settings *settings) {
     dr_micro_batch *m = &l->batch;
+    bool is_policy = settings->kind == DR_LOSS_POLICY;
+    float context_weight = is_policy ? 0.0f : settings->context_weight;
     int64_t budget = m->pack.n_seqs == 0 ? m->max_tokens : l->pack_tokens, n_rows = 0;
     // a prompt that is trained on itself is not shared: its rows belong to one trajectory each
     int32_t n_prompt = context_weight == 0.0f ? dr_trajectory_prompt_count(t) : 0;
@@ -84,10 +86,12 @@ static bool batch_add(dr_learner *l, const dr_trajectory *t, int32_t item, float
     for (int32_t i = 1; i < t->n_tokens; i++) {
         float weight = row_weight(t, i, context_weight);
         if (weight == 0.0f) continue;
-        int64_t r = dr_micro_batch_row(m, i);
+        // the distribution that it was drawn from; supervised: the whole softmax
+        dr_kept kept = is_policy ? dr_trajectory_kept(t, i) : (dr_kept){NULL, 0};
+        int64_t r = dr_micro_batch_row(m, i, kept);
         l->row_weight[r] = weight;
         l->item_of[r] = item;
-        l->stored[r] = t->logprob[i];
+        l->stored[r] = kept.n > 0 ? t->logprob_kept[i] : t->logprob[i];
     }
     return true;
 }
@@ -148,15 +152,14 @@ static dr_status pack_run(dr_learner *l, const dr_pack *pack, const dr_learn_ite
 
 dr_status dr_learner_accumulate(dr_learner *l, const dr_learn_item *items, int32_t n,
                                 const dr_loss_settings *settings, float *gradient, dr_learn_stats *stats) {
-    float context_weight = settings->kind == DR_LOSS_SUPERVISED ? settings->context_weight : 0.0f;
     dr_micro_batch_clear(&l->batch);
     for (int32_t i = 0; i < n; i++) {
         const dr_trajectory *t = items[i].trajectory;
         if (items[i].token_weight == 0.0f || t->n_tokens < 2) continue;
-        if (batch_add(l, t, i, context_weight)) continue;
+        if (batch_add(l, t, i, settings)) continue;
         if (l->batch.pack.n_seqs > 0) DR_TRY(pack_run(l, &l->batch.pack, items, settings, gradient, stats));
         dr_micro_batch_clear(&l->batch);
-        DR_CHECK(batch_add(l, t, i, context_weight), DR_ERR_RANGE,
+        DR_CHECK(batch_add(l, t, i, settings), DR_ERR_RANGE,
                  "learner: a trajectory of %d tokens, at most %lld were planned", t->n_tokens,
                  (long long)l->batch.max_tokens);
     }

@@ -16,7 +16,8 @@ typedef enum dr_kl_kind { DR_KL_OFF, DR_KL_K1, DR_KL_K3 } dr_kl_kind;
 
 typedef struct dr_loss_settings {
     dr_loss_kind kind;
-    float temperature;         // of the sampling distribution whose log-probabilities are stored
+    float temperature; // of the sampling distribution whose log-probabilities are stored; the ratio and the
+                       // KL penalty are over the set that top-p left when the token was drawn
     float clip_low, clip_high; // ratio kept within [1 - low, 1 + high] (Schulman et al., arXiv 1707.06347;
                                // DAPO's upper bound)
     dr_kl_kind kl;             // against the reference model

@@ -19,6 +19,7 @@ dr_status dr_micro_batch_create(int64_t max_tokens, dr_micro_batch *out) {
     dr_status status = DR_OK;
     for (size_t i = 0; i < sizeof parts / sizeof *parts && status == DR_OK; i++)
         status = dr_alloc(parts[i].array, "micro-batch", parts[i].count, sizeof(int32_t));
+    if (status == DR_OK) status = dr_alloc(&m.kept, "micro-batch", max_tokens, sizeof *m.kept);
     if (status != DR_OK) {
         dr_micro_batch_reset(&m);
         return status;
@@ -31,6 +32,7 @@ dr_status dr_micro_batch_create(int64_t max_tokens, dr_micro_batch *out) {
 void dr_micro_batch_reset(dr_micro_batch *m) {
     int32_t *owned[] = {m->ids, m->cu_seqlens, m->prefix, m->rows, m->targets};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
+    dr_free(m->kept);
     *m = (dr_micro_batch){0};
 }
 
@@ -40,7 +42,8 @@ void dr_micro_batch_clear(dr_micro_batch *m) {
                         .cu_seqlens = m->cu_seqlens,
                         .rows = m->rows,
                         .targets = m->targets,
-                        .prefix = m->prefix};
+                        .prefix = m->prefix,
+                        .kept = m->kept};
     m->prompt = -1;
     m->n_prompt = 0;
 }
@@ -75,10 +78,11 @@ void dr_micro_batch_add(dr_micro_batch *m, const int32_t *ids, int64_t n, int64_
     append(m, ids + n_prompt, n - 1 - n_prompt, m->prompt);
 }
 
-int64_t dr_micro_batch_row(dr_micro_batch *m, int64_t i) {
+int64_t dr_micro_batch_row(dr_micro_batch *m, int64_t i, dr_kept kept) {
     int64_t r = m->pack.n_rows++;
     bool in_prompt = i - 1 < m->n_prompt;
     m->rows[r] = (int32_t)(in_prompt ? m->cu_seqlens[m->prompt] + i - 1 : m->begin + i - 1 - m->n_prompt);
     m->targets[r] = m->sequence[i];
+    m->kept[r] = kept;
     return r;
 }

@@ -16,6 +16,7 @@ typedef struct dr_micro_batch {
     dr_pack pack;                                        // what to run; points into the arrays below
     int64_t max_tokens;                                  // tokens at most, and loss rows at most
     int32_t *ids, *cu_seqlens, *prefix, *rows, *targets; // owned
+    dr_kept *kept; // [max_tokens], owned; the sets themselves are borrowed
     // of the sequence added last
     const int32_t *sequence; // its ids, borrowed until the next one is added
     int32_t prompt; // number of the packed sequence that holds its prompt, -1: it has none of its own
@@ -33,9 +34,9 @@ bool dr_micro_batch_fits(const dr_micro_batch *m, const int32_t *ids, int64_t n,
                          int64_t n_rows, int64_t budget);
 // Adds it; it must fit in max_tokens, n >= 2 and n_prompt < n. n_prompt 0: nothing is shared.
 void dr_micro_batch_add(dr_micro_batch *m, const int32_t *ids, int64_t n, int64_t n_prompt);
-// Adds the loss row that predicts token i (1 … n-1) of the sequence added last; returns its number in the
-// pack.
-int64_t dr_micro_batch_row(dr_micro_batch *m, int64_t i);
+// Adds the loss row that predicts token i (1 … n-1) of the sequence added last, drawn from `kept` (borrowed
+// until the pack has run; n 0: from the whole vocabulary); returns its number in the pack.
+int64_t dr_micro_batch_row(dr_micro_batch *m, int64_t i, dr_kept kept);
 
 #ifdef __cplusplus
 }

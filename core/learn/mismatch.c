@@ -9,7 +9,13 @@
 #include "core/base/rng.h"
 #include "core/learn/micro_batch.h"
 
-enum { STREAM_SAMPLE = 0x6d697301, STREAM_TRAIN, STREAM_REPLAY, MAX_TURNS = 1 << 12 };
+enum {
+    STREAM_SAMPLE = 0x6d697301,
+    STREAM_TRAIN,
+    STREAM_REPLAY,
+    MAX_TURNS = 1 << 12,
+    MOST_KEPT_IDS = 1 << 25
+};
 
 dr_mismatch_settings dr_mismatch_defaults(int32_t max_positions) {
     int32_t most = max_positions < 512 ? max_positions : 512;
@@ -26,11 +32,7 @@ dr_mismatch_settings dr_mismatch_defaults(int32_t max_positions) {
 }
 
 void dr_mismatch_set_reset(dr_mismatch_set *set) {
-    for (int32_t i = 0; i < set->n; i++) {
-        dr_free(set->sequences[i].ids);
-        dr_free(set->sequences[i].logprob);
-        dr_free(set->sequences[i].sampled);
-    }
+    for (int32_t i = 0; i < set->n; i++) dr_trajectory_reset(&set->sequences[i]);
     dr_free(set->sequences);
     *set = (dr_mismatch_set){0};
 }
@@ -62,6 +64,7 @@ typedef struct sampling_run {
     live_sequence *live; // [settings->live]
     int32_t n_live;
     int32_t *prompt; // [longest_prompt], of the group whose samples start now
+    int32_t *tool;   // [longest_tool]
     int32_t prompt_n, prompt_seq, prompt_cached, n_started;
     uint32_t n_prompts;
     dr_lm_chunk *chunks; // [settings->live + 1]
@@ -92,15 +95,10 @@ static dr_status new_sequence(sampling_run *r, int32_t *out_index) {
         DR_TRY(dr_grow(&set->sequences, "sequences", set->capacity, capacity, sizeof *set->sequences));
         set->capacity = capacity;
     }
-    dr_mismatch_sequence *s = &set->sequences[set->n];
-    *s = (dr_mismatch_sequence){.n = r->prompt_n, .capacity = longest_sequence(r->settings)};
-    dr_status status = dr_alloc(&s->ids, "ids of a sequence", s->capacity, sizeof *s->ids);
-    if (status == DR_OK) status = dr_alloc(&s->logprob, "log-probabilities", s->capacity, sizeof *s->logprob);
-    if (status == DR_OK) status = dr_alloc(&s->sampled, "provenance", s->capacity, sizeof *s->sampled);
-    *out_index = set->n++; // also when memory was short: reset frees what is there
-    DR_TRY(status);
-    memcpy(s->ids, r->prompt, (size_t)r->prompt_n * sizeof *s->ids);
-    return DR_OK;
+    *out_index = set->n;
+    dr_trajectory *t = &set->sequences[set->n++];
+    *t = (dr_trajectory){.seed = r->settings->seed, .prompt = r->n_prompts, .sample = (uint32_t)r->n_started};
+    return dr_trajectory_append(t, r->prompt, r->prompt_n, DR_FROM_PROMPT, 0, NULL, NULL);
 }
 
 // Samples of a prompt that is in the cache up to its last token.
@@ -133,9 +131,9 @@ static int32_t collect(sampling_run *r, int32_t *out_rows) {
     }
     for (int32_t i = 0; i < r->n_live; i++) {
         live_sequence *l = &r->live[i];
-        const dr_mismatch_sequence *s = &r->set->sequences[l->index];
-        int32_t piece = up_to(&r->rng, s->n - l->cached);
-        bool whole = l->cached + piece == s->n;
+        const dr_trajectory *s = &r->set->sequences[l->index];
+        int32_t piece = up_to(&r->rng, s->n_tokens - l->cached);
+        bool whole = l->cached + piece == s->n_tokens;
         r->chunks[n++] = (dr_lm_chunk){l->kv_seq, piece, s->ids + l->cached, whole};
         l->cached += piece;
         if (whole) r->row_of[rows++] = i;
@@ -147,24 +145,28 @@ static int32_t collect(sampling_run *r, int32_t *out_rows) {
 static dr_status sample_row(sampling_run *r, int32_t row) {
     const dr_mismatch_settings *settings = r->settings;
     live_sequence *l = &r->live[r->row_of[row]];
-    dr_mismatch_sequence *s = &r->set->sequences[l->index];
-    const float *logits = r->logits + (int64_t)row * dr_lm_config_of(r->lm)->vocab;
+    dr_mismatch_set *set = r->set;
+    dr_trajectory *s = &set->sequences[l->index];
+    int32_t vocab = dr_lm_config_of(r->lm)->vocab;
+    const float *logits = r->logits + (int64_t)row * vocab;
     dr_draw_key key = {.seed = settings->seed,
                        .prompt = l->prompt,
                        .sample = l->sample,
                        .turn = l->turn,
-                       .position = (uint32_t)s->n};
+                       .position = (uint32_t)s->n_tokens};
     dr_sampled token;
     DR_TRY(dr_sampler_draw(r->sampler, logits, &settings->sampling, dr_draw(&key), &token));
-    s->ids[s->n] = token.id;
-    s->logprob[s->n] = dr_logprob_of(logits[token.id], temperature_of(settings), r->lse[row]);
-    s->sampled[s->n++] = 1;
-    r->set->n_sampled++;
+    dr_sampled_restate(dr_lm_backend(r->lm), logits, vocab, &settings->sampling, r->lse[row], &token);
+    if (set->n_kept_ids + token.kept.n > MOST_KEPT_IDS) token.kept.n = 0;
+    set->n_kept += token.kept.n > 0;
+    set->n_kept_ids += token.kept.n;
+    DR_TRY(dr_trajectory_append_sampled(s, &token, (uint16_t)l->turn));
+    set->n_sampled++;
     if (--l->left_in_turn > 0) return DR_OK;
     if (++l->turn < (uint32_t)settings->turns) { // a tool result, then the next turn
         int32_t n_tool = up_to(&r->rng, settings->longest_tool);
-        random_ids(r, s->ids + s->n, n_tool);
-        s->n += n_tool;
+        random_ids(r, r->tool, n_tool);
+        DR_TRY(dr_trajectory_append(s, r->tool, n_tool, DR_FROM_TOOL, (uint16_t)l->turn, NULL, NULL));
         l->left_in_turn = up_to(&r->rng, settings->longest_turn);
     }
     return DR_OK;
@@ -178,7 +180,7 @@ static void sweep(sampling_run *r) {
             continue;
         }
         dr_kv_close(r->kv, r->live[i].kv_seq);
-        r->set->n_tokens += r->set->sequences[r->live[i].index].n;
+        r->set->n_tokens += r->set->sequences[r->live[i].index].n_tokens;
     }
     r->n_live = kept;
 }
@@ -221,6 +223,7 @@ static dr_status allocate(sampling_run *r) {
     DR_TRY(dr_sampler_create((int32_t)vocab, &r->sampler));
     DR_TRY(dr_alloc(&r->live, "live sequences", live, sizeof *r->live));
     DR_TRY(dr_alloc(&r->prompt, "prompt", s->longest_prompt, sizeof *r->prompt));
+    DR_TRY(dr_alloc(&r->tool, "tool result", s->longest_tool, sizeof *r->tool));
     DR_TRY(dr_alloc(&r->chunks, "chunks", live + 1, sizeof *r->chunks));
     DR_TRY(dr_alloc(&r->row_of, "rows", live, sizeof *r->row_of));
     DR_TRY(dr_alloc(&r->lse, "softmax statistics", live, sizeof *r->lse));
@@ -243,7 +246,7 @@ dr_status dr_mismatch_sample(dr_lm *lm, const dr_mismatch_settings *settings, dr
     set.seconds = dr_clock_seconds() - begun;
     dr_kv_destroy(r.kv);
     dr_sampler_destroy(r.sampler);
-    void *owned[] = {r.live, r.prompt, r.chunks, r.row_of, r.logits, r.lse, r.entropy};
+    void *owned[] = {r.live, r.prompt, r.tool, r.chunks, r.row_of, r.logits, r.lse, r.entropy};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
     if (status != DR_OK) {
         dr_mismatch_set_reset(&set);
@@ -269,6 +272,7 @@ static void compare(dr_mismatch *out, int32_t sequence, int32_t position, float 
 typedef struct training_pass {
     dr_micro_batch batch;
     dr_lm_workspace *workspace;
+    bool over_kept;
     int32_t *sequence_of, *position_of; // of the loss rows
     float *logprob, *entropy;
 } training_pass;
@@ -289,20 +293,20 @@ static dr_status pass_allocate(training_pass *p, dr_lm *lm, int64_t tokens) {
     return dr_alloc(&p->entropy, "training pass", tokens, sizeof *p->entropy);
 }
 
-static int32_t prompt_count(const dr_mismatch_sequence *s) {
-    int32_t n = 0;
-    while (n < s->n && !s->sampled[n]) n++;
-    return n;
+static bool is_compared(const dr_trajectory *t, int32_t i, bool over_kept) {
+    return t->provenance[i] == DR_FROM_POLICY && (!over_kept || dr_trajectory_kept(t, i).n > 0);
 }
 
-static bool pass_add(training_pass *p, const dr_mismatch_sequence *s, int32_t index) {
-    int64_t n_rows = 0, n_prompt = prompt_count(s);
-    for (int32_t i = 0; i < s->n; i++) n_rows += s->sampled[i];
-    if (!dr_micro_batch_fits(&p->batch, s->ids, s->n, n_prompt, n_rows, p->batch.max_tokens)) return false;
-    dr_micro_batch_add(&p->batch, s->ids, s->n, n_prompt);
-    for (int32_t i = 1; i < s->n; i++) {
-        if (!s->sampled[i]) continue;
-        int64_t r = dr_micro_batch_row(&p->batch, i);
+static bool pass_add(training_pass *p, const dr_trajectory *t, int32_t index) {
+    int64_t n_rows = 0, n_prompt = dr_trajectory_prompt_count(t);
+    for (int32_t i = 1; i < t->n_tokens; i++) n_rows += is_compared(t, i, p->over_kept);
+    if (!dr_micro_batch_fits(&p->batch, t->ids, t->n_tokens, n_prompt, n_rows, p->batch.max_tokens))
+        return false;
+    dr_micro_batch_add(&p->batch, t->ids, t->n_tokens, n_prompt);
+    for (int32_t i = 1; i < t->n_tokens; i++) {
+        if (!is_compared(t, i, p->over_kept)) continue;
+        dr_kept kept = p->over_kept ? dr_trajectory_kept(t, i) : (dr_kept){NULL, 0};
+        int64_t r = dr_micro_batch_row(&p->batch, i, kept);
         p->sequence_of[r] = index;
         p->position_of[r] = i;
     }
@@ -311,11 +315,12 @@ static bool pass_add(training_pass *p, const dr_mismatch_sequence *s, int32_t in
 
 static dr_status pass_run(training_pass *p, dr_lm *lm, float temperature, const dr_mismatch_set *set,
                           dr_mismatch *out) {
-    if (p->batch.pack.n_rows == 0) return DR_OK;
-    DR_TRY(dr_lm_forward(lm, p->workspace, &p->batch.pack, temperature, p->logprob, p->entropy));
+    if (p->batch.pack.n_rows > 0)
+        DR_TRY(dr_lm_forward(lm, p->workspace, &p->batch.pack, temperature, p->logprob, p->entropy));
     for (int64_t r = 0; r < p->batch.pack.n_rows; r++) {
-        const dr_mismatch_sequence *s = &set->sequences[p->sequence_of[r]];
-        compare(out, p->sequence_of[r], p->position_of[r], p->logprob[r], s->logprob[p->position_of[r]]);
+        const dr_trajectory *t = &set->sequences[p->sequence_of[r]];
+        float recorded = (p->over_kept ? t->logprob_kept : t->logprob)[p->position_of[r]];
+        compare(out, p->sequence_of[r], p->position_of[r], p->logprob[r], recorded);
     }
     dr_micro_batch_clear(&p->batch);
     return DR_OK;
@@ -350,10 +355,10 @@ static dr_status training_order(const dr_mismatch_settings *settings, const dr_m
 }
 
 dr_status dr_mismatch_train(dr_lm *lm, const dr_mismatch_settings *settings, const dr_mismatch_set *set,
-                            dr_mismatch *out) {
+                            bool over_kept, dr_mismatch *out) {
     int64_t budget = settings->pack_tokens, longest = longest_sequence(settings);
     if (budget < longest) budget = longest;
-    training_pass p = {0};
+    training_pass p = {.over_kept = over_kept};
     int32_t *order = NULL;
     *out = (dr_mismatch){.sequence = -1, .position = -1};
     dr_status status = pass_allocate(&p, lm, budget);
@@ -364,7 +369,7 @@ dr_status dr_mismatch_train(dr_lm *lm, const dr_mismatch_settings *settings, con
         status = pass_run(&p, lm, temperature_of(settings), set, out);
         if (status == DR_OK && !pass_add(&p, &set->sequences[order[i]], order[i]))
             status = DR_FAIL(DR_ERR_RANGE, "verify: sequence %d of %d tokens does not fit", order[i],
-                             set->sequences[order[i]].n);
+                             set->sequences[order[i]].n_tokens);
     }
     if (status == DR_OK) status = pass_run(&p, lm, temperature_of(settings), set, out);
     out->seconds = dr_clock_seconds() - begun;
@@ -375,23 +380,23 @@ dr_status dr_mismatch_train(dr_lm *lm, const dr_mismatch_settings *settings, con
 
 // One sequence in an empty cache.
 static dr_status replay_one(dr_lm *lm, const dr_mismatch_settings *settings, dr_kv_cache *kv, dr_rng *rng,
-                            int32_t longest_piece, const dr_mismatch_sequence *s, int32_t index,
-                            float *logits, dr_mismatch *out) {
+                            int32_t longest_piece, const dr_trajectory *s, int32_t index, float *logits,
+                            dr_mismatch *out) {
     dr_backend *b = dr_lm_backend(lm);
     int64_t vocab = dr_lm_config_of(lm)->vocab;
     float *lse = logits + longest_piece * vocab, *entropy = lse + longest_piece;
     int32_t seq = -1;
     DR_TRY(dr_kv_open(kv, &seq));
     dr_status status = DR_OK;
-    for (int32_t at = 0, piece; at < s->n - 1 && status == DR_OK; at += piece) {
+    for (int32_t at = 0, piece; at < s->n_tokens - 1 && status == DR_OK; at += piece) {
         piece = up_to(rng, longest_piece);
-        if (piece > s->n - 1 - at) piece = s->n - 1 - at;
+        if (piece > s->n_tokens - 1 - at) piece = s->n_tokens - 1 - at;
         status = dr_lm_decode_rows(lm, kv, seq, s->ids + at, piece, logits);
         if (status != DR_OK) break;
         b->ops->softmax_stats(b, logits, piece, vocab, temperature_of(settings), lse, entropy);
         for (int32_t i = 0; i < piece; i++) {
             int32_t p = at + i + 1;
-            if (!s->sampled[p]) continue;
+            if (s->provenance[p] != DR_FROM_POLICY) continue;
             float now = dr_logprob_of(logits[i * vocab + s->ids[p]], temperature_of(settings), lse[i]);
             compare(out, index, p, now, s->logprob[p]);
         }

@@ -8,8 +8,8 @@
 
 #include <stdint.h>
 
+#include "core/episode/trajectory.h"
 #include "core/model/lm.h"
-#include "core/model/sampler.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,18 +28,12 @@ typedef struct dr_mismatch_settings {
 // For a context of max_positions: 10^5 tokens, 24 live, 3 samples, up to 3 turns, temperature 1, top-p 0.95.
 dr_mismatch_settings dr_mismatch_defaults(int32_t max_positions);
 
-// One sequence; all arrays [n].
-typedef struct dr_mismatch_sequence {
-    int32_t n, capacity;
-    int32_t *ids;
-    float *logprob;   // where sampled: under softmax(logits / temperature)
-    uint8_t *sampled; // 1: by the policy, 0: context
-} dr_mismatch_sequence;
-
 typedef struct dr_mismatch_set {
-    dr_mismatch_sequence *sequences; // [n], owned
+    dr_trajectory *sequences; // [n], owned; of a prompt's samples, one behind another
     int32_t n, capacity;
     int64_t n_sampled, n_tokens;
+    int64_t n_kept,
+        n_kept_ids; // sampled tokens whose kept set was recorded (up to 2^25 ids in all), ids in them
     double seconds; // of sampling
 } dr_mismatch_set;
 void dr_mismatch_set_reset(dr_mismatch_set *set);
@@ -55,9 +49,11 @@ typedef struct dr_mismatch {
 
 // Settings that do not fit the model's max_position_embeddings: DR_ERR_ARGUMENT. *out_set is empty on errors.
 dr_status dr_mismatch_sample(dr_lm *lm, const dr_mismatch_settings *settings, dr_mismatch_set *out_set);
-// Against the training pass, sequences packed in a shuffled order.
+// Against the training pass, sequences packed in a shuffled order, some with their prompt shared. over_kept:
+// of the tokens whose kept set was recorded, the log-probabilities over that set; else those of the whole
+// softmax.
 dr_status dr_mismatch_train(dr_lm *lm, const dr_mismatch_settings *settings, const dr_mismatch_set *set,
-                            dr_mismatch *out);
+                            bool over_kept, dr_mismatch *out);
 // Against the cached pass over every `stride`-th sequence alone, in pieces of 1 to longest_piece tokens; 1:
 // one token at a time.
 dr_status dr_mismatch_replay(dr_lm *lm, const dr_mismatch_settings *settings, const dr_mismatch_set *set,

@@ -85,13 +85,13 @@ void dr_lm_set_special_ids(dr_lm *lm, int32_t bos, int32_t eos, int32_t pad);
 // Packed sequences. Loss row r reads the hidden state at packed position rows[r] and predicts targets[r].
 typedef struct dr_pack {
     int64_t n_tokens;
-    const int32_t *ids; // [n_tokens]
-    const int32_t
-        *cu_seqlens; // [n_seqs + 1]; positions restart at 0 in each sequence, or go on from its prefix
+    const int32_t *ids;        // [n_tokens]
+    const int32_t *cu_seqlens; // [n_seqs + 1]; positions restart in each sequence, or go on from its prefix
     int32_t n_seqs;
     int64_t n_rows;
     const int32_t *rows, *targets; // [n_rows]; a row may serve several targets
-    const int32_t *prefix; // [n_seqs] or NULL: which sequence each one goes on from (dr_sequences, backend.h)
+    const int32_t *prefix;         // [n_seqs] or NULL: the sequence that each goes on from (dr_sequences)
+    const dr_kept *kept;           // [n_rows] or NULL: what each target was drawn from, itself included
 } dr_pack;
 
 // Activations of one micro-batch; reserved once for max_tokens, reused.
@@ -99,9 +99,10 @@ typedef struct dr_lm_workspace dr_lm_workspace;
 dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_lm_workspace **out_workspace);
 void dr_lm_workspace_destroy(dr_lm_workspace *workspace);
 
-// logprob, entropy [n_rows] under softmax(logits / temperature). DR_ERR_RANGE if the pack is larger than the
-// workspace, its bounds do not rise, a sequence is longer than max_positions with its prefix, a prefix does
-// not stand where dr_sequences wants it, or an id is outside the vocabulary.
+// logprob [n_rows] under softmax(logits / temperature) over each row's kept set, entropy [n_rows] of the
+// whole softmax. DR_ERR_RANGE if the pack is larger than the workspace, its bounds do not rise, a sequence is
+// longer than max_positions with its prefix, a prefix does not stand where dr_sequences wants it, an id is
+// outside the vocabulary, or a kept set does not rise or lacks its target.
 dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float temperature,
                         float *out_logprob, float *out_entropy);
 // After dr_lm_forward on the same pack: gradient [n_params] += d(Σ dlogprob[r]·logprob[r]).

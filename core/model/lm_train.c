@@ -181,6 +181,22 @@ static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
     return DR_OK;
 }
 
+static dr_status check_kept(const dr_lm *lm, const dr_pack *pack) {
+    for (int64_t r = 0; r < pack->n_rows; r++) {
+        const dr_kept *kept = &pack->kept[r];
+        bool has_target = kept->n == 0;
+        for (int32_t k = 0, before = -1; k < kept->n; before = kept->ids[k++]) {
+            DR_CHECK(kept->ids[k] > before && kept->ids[k] < lm->config.vocab, DR_ERR_RANGE,
+                     "pack: id %d of the kept set of loss row %lld is %d, after %d, the vocabulary has %d", k,
+                     (long long)r, kept->ids[k], before, lm->config.vocab);
+            has_target |= kept->ids[k] == pack->targets[r];
+        }
+        DR_CHECK(has_target, DR_ERR_RANGE, "pack: target %lld, %d, is not in its kept set of %d ids",
+                 (long long)r, pack->targets[r], kept->n);
+    }
+    return DR_OK;
+}
+
 dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float temperature,
                         float *out_logprob, float *out_entropy) {
     DR_CHECK(temperature > 0, DR_ERR_ARGUMENT, "loss temperature %g", (double)temperature);
@@ -188,10 +204,11 @@ dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, floa
         DR_CHECK(pack->targets[r] >= 0 && pack->targets[r] < lm->config.vocab, DR_ERR_RANGE,
                  "pack: target %lld is %d, the vocabulary has %d", (long long)r, pack->targets[r],
                  lm->config.vocab);
+    if (pack->kept) DR_TRY(check_kept(lm, pack));
     DR_TRY(body_forward(lm, w, pack));
     dr_backend *b = lm->backend;
-    return b->ops->head_forward(b, lm->w_head, w->rows, pack->targets, pack->n_rows, temperature, out_logprob,
-                                out_entropy, w->row_lse);
+    return b->ops->head_forward(b, lm->w_head, w->rows, pack->targets, pack->kept, pack->n_rows, temperature,
+                                out_logprob, out_entropy, w->row_lse);
 }
 
 dr_status dr_lm_logits(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float *out_logits) {
@@ -234,8 +251,8 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens, D = c->hidden;
-    DR_TRY(b->ops->head_backward(b, lm->w_head, w->rows, pack->targets, pack->n_rows, temperature, w->row_lse,
-                                 dlogprob, w->drows, gradient + lm->head));
+    DR_TRY(b->ops->head_backward(b, lm->w_head, w->rows, pack->targets, pack->kept, pack->n_rows, temperature,
+                                 w->row_lse, dlogprob, w->drows, gradient + lm->head));
     memset(w->dnorm, 0, (size_t)(T * D) * sizeof(float));
     memset(w->dx, 0, (size_t)(T * D) * sizeof(float));
     b->ops->embedding_backward(b, w->drows, pack->rows, pack->n_rows, D, w->dnorm); // a scatter of rows

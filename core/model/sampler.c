@@ -13,7 +13,9 @@ enum { BINS = 1024 }; // ten bits at a time
 
 struct dr_sampler {
     int32_t vocab;
-    float *p; // [vocab] unnormalised probabilities, at most 1
+    float *p;      // [vocab] unnormalised probabilities, at most 1
+    int32_t *kept; // [vocab] ids that top-p left
+    int32_t n_kept;
     double mass[BINS];
 };
 
@@ -23,6 +25,7 @@ dr_status dr_sampler_create(int32_t vocab, dr_sampler **out_sampler) {
     s->vocab = vocab;
     dr_status status;
     DR_TRY_GOTO(status, dr_alloc(&s->p, "sampler probabilities", vocab, sizeof *s->p), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&s->kept, "kept set", vocab, sizeof *s->kept), destroy);
     *out_sampler = s;
     return DR_OK;
 destroy:
@@ -33,6 +36,7 @@ destroy:
 void dr_sampler_destroy(dr_sampler *sampler) {
     if (!sampler) return;
     dr_free(sampler->p);
+    dr_free(sampler->kept);
     dr_free(sampler);
 }
 
@@ -82,7 +86,7 @@ static uint32_t find_border(dr_sampler *s, double wanted, double *out_above) {
     return prefix;
 }
 
-// Zeroes p outside the kept set and returns the kept mass.
+// Zeroes p outside the kept set, lists its ids and returns its mass.
 static double keep_nucleus(dr_sampler *s, double wanted) {
     double above = 0, kept = 0;
     uint32_t border = find_border(s, wanted, &above);
@@ -94,6 +98,7 @@ static double keep_nucleus(dr_sampler *s, double wanted) {
             above += s->p[i];
         }
         if (!keep) s->p[i] = 0;
+        if (s->p[i] > 0) s->kept[s->n_kept++] = i;
         kept += s->p[i];
     }
     return kept;
@@ -121,9 +126,10 @@ dr_status dr_sampler_draw(dr_sampler *s, const float *logits, const dr_sampling 
         total += s->p[i];
     }
     if (greedy) {
-        *out = (dr_sampled){top, (float)-log(total), 0.0f};
+        *out = (dr_sampled){.id = top, .logprob = (float)-log(total)};
         return DR_OK;
     }
+    s->n_kept = 0;
     double kept = settings->top_p < 1.0f ? keep_nucleus(s, settings->top_p * total) : total;
     double mark = (double)bits * 0x1p-32 * kept, sum = 0;
     int32_t chosen = -1;
@@ -134,6 +140,19 @@ dr_status dr_sampler_draw(dr_sampler *s, const float *logits, const dr_sampling 
         if (sum > mark) break;
     }
     double z = (double)(logits[chosen] - logits[top]) * inv;
-    *out = (dr_sampled){chosen, (float)(z - log(total)), (float)(z - log(kept))};
+    *out = (dr_sampled){.id = chosen,
+                        .logprob = (float)(z - log(total)),
+                        .logprob_kept = (float)(z - log(kept)),
+                        .kept = {s->kept, s->n_kept}};
     return DR_OK;
+}
+
+void dr_sampled_restate(dr_backend *b, const float *logits, int32_t vocab, const dr_sampling *settings,
+                        float lse, dr_sampled *token) {
+    bool greedy = settings->temperature == 0;
+    float temperature = greedy ? 1.0f : settings->temperature;
+    token->logprob = dr_logprob_of(logits[token->id], temperature, lse);
+    b->ops->kept_lse(b, logits, 1, vocab, temperature, &token->kept,
+                     &lse); // of the whole where nothing is cut
+    token->logprob_kept = greedy ? 0.0f : dr_logprob_of(logits[token->id], temperature, lse);
 }
