@@ -93,7 +93,7 @@ static dr_status packed_logits(dr_lm *lm, const int32_t *ids, float *logits) {
                     .n_seqs = CHECK_SEQS,
                     .n_rows = n_rows,
                     .rows = rows};
-    DR_TRY(dr_lm_workspace_create(lm, pack.n_tokens, &workspace));
+    DR_TRY(dr_lm_workspace_create(lm, pack.n_tokens, DR_KEEP_ACTIVATIONS, &workspace));
     dr_status status = dr_lm_logits(lm, workspace, &pack, logits);
     dr_lm_workspace_destroy(workspace);
     return status;

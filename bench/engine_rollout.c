@@ -223,7 +223,7 @@ static dr_status check_rollout(bench_engine *engine, roller *r) {
     for (uint32_t i = 0; i < EPISODES; i++)
         DR_CHECK(find_trajectory(r, i / SAMPLES, i % SAMPLES) >= 0, DR_ERR_INTERNAL,
                  "check: sample %u of prompt %u never came", i % SAMPLES, i / SAMPLES);
-    DR_TRY(dr_lm_workspace_create(r->lm, MOST_TOKENS, &workspace));
+    DR_TRY(dr_lm_workspace_create(r->lm, MOST_TOKENS, DR_KEEP_ACTIVATIONS, &workspace));
     dr_status status = DR_OK;
     for (int32_t i = 0; i < EPISODES && status == DR_OK; i += 4)
         status = check_logprobs(r, workspace, &r->trajectories[i], is_exact ? 0 : 0.1);

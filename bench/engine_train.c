@@ -145,7 +145,7 @@ dr_status bench_train_figures(bench_engine *engine) {
     DR_TRY(dr_alloc(&t, "trainer", 1, sizeof *t));
     fill_pack(t, BENCH_VOCAB);
     DR_TRY_GOTO(status, dr_lm_create(engine->backend, &config, 1, &t->lm), release);
-    DR_TRY_GOTO(status, dr_lm_workspace_create(t->lm, PACK, &t->workspace), release);
+    DR_TRY_GOTO(status, dr_lm_workspace_create(t->lm, PACK, DR_KEEP_ACTIVATIONS, &t->workspace), release);
     DR_TRY_GOTO(status, dr_optimizer_create(t->lm, &settings, &t->optimizer), release);
     DR_TRY_GOTO(status, dr_alloc(&t->gradient, "gradient", dr_lm_n_params(t->lm), sizeof(float)), release);
     DR_TRY_GOTO(status, check_training(engine, t), release);

@@ -13,6 +13,7 @@ static const dr_setting options[] = {
     DR_INT("steps", "300", 1, 10000000, "updates", "optimizer updates"),
     DR_INT("batch-tokens", "8192", 64, 1e9, "tokens", "tokens of one update, about"),
     DR_INT("pack-tokens", "4096", 64, 1e9, "tokens", "tokens of one micro-batch"),
+    DR_BOOL("recompute", "false", "run layers again for the gradient instead of keeping what they computed"),
     DR_FLOAT("rate", "0.002", 0, 1, "", "peak learning rate; cosine decay to a twentieth"),
     DR_INT("warmup", "20", 0, 1000000, "updates", "updates until the peak"),
     DR_FLOAT("weight-decay", "0", 0, 10, "", "decoupled weight decay"),
@@ -42,6 +43,7 @@ static dr_status run(const dr_config *o, dr_policy_parts *parts) {
     sft.steps = r.steps;
     sft.batch_tokens = dr_config_int(o, "batch-tokens");
     sft.pack_tokens = dr_config_int(o, "pack-tokens");
+    sft.activations = dr_config_bool(o, "recompute") ? DR_RECOMPUTE : DR_KEEP_ACTIVATIONS;
     sft.learning_rate = (float)dr_config_float(o, "rate");
     sft.warmup_steps = dr_config_int(o, "warmup");
     sft.weight_decay = (float)dr_config_float(o, "weight-decay");

@@ -1,6 +1,9 @@
 // Opening and closing of the pieces in order; the reverse order on failure.
 #include "launch/policy_parts.h"
 
+#include <string.h>
+
+#include "core/base/alloc.h"
 #include "core/base/config.h"
 
 dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out) {
@@ -8,6 +11,7 @@ dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts
     dr_status status;
     DR_TRY_GOTO(status, dr_dataset_load(choice->dataset, &parts.dataset), close_parts);
     DR_TRY_GOTO(status, dr_template_load(choice->prompt_template, &parts.prompt_template), close_parts);
+    DR_TRY_GOTO(status, dr_strdup(&parts.chat, choice->chat), close_parts);
     DR_TRY_GOTO(status, dr_backend_cpu_create(choice->precision, choice->threads, &parts.backend),
                 close_parts);
     DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, choice->threads, &parts.trm_backend), close_parts);
@@ -28,6 +32,7 @@ dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out) {
         .dataset = dr_config_string(options, "dataset"),
         .trm = dr_config_string(options, "trm"),
         .prompt_template = dr_config_string(options, "template"),
+        .chat = dr_config_string(options, "chat"),
         .precision = (dr_precision)dr_config_choice(options, "precision"), // rows in the enum's order
         .threads = (int)dr_config_int(options, "threads"),
         .protocol = {.k = (int32_t)dr_config_int(options, "k"),
@@ -40,6 +45,17 @@ dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out) {
     return dr_policy_parts_choose(&choice, out);
 }
 
+static dr_status use_chat(dr_policy_parts *parts, const char *model_dir, const dr_tokenizer *tokenizer) {
+    dr_chat *chat = NULL;
+    if (strcmp(parts->chat, "auto") == 0)
+        DR_TRY(dr_chat_load(model_dir, tokenizer, &chat));
+    else if (strcmp(parts->chat, "off") != 0)
+        DR_TRY(dr_chat_load_file(parts->chat, &chat));
+    dr_status status = dr_template_in_chat(parts->prompt_template, chat);
+    dr_chat_destroy(chat);
+    return status;
+}
+
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir) {
     dr_lm *lm = NULL;
     dr_tokenizer *tokenizer = NULL;
@@ -49,6 +65,7 @@ dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir) {
     DR_CHECK_GOTO(dr_tokenizer_size(tokenizer) <= dr_lm_config_of(lm)->vocab, status, DR_ERR_FORMAT,
                   destroy_tokenizer, "%s: the tokenizer has %d ids, the model's vocabulary %d", model_dir,
                   dr_tokenizer_size(tokenizer), dr_lm_config_of(lm)->vocab);
+    DR_TRY_GOTO(status, use_chat(parts, model_dir, tokenizer), destroy_tokenizer);
     dr_lm_destroy(parts->lm);
     dr_tokenizer_destroy(parts->tokenizer);
     parts->lm = lm;
@@ -67,6 +84,7 @@ void dr_policy_parts_close(dr_policy_parts *parts) {
     dr_tokenizer_destroy(parts->tokenizer);
     dr_trm_destroy(parts->trm);
     dr_template_destroy(parts->prompt_template);
+    dr_free(parts->chat);
     dr_backend_cpu_destroy(parts->trm_backend);
     dr_backend_cpu_destroy(parts->backend);
     dr_dataset_destroy(parts->dataset);

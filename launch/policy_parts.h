@@ -13,6 +13,8 @@
     DR_TEXT("dataset", NULL, "FILE", "prepared data set (.h5)"),                                             \
         DR_TEXT("trm", NULL, "FOLDER", "retrieval model"),                                                   \
         DR_TEXT("template", "compact", "NAME", "prompt template: compact, full, or a file"),                 \
+        DR_TEXT("chat", "off", "FORM",                                                                       \
+                "chat form of the prompt: off, auto (the model folder's own), or a file"),                   \
         DR_INT("k", "10", 1, 64, "items", "length of the answer"),                                           \
         DR_INT("k-retrieve", "20", 1, 1000, "items", "items of one retrieval"),                              \
         DR_INT("max-retrievals", "8", 1, 64, "", "retrievals of one trajectory"),                            \
@@ -29,6 +31,7 @@ typedef struct dr_policy_parts {
     dr_dataset *dataset;
     dr_trm *trm;
     dr_template *prompt_template;
+    char *chat;              // off, auto or a file; taken up with the model
     dr_lm *lm;               // NULL until dr_policy_parts_model
     dr_tokenizer *tokenizer; // likewise
     dr_protocol protocol;
@@ -37,7 +40,7 @@ typedef struct dr_policy_parts {
 
 // What to open; text is borrowed for the call.
 typedef struct dr_policy_choice {
-    const char *dataset, *trm, *prompt_template;
+    const char *dataset, *trm, *prompt_template, *chat;
     dr_precision precision;
     int threads;
     dr_protocol protocol;
@@ -48,7 +51,7 @@ typedef struct dr_policy_choice {
 dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out);
 // The same from a command's options.
 dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out);
-// Opens a model folder, closing the one before.
+// Opens a model folder, closing the one before; puts the prompt into its chat form where that is asked for.
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir);
 void dr_policy_parts_close(dr_policy_parts *parts);
 // The engine's view; borrowed from `parts`.

@@ -51,6 +51,8 @@ const dr_setting dr_train_settings[] = {
            "prompt, tool and new tokens in all"),
     DR_BOOL("protocol.exclude_history", "true", "retrieval leaves out items of the history"),
     DR_STRING("protocol.template", "compact", "prompt template: full, compact, or a file"),
+    DR_STRING("protocol.chat", "off",
+              "chat form of the prompt: off, auto (the policy folder's own), or a file"),
 
     DR_FLOAT("rollout.temperature", "1", 0, 10, "", "sampling temperature; 0: greedy"),
     DR_FLOAT("rollout.top_p", "0.95", 0, 1, "",
@@ -82,6 +84,9 @@ const dr_setting dr_train_settings[] = {
     DR_FLOAT("learn.weight_decay", "0", 0, 10, "", "AdamW: decoupled weight decay"),
     DR_FLOAT("learn.gradient_clip", "1", 0, 1e9, "", "largest global gradient norm; 0: not clipped"),
     DR_INT("learn.pack_tokens", "4096", 16, 10000000, "tokens", "token budget of one packed micro-batch"),
+    DR_BOOL(
+        "learn.recompute", "false",
+        "keep the input of each layer only and run layers again for the gradient: less memory, more time"),
 
     DR_BOOL("reward.forbid_cjk", "true", "CJK characters outside item lists break the format"),
     DR_FLOAT("reward.invocation_step", "0.5", 0, 100, "",

@@ -52,6 +52,8 @@ void dr_wiring_settings(const dr_config *c, char hash[24], dr_run_settings *out)
                          .advantage = (dr_advantage_kind)dr_config_choice(c, "learn.advantage"),
                          .loss_mean = (dr_loss_mean)dr_config_choice(c, "learn.loss_mean"),
                          .pack_tokens = dr_config_int(c, "learn.pack_tokens"),
+                         .activations =
+                             dr_config_bool(c, "learn.recompute") ? DR_RECOMPUTE : DR_KEEP_ACTIVATIONS,
                          .checkpoint_every = (int32_t)dr_config_int(c, "checkpoint.every"),
                          .checkpoint_keep = (int32_t)dr_config_int(c, "checkpoint.keep"),
                          .keep_trajectories = dr_config_bool(c, "output.trajectories"),
@@ -117,6 +119,7 @@ static dr_status open_parts(const dr_config *c, int threads, dr_policy_parts *pa
         .dataset = dr_config_string(c, "data.dataset"),
         .trm = dr_config_string(c, "model.trm"),
         .prompt_template = dr_config_string(c, "protocol.template"),
+        .chat = dr_config_string(c, "protocol.chat"),
         .precision = (dr_precision)dr_config_choice(c, "model.precision"),
         .threads = threads,
         .protocol = {.k = (int32_t)dr_config_int(c, "protocol.k"),

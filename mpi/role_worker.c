@@ -6,6 +6,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
+#include "core/base/log.h"
 #include "core/comm/message.h"
 #include "core/learn/checkpoint.h"
 #include "mpi/run.h"
@@ -111,6 +112,16 @@ static int by_key(const void *a, const void *b) {
     return x->sample < y->sample ? -1 : x->sample > y->sample;
 }
 
+static dr_status make_learner(worker *w) {
+    DR_TRY(dr_learner_create(w->assets->rollout.lm, w->reference, w->settings->pack_tokens,
+                             w->assets->rollout.protocol.max_total_tokens, w->settings->activations,
+                             &w->learner));
+    if (w->index == 0)
+        dr_info("each learner: %.1f MB for activations and the loss head",
+                (double)dr_learner_bytes(w->learner) * 1e-6);
+    return DR_OK;
+}
+
 // Loads the frozen policy when the stage's one is another than the one held.
 static dr_status use_reference(worker *w, const char *dir) {
     if (w->settings->loss.kl == DR_KL_OFF || strcmp(w->reference_dir, dir) == 0) return DR_OK;
@@ -121,8 +132,7 @@ static dr_status use_reference(worker *w, const char *dir) {
     dr_lm_destroy(w->reference);
     w->reference = fresh;
     snprintf(w->reference_dir, sizeof w->reference_dir, "%s", dir);
-    return dr_learner_create(w->assets->rollout.lm, fresh, w->settings->pack_tokens,
-                             w->assets->rollout.protocol.max_total_tokens, &w->learner);
+    return make_learner(w);
 }
 
 // One optimizer update on this worker's share of the batch; every learner makes the same step.
@@ -324,9 +334,7 @@ dr_status dr_worker_create(const dr_run_settings *settings, const dr_run_assets 
     dr_lm *lm = assets->rollout.lm;
     dr_status status = dr_mailbox_init(&w->box, channel, ops.name, settings->deadline_s);
     if (status == DR_OK) status = dr_optimizer_create(lm, &settings->optimizer, &w->optimizer);
-    if (status == DR_OK)
-        status = dr_learner_create(lm, NULL, settings->pack_tokens, assets->rollout.protocol.max_total_tokens,
-                                   &w->learner);
+    if (status == DR_OK) status = make_learner(w);
     if (status == DR_OK) status = dr_alloc(&w->gradient, "gradient", dr_lm_n_params(lm), sizeof(float));
     if (status != DR_OK) {
         worker_destroy(&w->base);

@@ -44,6 +44,7 @@ typedef struct dr_run_settings {
     dr_schedule schedule; // of each stage by itself; total_steps is filled in from the stage
     dr_optimizer_settings optimizer;
     int64_t pack_tokens;
+    dr_activations activations;
     int32_t checkpoint_every, checkpoint_keep;
     bool keep_trajectories, tensorboard; // write trajectories/, tensorboard/
     const char *policy_dir;              // of the start

@@ -64,7 +64,7 @@ static void test_weights_only(void **state) {
     dr_pack pack = {8, ids, cu, 1, 8, rows, ids + 1, NULL, NULL};
     for (int i = 0; i < 2; i++) {
         dr_lm *lm = i ? want.lm : fresh.lm;
-        check_ok(dr_lm_workspace_create(lm, 8, &w[i]));
+        check_ok(dr_lm_workspace_create(lm, 8, DR_KEEP_ACTIVATIONS, &w[i]));
         check_ok(dr_lm_forward(lm, w[i], &pack, 1.0f, logprob[i], entropy));
         dr_lm_workspace_destroy(w[i]);
     }

@@ -21,7 +21,7 @@ static double continued(const char *preset, bool copying) {
     check_ok(dr_lm_preset(preset, VOCAB, &config));
     check_ok(dr_lm_create(backend, &config, 3, &lm));
     if (copying) check_ok(dr_lm_start_copying(lm, 3));
-    check_ok(dr_lm_workspace_create(lm, TOKENS, &workspace));
+    check_ok(dr_lm_workspace_create(lm, TOKENS, DR_KEEP_ACTIVATIONS, &workspace));
     dr_rng rng = dr_rng_make(11, 0);
     for (int32_t i = 0; i < VOCAB; i++) order[i] = i;
     dr_rng_shuffle(&rng, order, VOCAB);

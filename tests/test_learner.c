@@ -119,7 +119,7 @@ static void logprobs(dr_lm *model, const dr_trajectory *t, float *out) {
         kept[i] = dr_trajectory_kept(t, i + 1);
     }
     dr_pack pack = {t->n_tokens - 1, t->ids, cu, 1, t->n_tokens - 1, rows, t->ids + 1, NULL, kept};
-    check_ok(dr_lm_workspace_create(model, t->n_tokens, &w));
+    check_ok(dr_lm_workspace_create(model, t->n_tokens, DR_KEEP_ACTIVATIONS, &w));
     check_ok(dr_lm_forward(model, w, &pack, temperature, out + 1, entropy));
     dr_lm_workspace_destroy(w);
 }
@@ -172,7 +172,8 @@ static dr_learn_stats accumulate(const dr_learn_item *list, int n, const dr_loss
                                  int64_t pack_tokens, float *into) {
     dr_learner *learner = NULL;
     dr_learn_stats stats = {0};
-    check_ok(dr_learner_create(lm, s->kl == DR_KL_OFF ? NULL : reference, pack_tokens, LONGEST, &learner));
+    check_ok(dr_learner_create(lm, s->kl == DR_KL_OFF ? NULL : reference, pack_tokens, LONGEST,
+                               DR_KEEP_ACTIVATIONS, &learner));
     check_ok(dr_learner_accumulate(learner, list, n, s, into, &stats));
     dr_learner_destroy(learner);
     return stats;
@@ -354,6 +355,48 @@ static void test_packing_changes_nothing(void **state) {
     assert_true(sum.largest_gap == want.largest_gap);
 }
 
+// The gradient of `n` items as `learners` learners compute it, each in micro-batches of `micro` trajectories,
+// summed in rank order as the collective does.
+static void distributed(int n, int learners, int micro, const dr_loss_settings *s, float *part, float *sum) {
+    clear(sum);
+    for (int rank = 0; rank < learners; rank++) {
+        int begin = n * rank / learners, end = n * (rank + 1) / learners;
+        clear(part);
+        for (int at = begin; at < end; at += micro)
+            accumulate(items + at, at + micro < end ? micro : end - at, s, 1024, part);
+        for (int64_t i = 0; i < n_params; i++) sum[i] += part[i];
+    }
+}
+
+// Micro-batches of 1, 2 and 8, packed or padded to one length, on 1, 2 and 4 learners: one gradient; and in
+// one topology the same bits each time.
+static void test_batching_changes_nothing(void **state) {
+    (void)state;
+    static const int counts[] = {1, 2, 4}, micros[] = {1, 2, 8};
+    dr_loss_settings s = policy_loss(DR_KL_K3);
+    float *part = direction, *again = kept; // room of the slope checks
+    make_trajectories(MOST);
+    for (int i = 0; i < MOST; i++) store_ratios(&trajectories[i], ratios + i % 4, 4);
+    clear(gradient);
+    accumulate(items, MOST, &s, 1024, gradient);
+    for (int padded = 0; padded < 2; padded++) {
+        for (int l = 0; l < 3; l++)
+            for (int m = 0; m < 3; m++) {
+                char name[64];
+                snprintf(name, sizeof name, "%d learners, micro-batches of %d, %s", counts[l], micros[m],
+                         padded ? "padded" : "packed");
+                distributed(MOST, counts[l], micros[m], &s, part, other);
+                check_relative_error(name, other, gradient, n_params, 1e-6);
+                distributed(MOST, counts[l], micros[m], &s, part, again);
+                check_same_bits(name, again, other, n_params);
+            }
+        for (int i = 0; i < MOST; i++) // tokens behind the end that nothing looks at
+            while (trajectories[i].n_tokens < 64)
+                check_ok(dr_trajectory_append(&trajectories[i], (const int32_t[]){i}, 1, DR_FROM_TOOL, 0,
+                                              NULL, NULL));
+    }
+}
+
 static void test_skipped_and_refused(void **state) {
     (void)state;
     dr_loss_settings s = policy_loss(DR_KL_OFF);
@@ -372,12 +415,12 @@ static void test_skipped_and_refused(void **state) {
     clear(other);
     assert_true(accumulate(items, 0, &s, 64, other).tokens == 0 && length_of(other) == 0);
 
-    check_ok(dr_learner_create(lm, NULL, 8, 10, &learner)); // for shorter ones
+    check_ok(dr_learner_create(lm, NULL, 8, 10, DR_KEEP_ACTIVATIONS, &learner)); // for shorter ones
     check_error(dr_learner_accumulate(learner, items, 1, &s, other, &stats), DR_ERR_RANGE,
                 "at most 10 were planned");
     dr_learner_destroy(learner);
     s = policy_loss(DR_KL_K3);
-    check_ok(dr_learner_create(lm, NULL, 64, LONGEST, &learner));
+    check_ok(dr_learner_create(lm, NULL, 64, LONGEST, DR_KEEP_ACTIVATIONS, &learner));
     check_error(dr_learner_accumulate(learner, items, 1, &s, other, &stats), DR_ERR_ARGUMENT,
                 "needs a reference");
     dr_learner_destroy(learner);
@@ -415,15 +458,14 @@ static void test_only_sampled_tokens(void **state) {
     int32_t cu[2] = {0, t->n_tokens - 1}, row = 6;
     float now, entropy;
     dr_pack pack = {t->n_tokens - 1, t->ids, cu, 1, 1, &row, t->ids + 7, NULL, NULL};
-    check_ok(dr_lm_workspace_create(lm, t->n_tokens, &w));
+    check_ok(dr_lm_workspace_create(lm, t->n_tokens, DR_KEEP_ACTIVATIONS, &w));
     check_ok(dr_lm_forward(lm, w, &pack, temperature, &now, &entropy));
     float slope = -items[1].token_weight * items[1].advantage * expf(now - t->logprob[7]);
     clear(other);
     check_ok(dr_lm_backward(lm, w, &pack, temperature, &slope, other));
     dr_lm_workspace_destroy(w);
     check_relative_error("gradient of one token", gradient, other, n_params, 1e-6);
-    // none: no gradient at all
-    t->provenance[7] = DR_FROM_TOOL;
+    t->provenance[7] = DR_FROM_TOOL; // none: no gradient at all
     clear(gradient);
     stats = accumulate(&items[1], 1, &s, 64, gradient);
     assert_true(stats.tokens == 0 && stats.loss == 0 && length_of(gradient) == 0);
@@ -474,8 +516,7 @@ static void test_shared_prompt(void **state) {
         check_relative_error("gradient with shared prompts", gradient, other, n_params, 1e-6);
     }
     check_slopes("shared prompts", 6, &s);
-    // the same sample from another prompt shares nothing
-    trajectories[1].ids[0] = (trajectories[1].ids[0] + 1) % VOCAB;
+    trajectories[1].ids[0] = (trajectories[1].ids[0] + 1) % VOCAB; // another prompt shares nothing
     dr_learn_stats three = accumulate(items, 3, &s, 4096, gradient);
     int64_t want = 0;
     for (int i = 0; i < 3; i++) want += trajectories[i].n_tokens - 1;
@@ -500,7 +541,7 @@ static void test_supervised(void **state) {
             dr_lm_workspace *w = NULL;
             for (int32_t k = 0; k < n; k++) rows[k] = k;
             dr_pack pack = {n, t->ids, cu, 1, n, rows, t->ids + 1, NULL, NULL};
-            check_ok(dr_lm_workspace_create(lm, n, &w));
+            check_ok(dr_lm_workspace_create(lm, n, DR_KEEP_ACTIVATIONS, &w));
             check_ok(dr_lm_forward(lm, w, &pack, temperature, now, entropy));
             for (int32_t k = 0; k < n; k++) {
                 bool own = t->provenance[k + 1] == DR_FROM_POLICY;
@@ -539,12 +580,12 @@ static void test_nan_is_named(void **state) {
     float *sum = NULL;
     check_ok(dr_alloc(&sum, "test array", dr_lm_n_params(lm), sizeof(float)));
     for (int64_t pack_tokens = 64; pack_tokens <= 4096; pack_tokens *= 64) {
-        check_ok(dr_learner_create(lm, NULL, pack_tokens, LONGEST, &learner));
+        check_ok(dr_learner_create(lm, NULL, pack_tokens, LONGEST, DR_KEEP_ACTIVATIONS, &learner));
         check_error(dr_learner_accumulate(learner, items, 6, &s, sum, &stats), DR_ERR_NUMERIC,
                     "nan at step 7, prompt 6, sample 1: no update is made");
         dr_learner_destroy(learner);
     }
-    check_ok(dr_learner_create(lm, NULL, 64, LONGEST, &learner)); // the others are fine
+    check_ok(dr_learner_create(lm, NULL, 64, LONGEST, DR_KEEP_ACTIVATIONS, &learner)); // the others are fine
     memset(sum, 0, (size_t)dr_lm_n_params(lm) * sizeof(float));
     check_ok(dr_learner_accumulate(learner, items, 4, &s, sum, &stats));
     assert_true(isfinite(backend->ops->sum_of_squares(backend, sum, dr_lm_n_params(lm))));
@@ -620,7 +661,7 @@ static void test_first_update_is_on_policy(void **state) {
         s.temperature = temperatures[i];
         sample(policy, tokenizer, &data, trm, template, temperatures[i], top_ps[i]);
         check_ok(dr_alloc(&sum, "test array", dr_lm_n_params(policy), sizeof(float)));
-        check_ok(dr_learner_create(policy, NULL, 512, LONGEST, &learner));
+        check_ok(dr_learner_create(policy, NULL, 512, LONGEST, DR_KEEP_ACTIVATIONS, &learner));
         check_ok(dr_learner_accumulate(learner, items, SAMPLED, &s, sum, &stats));
         dr_learner_destroy(learner);
         dr_free(sum);
@@ -649,6 +690,7 @@ int main(void) {
         learner_test(test_kl_against_itself),
         learner_test(test_clip),
         learner_test(test_packing_changes_nothing),
+        learner_test(test_batching_changes_nothing),
         learner_test(test_skipped_and_refused),
         learner_test(test_only_sampled_tokens),
         learner_test(test_shared_prompt),

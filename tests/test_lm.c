@@ -57,7 +57,7 @@ static dr_lm *tiny(void) {
 static void differentiate(const char *architecture) {
     dr_lm *lm = tiny_of(architecture);
     dr_lm_workspace *w = NULL;
-    check_ok(dr_lm_workspace_create(lm, 64, &w));
+    check_ok(dr_lm_workspace_create(lm, 64, DR_KEEP_ACTIVATIONS, &w));
     int32_t ids[40], cu[3] = {0, 17, 40}, rows[] = {3, 9, 16, 20, 21, 38}, targets[] = {1, 96, 50, 3, 3, 7};
     float weight[] = {0.5f, -1.0f, 2.0f, 0.1f, 1.0f, -0.7f};
     for (int i = 0; i < 40; i++) ids[i] = (i * 31 + 7) % 97;
@@ -103,7 +103,7 @@ static void test_finite_differences(void **state) {
 
 static void reference_logits(dr_lm *lm, const int32_t *ids, int32_t n, float *out) {
     dr_lm_workspace *w = NULL;
-    check_ok(dr_lm_workspace_create(lm, n, &w));
+    check_ok(dr_lm_workspace_create(lm, n, DR_KEEP_ACTIVATIONS, &w));
     int32_t cu[2] = {0, n}, *rows = NULL;
     check_ok(dr_alloc(&rows, "rows", n, sizeof *rows));
     for (int32_t i = 0; i < n; i++) rows[i] = i;
@@ -257,6 +257,47 @@ static void test_forks_share_pages(void **state) {
     dr_lm_destroy(lm);
 }
 
+// A trajectory that is much longer than the loss's rows, with the memory of one layer.
+static void test_long_trajectory(void **state) {
+    (void)state;
+    enum { N = 2048, ROWS = 64 };
+    dr_lm_config config;
+    dr_lm *lm = NULL;
+    dr_lm_workspace *w = NULL, *kept = NULL;
+    int32_t *ids = NULL, rows[ROWS], cu[2] = {0, N};
+    float *gradient = NULL, *want = NULL, logprob[ROWS], entropy[ROWS], slope[ROWS];
+    check_ok(dr_lm_preset("tiny", 97, &config));
+    config.max_positions = N;
+    config.n_layers = 4;
+    check_ok(dr_lm_create(backend, &config, 5, &lm));
+    check_ok(dr_alloc(&ids, "ids", N + 1, sizeof *ids));
+    check_ok(dr_alloc(&gradient, "gradient", dr_lm_n_params(lm), sizeof *gradient));
+    check_ok(dr_alloc(&want, "gradient", dr_lm_n_params(lm), sizeof *want));
+    dr_rng rng = dr_rng_make(9, 9);
+    for (int32_t i = 0; i <= N; i++) ids[i] = (int32_t)dr_rng_below(&rng, 97);
+    for (int32_t r = 0; r < ROWS; r++) {
+        rows[r] = N - ROWS + r;
+        slope[r] = 1.0f;
+    }
+    dr_pack pack = {N, ids, cu, 1, ROWS, rows, ids + 1 + N - ROWS, NULL, NULL};
+    check_ok(dr_lm_workspace_create(lm, N, DR_RECOMPUTE, &w));
+    check_ok(dr_lm_workspace_create(lm, N, DR_KEEP_ACTIVATIONS, &kept));
+    assert_true(2 * dr_lm_workspace_bytes(w) < dr_lm_workspace_bytes(kept));
+    check_ok(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy));
+    check_ok(dr_lm_backward(lm, w, &pack, 1.0f, slope, gradient));
+    check_ok(dr_lm_forward(lm, kept, &pack, 1.0f, logprob, entropy));
+    check_ok(dr_lm_backward(lm, kept, &pack, 1.0f, slope, want));
+    check_same_bits("gradient", gradient, want, dr_lm_n_params(lm));
+    double norm = sqrt(backend->ops->sum_of_squares(backend, gradient, dr_lm_n_params(lm)));
+    assert_true(isfinite(norm) && norm > 0.1);
+    dr_free(ids);
+    dr_free(gradient);
+    dr_free(want);
+    dr_lm_workspace_destroy(w);
+    dr_lm_workspace_destroy(kept);
+    dr_lm_destroy(lm);
+}
+
 static void test_bad_packs(void **state) {
     (void)state;
     dr_lm_config config;
@@ -265,8 +306,8 @@ static void test_bad_packs(void **state) {
     check_ok(dr_lm_preset("tiny", 97, &config));
     config.max_positions = 6;
     check_ok(dr_lm_create(backend, &config, 5, &lm));
-    check_error(dr_lm_workspace_create(lm, 0, &w), DR_ERR_ARGUMENT, "0 tokens");
-    check_ok(dr_lm_workspace_create(lm, 8, &w));
+    check_error(dr_lm_workspace_create(lm, 0, DR_KEEP_ACTIVATIONS, &w), DR_ERR_ARGUMENT, "0 tokens");
+    check_ok(dr_lm_workspace_create(lm, 8, DR_KEEP_ACTIVATIONS, &w));
     int32_t ids[9] = {0}, cu[3] = {0, 5, 8}, rows[1] = {7}, targets[1] = {96};
     float logprob[1] = {-7}, entropy[1];
     dr_pack pack = {8, ids, cu, 2, 1, rows, targets, NULL, NULL};
@@ -351,7 +392,8 @@ static void write_logits(dr_lm *lm, const char *dir) {
     for (int i = 0; i < N; i++) values[i] = (float)(ids[i] = (i * i * 7 + 3) % vocab);
     check_ok(dr_alloc(&logits, "logits", (int64_t)N * vocab, sizeof(float)));
     reference_logits(lm, ids, N, logits);
-    dr_safetensor_source sources[] = {{"ids", 1, {N}, values}, {"logits", 2, {N, vocab}, logits}};
+    dr_safetensor_source sources[] = {{"ids", 1, {N}, values, DR_DTYPE_F32},
+                                      {"logits", 2, {N, vocab}, logits, DR_DTYPE_F32}};
     check_ok(dr_safetensors_write(check_path(dir, "check.safetensors"), sources, 2));
     dr_free(logits);
 }
@@ -461,7 +503,7 @@ static void test_bad_folders(void **state) {
                        "\"intermediate_size\": 4000000, \"vocab_size\": 16000000}";
     const char *dir = check_scratch_dir();
     float value = 1;
-    dr_safetensor_source source = {"model.embed_tokens.weight", 1, {1}, &value};
+    dr_safetensor_source source = {"model.embed_tokens.weight", 1, {1}, &value, DR_DTYPE_F32};
     check_write_file(check_path(dir, "config.json"), huge, strlen(huge));
     check_ok(dr_safetensors_write(check_path(dir, "model.safetensors"), &source, 1));
     check_error(dr_lm_load(backend, dir, &lm), DR_ERR_FORMAT, "has shape [1], expected [16000000, 1000000]");
@@ -477,11 +519,11 @@ static void write_weights(dr_lm *lm, const char *path, int32_t n_less, const cha
     for (int32_t i = 0; i < n; i++) {
         bool vector = tensors[i].rows == 1;
         sources[i] = (dr_safetensor_source){
-            tensors[i].name, vector ? 1 : 2, {0}, dr_lm_params(lm) + tensors[i].offset};
+            tensors[i].name, vector ? 1 : 2, {0}, dr_lm_params(lm) + tensors[i].offset, DR_DTYPE_F32};
         sources[i].shape[0] = vector ? tensors[i].cols : tensors[i].rows;
         sources[i].shape[1] = tensors[i].cols;
     }
-    if (extra) sources[n++] = (dr_safetensor_source){extra, 1, {1}, dr_lm_params(lm)};
+    if (extra) sources[n++] = (dr_safetensor_source){extra, 1, {1}, dr_lm_params(lm), DR_DTYPE_F32};
     check_ok(dr_safetensors_write(path, sources, n));
 }
 
@@ -537,6 +579,7 @@ int main(void) {
         cmocka_unit_test(test_cache_agrees_in_bf16),
         cmocka_unit_test(test_short_of_pages_changes_nothing),
         cmocka_unit_test(test_forks_share_pages),
+        cmocka_unit_test(test_long_trajectory),
         cmocka_unit_test(test_bad_packs),
         cmocka_unit_test(test_schedules),
         cmocka_unit_test(test_save_and_load),

@@ -85,8 +85,8 @@ static void compare_training(dr_lm *lm, dr_lm_workspace *w, const sequence *s, c
     dr_optimizer_destroy(optimizer);
 }
 
-// Loaded and saved, in one file and in shards of at most 9000 bytes: the same tensors by name, shape and
-// value.
+// Loaded and saved, in one file and in shards of at most 9000 bytes: the same tensors by name, shape, type
+// and value.
 static void check_saved(const char *dir) {
     dr_lm *lm = NULL;
     check_ok(dr_lm_load(backend, dir, &lm));
@@ -110,6 +110,7 @@ static void check_saved(const char *dir) {
             check_ok(dr_safetensors_folder_read(before, t->name, t->shape, t->n_dims, want));
             check_ok(dr_safetensors_folder_read(after, t->name, t->shape, t->n_dims, got));
             check_same_bits(t->name, got, want, t->n_values);
+            assert_int_equal(dr_safetensors_folder_find(after, t->name)->dtype, t->dtype);
             dr_free(want);
             dr_free(got);
         }
@@ -128,6 +129,22 @@ static void check_saved(const char *dir) {
     dr_safetensors_folder_close(before);
 }
 
+// Layers run again in the backward pass: less memory, the same bits.
+static void compare_recomputed(dr_lm *lm, const dr_pack *pack, const float *dlogprob, const float *logprob,
+                               const float *gradient, int64_t kept_bytes) {
+    dr_lm_workspace *w = NULL;
+    float again[64], entropy[64], *got = NULL;
+    check_ok(dr_lm_workspace_create(lm, 64, DR_RECOMPUTE, &w));
+    assert_true(dr_lm_workspace_bytes(w) < kept_bytes);
+    check_ok(dr_alloc(&got, "gradient", dr_lm_n_params(lm), sizeof(float)));
+    check_ok(dr_lm_forward(lm, w, pack, 1.0f, again, entropy));
+    check_same_bits("log-probabilities", again, logprob, pack->n_rows);
+    check_ok(dr_lm_backward(lm, w, pack, 1.0f, dlogprob, got));
+    check_same_bits("gradient with recomputation", got, gradient, dr_lm_n_params(lm));
+    dr_free(got);
+    dr_lm_workspace_destroy(w);
+}
+
 static void check_family(const char *name) {
     const char *dir = check_path(DR_GOLDEN_DIR, name);
     dr_safetensors *golden = NULL;
@@ -135,7 +152,7 @@ static void check_family(const char *name) {
     dr_lm_workspace *w = NULL;
     check_ok(dr_safetensors_open(check_path(dir, "golden.safetensors"), &golden));
     check_ok(dr_lm_load(backend, dir, &lm));
-    check_ok(dr_lm_workspace_create(lm, 64, &w));
+    check_ok(dr_lm_workspace_create(lm, 64, DR_KEEP_ACTIVATIONS, &w));
     int64_t n_ids = 0, n_logits = 0;
     float *ids = read_golden(golden, "ids", &n_ids), *logits = read_golden(golden, "logits", &n_logits);
     float *loss = read_golden(golden, "loss", NULL), *losses = read_golden(golden, "losses", NULL),
@@ -161,6 +178,7 @@ static void check_family(const char *name) {
     check_close("loss", &mean, loss, 1, 0, 1e-5);
     check_ok(dr_lm_backward(lm, w, &s.pack, 1.0f, dlogprob, gradient));
     compare_gradients(lm, golden, gradient);
+    compare_recomputed(lm, &s.pack, dlogprob, logprob, gradient, dr_lm_workspace_bytes(w));
     compare_training(lm, w, &s, losses);
     check_saved(dir);
     dr_free(gradient);

@@ -108,7 +108,7 @@ static void test_parts(void **state) {
     check_write_file(ids_path, text.data, text.length);
     float *want = NULL, *got = NULL;
     check_ok(dr_alloc(&want, "logits", N * V, sizeof(float)));
-    check_ok(dr_lm_workspace_create(lm, N, &w));
+    check_ok(dr_lm_workspace_create(lm, N, DR_KEEP_ACTIVATIONS, &w));
     dr_pack pack = {N, ids, cu, 1, N, rows, rows, NULL, NULL};
     check_ok(dr_lm_logits(lm, w, &pack, want));
     assert_int_equal(run_logits(dir, ids_path, out, check_path(scratch, "log")), 0);

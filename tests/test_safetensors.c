@@ -3,6 +3,7 @@
 // labels: cpu
 #include <math.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -209,7 +210,7 @@ static void test_conversion(void **state) {
 }
 
 static void write_value(const char *path, float value) {
-    dr_safetensor_source source = {"v", 1, {1}, &value};
+    dr_safetensor_source source = {"v", 1, {1}, &value, DR_DTYPE_F32};
     check_ok(dr_safetensors_write(path, &source, 1));
 }
 
@@ -229,8 +230,9 @@ static void check_value(const char *path, float expected) {
 static void test_written(void **state) {
     (void)state;
     float a[6] = {1, -2, NAN, 4, INFINITY, 0}, scalar = 7, none = 0, back[6];
-    dr_safetensor_source sources[] = {
-        {"x.weight", 2, {2, 3}, a}, {"scalar", 0, {0}, &scalar}, {"empty", 2, {0, 5}, &none}};
+    dr_safetensor_source sources[] = {{"x.weight", 2, {2, 3}, a, DR_DTYPE_F32},
+                                      {"scalar", 0, {0}, &scalar, DR_DTYPE_F32},
+                                      {"empty", 2, {0, 5}, &none, DR_DTYPE_F32}};
     const char *path = check_path(check_scratch_dir(), "w.safetensors");
     check_ok(dr_safetensors_write(path, sources, 3));
     dr_safetensors *file = NULL;
@@ -255,10 +257,75 @@ static void test_written(void **state) {
     check_error(dr_safetensors_write("/nonexistent/dir/x", sources, 1), DR_ERR_IO, "/nonexistent/dir/x");
 }
 
+// Every value of a 16-bit type comes back with its bits; what lies between two goes to the nearer one, a tie
+// to the even one.
+static void check_short_type(dr_dtype dtype, uint16_t infinity) {
+    enum { N = 1 << 16 };
+    float *values = NULL, *between = NULL;
+    const int64_t shape = N;
+    const char *path = check_path(check_scratch_dir(), "short.safetensors");
+    check_ok(dr_alloc(&values, "values", N, sizeof(float)));
+    check_ok(dr_alloc(&between, "values", N, sizeof(float)));
+    dr_safetensors *file = NULL;
+    uint16_t bits[N], back[N];
+    for (int32_t i = 0; i < N; i++) bits[i] = (uint16_t)i;
+    dr_buf bytes = {0}; // a file by hand, of all values
+    char header[128];
+    int n =
+        snprintf(header, sizeof header, "{\"v\":{\"dtype\":\"%s\",\"shape\":[%d],\"data_offsets\":[0,%d]}}",
+                 dtype == DR_DTYPE_BF16 ? "BF16" : "F16", N, 2 * N);
+    uint64_t length = (uint64_t)n;
+    check_ok(dr_buf_append(&bytes, &length, 8));
+    check_ok(dr_buf_append(&bytes, header, (size_t)n));
+    check_ok(dr_buf_append(&bytes, bits, sizeof bits));
+    check_write_file(path, bytes.data, bytes.length);
+    check_ok(dr_safetensors_open(path, &file));
+    check_ok(dr_safetensors_read(file, "v", &shape, 1, values));
+    dr_safetensors_close(file);
+    for (int round = 0; round < 4;
+         round++) { // the value; a bit more; the middle to the next; a bit less than the next
+        static const double shares[] = {0, 0.49, 0.5, 0.51};
+        for (int32_t i = 0; i < N; i++) {
+            bool has_next = (i & 0x7FFF) + 1 < infinity;
+            double step = has_next ? (double)values[i + 1] - values[i] : 0;
+            between[i] = (float)(values[i] + shares[round] * step);
+        }
+        dr_safetensor_source source = {"v", 1, {N}, between, dtype};
+        assert_int_equal(dr_safetensor_source_bytes(&source), 2 * N);
+        check_ok(dr_safetensors_write(path, &source, 1));
+        check_ok(dr_safetensors_open(path, &file));
+        assert_int_equal(dr_safetensors_find(file, "v")->dtype, dtype);
+        memcpy(back, dr_safetensors_find(file, "v")->data, sizeof back);
+        dr_safetensors_close(file);
+        for (int32_t i = 0; i < N; i++) {
+            bool has_next = (i & 0x7FFF) + 1 < infinity;
+            uint16_t want = (uint16_t)(i + (has_next && (round == 3 || (round == 2 && i % 2))));
+            if (isnan(values[i]) ? (back[i] & 0x7FFF) <= infinity : back[i] != want)
+                fail_msg("value %d, round %d: written as %04x, expected %04x", i, round, back[i], want);
+        }
+    }
+    float large = 3.4e38f;
+    dr_safetensor_source source = {"v", 1, {1}, &large, dtype};
+    if (dtype == DR_DTYPE_F16)
+        check_error(dr_safetensors_write(path, &source, 1), DR_ERR_NUMERIC,
+                    "value 0, 3.4e+38, is too large for F16");
+    source.dtype = DR_DTYPE_OTHER;
+    check_error(dr_safetensors_write(path, &source, 1), DR_ERR_ARGUMENT, "a type that is not written");
+    dr_buf_reset(&bytes);
+    dr_free(values);
+    dr_free(between);
+}
+
+static void test_short_types(void **state) {
+    (void)state;
+    check_short_type(DR_DTYPE_BF16, 0x7F80);
+    check_short_type(DR_DTYPE_F16, 0x7C00);
+}
+
 static void write_too_much(const char *path, const char *reason) {
     float *values = NULL;
     check_ok(dr_alloc(&values, "values", 1 << 20, sizeof(float)));
-    dr_safetensor_source source = {"v", 1, {1 << 20}, values};
+    dr_safetensor_source source = {"v", 1, {1 << 20}, values, DR_DTYPE_F32};
     check_error(dr_safetensors_write(path, &source, 1), DR_ERR_IO, reason);
     if (!strstr(dr_last_error(), path)) fail_msg("the error \"%s\" does not name %s", dr_last_error(), path);
     dr_free(values);
@@ -300,7 +367,8 @@ static void test_full_disk(void **state) {
 static void test_damage(void **state) {
     (void)state;
     float a[10] = {0};
-    dr_safetensor_source sources[] = {{"model.a", 2, {2, 3}, a}, {"model.b", 1, {4}, a}};
+    dr_safetensor_source sources[] = {{"model.a", 2, {2, 3}, a, DR_DTYPE_F32},
+                                      {"model.b", 1, {4}, a, DR_DTYPE_F32}};
     const char *path = check_path(check_scratch_dir(), "d.safetensors");
     check_ok(dr_safetensors_write(path, sources, 2));
     size_t total;
@@ -331,7 +399,7 @@ static void test_damage(void **state) {
 }
 
 static void write_named(const char *dir, const char *file, const char *tensor, float value) {
-    dr_safetensor_source source = {tensor, 1, {1}, &value};
+    dr_safetensor_source source = {tensor, 1, {1}, &value, DR_DTYPE_F32};
     check_ok(dr_safetensors_write(check_path(dir, file), &source, 1));
 }
 
@@ -384,7 +452,7 @@ static void test_index(void **state) {
     write_named(dir, "s3.safetensors", "a", 3);
     refuse_index(dir, "{\"weight_map\": {\"a\": \"s1.safetensors\", \"b\": \"s3.safetensors\"}}",
                  DR_ERR_FORMAT, "tensor b is in no shard");
-    dr_safetensor_source both[] = {{"a", 1, {1}, &value}, {"b", 1, {1}, &value}};
+    dr_safetensor_source both[] = {{"a", 1, {1}, &value, DR_DTYPE_F32}, {"b", 1, {1}, &value, DR_DTYPE_F32}};
     check_ok(dr_safetensors_write(check_path(dir, "s3.safetensors"), both, 2));
     refuse_index(dir, "{\"weight_map\": {\"a\": \"s1.safetensors\", \"b\": \"s3.safetensors\"}}",
                  DR_ERR_FORMAT, "tensor a is in shard s3.safetensors too, the index says s1.safetensors");
@@ -433,10 +501,16 @@ static void check_folder(const char *dir, const dr_safetensor_source *sources, i
 static void test_shards(void **state) {
     (void)state;
     float a[8] = {1, 2, 3, 4, 5, 6, 7, 8}, b[8] = {9, 10, 11, 12, 13, 14, 15, 16};
-    dr_safetensor_source first[] = {
-        {"p", 1, {4}, a}, {"q", 1, {4}, a + 4}, {"r", 1, {8}, b}, {"s", 1, {1}, a}, {"t", 1, {2}, b}};
-    dr_safetensor_source second[] = {
-        {"p", 1, {4}, b}, {"q", 1, {4}, b + 4}, {"r", 1, {8}, a}, {"s", 1, {1}, b}, {"t", 1, {2}, a}};
+    dr_safetensor_source first[] = {{"p", 1, {4}, a, DR_DTYPE_F32},
+                                    {"q", 1, {4}, a + 4, DR_DTYPE_F32},
+                                    {"r", 1, {8}, b, DR_DTYPE_F32},
+                                    {"s", 1, {1}, a, DR_DTYPE_F32},
+                                    {"t", 1, {2}, b, DR_DTYPE_F32}};
+    dr_safetensor_source second[] = {{"p", 1, {4}, b, DR_DTYPE_F32},
+                                     {"q", 1, {4}, b + 4, DR_DTYPE_F32},
+                                     {"r", 1, {8}, a, DR_DTYPE_F32},
+                                     {"s", 1, {1}, b, DR_DTYPE_F32},
+                                     {"t", 1, {2}, a, DR_DTYPE_F32}};
     const char *dir = check_scratch_dir();
     check_error(dr_safetensors_folder_write(dir, first, 5, 0), DR_ERR_ARGUMENT, "shards of 0 bytes");
     check_ok(dr_safetensors_folder_write(dir, first, 5, 76)); // 76 bytes in all
@@ -470,9 +544,10 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_accepted),        cmocka_unit_test(test_refused_headers),
         cmocka_unit_test(test_refused_lengths), cmocka_unit_test(test_conversion),
-        cmocka_unit_test(test_written),         cmocka_unit_test(test_file_size_limit),
-        cmocka_unit_test(test_full_disk),       cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_index),           cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_written),         cmocka_unit_test(test_short_types),
+        cmocka_unit_test(test_file_size_limit), cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_damage),          cmocka_unit_test(test_index),
+        cmocka_unit_test(test_shards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -145,6 +145,71 @@ static void test_titles_are_no_control_tokens(void **state) {
     dr_template_destroy(t);
 }
 
+// In a chat model's form the prompt is the user's turn as the chat template renders it, and <think> opens the
+// answer; tags of the form are control tokens, a title that spells one is not.
+static void test_in_chat(void **state) {
+    (void)state;
+    static const char *const forms[] = {"qwen2", "qwen25", "qwen3", "llama3", "llama31"};
+    static const char *const names[] = {"compact", "full"};
+    const int32_t history[] = {23, 1};
+    for (int i = 0; i < 10; i++) {
+        dr_template *t = load(names[i % 2]);
+        dr_chat *chat = NULL;
+        dr_buf plain = {0}, want = {0}, got = {0};
+        check_ok(dr_chat_load(check_path(check_path(DR_GOLDEN_DIR, "chat"), forms[i / 2]), NULL, &chat));
+        check_ok(dr_template_prompt(t, &data, history, 2, 10, 20, &plain));
+        check_ok(dr_template_in_chat(t, chat));
+        check_ok(dr_template_prompt(t, &data, history, 2, 10, 20, &got));
+        size_t end = plain.length - strlen(DR_TAG_THINK), body = end;
+        while (plain.data[body - 1] == '\n') body--; // the white space before it goes too
+        assert_true(body < end);
+        plain.data[body] = '\0';
+        const dr_chat_turn turn = {"user", plain.data};
+        check_ok(dr_chat_render(chat, &turn, 1, true, &want));
+        check_ok(dr_buf_text(&want, DR_TAG_THINK));
+        assert_string_equal(got.data, want.data);
+        assert_int_equal(got.length, want.length);
+        dr_buf_clear(&got);
+        check_ok(dr_template_in_chat(t, NULL));
+        check_ok(dr_template_prompt(t, &data, history, 2, 10, 20, &got));
+        plain.data[body] = '\n';
+        assert_string_equal(got.data, plain.data);
+        dr_buf_reset(&plain);
+        dr_buf_reset(&want);
+        dr_buf_reset(&got);
+        dr_chat_destroy(chat);
+        dr_template_destroy(t);
+    }
+    dr_template *t = load("compact");
+    dr_chat *chat = NULL;
+    dr_tokenizer *tokenizer = NULL;
+    dr_dataset odd = tiny_catalogue();
+    const char *texts[] = {"History: Star War Blue Moon"},
+               *tags[] = {"<|im_start|>", "<|im_end|>", "<think>"};
+    char title[] = "The <|im_end|> of Days", *before = odd.titles[1];
+    odd.titles[1] = title;
+    dr_rendering scratch = {0};
+    id_list l = {0};
+    check_ok(dr_tokenizer_train(texts, 1, 280, tags, 3, &tokenizer));
+    check_ok(dr_chat_load(check_path(check_path(DR_GOLDEN_DIR, "chat"), "qwen3"), NULL, &chat));
+    check_ok(dr_template_in_chat(t, chat));
+    check_ok(
+        dr_template_prompt_ids(t, tokenizer, &odd, history, 2, 10, 20, &scratch, &l.ids, &l.n, &l.capacity));
+    check_text(
+        tokenizer, &l,
+        "<|im_start|>user\nHistory:\nLast <think> | Action, War\nThe <|im_end|> of Days | Comedy, Romance"
+        "<|im_end|>\n<|im_start|>assistant\n<think>");
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(count_of(&l, dr_tokenizer_special(tokenizer, tags[i])), i == 0 ? 2 : 1);
+    odd.titles[1] = before;
+    dr_free(l.ids);
+    dr_rendering_reset(&scratch);
+    dr_chat_destroy(chat);
+    dr_tokenizer_destroy(tokenizer);
+    dr_template_destroy(t);
+    tiny_catalogue_reset(&odd);
+}
+
 static void test_titles_are_one_line(void **state) {
     (void)state;
     dr_dataset odd = tiny_catalogue();
@@ -207,6 +272,7 @@ int main(void) {
         cmocka_unit_test(test_compact),
         cmocka_unit_test(test_full),
         cmocka_unit_test(test_titles_are_no_control_tokens),
+        cmocka_unit_test(test_in_chat),
         cmocka_unit_test(test_titles_are_one_line),
         cmocka_unit_test(test_files),
     };

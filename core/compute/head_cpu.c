@@ -80,6 +80,11 @@ static void kept_lse(dr_backend *b, const float *logits, int64_t T, int64_t V, f
         if (kept[t].n > 0) lse[t] = row_kept_lse(logits + t * V, &kept[t], inv);
 }
 
+static int64_t head_memory(dr_backend *b, int64_t V) {
+    (void)b;
+    return HEAD_ROWS * V * (int64_t)sizeof(float);
+}
+
 static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
                               const dr_kept *kept, int64_t T, float temperature, float *logprob,
                               float *entropy, float *lse) {
@@ -125,6 +130,7 @@ static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h
 void dr_cpu_fill_head(dr_backend_ops *ops) {
     ops->softmax_stats = softmax_stats;
     ops->kept_lse = kept_lse;
+    ops->head_memory = head_memory;
     ops->head_forward = head_forward;
     ops->head_backward = head_backward;
 }

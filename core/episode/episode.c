@@ -7,6 +7,7 @@ void dr_episode_rules_eos(dr_episode_rules *rules, int32_t model_eos) {
     rules->eos[0] = model_eos;
     rules->eos[1] = dr_tokenizer_special(rules->tokenizer, "<|endoftext|>");
     rules->eos[2] = dr_tokenizer_special(rules->tokenizer, "<|im_end|>");
+    rules->eos[3] = dr_tokenizer_special(rules->tokenizer, "<|eot_id|>");
 }
 
 void dr_episode_reset(dr_episode *episode) {
@@ -100,10 +101,11 @@ dr_status dr_episode_token(dr_episode *e, const dr_episode_rules *rules, const d
     dr_trajectory *t = &e->trajectory;
     size_t known = e->turn_text.length, end = 0;
     DR_TRY(dr_trajectory_append_sampled(t, token, e->turn));
-    if (token->id == rules->eos[0] || token->id == rules->eos[1] || token->id == rules->eos[2]) {
-        stop(e, DR_STOP_EOS);
-        return DR_OK;
-    }
+    for (int i = 0; i < DR_N_EOS; i++)
+        if (token->id == rules->eos[i]) {
+            stop(e, DR_STOP_EOS);
+            return DR_OK;
+        }
     DR_TRY(dr_protocol_decode(rules->tokenizer, &token->id, 1, &e->turn_text));
     dr_tag tag = stop_tag(&e->turn_text, known, &end);
     if (tag == DR_TAG_AT_ANSWER_END)

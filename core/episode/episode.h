@@ -23,13 +23,15 @@ typedef enum dr_episode_state {
     DR_EPISODE_DONE     // trajectory.stop says why
 } dr_episode_state;
 
+enum { DR_N_EOS = 4 };
+
 // The same for all episodes of an engine. Borrowed parts.
 typedef struct dr_episode_rules {
     const dr_tokenizer *tokenizer;
     const dr_template *prompt_template;
     const dr_dataset *dataset;
     dr_protocol protocol;
-    int32_t eos[3]; // ids that end a sequence, -1 unused
+    int32_t eos[DR_N_EOS]; // ids that end a sequence, -1 unused
 } dr_episode_rules;
 
 // Ends of a sequence: the model's own id (-1 allowed) and what chat models write, where the vocabulary has

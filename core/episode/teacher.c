@@ -423,7 +423,7 @@ static dr_status write_episode(dr_teacher *t, const plan *p, const int32_t *hist
 }
 
 static dr_status append_eos(const dr_episode_rules *rules, dr_trajectory *t, uint16_t turn) {
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < DR_N_EOS; i++)
         if (rules->eos[i] >= 0)
             return dr_trajectory_append(t, &rules->eos[i], 1, DR_FROM_POLICY, turn, NULL, NULL);
     return DR_OK;

@@ -31,6 +31,8 @@ struct dr_template {
     int32_t max_history;
     char **forbidden; // [n_forbidden + 1], NULL-terminated
     int32_t n_forbidden;
+    bool in_chat;
+    dr_buf chat_before, chat_after; // what stands around the prompt then
 };
 
 // ---- reading ----
@@ -250,7 +252,16 @@ void dr_template_destroy(dr_template *t) {
     for (int i = 0; i < N_SECTIONS; i++) dr_free(t->text[i]);
     for (int32_t i = 0; i < t->n_forbidden; i++) dr_free(t->forbidden[i]);
     dr_free(t->forbidden);
+    dr_buf_reset(&t->chat_before);
+    dr_buf_reset(&t->chat_after);
     dr_free(t);
+}
+
+dr_status dr_template_in_chat(dr_template *t, const dr_chat *chat) {
+    t->in_chat = chat != NULL;
+    dr_buf_clear(&t->chat_before);
+    dr_buf_clear(&t->chat_after);
+    return chat ? dr_chat_around_user(chat, &t->chat_before, &t->chat_after) : DR_OK;
 }
 
 int32_t dr_template_max_history(const dr_template *t) {
@@ -354,9 +365,22 @@ static dr_status put_history(const dr_template *t, const dr_dataset *dataset, co
     return DR_OK;
 }
 
+// Length of the prompt's text up to its last <think>, which every template ends with, and of the same without
+// white space at its end.
+static size_t body_length(const dr_template *t, size_t *out_trimmed) {
+    const char *text = t->text[SECTION_PROMPT];
+    size_t n = strlen(text) - strlen(DR_TAG_THINK), trimmed = n;
+    while (trimmed > 0 && strchr(" \t\r\n", text[trimmed - 1])) trimmed--;
+    *out_trimmed = trimmed;
+    return n;
+}
+
 static dr_status put_prompt(const dr_template *t, const dr_dataset *dataset, const int32_t *history,
                             int32_t n_history, int32_t k, int32_t k_retrieve, dr_rendering *r) {
-    for (const char *p = t->text[SECTION_PROMPT]; *p;) {
+    size_t trimmed = 0, n = body_length(t, &trimmed);
+    const char *begin = t->text[SECTION_PROMPT], *end = begin + (t->in_chat ? trimmed : n);
+    DR_TRY(dr_buf_append(&r->text, t->chat_before.data, t->chat_before.length));
+    for (const char *p = begin; p < end;) {
         char name[32];
         size_t length = placeholder_at(p, name);
         if (length == 0)
@@ -369,7 +393,8 @@ static dr_status put_prompt(const dr_template *t, const dr_dataset *dataset, con
             DR_TRY(put_history(t, dataset, history, n_history, r));
         p += length ? length : 1;
     }
-    return DR_OK;
+    DR_TRY(dr_buf_append(&r->text, t->chat_after.data, t->chat_after.length));
+    return dr_buf_text(&r->text, DR_TAG_THINK);
 }
 
 static dr_status put_list(const dr_template *t, const dr_dataset *dataset, const int32_t *items, int32_t n,

@@ -8,6 +8,7 @@
 #include "core/base/alloc.h"
 #include "core/base/status.h"
 #include "core/store/dataset.h"
+#include "core/text/chat.h"
 #include "core/text/tokenizer.h"
 
 #ifdef __cplusplus
@@ -28,6 +29,9 @@ typedef struct dr_template dr_template;
 // stands for them. Unknown sections, settings and placeholders are named with file and line.
 dr_status dr_template_load(const char *name_or_path, dr_template **out_template);
 void dr_template_destroy(dr_template *t);
+// From now on the prompt, but for its last <think>, stands as a user's turn in the form of a chat model, and
+// <think> opens the answer. NULL: plain text again.
+dr_status dr_template_in_chat(dr_template *t, const dr_chat *chat);
 int32_t dr_template_max_history(const dr_template *t);
 
 // The prompt of one history (its last max_history items), ending with an opened <think>. Appends to out.

@@ -32,7 +32,7 @@ void dr_learn_stats_add(dr_learn_stats *sum, const dr_learn_stats *part) {
 }
 
 dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, int64_t longest,
-                            dr_learner **out_learner) {
+                            dr_activations activations, dr_learner **out_learner) {
     dr_learner *l = NULL;
     int64_t n = pack_tokens > longest ? pack_tokens : longest;
     DR_TRY(dr_alloc(&l, "learner", 1, sizeof *l));
@@ -41,8 +41,9 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
     l->pack_tokens = pack_tokens;
     float **real[] = {&l->row_weight,        &l->stored,  &l->logprob, &l->entropy,
                       &l->reference_logprob, &l->ignored, &l->dlogprob};
-    dr_status status = dr_lm_workspace_create(lm, n, &l->workspace);
-    if (status == DR_OK && reference) status = dr_lm_workspace_create(reference, n, &l->reference_workspace);
+    dr_status status = dr_lm_workspace_create(lm, n, activations, &l->workspace);
+    if (status == DR_OK && reference)
+        status = dr_lm_workspace_create(reference, n, DR_RECOMPUTE, &l->reference_workspace);
     if (status == DR_OK) status = dr_micro_batch_create(n, &l->batch);
     if (status == DR_OK) status = dr_alloc(&l->item_of, "micro-batch", n, sizeof *l->item_of);
     for (size_t i = 0; i < sizeof real / sizeof *real && status == DR_OK; i++)
@@ -53,6 +54,13 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
     }
     *out_learner = l;
     return DR_OK;
+}
+
+int64_t dr_learner_bytes(const dr_learner *l) {
+    dr_backend *b = dr_lm_backend(l->lm);
+    return dr_lm_workspace_bytes(l->workspace) +
+           (l->reference_workspace ? dr_lm_workspace_bytes(l->reference_workspace) : 0) +
+           b->ops->head_memory(b, dr_lm_config_of(l->lm)->vocab);
 }
 
 void dr_learner_destroy(dr_learner *l) {

@@ -43,9 +43,10 @@ void dr_learn_stats_add(dr_learn_stats *sum, const dr_learn_stats *part);
 
 typedef struct dr_learner dr_learner;
 // lm and reference (NULL unless a KL penalty is used) are borrowed. pack_tokens: budget of one micro-batch;
-// longest: longest trajectory that may come.
+// longest: longest trajectory that may come. The reference model's pass keeps nothing for a backward.
 dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, int64_t longest,
-                            dr_learner **out_learner);
+                            dr_activations activations, dr_learner **out_learner);
+int64_t dr_learner_bytes(const dr_learner *learner); // activations, and blocks of logits in the loss head
 void dr_learner_destroy(dr_learner *learner);
 // gradient [n_params] += gradient of the objective's part; stats are added to. DR_ERR_NUMERIC names the first
 // trajectory with a log-probability that is not finite.

@@ -286,7 +286,7 @@ static void pass_free(training_pass *p) {
 
 static dr_status pass_allocate(training_pass *p, dr_lm *lm, int64_t tokens) {
     DR_TRY(dr_micro_batch_create(tokens, &p->batch));
-    DR_TRY(dr_lm_workspace_create(lm, tokens, &p->workspace));
+    DR_TRY(dr_lm_workspace_create(lm, tokens, DR_KEEP_ACTIVATIONS, &p->workspace));
     DR_TRY(dr_alloc(&p->sequence_of, "training pass", tokens, sizeof *p->sequence_of));
     DR_TRY(dr_alloc(&p->position_of, "training pass", tokens, sizeof *p->position_of));
     DR_TRY(dr_alloc(&p->logprob, "training pass", tokens, sizeof *p->logprob));

@@ -203,7 +203,7 @@ dr_status dr_sft_run(const dr_rollout_parts *parts, const dr_sft_options *option
     if (status == DR_OK) status = dr_optimizer_create(parts->lm, &settings, &s.optimizer);
     if (status == DR_OK)
         status = dr_learner_create(parts->lm, NULL, options->pack_tokens, parts->protocol.max_total_tokens,
-                                   &s.learner);
+                                   options->activations, &s.learner);
     if (status == DR_OK) status = run_steps(&s);
     dr_learner_destroy(s.learner);
     dr_optimizer_destroy(s.optimizer);

@@ -15,6 +15,7 @@ typedef struct dr_sft_options {
     int64_t steps;        // optimizer updates
     int64_t batch_tokens; // tokens of one update's trajectories, about
     int64_t pack_tokens;  // of one micro-batch
+    dr_activations activations;
     float learning_rate;
     int64_t warmup_steps;
     float weight_decay, clip_norm;

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "core/compute/backend.h"
+#include "core/store/safetensors.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -37,6 +38,7 @@ typedef struct dr_lm_tensor {
     char name[96];
     int64_t offset;     // in floats
     int64_t rows, cols; // rows = 1 for vectors ([cols])
+    dr_dtype dtype;     // of the file that it was loaded from; F32 in a fresh model
 } dr_lm_tensor;
 
 typedef struct dr_lm dr_lm;
@@ -61,9 +63,11 @@ void dr_lm_destroy(dr_lm *lm);
 // that can be known. The files are mapped, and each tensor's pages are let go once it stands in the
 // parameters.
 dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm);
-// Writes F32 under the same names, replaces each file atomically, the weights last, and adds
-// generation_config.json; the tokenizer's file is the tokenizer's business. More than max_shard_bytes of
-// weights become shards with an index (safetensors_folder.h); dr_lm_save takes DR_LM_SHARD_BYTES.
+// Writes each tensor under its name in the type that it was loaded in, so that a folder loaded and saved is
+// equal tensor by tensor (what was trained in between is rounded to that type); replaces each file
+// atomically, the weights last, and adds generation_config.json; the tokenizer's file is the tokenizer's
+// business. More than max_shard_bytes of weights become shards with an index (safetensors_folder.h);
+// dr_lm_save takes DR_LM_SHARD_BYTES.
 #define DR_LM_SHARD_BYTES 5000000000
 dr_status dr_lm_save(const dr_lm *lm, const char *dir);
 dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, int64_t max_shard_bytes);
@@ -94,10 +98,15 @@ typedef struct dr_pack {
     const dr_kept *kept;           // [n_rows] or NULL: what each target was drawn from, itself included
 } dr_pack;
 
-// Activations of one micro-batch; reserved once for max_tokens, reused.
+// Activations of one micro-batch; reserved once for max_tokens, reused. DR_RECOMPUTE keeps the input of each
+// layer only and runs the layer again in the backward pass (Chen et al., arXiv 1604.06174): the same bits,
+// about a third more work, and memory for long trajectories.
+typedef enum dr_activations { DR_KEEP_ACTIVATIONS, DR_RECOMPUTE } dr_activations;
 typedef struct dr_lm_workspace dr_lm_workspace;
-dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_lm_workspace **out_workspace);
+dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_activations activations,
+                                 dr_lm_workspace **out_workspace);
 void dr_lm_workspace_destroy(dr_lm_workspace *workspace);
+int64_t dr_lm_workspace_bytes(const dr_lm_workspace *workspace);
 
 // logprob [n_rows] under softmax(logits / temperature) over each row's kept set, entropy [n_rows] of the
 // whole softmax. DR_ERR_RANGE if the pack is larger than the workspace, its bounds do not rise, a sequence is

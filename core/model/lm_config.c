@@ -290,7 +290,8 @@ static void set_rope(json_t *root, const dr_lm_config *c) {
     json_object_set_new(root, "rope_parameters", rope);
 }
 
-dr_status dr_lm_config_write(const dr_lm_config *c, const char *dir) {
+dr_status dr_lm_config_write(const dr_lm_config *c, dr_dtype dtype, const char *dir) {
+    static const char *const dtypes[] = {"float32", "bfloat16", "float16"};
     const family *kind = family_of(c->architecture);
     DR_CHECK(kind, DR_ERR_ARGUMENT, "architecture \"%s\" is unknown", c->architecture);
     const char *type = kind->model_type;
@@ -301,7 +302,7 @@ dr_status dr_lm_config_write(const dr_lm_config *c, const char *dir) {
         "hidden_size", c->hidden, "num_attention_heads", c->n_heads, "num_key_value_heads", c->n_kv_heads,
         "head_dim", c->head_size, "intermediate_size", c->intermediate, "vocab_size", c->vocab,
         "max_position_embeddings", c->max_positions, "rms_norm_eps", (double)c->rms_eps, "rope_theta",
-        (double)c->rope_theta, "tie_word_embeddings", c->tied_head, "torch_dtype", "float32");
+        (double)c->rope_theta, "tie_word_embeddings", c->tied_head, "torch_dtype", dtypes[dtype]);
     if (root) {
         set_ids(root, c);
         set_rope(root, c);

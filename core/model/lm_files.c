@@ -42,6 +42,7 @@ static dr_status read_tensors(dr_lm *lm, const dr_safetensors_folder *weights) {
         int32_t n_dims;
         tensor_shape(t, shape, &n_dims);
         DR_TRY(dr_safetensors_folder_read(weights, t->name, shape, n_dims, lm->params + t->offset));
+        lm->tensors[i].dtype = dr_safetensors_folder_find(weights, t->name)->dtype;
         for (int64_t j = 0; j < t->rows * t->cols; j++)
             DR_CHECK(isfinite(lm->params[t->offset + j]), DR_ERR_NUMERIC, "%s: tensor %s: value %lld is %g",
                      dr_safetensors_folder_path(weights), t->name, (long long)j,
@@ -71,13 +72,21 @@ close_weights:
     return status;
 }
 
+// What config.json says: the type of all tensors, F32 where they differ.
+static dr_dtype common_dtype(const dr_lm *lm) {
+    for (int32_t i = 1; i < lm->n_tensors; i++)
+        if (lm->tensors[i].dtype != lm->tensors[0].dtype) return DR_DTYPE_F32;
+    return lm->tensors[0].dtype;
+}
+
 dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, int64_t max_shard_bytes) {
     DR_TRY(dr_dir_make(dir));
-    DR_TRY(dr_lm_config_write(&lm->config, dir));
+    DR_TRY(dr_lm_config_write(&lm->config, common_dtype(lm), dir));
     dr_safetensor_source *sources = NULL;
     DR_TRY(dr_alloc(&sources, "tensors to save", lm->n_tensors, sizeof *sources));
     for (int32_t i = 0; i < lm->n_tensors; i++) {
         sources[i].name = lm->tensors[i].name;
+        sources[i].dtype = lm->tensors[i].dtype;
         sources[i].data = lm->params + lm->tensors[i].offset;
         tensor_shape(&lm->tensors[i], sources[i].shape, &sources[i].n_dims);
     }

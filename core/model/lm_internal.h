@@ -69,7 +69,7 @@ dr_status dr_lm_allocate(dr_lm *lm);
 
 // config.json and back, generation_config.json beside it (lm_config.c).
 dr_status dr_lm_config_read(const char *dir, dr_lm_config *out);
-dr_status dr_lm_config_write(const dr_lm_config *config, const char *dir);
+dr_status dr_lm_config_write(const dr_lm_config *config, dr_dtype dtype, const char *dir);
 dr_status dr_lm_config_check(const dr_lm_config *config, const char *where);
 
 #endif

@@ -23,9 +23,10 @@ typedef struct layer_activations {
 } layer_activations;
 
 struct dr_lm_workspace {
-    int64_t max_tokens;
-    float *memory; // everything below
-    layer_activations *layers;
+    int64_t max_tokens, bytes;
+    dr_activations activations;
+    float *memory;                           // everything below
+    layer_activations *layers;               // DR_RECOMPUTE: all share what the first one has, but for x
     float *x_out, *final_norm, *final_inv;   // (T, D), (T, D), (T)
     float *rows, *drows, *row_lse;           // loss rows: (T, D), (T, D), (T)
     float *dx, *dnorm, *dwide, *dact, *datt; // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, F), (T, A)
@@ -41,6 +42,12 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
     for (int32_t i = 0; i < c->n_layers; i++) {
         layer_activations *l = &w->layers[i];
         TAKE(l->x, T * D);
+        if (i > 0 && w->activations == DR_RECOMPUTE) {
+            float *x = l->x;
+            *l = w->layers[0];
+            l->x = x;
+            continue;
+        }
         TAKE(l->norm1, T * D);
         TAKE(l->inv1, T);
         TAKE(l->qk_raw, raw);
@@ -70,11 +77,13 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
     return at;
 }
 
-dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_lm_workspace **out_workspace) {
+dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_activations activations,
+                                 dr_lm_workspace **out_workspace) {
     DR_CHECK(max_tokens > 0, DR_ERR_ARGUMENT, "training workspace: %lld tokens", (long long)max_tokens);
     dr_lm_workspace *w = NULL;
     DR_TRY(dr_alloc(&w, "training workspace", 1, sizeof *w));
     w->max_tokens = max_tokens;
+    w->activations = activations;
     dr_status status;
     DR_TRY_GOTO(status, dr_alloc(&w->layers, "layer activations", lm->config.n_layers, sizeof *w->layers),
                 destroy);
@@ -82,6 +91,7 @@ dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_lm_workspace 
     int64_t floats = carve(lm, max_tokens, NULL, w);
     DR_TRY_GOTO(status, dr_alloc(&w->memory, "activations", floats, sizeof(float)), destroy);
     carve(lm, max_tokens, w->memory, w);
+    w->bytes = floats * (int64_t)sizeof(float);
     *out_workspace = w;
     return DR_OK;
 destroy:
@@ -95,6 +105,10 @@ void dr_lm_workspace_destroy(dr_lm_workspace *w) {
     dr_free(w->layers);
     dr_free(w->positions);
     dr_free(w);
+}
+
+int64_t dr_lm_workspace_bytes(const dr_lm_workspace *w) {
+    return w->bytes;
 }
 
 static dr_sequences sequences_of(const dr_pack *pack) {
@@ -137,8 +151,9 @@ static dr_status check_pack(const dr_lm *lm, const dr_lm_workspace *w, const dr_
     return DR_OK;
 }
 
-static dr_status layer_forward(dr_lm *lm, const lm_layer *layer, layer_activations *a, const dr_pack *pack,
-                               const int32_t *positions, float *x_next) {
+// All that a layer's backward reads, from its input a->x.
+static dr_status layer_activate(dr_lm *lm, const lm_layer *layer, layer_activations *a, const dr_pack *pack,
+                                const int32_t *positions) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens, D = c->hidden;
@@ -154,8 +169,15 @@ static dr_status layer_forward(dr_lm *lm, const lm_layer *layer, layer_activatio
     b->ops->rmsnorm_forward(b, a->mid, p + layer->norm2, T, D, c->rms_eps, a->norm2, a->inv2);
     DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, a->norm2, T, NULL, a->gate_up));
     b->ops->swiglu_forward(b, a->gate_up, T, c->intermediate, a->act);
-    DR_TRY(b->ops->linear_forward(b, layer->w_down, a->act, T, NULL, x_next));
-    b->ops->add(b, a->mid, T * D, x_next);
+    return DR_OK;
+}
+
+static dr_status layer_forward(dr_lm *lm, const lm_layer *layer, layer_activations *a, const dr_pack *pack,
+                               const int32_t *positions, float *x_next) {
+    dr_backend *b = lm->backend;
+    DR_TRY(layer_activate(lm, layer, a, pack, positions));
+    DR_TRY(b->ops->linear_forward(b, layer->w_down, a->act, pack->n_tokens, NULL, x_next));
+    b->ops->add(b, a->mid, pack->n_tokens * lm->config.hidden, x_next);
     return DR_OK;
 }
 
@@ -258,8 +280,11 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
     b->ops->embedding_backward(b, w->drows, pack->rows, pack->n_rows, D, w->dnorm); // a scatter of rows
     b->ops->rmsnorm_backward(b, w->dnorm, w->x_out, lm->params + lm->final_norm, w->final_inv, T, D, w->dx,
                              gradient + lm->final_norm);
-    for (int32_t i = c->n_layers - 1; i >= 0; i--)
+    for (int32_t i = c->n_layers - 1; i >= 0; i--) {
+        if (w->activations == DR_RECOMPUTE && i + 1 < c->n_layers) // those of the last one are still there
+            DR_TRY(layer_activate(lm, &lm->layers[i], &w->layers[i], pack, w->positions));
         DR_TRY(layer_backward(lm, &lm->layers[i], &w->layers[i], w, pack, gradient));
+    }
     b->ops->embedding_backward(b, w->dx, pack->ids, T, D, gradient + lm->embed);
     return DR_OK;
 }

@@ -39,14 +39,18 @@ dr_status dr_safetensors_check(const dr_safetensors *file, const char *name, con
 dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape,
                               int32_t n_dims, float *out);
 
-// One F32 tensor to write; data borrowed until the call returns.
+// One tensor to write, in F32, BF16 or F16 (rounded to nearest, ties to even); data borrowed until the call
+// returns.
 typedef struct dr_safetensor_source {
     const char *name;
     int32_t n_dims;
     int64_t shape[8];
     const float *data;
+    dr_dtype dtype;
 } dr_safetensor_source;
+int64_t dr_safetensor_source_bytes(const dr_safetensor_source *tensor); // in the file
 // Temporary name, fsync, rename, fsync of the folder. A failure leaves the old file as it was.
+// DR_ERR_NUMERIC: a value that its type does not hold.
 dr_status dr_safetensors_write(const char *path, const dr_safetensor_source *tensors, int32_t n_tensors);
 
 #ifdef __cplusplus

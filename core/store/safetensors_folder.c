@@ -167,6 +167,11 @@ dr_status dr_safetensors_folder_check(const dr_safetensors_folder *folder, const
     return dr_safetensors_check(folder->files[file], name, shape, n_dims);
 }
 
+const dr_safetensor *dr_safetensors_folder_find(const dr_safetensors_folder *folder, const char *name) {
+    int32_t file = file_of(folder, name);
+    return file < 0 ? NULL : dr_safetensors_find(folder->files[file], name);
+}
+
 dr_status dr_safetensors_folder_read(const dr_safetensors_folder *folder, const char *name,
                                      const int64_t *shape, int32_t n_dims, float *out) {
     int32_t file = file_of(folder, name);

@@ -23,6 +23,8 @@ const char *dr_safetensors_folder_path(const dr_safetensors_folder *folder);
 // All tensors of all files.
 int32_t dr_safetensors_folder_count(const dr_safetensors_folder *folder);
 const dr_safetensor *dr_safetensors_folder_at(const dr_safetensors_folder *folder, int32_t index);
+// NULL when absent.
+const dr_safetensor *dr_safetensors_folder_find(const dr_safetensors_folder *folder, const char *name);
 // As dr_safetensors_check and dr_safetensors_read, whichever file the tensor is in.
 dr_status dr_safetensors_folder_check(const dr_safetensors_folder *folder, const char *name,
                                       const int64_t *shape, int32_t n_dims);

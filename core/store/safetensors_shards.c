@@ -24,17 +24,11 @@ typedef struct shard_plan {
     int64_t total_bytes;
 } shard_plan;
 
-static int64_t bytes_of(const dr_safetensor_source *tensor) {
-    int64_t n = sizeof(float);
-    for (int32_t d = 0; d < tensor->n_dims; d++) n *= tensor->shape[d];
-    return n;
-}
-
 static dr_status plan_shards(shard_plan *plan, int32_t n_tensors, int64_t max_bytes) {
     DR_TRY(dr_alloc(&plan->first, "shards", (int64_t)n_tensors + 1, sizeof *plan->first));
     int64_t filled = 0;
     for (int32_t i = 0; i < n_tensors; i++) {
-        int64_t bytes = bytes_of(&plan->tensors[i]);
+        int64_t bytes = dr_safetensor_source_bytes(&plan->tensors[i]);
         if (i == 0 || filled + bytes > max_bytes) {
             plan->first[plan->n++] = i;
             filled = 0;

@@ -131,6 +131,17 @@ dr_status dr_chat_render(const dr_chat *c, const dr_chat_turn *turns, int64_t n,
     return status;
 }
 
+dr_status dr_chat_around_user(const dr_chat *c, dr_buf *before, dr_buf *after) {
+    const dr_chat_turn turn = {"user", ""};
+    size_t end = before->length;
+    DR_TRY(dr_chat_render(c, &turn, 1, true, before));
+    size_t tail = c->after[1].length + c->generation.length;
+    DR_TRY(dr_buf_append(after, before->data + before->length - tail, tail));
+    before->length -= tail;
+    DR_ASSERT(before->length >= end);
+    return dr_buf_append(before, "", 0); // a NUL behind it
+}
+
 dr_status dr_chat_encode(const dr_chat *c, const dr_tokenizer *tokenizer, const dr_chat_turn *turns,
                          int64_t n, bool with_generation, int32_t **ids, int64_t *n_ids, int64_t *capacity) {
     dr_buf text = {0};

@@ -47,6 +47,10 @@ void dr_chat_destroy(dr_chat *chat); // NULL is fine
 const char *dr_chat_name(const dr_chat *chat);           // "chatml", "llama3" or the file's path
 const char *dr_chat_default_system(const dr_chat *chat); // NULL: none
 
+// What stands before and after the text of a user's turn that comes first and is to be answered: the default
+// system text, if there is one, and the tags. A template that trims wants the text without white space at its
+// ends.
+dr_status dr_chat_around_user(const dr_chat *chat, dr_buf *before, dr_buf *after);
 // Appends the turns' text; with_generation adds what invites the answer. At least one turn.
 dr_status dr_chat_render(const dr_chat *chat, const dr_chat_turn *turns, int64_t n_turns,
                          bool with_generation, dr_buf *out);
