@@ -22,7 +22,7 @@ PRECISION=(--precision "$(pipeline_precision)")
 SHAPE=(--k-retrieve 12 --max-retrievals 3 --max-turn-tokens 200 --max-total-tokens 1000)
 TRM_FLAGS=("${PRECISION[@]}" --seed "$SEED" --epochs 3 --samples 250000 --patience 2 --text-noise 0.3 --text-dim 512)
 INIT_FLAGS=(--seed "$SEED" --preset small --vocab 4096)
-SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --seed "$SEED" --steps 400 --batch-tokens 2048 --rate 0.002 --warmup 30 --context-weight 0.5)
+SFT_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --seed "$SEED" --steps 500 --batch-tokens 2048 --rate 0.002 --warmup 30 --context-weight 0.5)
 TRAIN_FLAGS=(--set "model.precision=${PRECISION[1]}" --set "run.seed=$SEED")
 EVAL_FLAGS=("${PRECISION[@]}" "${SHAPE[@]}" --seed "$SEED" --max-live 128)
 has() { [ -e "$data/$1" ] || [ -e "$data/$1.xz" ]; }

@@ -321,8 +321,6 @@ static void test_clip(void **state) {
     }
 }
 
-// ---- packing ----
-
 static void test_packing_changes_nothing(void **state) {
     (void)state;
     static const int64_t budgets[] = {64, 256, 1}; // 1: each trajectory alone
