@@ -14,27 +14,29 @@ typedef struct settings {
     dr_precision precision;
     double seconds;
     const char *json_path;
-    const char *part; // NULL: all
+    const char *part;  // NULL: all
+    const char *model; // folder to write, NULL: none
 } settings;
 
 // In the order they run in; the ceilings of the machine come first in any case.
 static const struct {
     const char *name;
     dr_status (*add_figures)(bench_engine *engine);
-} parts[] = {{"decode", bench_decode_figures},
-             {"train", bench_train_figures},
-             {"retrieve", bench_retrieve_figures},
-             {"rollout", bench_rollout_figures},
-             {"sample", bench_sample_figures}};
+    bool only_when_named;
+} parts[] = {{"decode", bench_decode_figures, false},     {"train", bench_train_figures, false},
+             {"retrieve", bench_retrieve_figures, false}, {"rollout", bench_rollout_figures, false},
+             {"sample", bench_sample_figures, false},     {"long", bench_long_figures, true}};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static const char usage[] =
     "bench_engine [--threads N] [--precision fp32|bf16] [--seconds S] [--json FILE] [--part NAME]\n"
+    "             [--write-model FOLDER]\n"
     "  --threads    of the engine and of the ceilings (default: all)\n"
     "  --precision  of the linear layers (default fp32)\n"
     "  --seconds    aimed at for one figure, of which at least five repeats are taken (default 1)\n"
     "  --json       file for one JSON line a figure\n"
-    "  --part       only decode, train, retrieve, rollout or sample\n";
+    "  --part       decode, train, retrieve, rollout or sample alone, or long, which is not in the rest\n"
+    "  --write-model  write the decode part's model with check.safetensors (ids, their logits), and end\n";
 
 static bool is_part(const char *name) {
     for (int i = 0; i < N_PARTS; i++)
@@ -43,10 +45,13 @@ static bool is_part(const char *name) {
 }
 
 static dr_status read_options(int argc, char **argv, settings *out) {
-    static const struct option options[] = {
-        {"threads", required_argument, NULL, 't'}, {"precision", required_argument, NULL, 'p'},
-        {"seconds", required_argument, NULL, 's'}, {"json", required_argument, NULL, 'j'},
-        {"part", required_argument, NULL, 'a'},    {0}};
+    static const struct option options[] = {{"threads", required_argument, NULL, 't'},
+                                            {"precision", required_argument, NULL, 'p'},
+                                            {"seconds", required_argument, NULL, 's'},
+                                            {"json", required_argument, NULL, 'j'},
+                                            {"part", required_argument, NULL, 'a'},
+                                            {"write-model", required_argument, NULL, 'w'},
+                                            {0}};
     settings s = {.seconds = 1};
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         char *end = NULL;
@@ -62,6 +67,8 @@ static dr_status read_options(int argc, char **argv, settings *out) {
             s.precision = strcmp(optarg, "bf16") == 0 ? DR_BF16 : DR_FP32;
         } else if (option == 'j') {
             s.json_path = optarg;
+        } else if (option == 'w') {
+            s.model = optarg;
         } else if (option == 'a') {
             s.part = optarg;
             is_good = is_part(optarg);
@@ -103,7 +110,8 @@ static dr_status add_machine_figures(bench_engine *engine) {
 static dr_status run_parts(bench_engine *engine, const char *only) {
     DR_TRY(add_machine_figures(engine));
     for (int i = 0; i < N_PARTS; i++)
-        if (!only || strcmp(parts[i].name, only) == 0) DR_TRY(parts[i].add_figures(engine));
+        if (only ? strcmp(parts[i].name, only) == 0 : !parts[i].only_when_named)
+            DR_TRY(parts[i].add_figures(engine));
     return DR_OK;
 }
 
@@ -116,6 +124,10 @@ static dr_status run(int argc, char **argv) {
     DR_TRY(dr_backend_cpu_create(s.precision, s.n_threads, &engine.backend));
     int n_threads = engine.backend->n_threads;
     engine.seconds = s.seconds;
+    if (s.model) {
+        status = bench_write_model(engine.backend, s.model);
+        goto release;
+    }
     DR_TRY_GOTO(status, bench_ceilings_create(n_threads, s.precision, 0.1 * s.seconds, &engine.ceilings),
                 release);
     DR_TRY_GOTO(status, bench_report_open(s.json_path, s.precision, n_threads, &engine.report), release);

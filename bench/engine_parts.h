@@ -23,10 +23,14 @@ typedef struct bench_engine {
 } bench_engine;
 
 dr_status bench_decode_figures(bench_engine *engine);
+// The model that decoding is measured with, as a Hugging Face folder, and check.safetensors in it: "ids" [64]
+// and "logits" [64, vocab], for other engines to compare themselves with.
+dr_status bench_write_model(dr_backend *backend, const char *dir);
 dr_status bench_train_figures(bench_engine *engine);
 dr_status bench_retrieve_figures(bench_engine *engine);
 dr_status bench_rollout_figures(bench_engine *engine);
 dr_status bench_sample_figures(bench_engine *engine);
+dr_status bench_long_figures(bench_engine *engine); // minutes: only when asked for
 
 // ---- shared between parts ----
 

@@ -78,16 +78,18 @@ static inline int32_t *op_ids(int64_t n, uint32_t below) {
     return ids;
 }
 
-// Kept sets of T rows: the whole vocabulary, the target alone, about half of the ids with the target, in
-// turn.
+// Kept sets of T rows: the whole vocabulary, the target alone, with it about half of the ids, or about one in
+// thirty, in turn.
 static inline dr_kept *op_kept(const int32_t *targets, int64_t T, int64_t V) {
+    static const uint32_t one_in[] = {0, 0, 2, 30};
     dr_kept *kept = op_array(T, sizeof *kept);
+    int32_t *ids = op_array(T * V, sizeof *ids);
     dr_rng rng = dr_rng_make(22, ++op_stream);
-    for (int64_t t = 0; t < T; t++) {
-        int32_t *ids = op_array(V, sizeof *ids);
+    for (int64_t t = 0; t < T; t++, ids += V) {
         kept[t].ids = ids;
-        for (int32_t j = 0; t % 3 > 0 && j < V; j++)
-            if (j == targets[t] || (t % 3 == 2 && dr_rng_below(&rng, 2) == 0)) ids[kept[t].n++] = j;
+        for (int32_t j = 0; t % 4 > 0 && j < V; j++)
+            if (j == targets[t] || (t % 4 > 1 && dr_rng_below(&rng, one_in[t % 4]) == 0))
+                ids[kept[t].n++] = j;
     }
     return kept;
 }

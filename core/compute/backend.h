@@ -22,8 +22,10 @@ extern "C" {
 #endif
 
 // Multiplication type of the linear ops. Inputs and outputs stay fp32 in memory; bf16 rounds the operands of
-// each product and accumulates in fp32 (AMX or AVX-512 where the processor has it).
-typedef enum dr_precision { DR_FP32, DR_BF16 } dr_precision;
+// each product and accumulates in fp32 (AMX or AVX-512 where the processor has it). DR_FP32_LOOSE takes the
+// forward products from a library that sums in any order: not row-exact, there to measure what exactness
+// costs.
+typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE } dr_precision;
 
 // A weight matrix [n_out, n_in] as the backend wants it (packed, rounded). Filled by weight_pack from fp32
 // values.

@@ -70,7 +70,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     static dr_backend_ops ops;
     DR_CHECK(n_threads >= 0 && n_threads <= DR_MAX_THREADS, DR_ERR_ARGUMENT,
              "threads: expected 0 to %d, found %d", DR_MAX_THREADS, n_threads);
-    DR_CHECK(precision == DR_FP32 || dr_cpu_has_bf16(), DR_ERR_UNSUPPORTED,
+    DR_CHECK(precision != DR_BF16 || dr_cpu_has_bf16(), DR_ERR_UNSUPPORTED,
              "bf16: this processor has neither AMX-BF16 nor AVX512-BF16; use fp32");
     ops.name = "cpu";
     ops.memory_create = memory_create;

@@ -1,9 +1,10 @@
 // The loss head: log-probabilities and entropy of a softmax over the vocabulary, and their gradient, in
 // blocks of rows, so that [T, V] logits never exist. Logits come from linear_forward: the same bits as the
-// sampler sees.
+// sampler sees. Where top-p left few ids, the gradient touches only them.
 #include "core/compute/cpu_internal.h"
 
-enum { HEAD_ROWS = 128, LANES = 16 };
+// SPARSE_SHARE: a kept set of at most this part of the vocabulary has its gradient taken id by id.
+enum { HEAD_ROWS = 128, LANES = 16, SPARSE_SHARE = 16 };
 
 DR_INLINE float reduce(float lanes[LANES]) {
     for (int width = LANES / 2; width > 0; width /= 2)
@@ -103,26 +104,101 @@ static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h,
     return DR_OK;
 }
 
+// What head_backward works on.
+typedef struct head_gradient {
+    const dr_weight *w;
+    const float *h;
+    const int32_t *targets;
+    const dr_kept *kept;
+    float temperature;
+    const float *lse, *dlogprob;
+    float *dh, *dw;
+} head_gradient;
+
+// Rows t0 … t1 - 1, at most HEAD_ROWS of them, by their whole logits.
+static dr_status dense_rows(dr_backend *b, const head_gradient *g, int64_t t0, int64_t t1) {
+    int64_t V = g->w->n_out, D = g->w->n_in, rows = t1 - t0;
+    dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
+    DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
+    float *logits = scratch->data, inv = 1.0f / g->temperature;
+    DR_TRY(b->ops->linear_forward(b, g->w, g->h + t0 * D, rows, NULL, logits));
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows > 1)
+    for (int64_t t = t0; t < t1; t++) {
+        float *z = logits + (t - t0) * V;
+        if (g->kept && g->kept[t].n > 0)
+            row_kept_gradient(z, V, inv, g->lse[t], &g->kept[t], g->targets[t], g->dlogprob[t]);
+        else
+            row_gradient(z, V, inv, g->lse[t], g->targets[t], g->dlogprob[t]);
+    }
+    DR_TRY(b->ops->linear_backward_input(b, g->w, logits, rows, g->dh + t0 * D, false));
+    return b->ops->linear_backward_weight(b, g->h + t0 * D, logits, rows, V, D, g->dw, NULL);
+}
+
+static DR_HOT float dot(const float *x, const float *y, int64_t n) {
+    float lanes[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += x[i + l] * y[i + l];
+    for (int l = 0; i + l < n; l++) lanes[l] += x[i + l] * y[i + l];
+    return reduce(lanes);
+}
+
+static DR_HOT void add_scaled(float scale, const float *x, int64_t n, float *y) {
+    for (int64_t i = 0; i < n; i++) y[i] += scale * x[i];
+}
+
+// dz of one row's kept ids, and dh of the row.
+static void sparse_row(const head_gradient *g, int64_t t, float *dz) {
+    int64_t D = g->w->n_in;
+    const dr_kept *kept = &g->kept[t];
+    float inv = 1.0f / g->temperature, scale = g->dlogprob[t] * inv;
+    memset(g->dh + t * D, 0, (size_t)D * sizeof(float));
+    for (int32_t k = 0; k < kept->n; k++) {
+        const float *row = g->w->values + kept->ids[k] * D;
+        dz[k] = -scale * dr_expf(dot(g->h + t * D, row, D) * inv - g->lse[t]);
+        if (kept->ids[k] == g->targets[t]) dz[k] += scale;
+        add_scaled(dz[k], row, D, g->dh + t * D);
+    }
+}
+
+// Rows t0 … t1 - 1 whose kept sets are small: only the rows of w that they name. Each thread writes its own
+// part of dw, in the order of t.
+static dr_status sparse_rows(dr_backend *b, const head_gradient *g, int64_t t0, int64_t t1) {
+    int64_t V = g->w->n_out, D = g->w->n_in, offset[HEAD_ROWS + 1] = {0};
+    dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
+    for (int64_t t = t0; t < t1; t++) offset[t - t0 + 1] = offset[t - t0] + g->kept[t].n;
+    DR_TRY(dr_scratch_reserve(scratch, offset[t1 - t0]));
+    float *dz = scratch->data;
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && t1 - t0 > 1)
+    for (int64_t t = t0; t < t1; t++) sparse_row(g, t, dz + offset[t - t0]);
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1)
+    for (int part = 0; part < b->n_threads; part++) {
+        int64_t begin = V * part / b->n_threads, end = V * (part + 1) / b->n_threads;
+        for (int64_t t = t0; t < t1; t++)
+            for (int32_t k = 0; k < g->kept[t].n; k++) {
+                int64_t id = g->kept[t].ids[k];
+                if (id >= begin && id < end)
+                    add_scaled(dz[offset[t - t0] + k], g->h + t * D, D, g->dw + id * D);
+            }
+    }
+    return DR_OK;
+}
+
+// A row's way depends on its kept set alone, so that packing does not change its numbers. In bf16 the logits
+// are those of rounded operands, which only the whole product gives.
+static bool is_sparse(const dr_backend *b, const head_gradient *g, int64_t t) {
+    return b->precision != DR_BF16 && g->kept && g->kept[t].n > 0 &&
+           g->kept[t].n <= g->w->n_out / SPARSE_SHARE;
+}
+
 static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
                                const dr_kept *kept, int64_t T, float temperature, const float *lse,
                                const float *dlogprob, float *dh, float *dw) {
-    int64_t V = w->n_out, D = w->n_in;
-    dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
-    DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
-    float *logits = scratch->data, inv = 1.0f / temperature;
-    for (int64_t t0 = 0; t0 < T; t0 += HEAD_ROWS) {
-        int64_t rows = T - t0 < HEAD_ROWS ? T - t0 : HEAD_ROWS;
-        DR_TRY(b->ops->linear_forward(b, w, h + t0 * D, rows, NULL, logits));
-#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows > 1)
-        for (int64_t r = 0; r < rows; r++) {
-            int64_t t = t0 + r;
-            if (kept && kept[t].n > 0)
-                row_kept_gradient(logits + r * V, V, inv, lse[t], &kept[t], targets[t], dlogprob[t]);
-            else
-                row_gradient(logits + r * V, V, inv, lse[t], targets[t], dlogprob[t]);
-        }
-        DR_TRY(b->ops->linear_backward_input(b, w, logits, rows, dh + t0 * D, false));
-        DR_TRY(b->ops->linear_backward_weight(b, h + t0 * D, logits, rows, V, D, dw, NULL));
+    head_gradient g = {w, h, targets, kept, temperature, lse, dlogprob, dh, dw};
+    for (int64_t t0 = 0, t1; t0 < T; t0 = t1) {
+        bool sparse = is_sparse(b, &g, t0);
+        for (t1 = t0 + 1; t1 < T && t1 - t0 < HEAD_ROWS && is_sparse(b, &g, t1) == sparse;) t1++;
+        DR_TRY(sparse ? sparse_rows(b, &g, t0, t1) : dense_rows(b, &g, t0, t1));
     }
     return DR_OK;
 }

@@ -1,4 +1,7 @@
 // Linear layers and the general product: fp32 through the packed panels, bf16 through oneDNN.
+#include <dnnl.h>
+#include <omp.h>
+
 #include "core/base/alloc.h"
 #include "core/compute/cpu_internal.h"
 
@@ -32,6 +35,7 @@ static void weight_destroy(dr_backend *b, dr_weight *w) {
 static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     w->values = values;
     if (b->precision == DR_BF16) return dr_bf16_weight_pack(dr_cpu_state_of(b)->bf16, w, values);
+    if (b->precision == DR_FP32_LOOSE) return DR_OK;
     int64_t n_panels = (w->n_out + DR_PANEL - 1) / DR_PANEL;
 #pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1)
     for (int64_t p = 0; p < n_panels; p++)
@@ -44,10 +48,21 @@ static void add_bias(const float *bias, int64_t T, int64_t n, float *y) {
         for (int64_t j = 0; j < n; j++) y[t * n + j] += bias[j];
 }
 
+static dr_status loose_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
+    omp_set_num_threads(b->n_threads); // the library asks OpenMP
+    dnnl_status_t status =
+        dnnl_sgemm('N', 'T', T, w->n_out, w->n_in, 1.0f, x, w->n_in, w->values, w->n_in, 0.0f, y, w->n_out);
+    DR_CHECK(status == dnnl_success, DR_ERR_INTERNAL, "sgemm of %lld x %lld x %lld: status %d", (long long)T,
+             (long long)w->n_out, (long long)w->n_in, (int)status);
+    return DR_OK;
+}
+
 static dr_status linear_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
                                 const float *bias, float *y) {
     if (b->precision == DR_BF16)
         DR_TRY(dr_bf16_forward(dr_cpu_state_of(b)->bf16, w, x, T, y));
+    else if (b->precision == DR_FP32_LOOSE)
+        DR_TRY(loose_forward(b, w, x, T, y));
     else
         dr_cpu_apply_panels(b, x, T, w, y);
     if (bias) add_bias(bias, T, w->n_out, y);

@@ -191,12 +191,13 @@ static dr_status reserve_pages(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32
 // Scratch of T tokens carved from one block; legend as in lm_train.c.
 typedef struct decode_scratch {
     float *x, *norm, *qkv, *att, *out, *gate_up, *act;
+    float *top; // rows of x that go on after the last layer's attention
 } decode_scratch;
 
 static dr_status scratch_reserve(dr_lm *lm, int64_t T, decode_scratch *s) {
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden, Q = lm_qkv_width(c), A = (int64_t)c->n_heads * c->head_size, F = c->intermediate;
-    int64_t need = T * (3 * D + Q + A + 3 * F);
+    int64_t need = T * (4 * D + Q + A + 3 * F);
     if (need > lm->scratch_count) {
         dr_free(lm->scratch);
         lm->scratch = NULL;
@@ -217,30 +218,48 @@ static dr_status scratch_reserve(dr_lm *lm, int64_t T, decode_scratch *s) {
     s->att = s->qkv + T * Q;
     s->gate_up = s->att + T * A;
     s->act = s->gate_up + T * 2 * F;
+    s->top = s->act + T * F;
     return DR_OK;
 }
 
-static dr_status layer_decode(dr_lm *lm, const lm_layer *layer, float *k_cache, float *v_cache,
+// Queries, keys and values of a layer, the latter two into the cache.
+static dr_status layer_store(dr_lm *lm, const lm_layer *layer, float *k_cache, float *v_cache,
+                             const dr_attention_chunk *chunks, int32_t n_chunks, int64_t T,
+                             const decode_scratch *s) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    lm_qkv at = dr_lm_qkv_at(c, s->qkv, T);
+    b->ops->rmsnorm_forward(b, s->x, lm->params + layer->norm1, T, c->hidden, c->rms_eps, s->norm, NULL);
+    DR_TRY(dr_lm_qkv_forward(lm, layer, s->norm, lm->positions, T, s->qkv, NULL, NULL));
+    b->ops->kv_store(b, at.k, at.v, at.kv_stride, chunks, n_chunks, DR_KV_PAGE, c->n_kv_heads, c->head_size,
+                     k_cache, v_cache);
+    return DR_OK;
+}
+
+// Into s->att, at the rows that the chunks name.
+static dr_status layer_attend(dr_lm *lm, const float *k_cache, const float *v_cache,
                               const dr_attention_chunk *chunks, int32_t n_chunks, int64_t T,
                               const decode_scratch *s) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t D = c->hidden;
-    int32_t d = c->head_size, H = c->n_heads, G = c->n_kv_heads;
-    const float *p = lm->params;
     lm_qkv at = dr_lm_qkv_at(c, s->qkv, T);
-    b->ops->rmsnorm_forward(b, s->x, p + layer->norm1, T, D, c->rms_eps, s->norm, NULL);
-    DR_TRY(dr_lm_qkv_forward(lm, layer, s->norm, lm->positions, T, s->qkv, NULL, NULL));
-    b->ops->kv_store(b, at.k, at.v, at.kv_stride, chunks, n_chunks, DR_KV_PAGE, G, d, k_cache, v_cache);
-    DR_TRY(b->ops->attention_cached(b, at.q, at.q_stride, k_cache, v_cache, chunks, n_chunks, DR_KV_PAGE, H,
-                                    G, d, s->att));
-    DR_TRY(b->ops->linear_forward(b, layer->w_o, s->att, T, NULL, s->out));
-    b->ops->add(b, s->out, T * D, s->x);
-    b->ops->rmsnorm_forward(b, s->x, p + layer->norm2, T, D, c->rms_eps, s->norm, NULL);
-    DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, s->norm, T, NULL, s->gate_up));
-    b->ops->swiglu_forward(b, s->gate_up, T, c->intermediate, s->act);
-    DR_TRY(b->ops->linear_forward(b, layer->w_down, s->act, T, NULL, s->out));
-    b->ops->add(b, s->out, T * D, s->x);
+    return b->ops->attention_cached(b, at.q, at.q_stride, k_cache, v_cache, chunks, n_chunks, DR_KV_PAGE,
+                                    c->n_heads, c->n_kv_heads, c->head_size, s->att);
+}
+
+// What follows attention, on n rows: x (n, D) is the residual stream, att (n, A) may lie in s->gate_up.
+static dr_status layer_finish(dr_lm *lm, const lm_layer *layer, const float *att, int64_t n, float *x,
+                              const decode_scratch *s) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t D = c->hidden;
+    DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, s->out));
+    b->ops->add(b, s->out, n * D, x);
+    b->ops->rmsnorm_forward(b, x, lm->params + layer->norm2, n, D, c->rms_eps, s->norm, NULL);
+    DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, s->norm, n, NULL, s->gate_up));
+    b->ops->swiglu_forward(b, s->gate_up, n, c->intermediate, s->act);
+    DR_TRY(b->ops->linear_forward(b, layer->w_down, s->act, n, NULL, s->out));
+    b->ops->add(b, s->out, n * D, x);
     return DR_OK;
 }
 
@@ -265,10 +284,10 @@ static dr_status check_chunks(const dr_lm *lm, dr_kv_cache *kv, const dr_lm_chun
 }
 
 static dr_status describe_chunks(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks) {
-    if (n_chunks > kv->chunks_capacity) {
+    if (2 * n_chunks > kv->chunks_capacity) { // and as many for the last layer
         DR_TRY(
-            dr_grow(&kv->chunks, "attention chunks", kv->chunks_capacity, 2 * n_chunks, sizeof *kv->chunks));
-        kv->chunks_capacity = 2 * n_chunks;
+            dr_grow(&kv->chunks, "attention chunks", kv->chunks_capacity, 4 * n_chunks, sizeof *kv->chunks));
+        kv->chunks_capacity = 4 * n_chunks;
     }
     int64_t row = 0;
     for (int32_t c = 0; c < n_chunks; c++) {
@@ -283,9 +302,36 @@ static dr_status describe_chunks(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *
     return DR_OK;
 }
 
-// All layers over the chunks, appended to the cache; s->x (T, D) is the residual stream after the last one.
+// Of the last layer only rows whose logits are wanted go on after its keys and values: the last one of such
+// chunks. Their numbers go to lm->ids, a chunk of one row for each behind the n_chunks of the call.
+static int32_t wanted_rows(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks) {
+    int32_t n = 0;
+    for (int32_t c = 0; c < n_chunks; c++) {
+        if (!chunks[c].want_logits) continue;
+        const dr_attention_chunk *whole = &kv->chunks[c];
+        int64_t row = whole->row + whole->n_new - 1;
+        kv->chunks[n_chunks + n] =
+            (dr_attention_chunk){row, 1, whole->n_past + whole->n_new - 1, whole->pages};
+        lm->ids[n++] = (int32_t)row;
+    }
+    return n;
+}
+
+static dr_status last_layer(dr_lm *lm, dr_kv_cache *kv, int32_t n_chunks, int32_t n_rows, int64_t T,
+                            const decode_scratch *s) {
+    dr_backend *b = lm->backend;
+    int32_t last = lm->config.n_layers - 1;
+    int64_t A = (int64_t)lm->config.n_heads * lm->config.head_size;
+    DR_TRY(layer_attend(lm, kv->k[last], kv->v[last], kv->chunks + n_chunks, n_rows, T, s));
+    b->ops->embedding_forward(b, s->att, lm->ids, n_rows, A, s->gate_up); // gathers of rows
+    b->ops->embedding_forward(b, s->x, lm->ids, n_rows, lm->config.hidden, s->top);
+    return layer_finish(lm, &lm->layers[last], s->gate_up, n_rows, s->top, s);
+}
+
+// All layers over the chunks, appended to the cache; *out_x is the residual stream after the last one,
+// (*out_rows, D): of every row, or of the last row of each chunk that wants logits.
 static dr_status decode_body(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
-                             decode_scratch *s, int64_t *out_tokens) {
+                             bool every_row, decode_scratch *s, const float **out_x, int64_t *out_rows) {
     dr_backend *b = lm->backend;
     int64_t T = 0;
     DR_TRY(check_chunks(lm, kv, chunks, n_chunks, &T));
@@ -293,10 +339,19 @@ static dr_status decode_body(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chun
     DR_TRY(reserve_pages(kv, chunks, n_chunks));
     DR_TRY(describe_chunks(lm, kv, chunks, n_chunks));
     b->ops->embedding_forward(b, lm->params + lm->embed, lm->ids, T, lm->config.hidden, s->x);
-    for (int32_t i = 0; i < lm->config.n_layers; i++)
-        DR_TRY(layer_decode(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, n_chunks, T, s));
+    int32_t n_rows = every_row ? (int32_t)T : wanted_rows(lm, kv, chunks, n_chunks);
+    for (int32_t i = 0; i < lm->config.n_layers; i++) {
+        DR_TRY(layer_store(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, n_chunks, T, s));
+        if (i + 1 == lm->config.n_layers && !every_row) {
+            if (n_rows > 0) DR_TRY(last_layer(lm, kv, n_chunks, n_rows, T, s));
+            break;
+        }
+        DR_TRY(layer_attend(lm, kv->k[i], kv->v[i], kv->chunks, n_chunks, T, s));
+        DR_TRY(layer_finish(lm, &lm->layers[i], s->att, T, s->x, s));
+    }
     for (int32_t c = 0; c < n_chunks; c++) kv->sequences[chunks[c].seq].length += chunks[c].n;
-    *out_tokens = T;
+    *out_x = every_row ? s->x : s->top;
+    *out_rows = n_rows;
     return DR_OK;
 }
 
@@ -311,25 +366,19 @@ static dr_status decode_head(dr_lm *lm, const decode_scratch *s, const float *x,
 
 dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
                        float *out_logits) {
-    dr_backend *b = lm->backend;
     decode_scratch s;
-    int64_t T = 0, n_rows = 0, row = 0;
-    DR_TRY(decode_body(lm, kv, chunks, n_chunks, &s, &T));
-    for (int32_t c = 0; c < n_chunks; c++) {
-        row += chunks[c].n;
-        if (chunks[c].want_logits) lm->ids[n_rows++] = (int32_t)(row - 1);
-    }
-    if (n_rows == 0) return DR_OK;
-    b->ops->embedding_forward(b, s.x, lm->ids, n_rows, lm->config.hidden,
-                              s.out); // the last row of each chunk
-    return decode_head(lm, &s, s.out, n_rows, out_logits);
+    const float *x = NULL;
+    int64_t n_rows = 0;
+    DR_TRY(decode_body(lm, kv, chunks, n_chunks, false, &s, &x, &n_rows));
+    return n_rows > 0 ? decode_head(lm, &s, x, n_rows, out_logits) : DR_OK;
 }
 
 dr_status dr_lm_decode_rows(dr_lm *lm, dr_kv_cache *kv, int32_t seq, const int32_t *ids, int32_t n,
                             float *out_logits) {
     decode_scratch s;
-    int64_t T = 0;
+    const float *x = NULL;
+    int64_t n_rows = 0;
     dr_lm_chunk chunk = {seq, n, ids, true};
-    DR_TRY(decode_body(lm, kv, &chunk, 1, &s, &T));
-    return decode_head(lm, &s, s.x, T, out_logits);
+    DR_TRY(decode_body(lm, kv, &chunk, 1, true, &s, &x, &n_rows));
+    return decode_head(lm, &s, x, n_rows, out_logits);
 }

@@ -25,10 +25,13 @@ typedef struct layer_activations {
 struct dr_lm_workspace {
     int64_t max_tokens, bytes;
     dr_activations activations;
-    float *memory;                           // everything below
-    layer_activations *layers;               // DR_RECOMPUTE: all share what the first one has, but for x
-    float *x_out, *final_norm, *final_inv;   // (T, D), (T, D), (T)
-    float *rows, *drows, *row_lse;           // loss rows: (T, D), (T, D), (T)
+    float *memory;             // everything below
+    layer_activations *layers; // DR_RECOMPUTE: all share what the first one has, but for x
+    // Of the last layer only the loss rows go on after attention: R rows, at most T. Its mid to act hold R
+    // rows.
+    float *top_att, *x_out, *final_inv;      // (R, A), (R, D), (R)
+    float *rows, *drows, *row_lse;           // normalised loss rows: (R, D), (R, D), (R)
+    float *top, *dtop_att;                   // (R, D), (R, A)
     float *dx, *dnorm, *dwide, *dact, *datt; // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, F), (T, A)
     float *dqk_raw;                          // of qk_raw
     int32_t *positions;
@@ -62,7 +65,9 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
         TAKE(l->act, T * F);
     }
     TAKE(w->x_out, T * D);
-    TAKE(w->final_norm, T * D);
+    TAKE(w->top_att, T * A);
+    TAKE(w->top, T * D);
+    TAKE(w->dtop_att, T * A);
     TAKE(w->final_inv, T);
     TAKE(w->rows, T * D);
     TAKE(w->drows, T * D);
@@ -151,33 +156,39 @@ static dr_status check_pack(const dr_lm *lm, const dr_lm_workspace *w, const dr_
     return DR_OK;
 }
 
-// All that a layer's backward reads, from its input a->x.
-static dr_status layer_activate(dr_lm *lm, const lm_layer *layer, layer_activations *a, const dr_pack *pack,
-                                const int32_t *positions) {
+// From a layer's input a->x to what attention gives for each row.
+static dr_status layer_attend(dr_lm *lm, const lm_layer *layer, layer_activations *a, const dr_pack *pack,
+                              const int32_t *positions) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t T = pack->n_tokens, D = c->hidden;
-    const float *p = lm->params;
+    int64_t T = pack->n_tokens;
     lm_qkv at = dr_lm_qkv_at(c, a->qkv, T);
     dr_sequences sequences = sequences_of(pack);
-    b->ops->rmsnorm_forward(b, a->x, p + layer->norm1, T, D, c->rms_eps, a->norm1, a->inv1);
+    b->ops->rmsnorm_forward(b, a->x, lm->params + layer->norm1, T, c->hidden, c->rms_eps, a->norm1, a->inv1);
     DR_TRY(dr_lm_qkv_forward(lm, layer, a->norm1, positions, T, a->qkv, a->qk_raw, a->qk_inv));
-    DR_TRY(b->ops->attention_forward(b, at.q, at.k, at.v, at.q_stride, at.kv_stride, &sequences, c->n_heads,
-                                     c->n_kv_heads, c->head_size, a->att, a->lse));
-    DR_TRY(b->ops->linear_forward(b, layer->w_o, a->att, T, NULL, a->mid));
-    b->ops->add(b, a->x, T * D, a->mid);
-    b->ops->rmsnorm_forward(b, a->mid, p + layer->norm2, T, D, c->rms_eps, a->norm2, a->inv2);
-    DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, a->norm2, T, NULL, a->gate_up));
-    b->ops->swiglu_forward(b, a->gate_up, T, c->intermediate, a->act);
+    return b->ops->attention_forward(b, at.q, at.k, at.v, at.q_stride, at.kv_stride, &sequences, c->n_heads,
+                                     c->n_kv_heads, c->head_size, a->att, a->lse);
+}
+
+// What follows attention, on n rows of it and of the residual stream x, up to the last product.
+static dr_status layer_activate(dr_lm *lm, const lm_layer *layer, layer_activations *a, const float *att,
+                                const float *x, int64_t n) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t D = c->hidden;
+    DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, a->mid));
+    b->ops->add(b, x, n * D, a->mid);
+    b->ops->rmsnorm_forward(b, a->mid, lm->params + layer->norm2, n, D, c->rms_eps, a->norm2, a->inv2);
+    DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, a->norm2, n, NULL, a->gate_up));
+    b->ops->swiglu_forward(b, a->gate_up, n, c->intermediate, a->act);
     return DR_OK;
 }
 
-static dr_status layer_forward(dr_lm *lm, const lm_layer *layer, layer_activations *a, const dr_pack *pack,
-                               const int32_t *positions, float *x_next) {
+static dr_status layer_finish(dr_lm *lm, const lm_layer *layer, const layer_activations *a, int64_t n,
+                              float *x_next) {
     dr_backend *b = lm->backend;
-    DR_TRY(layer_activate(lm, layer, a, pack, positions));
-    DR_TRY(b->ops->linear_forward(b, layer->w_down, a->act, pack->n_tokens, NULL, x_next));
-    b->ops->add(b, a->mid, pack->n_tokens * lm->config.hidden, x_next);
+    DR_TRY(b->ops->linear_forward(b, layer->w_down, a->act, n, NULL, x_next));
+    b->ops->add(b, a->mid, n * lm->config.hidden, x_next);
     return DR_OK;
 }
 
@@ -194,12 +205,22 @@ static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
             w->positions[t] = n_prefix + t - pack->cu_seqlens[s];
     }
     b->ops->embedding_forward(b, lm->params + lm->embed, pack->ids, T, D, w->layers[0].x);
-    for (int32_t i = 0; i < c->n_layers; i++)
-        DR_TRY(layer_forward(lm, &lm->layers[i], &w->layers[i], pack, w->positions,
-                             i + 1 < c->n_layers ? w->layers[i + 1].x : w->x_out));
-    b->ops->rmsnorm_forward(b, w->x_out, lm->params + lm->final_norm, T, D, c->rms_eps, w->final_norm,
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        const lm_layer *layer = &lm->layers[i];
+        layer_activations *a = &w->layers[i];
+        bool is_last = i + 1 == c->n_layers;
+        int64_t n = is_last ? pack->n_rows : T;
+        DR_TRY(layer_attend(lm, layer, a, pack, w->positions));
+        if (is_last) { // gathers of rows
+            b->ops->embedding_forward(b, a->att, pack->rows, n, (int64_t)c->n_heads * c->head_size,
+                                      w->top_att);
+            b->ops->embedding_forward(b, a->x, pack->rows, n, D, w->top);
+        }
+        DR_TRY(layer_activate(lm, layer, a, is_last ? w->top_att : a->att, is_last ? w->top : a->x, n));
+        DR_TRY(layer_finish(lm, layer, a, n, is_last ? w->x_out : w->layers[i + 1].x));
+    }
+    b->ops->rmsnorm_forward(b, w->x_out, lm->params + lm->final_norm, pack->n_rows, D, c->rms_eps, w->rows,
                             w->final_inv);
-    b->ops->embedding_forward(b, w->final_norm, pack->rows, pack->n_rows, D, w->rows); // a gather of rows
     return DR_OK;
 }
 
@@ -239,32 +260,58 @@ dr_status dr_lm_logits(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float
     return b->ops->linear_forward(b, lm->w_head, w->rows, pack->n_rows, NULL, out_logits);
 }
 
-// In: w->dx = gradient at the layer's output. Out: w->dx = gradient at its input.
-static dr_status layer_backward(dr_lm *lm, const lm_layer *layer, const layer_activations *a,
-                                dr_lm_workspace *w, const dr_pack *pack, float *gradient) {
+// In: dx (n, D) = gradient at the layer's output. Out: dx = gradient at the residual stream before the second
+// half, datt (n, A) that of the rows `att` of attention's result.
+static dr_status layer_backward_second(dr_lm *lm, const lm_layer *layer, const layer_activations *a,
+                                       dr_lm_workspace *w, const float *att, int64_t n, float *dx,
+                                       float *datt, float *gradient) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t T = pack->n_tokens, D = c->hidden, F = c->intermediate, A = (int64_t)c->n_heads * c->head_size;
+    int64_t D = c->hidden, F = c->intermediate, A = (int64_t)c->n_heads * c->head_size;
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_down, dx, n, w->dact, false));
+    DR_TRY(b->ops->linear_backward_weight(b, a->act, dx, n, D, F, gradient + layer->down, NULL));
+    b->ops->swiglu_backward(b, w->dact, a->gate_up, n, F, w->dwide);
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_gate_up, w->dwide, n, w->dnorm, false));
+    DR_TRY(
+        b->ops->linear_backward_weight(b, a->norm2, w->dwide, n, 2 * F, D, gradient + layer->gate_up, NULL));
+    b->ops->rmsnorm_backward(b, w->dnorm, a->mid, lm->params + layer->norm2, a->inv2, n, D, dx,
+                             gradient + layer->norm2);
+    DR_TRY(b->ops->linear_backward_input(b, layer->w_o, dx, n, datt, false));
+    return b->ops->linear_backward_weight(b, att, dx, n, D, A, gradient + layer->o, NULL);
+}
+
+// In: w->datt, and w->dx = gradient at the residual stream beside attention. Out: w->dx = gradient at a->x.
+static dr_status layer_backward_first(dr_lm *lm, const lm_layer *layer, const layer_activations *a,
+                                      dr_lm_workspace *w, const dr_pack *pack, float *gradient) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t T = pack->n_tokens;
     lm_qkv at = dr_lm_qkv_at(c, a->qkv, T), to = dr_lm_qkv_at(c, w->dwide, T);
     dr_sequences sequences = sequences_of(pack);
-    const float *p = lm->params;
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_down, w->dx, T, w->dact, false));
-    DR_TRY(b->ops->linear_backward_weight(b, a->act, w->dx, T, D, F, gradient + layer->down, NULL));
-    b->ops->swiglu_backward(b, w->dact, a->gate_up, T, F, w->dwide);
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_gate_up, w->dwide, T, w->dnorm, false));
-    DR_TRY(
-        b->ops->linear_backward_weight(b, a->norm2, w->dwide, T, 2 * F, D, gradient + layer->gate_up, NULL));
-    b->ops->rmsnorm_backward(b, w->dnorm, a->mid, p + layer->norm2, a->inv2, T, D, w->dx,
-                             gradient + layer->norm2);
-
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_o, w->dx, T, w->datt, false));
-    DR_TRY(b->ops->linear_backward_weight(b, a->att, w->dx, T, D, A, gradient + layer->o, NULL));
     DR_TRY(b->ops->attention_backward(b, w->datt, at.q, at.k, at.v, a->att, a->lse, at.q_stride, at.kv_stride,
                                       &sequences, c->n_heads, c->n_kv_heads, c->head_size, to.q, to.k, to.v));
     DR_TRY(dr_lm_qkv_backward(lm, layer, a->norm1, w->positions, T, w->dwide, a->qk_raw, a->qk_inv,
                               w->dqk_raw, w->dnorm, gradient));
-    b->ops->rmsnorm_backward(b, w->dnorm, a->x, p + layer->norm1, a->inv1, T, D, w->dx,
+    b->ops->rmsnorm_backward(b, w->dnorm, a->x, lm->params + layer->norm1, a->inv1, T, c->hidden, w->dx,
                              gradient + layer->norm1);
+    return DR_OK;
+}
+
+// From the gradient of the loss rows to w->dx and w->datt of the last layer, 0 where no loss row is.
+static dr_status top_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float *gradient) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    int64_t T = pack->n_tokens, R = pack->n_rows, D = c->hidden, A = (int64_t)c->n_heads * c->head_size;
+    int32_t last = c->n_layers - 1;
+    memset(w->top, 0, (size_t)(R * D) * sizeof(float));
+    b->ops->rmsnorm_backward(b, w->drows, w->x_out, lm->params + lm->final_norm, w->final_inv, R, D, w->top,
+                             gradient + lm->final_norm);
+    DR_TRY(layer_backward_second(lm, &lm->layers[last], &w->layers[last], w, w->top_att, R, w->top,
+                                 w->dtop_att, gradient));
+    memset(w->dx, 0, (size_t)(T * D) * sizeof(float));
+    memset(w->datt, 0, (size_t)(T * A) * sizeof(float));
+    b->ops->embedding_backward(b, w->top, pack->rows, R, D, w->dx); // scatters of rows
+    b->ops->embedding_backward(b, w->dtop_att, pack->rows, R, A, w->datt);
     return DR_OK;
 }
 
@@ -272,19 +319,22 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
                          const float *dlogprob, float *gradient) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t T = pack->n_tokens, D = c->hidden;
+    int64_t T = pack->n_tokens;
     DR_TRY(b->ops->head_backward(b, lm->w_head, w->rows, pack->targets, pack->kept, pack->n_rows, temperature,
                                  w->row_lse, dlogprob, w->drows, gradient + lm->head));
-    memset(w->dnorm, 0, (size_t)(T * D) * sizeof(float));
-    memset(w->dx, 0, (size_t)(T * D) * sizeof(float));
-    b->ops->embedding_backward(b, w->drows, pack->rows, pack->n_rows, D, w->dnorm); // a scatter of rows
-    b->ops->rmsnorm_backward(b, w->dnorm, w->x_out, lm->params + lm->final_norm, w->final_inv, T, D, w->dx,
-                             gradient + lm->final_norm);
-    for (int32_t i = c->n_layers - 1; i >= 0; i--) {
-        if (w->activations == DR_RECOMPUTE && i + 1 < c->n_layers) // those of the last one are still there
-            DR_TRY(layer_activate(lm, &lm->layers[i], &w->layers[i], pack, w->positions));
-        DR_TRY(layer_backward(lm, &lm->layers[i], &w->layers[i], w, pack, gradient));
+    DR_TRY(top_backward(lm, w, pack, gradient));
+    DR_TRY(layer_backward_first(lm, &lm->layers[c->n_layers - 1], &w->layers[c->n_layers - 1], w, pack,
+                                gradient));
+    for (int32_t i = c->n_layers - 2; i >= 0; i--) {
+        const lm_layer *layer = &lm->layers[i];
+        layer_activations *a = &w->layers[i];
+        if (w->activations == DR_RECOMPUTE) {
+            DR_TRY(layer_attend(lm, layer, a, pack, w->positions));
+            DR_TRY(layer_activate(lm, layer, a, a->att, a->x, T));
+        }
+        DR_TRY(layer_backward_second(lm, layer, a, w, a->att, T, w->dx, w->datt, gradient));
+        DR_TRY(layer_backward_first(lm, layer, a, w, pack, gradient));
     }
-    b->ops->embedding_backward(b, w->dx, pack->ids, T, D, gradient + lm->embed);
+    b->ops->embedding_backward(b, w->dx, pack->ids, T, c->hidden, gradient + lm->embed);
     return DR_OK;
 }
