@@ -16,26 +16,29 @@ typedef struct settings {
     const char *json_path;
     const char *part;  // NULL: all
     const char *model; // folder to write, NULL: none
+    bool is_large;     // a model of the shape of Qwen2.5-0.5B
 } settings;
 
 // In the order they run in; the ceilings of the machine come first in any case.
 static const struct {
     const char *name;
     dr_status (*add_figures)(bench_engine *engine);
-    bool only_when_named;
-} parts[] = {{"decode", bench_decode_figures, false},     {"train", bench_train_figures, false},
-             {"retrieve", bench_retrieve_figures, false}, {"rollout", bench_rollout_figures, false},
-             {"sample", bench_sample_figures, false},     {"long", bench_long_figures, true}};
+    bool only_when_named, takes_shape;
+} parts[] = {
+    {"decode", bench_decode_figures, false, true},      {"train", bench_train_figures, false, true},
+    {"retrieve", bench_retrieve_figures, false, false}, {"rollout", bench_rollout_figures, false, false},
+    {"sample", bench_sample_figures, false, false},     {"long", bench_long_figures, true, false}};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static const char usage[] =
     "bench_engine [--threads N] [--precision fp32|bf16] [--seconds S] [--json FILE] [--part NAME]\n"
-    "             [--write-model FOLDER]\n"
+    "             [--shape small|0.5b] [--write-model FOLDER]\n"
     "  --threads    of the engine and of the ceilings (default: all)\n"
     "  --precision  of the linear layers (default fp32)\n"
     "  --seconds    aimed at for one figure, of which at least five repeats are taken (default 1)\n"
     "  --json       file for one JSON line a figure\n"
     "  --part       decode, train, retrieve, rollout or sample alone, or long, which is not in the rest\n"
+    "  --shape      model of the decode and train parts: the small preset, or Qwen2.5-0.5B's sizes, random\n"
     "  --write-model  write the decode part's model with check.safetensors (ids, their logits), and end\n";
 
 static bool is_part(const char *name) {
@@ -45,13 +48,11 @@ static bool is_part(const char *name) {
 }
 
 static dr_status read_options(int argc, char **argv, settings *out) {
-    static const struct option options[] = {{"threads", required_argument, NULL, 't'},
-                                            {"precision", required_argument, NULL, 'p'},
-                                            {"seconds", required_argument, NULL, 's'},
-                                            {"json", required_argument, NULL, 'j'},
-                                            {"part", required_argument, NULL, 'a'},
-                                            {"write-model", required_argument, NULL, 'w'},
-                                            {0}};
+    static const struct option options[] = {
+        {"threads", required_argument, NULL, 't'}, {"precision", required_argument, NULL, 'p'},
+        {"seconds", required_argument, NULL, 's'}, {"json", required_argument, NULL, 'j'},
+        {"part", required_argument, NULL, 'a'},    {"write-model", required_argument, NULL, 'w'},
+        {"shape", required_argument, NULL, 'm'},   {0}};
     settings s = {.seconds = 1};
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         char *end = NULL;
@@ -67,6 +68,9 @@ static dr_status read_options(int argc, char **argv, settings *out) {
             s.precision = strcmp(optarg, "bf16") == 0 ? DR_BF16 : DR_FP32;
         } else if (option == 'j') {
             s.json_path = optarg;
+        } else if (option == 'm') {
+            is_good = strcmp(optarg, "small") == 0 || strcmp(optarg, "0.5b") == 0;
+            s.is_large = strcmp(optarg, "0.5b") == 0;
         } else if (option == 'w') {
             s.model = optarg;
         } else if (option == 'a') {
@@ -83,14 +87,23 @@ static dr_status read_options(int argc, char **argv, settings *out) {
     return DR_OK;
 }
 
+static dr_status choose_model(bool is_large, dr_lm_config *out) {
+    DR_TRY(dr_lm_preset("small", BENCH_VOCAB, out));
+    if (!is_large) return DR_OK;
+    out->n_layers = 24;
+    out->hidden = 896;
+    out->n_heads = 14;
+    out->intermediate = 4864;
+    out->vocab = 151936;
+    return DR_OK;
+}
+
 // Reading and products at their best; everything below is judged by these.
 static dr_status add_machine_figures(bench_engine *engine) {
     bench_product best = {.m = 1024, .n = 1024, .k = 1024, .trans_b = true, .count = 1};
-    dr_lm_config config;
     double memory = 0, cache = 0, seconds = 0;
     char note[64];
-    DR_TRY(dr_lm_preset("small", BENCH_VOCAB, &config));
-    double bytes = bench_lm_weight_bytes(engine->backend, &config);
+    double bytes = bench_lm_weight_bytes(engine->backend, &engine->model);
     DR_TRY(bench_read_rate(engine->ceilings, 0, &memory));
     DR_TRY(bench_read_rate(engine->ceilings, (size_t)bytes, &cache));
     DR_TRY(bench_products_seconds(engine->ceilings, &best, 1, &seconds));
@@ -107,11 +120,15 @@ static dr_status add_machine_figures(bench_engine *engine) {
     return DR_OK;
 }
 
+static bool is_wanted(const bench_engine *engine, int part, const char *only) {
+    if (only) return strcmp(parts[part].name, only) == 0;
+    return !parts[part].only_when_named && (parts[part].takes_shape || !engine->is_large);
+}
+
 static dr_status run_parts(bench_engine *engine, const char *only) {
     DR_TRY(add_machine_figures(engine));
     for (int i = 0; i < N_PARTS; i++)
-        if (only ? strcmp(parts[i].name, only) == 0 : !parts[i].only_when_named)
-            DR_TRY(parts[i].add_figures(engine));
+        if (is_wanted(engine, i, only)) DR_TRY(parts[i].add_figures(engine));
     return DR_OK;
 }
 
@@ -124,8 +141,10 @@ static dr_status run(int argc, char **argv) {
     DR_TRY(dr_backend_cpu_create(s.precision, s.n_threads, &engine.backend));
     int n_threads = engine.backend->n_threads;
     engine.seconds = s.seconds;
+    engine.is_large = s.is_large;
+    DR_TRY_GOTO(status, choose_model(s.is_large, &engine.model), release);
     if (s.model) {
-        status = bench_write_model(engine.backend, s.model);
+        status = bench_write_model(engine.backend, &engine.model, s.model);
         goto release;
     }
     DR_TRY_GOTO(status, bench_ceilings_create(n_threads, s.precision, 0.1 * s.seconds, &engine.ceilings),

@@ -17,11 +17,15 @@ void bench_lm_products(const dr_lm_config *c, int64_t T, int64_t n_logits,
                        bench_product out[BENCH_LM_PRODUCTS]) {
     int64_t D = c->hidden, A = (int64_t)c->n_heads * c->head_size, F = c->intermediate, L = c->n_layers;
     int64_t Q = A + 2 * (int64_t)c->n_kv_heads * c->head_size;
-    bench_product products[BENCH_LM_PRODUCTS] = {{.m = T, .n = Q, .k = D, .count = L},
-                                                 {.m = T, .n = D, .k = A, .count = L},
-                                                 {.m = T, .n = 2 * F, .k = D, .count = L},
-                                                 {.m = T, .n = D, .k = F, .count = L},
-                                                 {.m = n_logits, .n = c->vocab, .k = D, .count = 1}};
+    bench_product products[BENCH_LM_PRODUCTS] = {
+        {.m = T, .n = Q, .k = D, .count = L},
+        {.m = T, .n = D, .k = A, .count = L - 1},
+        {.m = T, .n = 2 * F, .k = D, .count = L - 1},
+        {.m = T, .n = D, .k = F, .count = L - 1},
+        {.m = n_logits, .n = D, .k = A, .count = 1}, // of the last layer only what the head reads
+        {.m = n_logits, .n = 2 * F, .k = D, .count = 1},
+        {.m = n_logits, .n = D, .k = F, .count = 1},
+        {.m = n_logits, .n = c->vocab, .k = D, .count = 1}};
     for (int i = 0; i < BENCH_LM_PRODUCTS; i++) {
         products[i].trans_b = true; // weights are [n_out, n_in]
         out[i] = products[i];
@@ -250,18 +254,17 @@ static dr_status decode_figure(bench_engine *engine, bench_decoder *decoder, int
 
 dr_status bench_decode_figures(bench_engine *engine) {
     static const int32_t contexts[] = {128, 512, 2048}, batches[] = {1, 8, 32, MOST_SEQS};
-    dr_lm_config config;
+    int32_t n_batches = engine->is_large ? 3 : 4, most = batches[n_batches - 1];
     dr_lm *lm = NULL;
     bench_decoder *decoder = NULL;
-    DR_TRY(dr_lm_preset("small", BENCH_VOCAB, &config));
-    DR_TRY(dr_lm_create(engine->backend, &config, 1, &lm));
+    DR_TRY(dr_lm_create(engine->backend, &engine->model, 1, &lm));
     dr_status status;
     DR_TRY_GOTO(status, check_decode(engine, lm), release);
-    DR_TRY_GOTO(status, bench_decoder_create(engine, lm, MOST_SEQS, 2048, &decoder), release);
+    DR_TRY_GOTO(status, bench_decoder_create(engine, lm, most, 2048, &decoder), release);
     bench_report_section(engine->report, "Decode: one token for each of b sequences at context c");
     for (size_t c = 0; c < sizeof contexts / sizeof *contexts; c++) {
         DR_TRY_GOTO(status, bench_decoder_extend(decoder, contexts[c]), release);
-        for (size_t b = 0; b < sizeof batches / sizeof *batches; b++)
+        for (int32_t b = 0; b < n_batches; b++)
             DR_TRY_GOTO(status, decode_figure(engine, decoder, batches[b], contexts[c]), release);
     }
 release:

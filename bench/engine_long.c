@@ -73,14 +73,19 @@ static dr_status long_figure(bench_engine *engine, long_case *c) {
     bench_lm_products(config, LONG, N_ROWS, products);
     DR_TRY(bench_products_seconds(engine->ceilings, products, BENCH_LM_PRODUCTS, &least));
     double linear = bench_product_flops(products, BENCH_LM_PRODUCTS), rate = linear / least;
-    // forward twice and backward, which is twice a forward; half of the square, for attention is causal
-    double flops = 4 * (linear + LONG * bench_attention_flops(config, LONG / 2.0));
+    double attention =
+        LONG * bench_attention_flops(config, LONG / 2.0); // half of the square, for it is causal
+    // forward, backward, which is twice that, and once more all layers but the last, up to their third
+    // product
+    double again = (double)(config->n_layers - 1) / config->n_layers;
+    double flops = 3 * (linear + attention) + again * (bench_product_flops(products, 1) + attention) +
+                   bench_product_flops(products + 1, 2);
     bench_figure figure = {.name = "train.p16384.c16384", .unit = "tokens/s", .bound = "GEMM", .note = note};
     figure.value = LONG / seconds;
     figure.ceiling = LONG / (flops / rate);
     snprintf(note, sizeof note, "%.0f s once; activations %.0f MB recomputed, loss head %.1f MB", seconds,
              (double)bytes * 1e-6,
-             (double)engine->backend->ops->head_memory(engine->backend, BENCH_VOCAB) * 1e-6);
+             (double)engine->backend->ops->head_memory(engine->backend, BENCH_VOCAB, config->hidden) * 1e-6);
     return bench_report_add(engine->report, &figure);
 }
 

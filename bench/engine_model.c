@@ -38,12 +38,10 @@ release:
     return status;
 }
 
-dr_status bench_write_model(dr_backend *backend, const char *dir) {
-    dr_lm_config config;
+dr_status bench_write_model(dr_backend *backend, const dr_lm_config *config, const char *dir) {
     dr_lm *lm = NULL;
-    DR_TRY(dr_lm_preset("small", BENCH_VOCAB, &config));
-    DR_TRY(dr_lm_create(backend, &config, 1, &lm));
-    dr_status status = dr_lm_save(lm, dir);
+    DR_TRY(dr_lm_create(backend, config, 1, &lm));
+    dr_status status = dr_lm_save(lm, dir, DR_SAVE_FP32);
     if (status == DR_OK) status = write_check(lm, dir);
     dr_lm_destroy(lm);
     return status;

@@ -19,13 +19,15 @@ typedef struct bench_engine {
     dr_backend *backend;
     bench_ceilings *ceilings;
     bench_report *report;
-    double seconds; // aimed at for one figure
+    double seconds;     // aimed at for one figure
+    dr_lm_config model; // of the decode and train parts
+    bool is_large;      // a model that takes seconds a step: smaller batches, a shorter pack
 } bench_engine;
 
 dr_status bench_decode_figures(bench_engine *engine);
 // The model that decoding is measured with, as a Hugging Face folder, and check.safetensors in it: "ids" [64]
 // and "logits" [64, vocab], for other engines to compare themselves with.
-dr_status bench_write_model(dr_backend *backend, const char *dir);
+dr_status bench_write_model(dr_backend *backend, const dr_lm_config *config, const char *dir);
 dr_status bench_train_figures(bench_engine *engine);
 dr_status bench_retrieve_figures(bench_engine *engine);
 dr_status bench_rollout_figures(bench_engine *engine);
@@ -42,8 +44,9 @@ typedef struct bench_world {
 dr_status bench_world_create(dr_backend *backend, bench_world *out);
 void bench_world_reset(bench_world *world);
 
-// The linear layers of one pass of T rows, of which n_logits go through the head; 5 products.
-enum { BENCH_LM_PRODUCTS = 5 };
+// The linear layers of one pass of T rows, of which n_logits go through the last layer's second half and the
+// head; 8 products, the head last.
+enum { BENCH_LM_PRODUCTS = 8 };
 void bench_lm_products(const dr_lm_config *config, int64_t T, int64_t n_logits,
                        bench_product out[BENCH_LM_PRODUCTS]);
 double bench_lm_weight_bytes(const dr_backend *backend, const dr_lm_config *config); // read by one pass

@@ -14,6 +14,7 @@ typedef struct trainer {
     dr_lm *lm;
     dr_lm_workspace *workspace;
     dr_optimizer *optimizer;
+    int32_t n, n_rows; // tokens and loss rows of the pack: PACK and N_ROWS, or those of one sequence
     int32_t ids[PACK], bounds[N_SEQS + 1], rows[N_ROWS], targets[N_ROWS];
     float logprob[N_ROWS], entropy[N_ROWS], dlogprob[N_ROWS];
     dr_pack pack;
@@ -23,28 +24,30 @@ typedef struct trainer {
 } trainer;
 
 // Every token of a sequence but the last predicts its successor.
-static void fill_pack(trainer *t, int32_t vocab) {
+static void fill_pack(trainer *t, int32_t vocab, int32_t n_seqs) {
     int32_t n = 0;
-    bench_fill_ids(4, vocab, PACK, t->ids);
-    for (int32_t s = 0; s <= N_SEQS; s++) t->bounds[s] = s * LENGTH;
-    for (int32_t at = 0; at < PACK; at++)
+    t->n = n_seqs * LENGTH;
+    t->n_rows = n_seqs * (LENGTH - 1);
+    bench_fill_ids(4, vocab, t->n, t->ids);
+    for (int32_t s = 0; s <= n_seqs; s++) t->bounds[s] = s * LENGTH;
+    for (int32_t at = 0; at < t->n; at++)
         if (at % LENGTH != LENGTH - 1) {
             t->rows[n] = at;
-            t->dlogprob[n] = -1.0f / N_ROWS;
+            t->dlogprob[n] = -1.0f / (float)t->n_rows;
             t->targets[n++] = t->ids[at + 1];
         }
-    t->pack = (dr_pack){.n_tokens = PACK,
+    t->pack = (dr_pack){.n_tokens = t->n,
                         .ids = t->ids,
                         .cu_seqlens = t->bounds,
-                        .n_seqs = N_SEQS,
-                        .n_rows = N_ROWS,
+                        .n_seqs = n_seqs,
+                        .n_rows = t->n_rows,
                         .rows = t->rows,
                         .targets = t->targets};
 }
 
 static double mean_loss(const trainer *t) {
     double loss = 0;
-    for (int r = 0; r < N_ROWS; r++) loss -= t->logprob[r] / (double)N_ROWS;
+    for (int r = 0; r < t->n_rows; r++) loss -= t->logprob[r] / (double)t->n_rows;
     return loss;
 }
 
@@ -96,16 +99,17 @@ static dr_status check_training(bench_engine *engine, trainer *t) {
         DR_TRY(train_step(t, &unused));
         DR_CHECK(isfinite(t->loss) && isfinite(t->norm) && t->norm > 0, DR_ERR_INTERNAL,
                  "check: step %d has loss %g and gradient norm %g", step, t->loss, t->norm);
-        DR_CHECK(step == 0 ? fabs(t->loss - log(BENCH_VOCAB)) < 1 : t->loss < before, DR_ERR_INTERNAL,
+        DR_CHECK(step == 0 ? fabs(t->loss - log(engine->model.vocab)) < 1 : t->loss < before, DR_ERR_INTERNAL,
                  "check: loss %g at step %d, before %g, of a uniform guess %g", t->loss, step, before,
-                 log(BENCH_VOCAB));
+                 log(engine->model.vocab));
         before = t->loss;
     }
     return engine->backend->precision == DR_FP32 ? check_slope(engine, t) : DR_OK;
 }
 
-static void train_products(const dr_lm_config *c, bench_product out[3 * BENCH_LM_PRODUCTS]) {
-    bench_lm_products(c, PACK, N_ROWS, out);
+static void train_products(const trainer *t, const dr_lm_config *c,
+                           bench_product out[3 * BENCH_LM_PRODUCTS]) {
+    bench_lm_products(c, t->n, t->n_rows, out);
     for (int i = 0; i < BENCH_LM_PRODUCTS; i++) {
         bench_product p = out[i], *input = &out[BENCH_LM_PRODUCTS + i],
                       *weight = &out[2 * BENCH_LM_PRODUCTS + i];
@@ -119,17 +123,17 @@ static dr_status train_figure(bench_engine *engine, trainer *t) {
     bench_product products[3 * BENCH_LM_PRODUCTS];
     char name[64], note[128];
     double seconds = 0, least = 0;
-    train_products(c, products);
+    train_products(t, c, products);
     // Causal attention: half of the 2 · 2 · L · H · d · T of a full square forward, twice that backward.
-    double attention = 6.0 * c->n_layers * c->n_heads * c->head_size * LENGTH * PACK;
+    double attention = 6.0 * c->n_layers * c->n_heads * c->head_size * LENGTH * t->n;
     double linear = bench_product_flops(products, 3 * BENCH_LM_PRODUCTS);
     DR_TRY(bench_products_seconds(engine->ceilings, products, 3 * BENCH_LM_PRODUCTS, &least));
     double rate = linear / least;
     DR_TRY(bench_median(train_step, t, engine->seconds, &seconds));
     bench_figure figure = {.name = name, .unit = "tokens/s", .bound = "GEMM", .note = note};
-    figure.value = PACK / seconds;
-    figure.ceiling = PACK / ((linear + attention) / rate);
-    snprintf(name, sizeof name, "train.p%d.c%d", PACK, LENGTH);
+    figure.value = t->n / seconds;
+    figure.ceiling = t->n / ((linear + attention) / rate);
+    snprintf(name, sizeof name, "train.p%d.c%d", t->n, LENGTH);
     snprintf(note, sizeof note, "%.1f of %.1f GFLOP/s; forward %.2f s, backward %.2f s, AdamW %.3f s",
              (linear + attention) / seconds * 1e-9, rate * 1e-9, t->forward_s, t->backward_s, t->update_s);
     return bench_report_add(engine->report, &figure);
@@ -138,14 +142,12 @@ static dr_status train_figure(bench_engine *engine, trainer *t) {
 dr_status bench_train_figures(bench_engine *engine) {
     static const dr_optimizer_settings settings = {
         .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.01f, .clip_norm = 1.0f};
-    dr_lm_config config;
     trainer *t = NULL;
     dr_status status;
-    DR_TRY(dr_lm_preset("small", BENCH_VOCAB, &config));
     DR_TRY(dr_alloc(&t, "trainer", 1, sizeof *t));
-    fill_pack(t, BENCH_VOCAB);
-    DR_TRY_GOTO(status, dr_lm_create(engine->backend, &config, 1, &t->lm), release);
-    DR_TRY_GOTO(status, dr_lm_workspace_create(t->lm, PACK, DR_KEEP_ACTIVATIONS, &t->workspace), release);
+    fill_pack(t, engine->model.vocab, engine->is_large ? 1 : N_SEQS);
+    DR_TRY_GOTO(status, dr_lm_create(engine->backend, &engine->model, 1, &t->lm), release);
+    DR_TRY_GOTO(status, dr_lm_workspace_create(t->lm, t->n, DR_KEEP_ACTIVATIONS, &t->workspace), release);
     DR_TRY_GOTO(status, dr_optimizer_create(t->lm, &settings, &t->optimizer), release);
     DR_TRY_GOTO(status, dr_alloc(&t->gradient, "gradient", dr_lm_n_params(t->lm), sizeof(float)), release);
     DR_TRY_GOTO(status, check_training(engine, t), release);

@@ -10,6 +10,8 @@ static const dr_setting options[] = {
     DR_TEXT("checkpoint", NULL, "FOLDER", "checkpoints/step_N of a run"),
     DR_TEXT("model", NULL, "FOLDER", "policy that the run started from: its config.json and tokenizer"),
     DR_TEXT("out", NULL, "FOLDER", "folder to write"),
+    DR_CHOICE("dtype", "fp32", "fp32|model",
+              "type of the weights: fp32, or each tensor's in the model folder, rounded"),
 };
 
 static dr_status export_command(const dr_cli *cli) {
@@ -22,7 +24,9 @@ static dr_status export_command(const dr_cli *cli) {
     if (status == DR_OK) status = dr_tokenizer_load(model, &tokenizer);
     if (status == DR_OK) status = dr_checkpoint_load(lm, NULL, dr_config_string(cli->options, "checkpoint"));
     if (status == DR_OK) status = dr_tokenizer_save(tokenizer, out);
-    if (status == DR_OK) status = dr_lm_save(lm, out);
+    if (status == DR_OK)
+        status = dr_lm_save(
+            lm, out, (dr_save_type)dr_config_choice(cli->options, "dtype")); // rows in the enum's order
     if (status == DR_OK) dr_info("%s written", out);
     dr_tokenizer_destroy(tokenizer);
     dr_lm_destroy(lm);

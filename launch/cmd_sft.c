@@ -54,7 +54,7 @@ static dr_status run(const dr_config *o, dr_policy_parts *parts) {
     sft.context = &r;
     DR_TRY(dr_sft_run(&rollout, &sft));
     DR_TRY(dr_tokenizer_save(parts->tokenizer, dr_config_string(o, "out")));
-    return dr_lm_save(parts->lm, dr_config_string(o, "out"));
+    return dr_lm_save(parts->lm, dr_config_string(o, "out"), DR_SAVE_FP32);
 }
 
 static dr_status sft_command(const dr_cli *cli) {

@@ -1,6 +1,7 @@
 // `deeprec verify`: shows for a model folder that what is recorded while sampling is what training computes.
 #include <stdio.h>
 
+#include "core/base/clock.h"
 #include "core/learn/mismatch.h"
 #include "launch/cli.h"
 
@@ -99,13 +100,17 @@ static dr_status verify_command(const dr_cli *cli) {
     dr_mismatch_settings s;
     double sampling = 0, training = 0;
     dr_precision precision = (dr_precision)dr_config_choice(o, "dtype"); // rows in the enum's order
+    double begun = dr_clock_seconds();
     DR_TRY(open_model(o, precision, &backend, &lm));
     settings_of(o, lm, &s);
+    double loaded = dr_clock_seconds() - begun;
     dr_status status = dr_mismatch_sample(lm, &s, &set);
     if (status == DR_OK) {
         sampling = rate_of(set.n_sampled, set.seconds);
         printf("%lld tokens sampled in %d sequences of %lld tokens, %d at a time, %.0f tokens/s\n",
                (long long)set.n_sampled, set.n, (long long)set.n_tokens, s.live, sampling);
+        printf("the first token %.2f s after the start, %.2f s of it loading the model\n",
+               loaded + set.first_s, loaded);
         fflush(stdout);
         status = compare_all(lm, &s, &set, (int32_t)dr_config_int(o, "alone"), &training);
     }

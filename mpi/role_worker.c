@@ -252,7 +252,7 @@ static dr_status on_export(worker *w, uint32_t step, dr_reader *reader) {
     dr_buf dir = {0};
     dr_status status = dr_get_text(reader, &dir);
     if (status == DR_OK) status = dr_tokenizer_save(w->assets->rollout.tokenizer, dir.data);
-    if (status == DR_OK) status = dr_lm_save(w->assets->rollout.lm, dir.data);
+    if (status == DR_OK) status = dr_lm_save(w->assets->rollout.lm, dir.data, DR_SAVE_FP32);
     dr_buf_reset(&dir);
     DR_TRY(status);
     return reply_done(w, step);

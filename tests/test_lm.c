@@ -257,6 +257,42 @@ static void test_forks_share_pages(void **state) {
     dr_lm_destroy(lm);
 }
 
+// Heads that are much wider than the model and its intermediate size: what is gathered behind attention fits.
+static void test_wide_heads(void **state) {
+    (void)state;
+    enum { N = 9, VOCAB = 97 };
+    static const int32_t sizes[][2] = {{2, 1}, {16, 16}}; // hidden, intermediate
+    for (int i = 0; i < 2; i++) {
+        dr_lm_config config;
+        dr_lm *lm = NULL;
+        dr_kv_cache *kv = NULL;
+        dr_lm_workspace *w = NULL;
+        int32_t ids[2 * N], cu[3] = {0, N, 2 * N}, rows[2] = {N - 1, 2 * N - 1};
+        float want[2 * VOCAB], got[2 * VOCAB];
+        check_ok(dr_lm_preset("tiny", VOCAB, &config));
+        config.hidden = sizes[i][0];
+        config.intermediate = sizes[i][1];
+        config.n_heads = 64;
+        config.n_kv_heads = 1;
+        config.head_size = 64;
+        check_ok(dr_lm_create(backend, &config, 5, &lm));
+        for (int32_t k = 0; k < 2 * N; k++) ids[k] = (7 * k + i) % VOCAB;
+        dr_pack pack = {2 * N, ids, cu, 2, 2, rows, NULL, NULL, NULL};
+        check_ok(dr_lm_workspace_create(lm, 2 * N, DR_KEEP_ACTIVATIONS, &w));
+        check_ok(dr_lm_logits(lm, w, &pack, want));
+        check_ok(dr_kv_create(lm, 4, 2, &kv));
+        dr_lm_chunk chunks[2] = {{.n = N - 1, .ids = ids}, {.n = N - 1, .ids = ids + N}};
+        for (int s = 0; s < 2; s++) check_ok(dr_kv_open(kv, &chunks[s].seq));
+        check_ok(dr_lm_decode(lm, kv, chunks, 2, NULL));
+        for (int s = 0; s < 2; s++) chunks[s] = (dr_lm_chunk){chunks[s].seq, 1, ids + s * N + N - 1, true};
+        check_ok(dr_lm_decode(lm, kv, chunks, 2, got));
+        check_same_bits("logits of wide heads", got, want, 2 * VOCAB);
+        dr_kv_destroy(kv);
+        dr_lm_workspace_destroy(w);
+        dr_lm_destroy(lm);
+    }
+}
+
 // A trajectory that is much longer than the loss's rows, with the memory of one layer.
 static void test_long_trajectory(void **state) {
     (void)state;
@@ -416,7 +452,7 @@ static void save_and_load(const char *architecture, const char *root) {
     check_ok(dr_lm_weights_changed(lm));
     dr_lm_set_special_ids(lm, -1, 5, 6);
     const char *dir = check_path(root, architecture);
-    check_ok(dr_lm_save(lm, dir));
+    check_ok(dr_lm_save(lm, dir, DR_SAVE_FP32));
     write_logits(lm, dir);
     check_ok(dr_lm_load(backend, dir, &again));
     check_same_bits("weights", dr_lm_params(again), dr_lm_params(lm), dr_lm_n_params(lm));
@@ -532,7 +568,7 @@ static void test_bad_weights(void **state) {
     dr_lm *lm = tiny(), *broken = NULL;
     const char *dir = check_scratch_dir();
     char path[400];
-    check_ok(dr_lm_save(lm, dir));
+    check_ok(dr_lm_save(lm, dir, DR_SAVE_FP32));
     snprintf(path, sizeof path, "%s", check_path(dir, "model.safetensors"));
     write_weights(lm, path, 0, NULL); // what the writer below makes is fine when nothing is wrong
     check_ok(dr_lm_load(backend, dir, &broken));
@@ -558,7 +594,7 @@ static void test_bad_weights(void **state) {
     unlink(check_path(dir, "model.safetensors.index.json"));
     // a shape that does not follow from config.json
     dr_lm_params(lm)[97 * 64 + 2] = 1;
-    check_ok(dr_lm_save(lm, dir));
+    check_ok(dr_lm_save(lm, dir, DR_SAVE_FP32));
     size_t length;
     char *text = check_read_file(check_path(dir, "config.json"), &length),
          *at = strstr(text, "\"vocab_size\"");
@@ -579,6 +615,7 @@ int main(void) {
         cmocka_unit_test(test_cache_agrees_in_bf16),
         cmocka_unit_test(test_short_of_pages_changes_nothing),
         cmocka_unit_test(test_forks_share_pages),
+        cmocka_unit_test(test_wide_heads),
         cmocka_unit_test(test_long_trajectory),
         cmocka_unit_test(test_bad_packs),
         cmocka_unit_test(test_schedules),

@@ -91,8 +91,8 @@ static void check_saved(const char *dir) {
     dr_lm *lm = NULL;
     check_ok(dr_lm_load(backend, dir, &lm));
     const char *one = check_scratch_dir(), *many = check_scratch_dir();
-    check_ok(dr_lm_save(lm, one));
-    check_ok(dr_lm_save_in_shards(lm, many, 9000));
+    check_ok(dr_lm_save(lm, one, DR_SAVE_AS_LOADED));
+    check_ok(dr_lm_save_in_shards(lm, many, DR_SAVE_AS_LOADED, 9000));
     assert_true(dr_file_exists(check_path(one, "model.safetensors")));
     assert_false(dr_file_exists(check_path(many, "model.safetensors")));
     dr_lm_destroy(lm);

@@ -97,7 +97,7 @@ static void test_parts(void **state) {
     check_ok(dr_backend_cpu_create(DR_FP32, 1, &backend));
     check_ok(dr_lm_preset("tiny", V, &config));
     check_ok(dr_lm_create(backend, &config, 5, &lm));
-    check_ok(dr_lm_save(lm, dir));
+    check_ok(dr_lm_save(lm, dir, DR_SAVE_FP32));
     int32_t ids[N], rows[N], cu[2] = {0, N};
     dr_buf text = {0};
     for (int i = 0; i < N; i++) {

@@ -205,14 +205,14 @@ static void test_attention_rows(void **state) {
 
 // ---- gradients: not row by row, but the same in every run and with any number of threads ----
 
-static void run_gradients(dr_backend *b, const row_case *c, const float *dy, float *dx, float *dw,
-                          float *dbias, float *dh, float *dhead) {
+static void run_gradients(dr_backend *b, const row_case *c, const dr_kept *kept, const float *dy, float *dx,
+                          float *dw, float *dbias, float *dh, float *dhead) {
     dr_weight *w = packed_weight(b, c->n_out, c->D, c->values);
     float logprob[ROWS], entropy[ROWS], lse[ROWS];
     check_ok(b->ops->linear_backward_input(b, w, dy, ROWS, dx, false));
     check_ok(b->ops->linear_backward_weight(b, c->x, dy, ROWS, c->n_out, c->D, dw, dbias));
-    check_ok(b->ops->head_forward(b, w, c->x, c->ids, NULL, ROWS, 1.0f, logprob, entropy, lse));
-    check_ok(b->ops->head_backward(b, w, c->x, c->ids, NULL, ROWS, 1.0f, lse, dy, dh, dhead));
+    check_ok(b->ops->head_forward(b, w, c->x, c->ids, kept, ROWS, 1.0f, logprob, entropy, lse));
+    check_ok(b->ops->head_backward(b, w, c->x, c->ids, kept, ROWS, 1.0f, lse, dy, dh, dhead));
     b->ops->weight_destroy(b, w);
 }
 
@@ -221,10 +221,11 @@ static void test_gradients_and_threads(void **state) {
     enum { D = 45, OUT = 83 };
     row_case c = row_make(D, OUT);
     float *dy = op_normal(ROWS * OUT, 0, 1), *results[3][5];
+    const dr_kept *kept = op_kept(c.ids, ROWS, OUT);
     for (int i = 0; i < 3; i++) {
         const int64_t sizes[5] = {ROWS * D, OUT * D, OUT, ROWS * D, OUT * D};
         for (int k = 0; k < 5; k++) results[i][k] = op_array(sizes[k], sizeof(float));
-        run_gradients(i == 1 ? op_one : op_two, &c, dy, results[i][0], results[i][1], results[i][2],
+        run_gradients(i == 1 ? op_one : op_two, &c, kept, dy, results[i][0], results[i][1], results[i][2],
                       results[i][3], results[i][4]);
         for (int k = 0; k < 5; k++) check_same_bits("gradients", results[i][k], results[0][k], sizes[k]);
     }

@@ -304,11 +304,9 @@ static void check_short_type(dr_dtype dtype, uint16_t infinity) {
                 fail_msg("value %d, round %d: written as %04x, expected %04x", i, round, back[i], want);
         }
     }
-    float large = 3.4e38f;
+    float large = 3.4e38f; // the nearest value of both types is infinity
     dr_safetensor_source source = {"v", 1, {1}, &large, dtype};
-    if (dtype == DR_DTYPE_F16)
-        check_error(dr_safetensors_write(path, &source, 1), DR_ERR_NUMERIC,
-                    "value 0, 3.4e+38, is too large for F16");
+    check_error(dr_safetensors_write(path, &source, 1), DR_ERR_NUMERIC, "value 0, 3.4e+38, is too large for");
     source.dtype = DR_DTYPE_OTHER;
     check_error(dr_safetensors_write(path, &source, 1), DR_ERR_ARGUMENT, "a type that is not written");
     dr_buf_reset(&bytes);

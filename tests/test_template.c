@@ -149,10 +149,10 @@ static void test_titles_are_no_control_tokens(void **state) {
 // answer; tags of the form are control tokens, a title that spells one is not.
 static void test_in_chat(void **state) {
     (void)state;
-    static const char *const forms[] = {"qwen2", "qwen25", "qwen3", "llama3", "llama31"};
+    static const char *const forms[] = {"qwen2", "qwen25", "qwen3", "llama3", "llama31", "thinking"};
     static const char *const names[] = {"compact", "full"};
     const int32_t history[] = {23, 1};
-    for (int i = 0; i < 10; i++) {
+    for (int i = 0; i < 12; i++) {
         dr_template *t = load(names[i % 2]);
         dr_chat *chat = NULL;
         dr_buf plain = {0}, want = {0}, got = {0};
@@ -166,7 +166,10 @@ static void test_in_chat(void **state) {
         plain.data[body] = '\0';
         const dr_chat_turn turn = {"user", plain.data};
         check_ok(dr_chat_render(chat, &turn, 1, true, &want));
-        check_ok(dr_buf_text(&want, DR_TAG_THINK));
+        if (i / 2 == 5) // this form opens the thought by itself, with a line end that we leave out
+            want.data[--want.length] = '\0';
+        else
+            check_ok(dr_buf_text(&want, DR_TAG_THINK));
         assert_string_equal(got.data, want.data);
         assert_int_equal(got.length, want.length);
         dr_buf_clear(&got);

@@ -91,11 +91,6 @@ static void check_same(const dr_trajectory *a, const dr_trajectory *b) {
     assert_memory_equal(a->turn_of, b->turn_of, (size_t)a->n_tokens * 2);
     assert_memory_equal(a->logprob, b->logprob, (size_t)a->n_tokens * 4);
     assert_memory_equal(a->logprob_kept, b->logprob_kept, (size_t)a->n_tokens * 4);
-    for (int i = 0; i < a->n_tokens; i++) {
-        dr_kept x = dr_trajectory_kept(a, i), y = dr_trajectory_kept(b, i);
-        assert_int_equal(x.n, y.n);
-        assert_true(x.n == 0 || memcmp(x.ids, y.ids, (size_t)x.n * 4) == 0);
-    }
     assert_int_equal(a->n_turns, b->n_turns);
     for (int i = 0; i < a->n_turns; i++) {
         assert_int_equal(a->turns[i].query_begin, b->turns[i].query_begin);
@@ -131,7 +126,7 @@ static void test_round_trip(void **state) {
     const int32_t two[] = {5, 6};
     check_ok(dr_trajectory_append_sampled(&back, &(dr_sampled){.id = 6, .kept = {two, 2}}, 2));
     assert_int_equal(dr_trajectory_kept(&back, 20).ids[1], 6);
-    assert_int_equal(dr_trajectory_kept(&back, 17).ids[0], 9);
+    for (int32_t i = 0; i < 20; i++) assert_int_equal(dr_trajectory_kept(&back, i).n, 0); // they are not sent
     dr_trajectory_reset(&t);
     dr_trajectory_reset(&back);
     dr_trajectory_reset(&empty_back);

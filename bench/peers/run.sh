@@ -4,6 +4,12 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
+for argument in "$@"; do
+    case $argument in
+        --threads | --precision | --seconds | [0-9]* | fp32 | bf16) ;;
+        *) echo "usage: bench/peers/run.sh [--threads N] [--precision fp32|bf16] [--seconds S]" >&2 && exit 2 ;;
+    esac
+done
 "$python" -c 'import torch, safetensors' || {
     echo "skipped: $python has no torch and safetensors (pip install torch safetensors, or PYTHON=...)" >&2
     exit 77
@@ -38,5 +44,6 @@ first, second, torch = read("first-*.json"), read("second-*.json"), read("torch.
 print(f"{'':18}{'before':>10}{'PyTorch':>10}{'after':>10}{'ratio':>8}   (tokens/s; ratio of the slower of ours)")
 for name, row in torch.items():
     a, b, t = first[name]["value"], second[name]["value"], row["value"]
-    print(f"{name:18}{a:10.1f}{t:10.1f}{b:10.1f}{min(a, b) / t if t else float('inf'):8.2f}   {row['note']}")
+    ratio = f"{min(a, b) / t:8.2f}" if t else f"{'-':>8}"
+    print(f"{name:18}{a:10.1f}{t:10.1f}{b:10.1f}{ratio}   {row['note']}")
 PY

@@ -1,6 +1,7 @@
 """The work of bench_engine's decode and train parts in PyTorch, for bench/peers/run.sh: a model folder of this program, its weights
-in a model written out by hand (fused query/key/value product, SDPA with grouped heads, a static key/value cache), eager and with
-torch.compile; the better of the two counts. The logits are compared with this program's before anything is timed.
+in a model written out by hand (fused query/key/value product, SDPA with grouped heads, a static key/value cache), eager and, for
+the rows of COMPILED, with torch.compile too; the better counts. In bf16 decoding has bf16 weights, training has fp32 weights under
+autocast, as here. The logits are compared with this program's before anything is timed.
 
 torch_lm.py FOLDER --threads N --precision fp32|bf16 --seconds S --json OUT"""
 import argparse
@@ -100,12 +101,13 @@ def decode_seconds(model, forward, batch, context, seconds):
     return median_seconds(run, seconds) / STEPS
 
 
-def train_seconds(model, forward, seconds):
+def train_seconds(model, forward, precision, seconds):
     ids = torch.randint(0, model.c["vocab_size"], (PACK // LENGTH, LENGTH))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
 
     def run():
-        logits = forward(ids)[:, :-1].float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = forward(ids)[:, :-1].float()
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -137,17 +139,17 @@ def main():
     torch.manual_seed(1)
     with open(os.path.join(a.folder, "config.json")) as f:
         config = json.load(f)
-    weights = {k: v.to(torch.bfloat16 if a.precision == "bf16" else torch.float32)
-               for k, v in load_file(os.path.join(a.folder, "model.safetensors")).items()}
-    model = Model(config, weights)
-    check(model, a.folder, a.precision)
-    forwards = {"eager": model, "compiled": torch.compile(model, dynamic=False)}
-    works = [(f"decode.b{b}.c{c}", lambda f, b=b, c=c: b / decode_seconds(model, f, b, c, a.seconds)) for c in (512, 2048) for b in (1, 8, 32, 128)]
-    works.append((f"train.p{PACK}.c{LENGTH}", lambda f: PACK / train_seconds(model, f, a.seconds)))
+    weights = load_file(os.path.join(a.folder, "model.safetensors"))
+    trained = Model(config, weights)
+    decoded = Model(config, {k: v.bfloat16() for k, v in weights.items()}) if a.precision == "bf16" else trained
+    check(decoded, a.folder, a.precision)
+    works = [(f"decode.b{b}.c{c}", decoded, lambda f, b=b, c=c: b / decode_seconds(decoded, f, b, c, a.seconds))
+             for c in (512, 2048) for b in (1, 8, 32, 128)]
+    works.append((f"train.p{PACK}.c{LENGTH}", trained, lambda f: PACK / train_seconds(trained, f, a.precision, a.seconds)))
     with open(a.json, "w") as out:
-        for name, work in works:
-            best, how = 0.0, "none"
-            for kind, forward in forwards.items():
+        for name, model, work in works:
+            best, how = 0.0, ""
+            for kind, forward in (("eager", model), ("compiled", torch.compile(model, dynamic=False))):
                 if kind == "compiled" and name not in COMPILED:  # each shape takes its minute
                     continue
                 try:

@@ -330,19 +330,18 @@ static void backward_block(const backward_call *c, const backward_scratch *w, co
     dr_panels_multiply(w->p, 1, stride, w->packed, n_keys, d, rows, 0, panels_of(d), w->dv, d, true);
 }
 
-// The gradient of the rows seen goes to its places: what is the sequence's own is set, what is its prefix's
-// is added.
-static void scatter_head(const float *gradient, const seen_rows *seen, int32_t d, int64_t stride, float *to) {
-    for (int64_t j = 0; j < seen->n_prefix; j++)
-        for (int32_t e = 0; e < d; e++) to[(seen->prefix + j) * stride + e] += gradient[j * d + e];
+// Own rows of the gradient of the rows seen, to their places.
+static void scatter_own(const float *gradient, const seen_rows *seen, int32_t d, int64_t stride, float *to) {
     for (int64_t i = 0; i < seen->n; i++)
         memcpy(to + (seen->begin + i) * stride, gradient + (seen->n_prefix + i) * d,
                (size_t)d * sizeof(float));
 }
 
-static void backward_sequence(const backward_call *c, const seen_rows *seen, int32_t g, float *scratch) {
+// prefix_gradient [2, n_prefix, d]: where the gradient of the prefix's keys and values by this sequence goes.
+static void backward_sequence(const backward_call *c, const seen_rows *seen, int32_t g, float *scratch,
+                              float *prefix_gradient) {
     int32_t d = c->in.d, group = c->in.H / c->in.G;
-    int64_t n = seen->n_prefix + seen->n;
+    int64_t n = seen->n_prefix + seen->n, n_prefix = (int64_t)seen->n_prefix * d;
     backward_scratch w;
     backward_carve(scratch, n, d, &w);
     gather_head(c->in.k + g * d, c->in.kv_stride, seen, d, w.k);
@@ -354,32 +353,63 @@ static void backward_sequence(const backward_call *c, const seen_rows *seen, int
     for (int32_t h = g * group; h < (g + 1) * group; h++)
         for (int64_t i0 = 0; i0 < seen->n; i0 += BACKWARD_ROWS)
             backward_block(c, &w, seen, i0, seen->n - i0 < BACKWARD_ROWS ? seen->n - i0 : BACKWARD_ROWS, h);
-    scatter_head(w.dk, seen, d, c->in.kv_stride, c->dk + g * d);
-    scatter_head(w.dv, seen, d, c->in.kv_stride, c->dv + g * d);
+    scatter_own(w.dk, seen, d, c->in.kv_stride, c->dk + g * d);
+    scatter_own(w.dv, seen, d, c->in.kv_stride, c->dv + g * d);
+    if (n_prefix == 0) return;
+    memcpy(prefix_gradient, w.dk, (size_t)n_prefix * sizeof(float));
+    memcpy(prefix_gradient + n_prefix, w.dv, (size_t)n_prefix * sizeof(float));
 }
 
-// One task: a sequence without a prefix and those that share it, in their order, so that what they add to its
-// gradient has one order.
+// Adds what a sequence gave to its prefix's rows.
+static void add_to_prefix(const backward_call *c, const seen_rows *seen, int32_t g,
+                          const float *prefix_gradient) {
+    int32_t d = c->in.d;
+    for (int64_t j = 0; j < seen->n_prefix; j++) {
+        int64_t at = (seen->prefix + j) * c->in.kv_stride + g * d;
+        const float *dk = prefix_gradient + j * d, *dv = dk + (int64_t)seen->n_prefix * d;
+        for (int32_t e = 0; e < d; e++) {
+            c->dk[at + e] += dk[e];
+            c->dv[at + e] += dv[e];
+        }
+    }
+}
+
+// Room for what every sequence gives to its prefix, one head.
+static int64_t prefix_floats(const dr_sequences *sequences, int32_t d) {
+    int64_t longest = 0;
+    for (int32_t s = 0; s < sequences->n; s++) {
+        int64_t n = dr_rows_of(sequences, dr_prefix_of(sequences, s));
+        longest = n > longest ? n : longest;
+    }
+    return 2 * longest * d;
+}
+
+// All sequences by themselves, then what they give to their prefixes, in their order.
 static dr_status attention_backward(dr_backend *b, const float *dout, const float *q, const float *k,
                                     const float *v, const float *out, const float *lse, int64_t q_stride,
                                     int64_t kv_stride, const dr_sequences *sequences, int32_t H, int32_t G,
                                     int32_t d, float *dq, float *dk, float *dv) {
     DR_TRY(check_sizes(H, G, d));
     backward_scratch none;
+    dr_cpu_state *state = dr_cpu_state_of(b);
+    int64_t stride = prefix_floats(sequences, d);
     DR_TRY(reserve_threads(b, backward_carve(NULL, longest_seen(sequences), d, &none)));
+    DR_TRY(dr_scratch_reserve(&state->shared, stride * sequences->n * G));
+    float *given = state->shared.data;
     backward_call call = {
         {q, k, v, q_stride, kv_stride, H, G, d, 1.0f / sqrtf((float)d)}, dout, out, lse, dq, dk, dv};
-    dr_cpu_state *state = dr_cpu_state_of(b);
 #pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
     for (int32_t task = 0; task < sequences->n * G; task++) {
-        int32_t first = task / G, s = first;
-        if (dr_prefix_of(sequences, first) >= 0) continue;
-        do {
-            seen_rows seen = seen_by(sequences, s);
-            backward_sequence(&call, &seen, task % G, state->thread[omp_get_thread_num()].data);
-            s++;
-        } while (s < sequences->n && dr_prefix_of(sequences, s) == first);
+        seen_rows seen = seen_by(sequences, task / G);
+        backward_sequence(&call, &seen, task % G, state->thread[omp_get_thread_num()].data,
+                          given + task * stride);
     }
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && stride > 0)
+    for (int32_t g = 0; g < G; g++)
+        for (int32_t s = 0; s < sequences->n; s++) {
+            seen_rows seen = seen_by(sequences, s);
+            add_to_prefix(&call, &seen, g, given + (s * G + g) * stride);
+        }
     return DR_OK;
 }
 

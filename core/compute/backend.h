@@ -169,7 +169,7 @@ typedef struct dr_backend_ops {
                               const dr_kept *kept, int64_t T, float temperature, float *logprob,
                               float *entropy, float *lse);
     // Bytes that either of the two takes beside its arguments, whatever T is.
-    int64_t (*head_memory)(dr_backend *b, int64_t V);
+    int64_t (*head_memory)(dr_backend *b, int64_t V, int64_t D);
     // Gradient of Σ_t dlogprob[t]·logprob[t]: dh [T, D] overwritten, dw [V, D] +=. A target is in its kept
     // set.
     dr_status (*head_backward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,

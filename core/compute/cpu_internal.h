@@ -26,7 +26,7 @@ typedef float vec8 __attribute__((vector_size(32), aligned(4)));
 bool dr_cpu_is_wide(void);            // 16 lanes are native and allowed
 void dr_cpu_narrow_only(bool narrow); // for tests: the other width on the same processor
 
-enum { DR_PANEL = 32, DR_MAX_THREADS = 256 };
+enum { DR_PANEL = 32, DR_DEPTH = 8192, DR_MAX_THREADS = 256 };
 
 // Panels of 32 columns of a [k, n] matrix: panel p holds columns 32p … as k rows of 32 floats, zero-padded.
 DR_INLINE int64_t dr_panels_floats(int64_t k, int64_t n) {

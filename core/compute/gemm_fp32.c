@@ -206,20 +206,30 @@ static void multiply_threaded(dr_backend *b, const float *a, int64_t a_row, int6
         }
 }
 
+static void pack_threaded(dr_backend *b, const float *b_matrix, int64_t b_row, int64_t b_column, int64_t k,
+                          int64_t n, float *panels) {
+    int64_t n_panels = (n + DR_PANEL - 1) / DR_PANEL;
+    if (b->n_threads == 1 || k * n < 65536) {
+        dr_panels_pack(b_matrix, b_row, b_column, k, n, 0, n_panels, panels);
+        return;
+    }
+#pragma omp parallel for num_threads(b->n_threads) schedule(static)
+    for (int64_t p = 0; p < n_panels; p++) dr_panels_pack(b_matrix, b_row, b_column, k, n, p, 1, panels);
+}
+
+// In parts of DR_DEPTH of k, so that the packed operand is never larger: each output goes on from where the
+// part before left it, which is the same chain.
 dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
                          const float *b_matrix, int64_t b_row, int64_t b_column, int64_t m, int64_t n,
                          int64_t k, float *c, bool accumulate) {
     dr_scratch *scratch = &dr_cpu_state_of(b)->shared;
-    DR_TRY(dr_scratch_reserve(scratch, dr_panels_floats(k, n)));
-    float *panels = scratch->data;
-    int64_t n_panels = (n + DR_PANEL - 1) / DR_PANEL;
-    if (b->n_threads == 1 || k * n < 65536) {
-        dr_panels_pack(b_matrix, b_row, b_column, k, n, 0, n_panels, panels);
-    } else {
-#pragma omp parallel for num_threads(b->n_threads) schedule(static)
-        for (int64_t p = 0; p < n_panels; p++) dr_panels_pack(b_matrix, b_row, b_column, k, n, p, 1, panels);
+    DR_TRY(dr_scratch_reserve(scratch, dr_panels_floats(k < DR_DEPTH ? k : DR_DEPTH, n)));
+    for (int64_t at = 0; at == 0 || at < k; at += DR_DEPTH) {
+        int64_t depth = k - at < DR_DEPTH ? k - at : DR_DEPTH;
+        pack_threaded(b, b_matrix + at * b_row, b_row, b_column, depth, n, scratch->data);
+        multiply_threaded(b, a + at * a_column, a_row, a_column, scratch->data, m, n, depth, c,
+                          accumulate || at > 0);
     }
-    multiply_threaded(b, a, a_row, a_column, panels, m, n, k, c, accumulate);
     return DR_OK;
 }
 

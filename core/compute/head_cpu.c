@@ -75,15 +75,18 @@ static void softmax_stats(dr_backend *b, const float *logits, int64_t T, int64_t
 
 static void kept_lse(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
                      const dr_kept *kept, float *lse) {
-    (void)b;
     float inv = 1.0f / temperature;
+#pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1 && T > 1)
     for (int64_t t = 0; t < T; t++)
         if (kept[t].n > 0) lse[t] = row_kept_lse(logits + t * V, &kept[t], inv);
 }
 
-static int64_t head_memory(dr_backend *b, int64_t V) {
-    (void)b;
-    return HEAD_ROWS * V * (int64_t)sizeof(float);
+// A block of logits, and what the product of its gradient with the weight packs or rounds.
+static int64_t head_memory(dr_backend *b, int64_t V, int64_t D) {
+    int64_t logits = HEAD_ROWS * V * (int64_t)sizeof(float),
+            rows = HEAD_ROWS * D * 2 * (int64_t)sizeof(float);
+    if (b->precision == DR_BF16) return logits + rows + HEAD_ROWS * V * 2;
+    return logits + rows + dr_panels_floats(V < DR_DEPTH ? V : DR_DEPTH, D) * (int64_t)sizeof(float);
 }
 
 static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
@@ -115,23 +118,33 @@ typedef struct head_gradient {
     float *dh, *dw;
 } head_gradient;
 
-// Rows t0 … t1 - 1, at most HEAD_ROWS of them, by their whole logits.
-static dr_status dense_rows(dr_backend *b, const head_gradient *g, int64_t t0, int64_t t1) {
-    int64_t V = g->w->n_out, D = g->w->n_in, rows = t1 - t0;
+// At most HEAD_ROWS rows of one kind.
+typedef struct row_list {
+    int64_t at[HEAD_ROWS];
+    int n;
+} row_list;
+
+// By their whole logits, gathered so that rows of the other kind between them cost nothing.
+static dr_status dense_rows(dr_backend *b, const head_gradient *g, const row_list *rows) {
+    int64_t V = g->w->n_out, D = g->w->n_in;
     dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
-    DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
-    float *logits = scratch->data, inv = 1.0f / g->temperature;
-    DR_TRY(b->ops->linear_forward(b, g->w, g->h + t0 * D, rows, NULL, logits));
-#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows > 1)
-    for (int64_t t = t0; t < t1; t++) {
-        float *z = logits + (t - t0) * V;
+    DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * (V + 2 * D)));
+    float *logits = scratch->data, *h = logits + HEAD_ROWS * V, *dh = h + HEAD_ROWS * D,
+          inv = 1.0f / g->temperature;
+    for (int r = 0; r < rows->n; r++) memcpy(h + r * D, g->h + rows->at[r] * D, (size_t)D * sizeof(float));
+    DR_TRY(b->ops->linear_forward(b, g->w, h, rows->n, NULL, logits));
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows->n > 1)
+    for (int r = 0; r < rows->n; r++) {
+        int64_t t = rows->at[r];
+        float *z = logits + r * V;
         if (g->kept && g->kept[t].n > 0)
             row_kept_gradient(z, V, inv, g->lse[t], &g->kept[t], g->targets[t], g->dlogprob[t]);
         else
             row_gradient(z, V, inv, g->lse[t], g->targets[t], g->dlogprob[t]);
     }
-    DR_TRY(b->ops->linear_backward_input(b, g->w, logits, rows, g->dh + t0 * D, false));
-    return b->ops->linear_backward_weight(b, g->h + t0 * D, logits, rows, V, D, g->dw, NULL);
+    DR_TRY(b->ops->linear_backward_input(b, g->w, logits, rows->n, dh, false));
+    for (int r = 0; r < rows->n; r++) memcpy(g->dh + rows->at[r] * D, dh + r * D, (size_t)D * sizeof(float));
+    return b->ops->linear_backward_weight(b, h, logits, rows->n, V, D, g->dw, NULL);
 }
 
 static DR_HOT float dot(const float *x, const float *y, int64_t n) {
@@ -161,25 +174,25 @@ static void sparse_row(const head_gradient *g, int64_t t, float *dz) {
     }
 }
 
-// Rows t0 … t1 - 1 whose kept sets are small: only the rows of w that they name. Each thread writes its own
-// part of dw, in the order of t.
-static dr_status sparse_rows(dr_backend *b, const head_gradient *g, int64_t t0, int64_t t1) {
+// Rows whose kept sets are small: only the rows of w that they name. Each thread writes its own part of dw,
+// in the order of the list.
+static dr_status sparse_rows(dr_backend *b, const head_gradient *g, const row_list *rows) {
     int64_t V = g->w->n_out, D = g->w->n_in, offset[HEAD_ROWS + 1] = {0};
     dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
-    for (int64_t t = t0; t < t1; t++) offset[t - t0 + 1] = offset[t - t0] + g->kept[t].n;
-    DR_TRY(dr_scratch_reserve(scratch, offset[t1 - t0]));
+    for (int r = 0; r < rows->n; r++) offset[r + 1] = offset[r] + g->kept[rows->at[r]].n;
+    DR_TRY(dr_scratch_reserve(scratch, offset[rows->n]));
     float *dz = scratch->data;
-#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && t1 - t0 > 1)
-    for (int64_t t = t0; t < t1; t++) sparse_row(g, t, dz + offset[t - t0]);
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && rows->n > 1)
+    for (int r = 0; r < rows->n; r++) sparse_row(g, rows->at[r], dz + offset[r]);
 #pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1)
     for (int part = 0; part < b->n_threads; part++) {
         int64_t begin = V * part / b->n_threads, end = V * (part + 1) / b->n_threads;
-        for (int64_t t = t0; t < t1; t++)
-            for (int32_t k = 0; k < g->kept[t].n; k++) {
-                int64_t id = g->kept[t].ids[k];
-                if (id >= begin && id < end)
-                    add_scaled(dz[offset[t - t0] + k], g->h + t * D, D, g->dw + id * D);
-            }
+        for (int r = 0; r < rows->n; r++) {
+            const dr_kept *kept = &g->kept[rows->at[r]];
+            for (int32_t k = 0; k < kept->n; k++)
+                if (kept->ids[k] >= begin && kept->ids[k] < end)
+                    add_scaled(dz[offset[r] + k], g->h + rows->at[r] * D, D, g->dw + kept->ids[k] * D);
+        }
     }
     return DR_OK;
 }
@@ -195,12 +208,16 @@ static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h
                                const dr_kept *kept, int64_t T, float temperature, const float *lse,
                                const float *dlogprob, float *dh, float *dw) {
     head_gradient g = {w, h, targets, kept, temperature, lse, dlogprob, dh, dw};
-    for (int64_t t0 = 0, t1; t0 < T; t0 = t1) {
-        bool sparse = is_sparse(b, &g, t0);
-        for (t1 = t0 + 1; t1 < T && t1 - t0 < HEAD_ROWS && is_sparse(b, &g, t1) == sparse;) t1++;
-        DR_TRY(sparse ? sparse_rows(b, &g, t0, t1) : dense_rows(b, &g, t0, t1));
+    row_list dense = {.n = 0}, sparse = {.n = 0};
+    for (int64_t t = 0; t < T; t++) {
+        row_list *list = is_sparse(b, &g, t) ? &sparse : &dense;
+        list->at[list->n++] = t;
+        if (list->n < HEAD_ROWS) continue;
+        DR_TRY(list == &sparse ? sparse_rows(b, &g, list) : dense_rows(b, &g, list));
+        list->n = 0;
     }
-    return DR_OK;
+    if (sparse.n > 0) DR_TRY(sparse_rows(b, &g, &sparse));
+    return dense.n > 0 ? dense_rows(b, &g, &dense) : DR_OK;
 }
 
 void dr_cpu_fill_head(dr_backend_ops *ops) {

@@ -53,8 +53,8 @@ struct dr_teacher {
 
 dr_teacher_settings dr_teacher_defaults(void) {
     return (dr_teacher_settings){.retrievals = {0.25f, 0.45f, 0.30f},
-                                 .open = 0.05f,
-                                 .title = 0.08f,
+                                 .open = 0.06f,
+                                 .title = 0.02f,
                                  .common = 0.25f,
                                  .second_category = 0.4f,
                                  .decade = 0.2f,

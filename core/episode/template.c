@@ -257,11 +257,28 @@ void dr_template_destroy(dr_template *t) {
     dr_free(t);
 }
 
+// A form of a thinking model opens the thought itself; the prompt does, once.
+static void drop_think(dr_buf *after) {
+    size_t n = after->length, tag = strlen(DR_TAG_THINK);
+    while (n > 0 && strchr(" \t\r\n", after->data[n - 1])) n--;
+    if (n >= tag && memcmp(after->data + n - tag, DR_TAG_THINK, tag) == 0) after->length = n - tag;
+}
+
 dr_status dr_template_in_chat(dr_template *t, const dr_chat *chat) {
+    dr_buf before = {0}, after = {0};
+    dr_status status = chat ? dr_chat_around_user(chat, &before, &after) : DR_OK;
+    if (status != DR_OK) {
+        dr_buf_reset(&before);
+        dr_buf_reset(&after);
+        return status;
+    }
+    drop_think(&after);
+    dr_buf_reset(&t->chat_before);
+    dr_buf_reset(&t->chat_after);
     t->in_chat = chat != NULL;
-    dr_buf_clear(&t->chat_before);
-    dr_buf_clear(&t->chat_after);
-    return chat ? dr_chat_around_user(chat, &t->chat_before, &t->chat_after) : DR_OK;
+    t->chat_before = before;
+    t->chat_after = after;
+    return DR_OK;
 }
 
 int32_t dr_template_max_history(const dr_template *t) {

@@ -8,8 +8,14 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "the wire form is the memory form of a little-endian machine");
 _Static_assert(sizeof(float) == 4 && sizeof(int32_t) == 4, "4-byte floats and ints");
 
-enum { WIRE_MAGIC = 0x4a545244 /* "DRTJ" */, WIRE_VERSION = 2 };
-enum { MAX_TOKENS = 1 << 24, MAX_TURNS = 1 << 16, MAX_TEXT_DIM = 1 << 20, MAX_ITEMS = 1 << 20 };
+enum { WIRE_MAGIC = 0x4a545244 /* "DRTJ" */, WIRE_VERSION = 1 };
+enum {
+    MAX_KEPT = 1 << 28,
+    MAX_TOKENS = 1 << 24,
+    MAX_TURNS = 1 << 16,
+    MAX_TEXT_DIM = 1 << 20,
+    MAX_ITEMS = 1 << 20
+};
 
 static void reset_turns(dr_trajectory *t) {
     for (int32_t i = 0; i < t->n_turns; i++) {
@@ -79,6 +85,10 @@ dr_status dr_trajectory_append(dr_trajectory *t, const int32_t *ids, int32_t n, 
 
 dr_status dr_trajectory_append_sampled(dr_trajectory *t, const dr_sampled *token, uint16_t turn) {
     int64_t before = kept_count(t), need = before + token->kept.n;
+    DR_CHECK(need <= MAX_KEPT, DR_ERR_RANGE,
+             "kept sets of a trajectory of %d tokens have more than %d ids: a lower "
+             "top-p keeps fewer",
+             t->n_tokens, MAX_KEPT);
     if (need > t->kept_capacity) {
         int64_t doubled = need > 2 * t->kept_capacity ? need : 2 * t->kept_capacity;
         DR_TRY(dr_grow(&t->kept_ids, "trajectory kept sets", t->kept_capacity, doubled, sizeof *t->kept_ids));
@@ -178,8 +188,6 @@ static dr_status put_all(dr_buf *out, const dr_trajectory *t) {
     DR_TRY(dr_buf_append(out, t->turn_of, n * sizeof *t->turn_of));
     DR_TRY(dr_buf_append(out, t->logprob, n * sizeof *t->logprob));
     DR_TRY(dr_buf_append(out, t->logprob_kept, n * sizeof *t->logprob_kept));
-    DR_TRY(dr_buf_append(out, t->kept_end, n * sizeof *t->kept_end));
-    DR_TRY(dr_buf_append(out, t->kept_ids, (size_t)kept_count(t) * sizeof *t->kept_ids));
     for (int32_t i = 0; i < t->n_turns; i++) DR_TRY(put_turn(out, &t->turns[i], t->text_dim));
     return DR_OK;
 }
@@ -248,26 +256,6 @@ static dr_status take_turn(reader *r, int32_t n_tokens, int32_t text_dim, dr_tur
     return DR_OK;
 }
 
-// Ends that do not fall, and ids within their sets that rise.
-static dr_status take_kept(reader *r, int32_t n_tokens, dr_trajectory *t) {
-    DR_TRY(take_array(r, &t->kept_end, n_tokens, sizeof *t->kept_end, "ends of kept sets"));
-    int64_t end = 0;
-    for (int32_t i = 0; i < n_tokens; end = t->kept_end[i++])
-        DR_CHECK(t->kept_end[i] >= end && t->kept_end[i] <= INT32_MAX, DR_ERR_FORMAT,
-                 "trajectory bytes: the kept set of token %d ends at %lld, it begins at %lld", i,
-                 (long long)t->kept_end[i], (long long)end);
-    DR_TRY(take_array(r, &t->kept_ids, (int32_t)end, sizeof *t->kept_ids, "ids of kept sets"));
-    t->kept_capacity = end;
-    for (int32_t i = 0; i < n_tokens; i++) {
-        dr_kept kept = dr_trajectory_kept(t, i);
-        for (int32_t k = 0; k < kept.n; k++)
-            DR_CHECK(kept.ids[k] > (k > 0 ? kept.ids[k - 1] : -1), DR_ERR_FORMAT,
-                     "trajectory bytes: id %d of the kept set of token %d is %d, ids rise from 0", k, i,
-                     kept.ids[k]);
-    }
-    return DR_OK;
-}
-
 static dr_status take_tokens(reader *r, int32_t n_tokens, int32_t n_turns, dr_trajectory *t) {
     t->n_tokens = t->capacity = n_tokens;
     DR_TRY(take_array(r, &t->ids, n_tokens, sizeof *t->ids, "token ids"));
@@ -275,7 +263,7 @@ static dr_status take_tokens(reader *r, int32_t n_tokens, int32_t n_turns, dr_tr
     DR_TRY(take_array(r, &t->turn_of, n_tokens, sizeof *t->turn_of, "turns of tokens"));
     DR_TRY(take_array(r, &t->logprob, n_tokens, sizeof *t->logprob, "log-probabilities"));
     DR_TRY(take_array(r, &t->logprob_kept, n_tokens, sizeof *t->logprob_kept, "kept log-probabilities"));
-    DR_TRY(take_kept(r, n_tokens, t));
+    DR_TRY(dr_alloc(&t->kept_end, "ends of kept sets", n_tokens, sizeof *t->kept_end)); // all empty
     for (int32_t i = 0; i < n_tokens; i++) {
         DR_CHECK(t->ids[i] >= 0, DR_ERR_FORMAT, "trajectory bytes: token %d has the id %d", i, t->ids[i]);
         DR_CHECK(t->provenance[i] <= DR_FROM_TOOL, DR_ERR_FORMAT,

@@ -102,8 +102,9 @@ int32_t dr_trajectory_sampled_count(const dr_trajectory *t);
 // tokens).
 bool dr_trajectory_trains(const dr_trajectory *t);
 
-// Self-contained little-endian bytes with a version and explicit counts: the wire and nothing else. decode
-// refuses any byte string that is not exactly one trajectory, with a clear error, and leaves *out untouched.
+// Self-contained little-endian bytes with a version and explicit counts: the wire and nothing else. Kept sets
+// stay behind: they are the learner's, who has sampled the trajectory. decode refuses any byte string that is
+// not exactly one trajectory, with a clear error, and leaves *out untouched.
 dr_status dr_trajectory_encode(const dr_trajectory *t, dr_buf *out);
 dr_status dr_trajectory_decode(const void *bytes, size_t length, dr_trajectory *out);
 

@@ -80,7 +80,7 @@ dr_status dr_fresh_policy(const char *preset, const dr_dataset *dataset, const d
     int32_t eos = dr_tokenizer_special(tokenizer, "<|endoftext|>");
     dr_lm_set_special_ids(lm, -1, eos, eos);
     DR_TRY_GOTO(status, dr_tokenizer_save(tokenizer, dir), destroy_lm);
-    DR_TRY_GOTO(status, dr_lm_save(lm, dir), destroy_lm);
+    DR_TRY_GOTO(status, dr_lm_save(lm, dir, DR_SAVE_FP32), destroy_lm);
     *out_vocab = size;
     *out_params = dr_lm_n_params(lm);
 destroy_lm:

@@ -60,7 +60,7 @@ int64_t dr_learner_bytes(const dr_learner *l) {
     dr_backend *b = dr_lm_backend(l->lm);
     return dr_lm_workspace_bytes(l->workspace) +
            (l->reference_workspace ? dr_lm_workspace_bytes(l->reference_workspace) : 0) +
-           b->ops->head_memory(b, dr_lm_config_of(l->lm)->vocab);
+           b->ops->head_memory(b, dr_lm_config_of(l->lm)->vocab, dr_lm_config_of(l->lm)->hidden);
 }
 
 void dr_learner_destroy(dr_learner *l) {
@@ -89,6 +89,7 @@ static bool batch_add(dr_learner *l, const dr_trajectory *t, int32_t item, const
     // a prompt that is trained on itself is not shared: its rows belong to one trajectory each
     int32_t n_prompt = context_weight == 0.0f ? dr_trajectory_prompt_count(t) : 0;
     for (int32_t i = 1; i < t->n_tokens; i++) n_rows += row_weight(t, i, context_weight) != 0.0f;
+    if (n_rows == 0) return true; // nothing of it is trained on
     if (!dr_micro_batch_fits(m, t->ids, t->n_tokens, n_prompt, n_rows, budget)) return false;
     dr_micro_batch_add(m, t->ids, t->n_tokens, n_prompt);
     for (int32_t i = 1; i < t->n_tokens; i++) {

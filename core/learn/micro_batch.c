@@ -68,6 +68,7 @@ static void append(dr_micro_batch *m, const int32_t *ids, int64_t n, int32_t pre
 }
 
 void dr_micro_batch_add(dr_micro_batch *m, const int32_t *ids, int64_t n, int64_t n_prompt) {
+    DR_ASSERT(n >= 2 && n_prompt >= 0 && n_prompt < n);
     if (!shares(m, ids, n_prompt)) {
         m->prompt = n_prompt > 0 ? m->pack.n_seqs : -1;
         m->n_prompt = n_prompt;

@@ -1,6 +1,7 @@
 // A micro-batch in the making: sequences packed one behind another for the training pass. Sequences that come
 // one after another and begin with the same prompt share it: its tokens are run once, forward and backward
-// (dr_sequences, backend.h), which changes neither a log-probability's bits nor the gradient's value.
+// (dr_sequences, backend.h), which does not change a log-probability's bits, nor the gradient but for
+// rounding.
 #ifndef DR_CORE_LEARN_MICRO_BATCH_H
 #define DR_CORE_LEARN_MICRO_BATCH_H
 

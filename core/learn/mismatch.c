@@ -65,6 +65,7 @@ typedef struct sampling_run {
     int32_t n_live;
     int32_t *prompt; // [longest_prompt], of the group whose samples start now
     int32_t *tool;   // [longest_tool]
+    double begun;
     int32_t prompt_n, prompt_seq, prompt_cached, n_started;
     uint32_t n_prompts;
     dr_lm_chunk *chunks; // [settings->live + 1]
@@ -161,7 +162,7 @@ static dr_status sample_row(sampling_run *r, int32_t row) {
     set->n_kept += token.kept.n > 0;
     set->n_kept_ids += token.kept.n;
     DR_TRY(dr_trajectory_append_sampled(s, &token, (uint16_t)l->turn));
-    set->n_sampled++;
+    if (set->n_sampled++ == 0) set->first_s = dr_clock_seconds() - r->begun;
     if (--l->left_in_turn > 0) return DR_OK;
     if (++l->turn < (uint32_t)settings->turns) { // a tool result, then the next turn
         int32_t n_tool = up_to(&r->rng, settings->longest_tool);
@@ -236,14 +237,14 @@ dr_status dr_mismatch_sample(dr_lm *lm, const dr_mismatch_settings *settings, dr
     sampling_run r = {.lm = lm, .settings = settings, .set = &set, .prompt_seq = -1};
     r.rng = dr_rng_make(settings->seed, STREAM_SAMPLE);
     DR_TRY(check_settings(lm, settings));
+    r.begun = dr_clock_seconds();
     dr_status status = allocate(&r);
-    double begun = dr_clock_seconds();
     bool may_start = true;
     while (status == DR_OK && (may_start || r.n_live > 0 || r.prompt_seq >= 0)) {
         may_start = set.n_sampled < settings->tokens;
         status = tick(&r, may_start);
     }
-    set.seconds = dr_clock_seconds() - begun;
+    set.seconds = dr_clock_seconds() - r.begun;
     dr_kv_destroy(r.kv);
     dr_sampler_destroy(r.sampler);
     void *owned[] = {r.live, r.prompt, r.tool, r.chunks, r.row_of, r.logits, r.lse, r.entropy};

@@ -34,7 +34,7 @@ typedef struct dr_mismatch_set {
     int64_t n_sampled, n_tokens;
     int64_t n_kept,
         n_kept_ids; // sampled tokens whose kept set was recorded (up to 2^25 ids in all), ids in them
-    double seconds; // of sampling
+    double seconds, first_s; // of sampling; until the first token was sampled
 } dr_mismatch_set;
 void dr_mismatch_set_reset(dr_mismatch_set *set);
 

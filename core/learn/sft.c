@@ -155,6 +155,8 @@ static dr_status fill_batch(sft *s, float context_weight, dr_learn_stats *stats)
         if (s->own.n == 0) s->learn[i].trajectory = &s->current.items[i];
         sampled += dr_trajectory_sampled_count(s->learn[i].trajectory);
     }
+    DR_CHECK(sampled > 0, DR_ERR_ARGUMENT, "warm-up: a batch of %d trajectories has no token of the policy",
+             n);
     for (int32_t i = 0; i < n; i++) {
         s->learn[i].advantage = 1.0f;
         s->learn[i].token_weight = 1.0f / (float)sampled;

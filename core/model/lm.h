@@ -63,14 +63,16 @@ void dr_lm_destroy(dr_lm *lm);
 // that can be known. The files are mapped, and each tensor's pages are let go once it stands in the
 // parameters.
 dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm);
-// Writes each tensor under its name in the type that it was loaded in, so that a folder loaded and saved is
-// equal tensor by tensor (what was trained in between is rounded to that type); replaces each file
-// atomically, the weights last, and adds generation_config.json; the tokenizer's file is the tokenizer's
-// business. More than max_shard_bytes of weights become shards with an index (safetensors_folder.h);
-// dr_lm_save takes DR_LM_SHARD_BYTES.
+// Writes the weights under the same names, replaces each file atomically, the weights last, and adds
+// generation_config.json; the tokenizer's file is the tokenizer's business. DR_SAVE_FP32 loses nothing;
+// DR_SAVE_AS_LOADED writes each tensor in the type that it was loaded in (a fresh model's: F32), so that a
+// folder loaded and saved is equal tensor by tensor, and what was trained in between is rounded. More than
+// max_shard_bytes of weights become shards with an index (safetensors_folder.h); dr_lm_save takes
+// DR_LM_SHARD_BYTES.
 #define DR_LM_SHARD_BYTES 5000000000
-dr_status dr_lm_save(const dr_lm *lm, const char *dir);
-dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, int64_t max_shard_bytes);
+typedef enum dr_save_type { DR_SAVE_FP32, DR_SAVE_AS_LOADED } dr_save_type;
+dr_status dr_lm_save(const dr_lm *lm, const char *dir, dr_save_type type);
+dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, dr_save_type type, int64_t max_shard_bytes);
 
 const dr_lm_config *dr_lm_config_of(const dr_lm *lm);
 dr_backend *dr_lm_backend(dr_lm *lm); // borrowed

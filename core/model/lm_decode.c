@@ -247,7 +247,7 @@ static dr_status layer_attend(dr_lm *lm, const float *k_cache, const float *v_ca
                                     c->n_heads, c->n_kv_heads, c->head_size, s->att);
 }
 
-// What follows attention, on n rows: x (n, D) is the residual stream, att (n, A) may lie in s->gate_up.
+// What follows attention, on n rows: x (n, D) is the residual stream, att (n, A) may lie in s->qkv.
 static dr_status layer_finish(dr_lm *lm, const lm_layer *layer, const float *att, int64_t n, float *x,
                               const decode_scratch *s) {
     dr_backend *b = lm->backend;
@@ -323,9 +323,9 @@ static dr_status last_layer(dr_lm *lm, dr_kv_cache *kv, int32_t n_chunks, int32_
     int32_t last = lm->config.n_layers - 1;
     int64_t A = (int64_t)lm->config.n_heads * lm->config.head_size;
     DR_TRY(layer_attend(lm, kv->k[last], kv->v[last], kv->chunks + n_chunks, n_rows, T, s));
-    b->ops->embedding_forward(b, s->att, lm->ids, n_rows, A, s->gate_up); // gathers of rows
+    b->ops->embedding_forward(b, s->att, lm->ids, n_rows, A, s->qkv); // gathers of rows; Q is more than A
     b->ops->embedding_forward(b, s->x, lm->ids, n_rows, lm->config.hidden, s->top);
-    return layer_finish(lm, &lm->layers[last], s->gate_up, n_rows, s->top, s);
+    return layer_finish(lm, &lm->layers[last], s->qkv, n_rows, s->top, s);
 }
 
 // All layers over the chunks, appended to the cache; *out_x is the residual stream after the last one,

@@ -79,14 +79,14 @@ static dr_dtype common_dtype(const dr_lm *lm) {
     return lm->tensors[0].dtype;
 }
 
-dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, int64_t max_shard_bytes) {
+dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, dr_save_type type, int64_t max_shard_bytes) {
     DR_TRY(dr_dir_make(dir));
-    DR_TRY(dr_lm_config_write(&lm->config, common_dtype(lm), dir));
+    DR_TRY(dr_lm_config_write(&lm->config, type == DR_SAVE_FP32 ? DR_DTYPE_F32 : common_dtype(lm), dir));
     dr_safetensor_source *sources = NULL;
     DR_TRY(dr_alloc(&sources, "tensors to save", lm->n_tensors, sizeof *sources));
     for (int32_t i = 0; i < lm->n_tensors; i++) {
         sources[i].name = lm->tensors[i].name;
-        sources[i].dtype = lm->tensors[i].dtype;
+        sources[i].dtype = type == DR_SAVE_FP32 ? DR_DTYPE_F32 : lm->tensors[i].dtype;
         sources[i].data = lm->params + lm->tensors[i].offset;
         tensor_shape(&lm->tensors[i], sources[i].shape, &sources[i].n_dims);
     }
@@ -96,6 +96,6 @@ dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, int64_t max_sha
     return status;
 }
 
-dr_status dr_lm_save(const dr_lm *lm, const char *dir) {
-    return dr_lm_save_in_shards(lm, dir, DR_LM_SHARD_BYTES);
+dr_status dr_lm_save(const dr_lm *lm, const char *dir, dr_save_type type) {
+    return dr_lm_save_in_shards(lm, dir, type, DR_LM_SHARD_BYTES);
 }
