@@ -1,0 +1,219 @@
+// The CUDA body of backend.h: creation, memory, scratch, stages. The ops live in files by family.
+#include "cuda/backend_cuda.h"
+
+#include <string.h>
+
+#include <cuda_runtime_api.h>
+
+#include "core/base/alloc.h"
+#include "cuda/cuda_internal.h"
+
+dr_status dr_cuda_enter(dr_backend *b, dr_cuda_state **out_state) {
+    dr_cuda_state *state = b->state;
+    if (state->failed != DR_OK) return state->failed;
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaSetDevice(state->device), "device %d", state->device);
+    *out_state = state;
+    return DR_OK;
+}
+
+void dr_cuda_keep(dr_cuda_state *state, dr_status status) {
+    if (state->failed == DR_OK) state->failed = status;
+}
+
+// ---- memory ----
+
+static dr_status memory_create(dr_backend *b, const char *label, size_t bytes, void **out_memory) {
+    dr_cuda_state *state;
+    void *memory = NULL;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_CUDA_TRY(DR_ERR_MEMORY, cudaMalloc(&memory, bytes ? bytes : 1), "%s: %zu bytes", label, bytes);
+    cudaError_t error = cudaMemsetAsync(memory, 0, bytes, state->stream);
+    if (error != cudaSuccess) {
+        cudaFree(memory);
+        return DR_FAIL(DR_ERR_INTERNAL, "cuda %s: %zu bytes cannot be zeroed: %s", label, bytes,
+                       cudaGetErrorString(error));
+    }
+    *out_memory = memory;
+    return DR_OK;
+}
+
+// Frees also after a failure: whoever cleans up has no other way to give memory back.
+static void release(dr_cuda_state *state, void *memory) {
+    if (!memory) return;
+    cudaSetDevice(state->device);
+    cudaStreamSynchronize(state->stream);
+    cudaFree(memory);
+    cudaGetLastError(); // clears what these reported: it was reported before, or nobody needs it
+}
+
+static void memory_destroy(dr_backend *b, void *memory) {
+    release(b->state, memory);
+}
+
+static dr_status send(dr_cuda_state *state, void *to_backend, const void *from_host, size_t bytes) {
+    DR_CUDA_TRY(DR_ERR_INTERNAL,
+                cudaMemcpyAsync(to_backend, from_host, bytes, cudaMemcpyHostToDevice, state->stream),
+                "copy_in of %zu bytes", bytes);
+    return DR_OK;
+}
+
+static void copy_in(dr_backend *b, void *to_backend, const void *from_host, size_t bytes) {
+    dr_cuda_state *state;
+    if (bytes == 0 || dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, send(state, to_backend, from_host, bytes));
+}
+
+static dr_status fetch(dr_backend *b, void *to_host, const void *from_backend, size_t bytes) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_CUDA_TRY(DR_ERR_INTERNAL,
+                cudaMemcpyAsync(to_host, from_backend, bytes, cudaMemcpyDeviceToHost, state->stream),
+                "copy_out of %zu bytes", bytes);
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamSynchronize(state->stream), "copy_out of %zu bytes", bytes);
+    return DR_OK;
+}
+
+static void copy_out(dr_backend *b, void *to_host, const void *from_backend, size_t bytes) {
+    if (bytes == 0) return;
+    dr_status status = fetch(b, to_host, from_backend, bytes);
+    if (status == DR_OK) return;
+    memset(to_host, 0xFF, bytes); // NaNs: never what stood there before
+    dr_cuda_keep(b->state, status);
+}
+
+// ---- scratch and stages ----
+
+dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
+    if (bytes <= buffer->bytes) return DR_OK;
+    release(state, buffer->data);
+    *buffer = (dr_cuda_buffer){0};
+    DR_CUDA_TRY(DR_ERR_MEMORY, cudaMalloc(&buffer->data, (size_t)bytes), "%s: %lld bytes", label,
+                (long long)bytes);
+    buffer->bytes = bytes;
+    return DR_OK;
+}
+
+int64_t dr_cuda_stage_capacity(int64_t bytes) {
+    return bytes < 65536 ? 65536 : bytes + bytes / 4;
+}
+
+static void stage_free(dr_cuda_state *state, dr_cuda_stage *stage) {
+    release(state, stage->device);
+    if (stage->host) cudaFreeHost(stage->host);
+    stage->host = stage->device = NULL;
+    stage->bytes = 0;
+}
+
+static dr_status stage_grow(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes) {
+    void *host = NULL, *device = NULL;
+    size_t capacity = (size_t)dr_cuda_stage_capacity(bytes);
+    stage_free(state, stage);
+    DR_CUDA_TRY(DR_ERR_MEMORY, cudaMallocHost(&host, capacity), "descriptors: %zu bytes, pinned", capacity);
+    stage->host = host;
+    DR_CUDA_TRY(DR_ERR_MEMORY, cudaMalloc(&device, capacity), "descriptors: %zu bytes", capacity);
+    stage->device = device;
+    stage->bytes = (int64_t)capacity;
+    return DR_OK;
+}
+
+dr_status dr_cuda_stage_open(dr_cuda_state *state, int64_t bytes, dr_cuda_stage **out_stage) {
+    dr_cuda_stage *stage = &state->stages[state->next_stage];
+    state->next_stage = (state->next_stage + 1) % DR_CUDA_STAGES;
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventSynchronize(stage->sent), "descriptors of %lld bytes",
+                (long long)bytes);
+    if (bytes > stage->bytes) DR_TRY(stage_grow(state, stage, bytes));
+    *out_stage = stage;
+    return DR_OK;
+}
+
+dr_status dr_cuda_stage_send(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes) {
+    DR_CUDA_TRY(
+        DR_ERR_INTERNAL,
+        cudaMemcpyAsync(stage->device, stage->host, (size_t)bytes, cudaMemcpyHostToDevice, state->stream),
+        "descriptors of %lld bytes", (long long)bytes);
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventRecord(stage->sent, state->stream), "descriptors of %lld bytes",
+                (long long)bytes);
+    return DR_OK;
+}
+
+// ---- creation ----
+
+enum { LEAST_MAJOR = 8 }; // compute capability: bf16 on the tensor cores
+
+static dr_status check_device(int device) {
+    int count = 0, major = 0;
+    DR_CUDA_TRY(DR_ERR_ARGUMENT, cudaGetDeviceCount(&count), "device %d", device);
+    DR_CHECK(device >= 0 && device < count, DR_ERR_ARGUMENT, "cuda device %d: this machine has %d", device,
+             count);
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                "device %d", device);
+    DR_CHECK(major >= LEAST_MAJOR, DR_ERR_UNSUPPORTED,
+             "cuda device %d has compute capability %d, expected %d or more", device, major, LEAST_MAJOR);
+    return DR_OK;
+}
+
+static dr_status state_open(dr_cuda_state *state) {
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaSetDevice(state->device), "device %d", state->device);
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking),
+                "stream of device %d", state->device);
+    for (int i = 0; i < DR_CUDA_STAGES; i++)
+        DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventCreateWithFlags(&state->stages[i].sent, cudaEventDisableTiming),
+                    "event of device %d", state->device);
+    return DR_OK;
+}
+
+static void state_close(dr_cuda_state *state) {
+    release(state, state->partials.data);
+    release(state, state->logits.data);
+    for (int i = 0; i < DR_CUDA_STAGES; i++) {
+        stage_free(state, &state->stages[i]);
+        if (state->stages[i].sent) cudaEventDestroy(state->stages[i].sent);
+    }
+    if (state->stream) cudaStreamDestroy(state->stream);
+    dr_free(state);
+}
+
+static const dr_backend_ops *table(void) {
+    static dr_backend_ops ops;
+    ops.name = "cuda";
+    ops.memory_create = memory_create;
+    ops.memory_destroy = memory_destroy;
+    ops.copy_in = copy_in;
+    ops.copy_out = copy_out;
+    dr_cuda_fill_linear(&ops);
+    dr_cuda_fill_rows(&ops);
+    dr_cuda_fill_attention(&ops);
+    dr_cuda_fill_head(&ops);
+    return &ops;
+}
+
+dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend **out_backend) {
+    dr_backend *backend = NULL;
+    dr_cuda_state *state = NULL;
+    dr_status status;
+    DR_CHECK(precision == DR_FP32 || precision == DR_BF16, DR_ERR_UNSUPPORTED,
+             "cuda: products that sum in any order are the CPU body's alone; use fp32 or bf16");
+    DR_TRY(check_device(device));
+    DR_TRY(dr_alloc(&backend, "cuda backend", 1, sizeof *backend));
+    DR_TRY_GOTO(status, dr_alloc(&state, "cuda backend state", 1, sizeof *state), free_backend);
+    state->device = device;
+    DR_TRY_GOTO(status, state_open(state), close_state);
+    *backend = (dr_backend){.ops = table(), .precision = precision, .n_threads = 1, .state = state};
+    *out_backend = backend;
+    return DR_OK;
+
+close_state:
+    state_close(state);
+free_backend:
+    dr_free(backend);
+    return status;
+}
+
+void dr_backend_cuda_destroy(dr_backend *backend) {
+    if (!backend) return;
+    dr_cuda_state *state = backend->state;
+    cudaSetDevice(state->device);
+    cudaStreamSynchronize(state->stream);
+    state_close(state);
+    dr_free(backend);
+}

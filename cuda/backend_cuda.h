@@ -1,0 +1,36 @@
+// The CUDA body of core/compute/backend.h: the same table of operations on one NVIDIA device. Needs no driver
+// and no device to be linked or to start: what is missing is reported by dr_backend_cuda_create.
+#ifndef DR_CUDA_BACKEND_CUDA_H
+#define DR_CUDA_BACKEND_CUDA_H
+
+#include "core/compute/backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// A backend on device `device` (0 … number of devices - 1), owned by the caller; *out_backend is written on
+// success only. Its ops run one after another on one stream of its own and, but for copy_out and
+// sum_of_squares, return before the device is done.
+//   Backend memory is what memory_create gives: device memory. Every pointer of the table is to it, ids,
+//   positions and targets too, except dr_sequences, dr_kept (the sets and their ids) and dr_attention_chunk
+//   (the chunks and their pages), which are host memory, read before the op returns.
+//   weight_pack borrows `values` until the next weight_pack or weight_destroy (the CPU body does too).
+//   copy_in: from_host may be changed on return, but is not to be pinned memory.
+//   memory_destroy and weight_destroy wait for the ops that are under way.
+// Errors of create: DR_ERR_ARGUMENT, no such device or none at all, in words; DR_ERR_UNSUPPORTED, a device
+// below compute capability 8.0, or DR_FP32_LOOSE; DR_ERR_MEMORY.
+// Errors of ops: DR_ERR_MEMORY for a scratch buffer, DR_ERR_INTERNAL for what CUDA reports, DR_ERR_RANGE and
+// DR_ERR_UNSUPPORTED as in the CPU body. An op that returns no status keeps its failure, and every later op
+// that returns one returns it; copy_out then fills its target with NaNs, sum_of_squares returns one. A fault
+// inside a kernel is reported by a later op, not by the one that caused it.
+dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend **out_backend);
+
+// Waits for what is under way, then frees the backend. Memory and weights must have been destroyed before.
+// NULL is fine.
+void dr_backend_cuda_destroy(dr_backend *backend);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

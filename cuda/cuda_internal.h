@@ -1,0 +1,78 @@
+// Shared inside the CUDA body only: the state behind dr_backend, scratch memory, and the stages through which
+// descriptors in host memory (sequences, pages, kept sets) reach the device.
+#ifndef DR_CUDA_CUDA_INTERNAL_H
+#define DR_CUDA_CUDA_INTERNAL_H
+
+#include "cuda/kernels.h"
+
+enum { DR_CUDA_STAGES = 2 };
+
+// Grow-only device memory.
+typedef struct dr_cuda_buffer {
+    void *data;
+    int64_t bytes;
+} dr_cuda_buffer;
+
+// A descriptor on its way: written to `host` (pinned), copied to `device` by the stream. `sent` fires when
+// the copy is done and `host` may be written again.
+typedef struct dr_cuda_stage {
+    char *host, *device;
+    int64_t bytes;
+    struct CUevent_st *sent;
+} dr_cuda_stage;
+
+typedef struct dr_cuda_state {
+    int device;
+    dr_cuda_stream stream;
+    dr_status failed;        // of an op that returns no status; DR_OK so far
+    dr_cuda_buffer partials; // of sums over rows and of squares; delta of attention's gradient
+    dr_cuda_buffer logits;   // one block of rows of the head
+    dr_cuda_stage stages[DR_CUDA_STAGES];
+    int next_stage;
+} dr_cuda_state;
+
+struct dr_weight {
+    int64_t n_out, n_in;
+    const float *values; // what was packed last; borrowed, [n_out, n_in]
+    uint16_t *rounded;   // the same as bf16 (bf16 body)
+};
+
+// What every op begins with: makes the backend's device the thread's, or returns what failed before.
+dr_status dr_cuda_enter(dr_backend *b, dr_cuda_state **out_state);
+// The end of an op that returns no status.
+void dr_cuda_keep(dr_cuda_state *state, dr_status status);
+
+// In a .c file that includes <cuda_runtime_api.h>; the text names what failed, as printf does.
+#define DR_CUDA_TRY(code, call, format, ...)                                                                 \
+    do {                                                                                                     \
+        cudaError_t dr_error_ = (call);                                                                      \
+        if (dr_error_ != cudaSuccess) {                                                                      \
+            cudaGetLastError(); /* clears it */                                                              \
+            return DR_FAIL((code), "cuda " format ": %s", __VA_ARGS__, cudaGetErrorString(dr_error_));       \
+        }                                                                                                    \
+    } while (0)
+
+// At least `bytes` of scratch; what it held is lost. Waits for the stream when it grows.
+dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes);
+
+// The next stage with room for `bytes`, free to be written; send starts its copy. What kernels read of
+// stage->device stays until the stage comes round again, in the order of the stream.
+dr_status dr_cuda_stage_open(dr_cuda_state *state, int64_t bytes, dr_cuda_stage **out_stage);
+dr_status dr_cuda_stage_send(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes);
+int64_t dr_cuda_stage_capacity(int64_t bytes); // what a stage that grows to hold `bytes` takes
+
+// y [T, n_out] = x Wᵀ (+ bias) in the backend's precision; the other two products of a linear layer.
+dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,
+                         float *y);
+dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+                               bool accumulate);
+dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
+                                int64_t n_in, float *dw);
+
+// Op families; each file fills its entries.
+void dr_cuda_fill_linear(dr_backend_ops *ops);
+void dr_cuda_fill_rows(dr_backend_ops *ops);
+void dr_cuda_fill_attention(dr_backend_ops *ops);
+void dr_cuda_fill_head(dr_backend_ops *ops);
+
+#endif

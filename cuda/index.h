@@ -1,0 +1,194 @@
+// Index arithmetic of the kernels, the same code on host and device, so that a test without a device can show
+// that tiles, spans and chunks cover every element once. "Flat" rows of a span are its rows times the query
+// heads that share one key head: flat = row · group + head within the group.
+#ifndef DR_CUDA_INDEX_H
+#define DR_CUDA_INDEX_H
+
+#include "core/compute/backend.h"
+
+#ifdef __CUDACC__
+#define DR_INDEX static __host__ __device__ __forceinline__
+#else
+#define DR_INDEX static inline
+#endif
+
+enum {
+    DR_CUDA_TILE = 64, // rows, and columns, of a product that one block computes
+    DR_CUDA_FP32_DEPTH = 16,
+    DR_CUDA_FP32_THREADS = 256,
+    DR_CUDA_FP32_OWN = 4, // rows, and columns, of a tile that one thread owns
+    DR_CUDA_BF16_DEPTH = 32,
+    DR_CUDA_BF16_THREADS = 128,
+    DR_CUDA_QUERIES = 32, // flat query rows of one attention tile; also its keys
+    DR_CUDA_KEYS = 32,
+    DR_CUDA_ATTENTION_THREADS = 256,
+    DR_CUDA_ATTENTION_OWN = 4, // rows of a tile that one warp owns
+    DR_CUDA_MAX_HEAD = 256,
+    DR_CUDA_PAGE = 16,      // positions of a page of the key/value cache
+    DR_CUDA_CHUNKS = 256,   // most parts that a sum over rows is cut into
+    DR_CUDA_CHUNK_ROWS = 64 // least rows of such a part
+};
+
+typedef struct dr_place {
+    int64_t row, column;
+} dr_place;
+
+DR_INDEX int64_t dr_ceil_div(int64_t n, int64_t size) {
+    return (n + size - 1) / size;
+}
+
+// ---- products ----
+
+// First row and column of the tile of c that a block computes, `across` tiles side by side.
+DR_INDEX dr_place dr_tile_corner(int64_t block, int64_t across) {
+    dr_place corner;
+    corner.row = block / across * DR_CUDA_TILE;
+    corner.column = block % across * DR_CUDA_TILE;
+    return corner;
+}
+
+// Place of one item of an operand's tile, `depth` inputs (column) of DR_CUDA_TILE lines (row). Items that
+// follow each other lie side by side in memory: along the inputs or along the lines.
+DR_INDEX dr_place dr_tile_item(int item, int depth, bool along_depth) {
+    dr_place place;
+    place.row = along_depth ? item / depth : item % DR_CUDA_TILE;
+    place.column = along_depth ? item % depth : item / DR_CUDA_TILE;
+    return place;
+}
+
+// Row and column, within an fp32 tile, of a thread's i-th row and j-th column: rows of one thread follow each
+// other, columns of neighbouring threads do.
+DR_INDEX int dr_thread_row(int thread, int i) {
+    return thread / (DR_CUDA_TILE / DR_CUDA_FP32_OWN) * DR_CUDA_FP32_OWN + i;
+}
+
+DR_INDEX int dr_thread_column(int thread, int j) {
+    return thread % (DR_CUDA_TILE / DR_CUDA_FP32_OWN) + j * (DR_CUDA_TILE / DR_CUDA_FP32_OWN);
+}
+
+// ---- sums over rows in two stages ----
+
+// Rows of one part: depends on T alone, so that the order of a sum does.
+DR_INDEX int64_t dr_chunk_rows(int64_t T) {
+    int64_t rows = dr_ceil_div(T, DR_CUDA_CHUNKS);
+    return rows < DR_CUDA_CHUNK_ROWS ? (int64_t)DR_CUDA_CHUNK_ROWS : rows;
+}
+
+DR_INDEX int64_t dr_chunk_count(int64_t T) {
+    return dr_ceil_div(T, dr_chunk_rows(T));
+}
+
+// ---- attention ----
+
+// One sequence of a packed batch, or one chunk of a call on the cache.
+typedef struct dr_span {
+    int64_t row;        // its first row in q and out (and k, v of a packed batch)
+    int64_t prefix_row; // packed: first row of its prefix
+    int32_t n_rows;     // own rows
+    int32_t n_before;   // positions before the first own row: its prefix, or what the cache holds
+    int32_t first_page; // cached: where its pages begin in the list of all pages
+    int32_t n_sharers;  // packed: spans right behind it that go on from it
+} dr_span;
+
+DR_INDEX int64_t dr_span_query_tiles(const dr_span *span, int32_t group) {
+    return dr_ceil_div((int64_t)span->n_rows * group, DR_CUDA_QUERIES);
+}
+
+DR_INDEX int64_t dr_span_key_tiles(const dr_span *span) {
+    return dr_ceil_div(span->n_rows, DR_CUDA_KEYS);
+}
+
+// The part that holds `at`, of n parts of which part s begins at starts[s]; parts may be empty.
+DR_INDEX int32_t dr_find_part(const int64_t *starts, int32_t n, int64_t at) {
+    int32_t low = 0, high = n; // starts[low] <= at < starts[high]
+    while (high - low > 1) {
+        int32_t middle = low + (high - low) / 2;
+        if (starts[middle] <= at)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+// Keys that a flat row sees: all before the span and its own up to the row itself.
+DR_INDEX int32_t dr_span_keys_seen(const dr_span *span, int64_t flat, int32_t group) {
+    return span->n_before + (int32_t)(flat / group) + 1;
+}
+
+// Row of k and v, in a packed batch, of a position that the span sees.
+DR_INDEX int64_t dr_span_key_row(const dr_span *span, int64_t position) {
+    return position < span->n_before ? span->prefix_row + position : span->row + position - span->n_before;
+}
+
+// Offset in floats of a position's key (or value) of head g in the cache [n_pages, DR_CUDA_PAGE, G, d].
+DR_INDEX int64_t dr_cache_offset(const int32_t *pages, int64_t position, int32_t G, int32_t g, int32_t d) {
+    int64_t slot = (int64_t)pages[position / DR_CUDA_PAGE] * DR_CUDA_PAGE + position % DR_CUDA_PAGE;
+    return (slot * G + g) * d;
+}
+
+// Row and key, within a tile of scores, of a thread's i-th row and j-th key, i and j below 2.
+DR_INDEX int dr_score_row(int thread, int i) {
+    return thread / 16 + 16 * i;
+}
+
+DR_INDEX int dr_score_key(int thread, int j) {
+    return thread % 16 + 16 * j;
+}
+
+// Floats of one tile's row in shared memory: odd, so that rows begin in different banks.
+DR_INDEX int dr_head_pitch(int32_t d) {
+    return d | 1;
+}
+
+// Columns of a head that one lane of a warp holds, lane + 32 · c: a power of two, so that few kernels do.
+DR_INDEX int dr_head_columns(int32_t d) {
+    return d <= 64 ? 2 : d <= 128 ? 4 : 8;
+}
+
+// ---- kept sets ----
+
+// Whether the rising ids hold this one.
+DR_INDEX bool dr_ids_hold(const int32_t *ids, int64_t n, int64_t id) {
+    int64_t low = 0, high = n;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (ids[middle] < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < n && ids[low] == id;
+}
+
+// Sequence s of a packed batch as a span.
+static inline dr_span dr_span_of_sequence(const dr_sequences *sequences, int32_t s) {
+    int32_t p = dr_prefix_of(sequences, s);
+    dr_span span;
+    span.row = sequences->cu_seqlens[s];
+    span.prefix_row = p < 0 ? 0 : sequences->cu_seqlens[p];
+    span.n_rows = dr_rows_of(sequences, s);
+    span.n_before = dr_rows_of(sequences, p);
+    span.first_page = 0;
+    span.n_sharers = 0;
+    for (int32_t i = s + 1; i < sequences->n && dr_prefix_of(sequences, i) == s; i++) span.n_sharers++;
+    return span;
+}
+
+// A chunk of a call on the cache as a span whose pages begin at first_page of the list of all.
+static inline dr_span dr_span_of_chunk(const dr_attention_chunk *chunk, int32_t first_page) {
+    dr_span span;
+    span.row = chunk->row;
+    span.prefix_row = 0;
+    span.n_rows = chunk->n_new;
+    span.n_before = chunk->n_past;
+    span.first_page = first_page;
+    span.n_sharers = 0;
+    return span;
+}
+
+static inline int64_t dr_chunk_pages(const dr_attention_chunk *chunk) {
+    return dr_ceil_div((int64_t)chunk->n_past + chunk->n_new, DR_CUDA_PAGE);
+}
+
+#endif

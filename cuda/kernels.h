@@ -1,0 +1,130 @@
+// The kernels' launchers, one a kernel or family: each puts its work on the stream, asks CUDA whether the
+// launch was taken and returns DR_ERR_INTERNAL, naming op and sizes, when not. Pointers are device memory
+// unless said; shapes and formulas are those of core/compute/backend.h. Nothing here waits or allocates.
+#ifndef DR_CUDA_KERNELS_H
+#define DR_CUDA_KERNELS_H
+
+#include "cuda/index.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct CUstream_st *dr_cuda_stream; // what cudaStream_t is, so that this header needs no toolkit
+
+// ---- products (linear.cu) ----
+
+// Element (line, k) is values[line * line_stride + k * k_stride]; `rounded`, where it is not NULL, holds the
+// same elements as bf16 and stands for them.
+typedef struct dr_cuda_operand {
+    const float *values;
+    const uint16_t *rounded;
+    int64_t line_stride, k_stride;
+} dr_cuda_operand;
+
+// c [m, n] = alpha · a · b + beta · c + bias: a has m lines, b has n, both of k elements; bias [n] or NULL.
+typedef struct dr_cuda_product {
+    const char *op; // for errors
+    dr_cuda_operand a, b;
+    int64_t m, n, k;
+    float alpha, beta;
+    const float *bias;
+    float *c;
+} dr_cuda_product;
+
+// Every element is one chain of fused multiply-adds over k = 0, 1, 2, … that begins with beta · c.
+dr_status dr_cuda_product_fp32(const dr_cuda_product *product, dr_cuda_stream stream);
+// Operands rounded to bf16, fp32 sums in steps of 16 k on the tensor cores. alpha 1, beta 0 or 1.
+dr_status dr_cuda_product_bf16(const dr_cuda_product *product, dr_cuda_stream stream);
+dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t *rounded, dr_cuda_stream stream);
+
+// ---- norms (norm.cu) ----
+
+dr_status dr_cuda_rmsnorm_forward(const float *x, const float *w, int64_t T, int64_t D, float eps, float *y,
+                                  float *inv_rms, dr_cuda_stream stream);
+dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, const float *w, const float *inv_rms,
+                                   int64_t T, int64_t D, float *dx, dr_cuda_stream stream);
+dr_status dr_cuda_layernorm_forward(const float *x, const float *w, const float *bias, int64_t T, int64_t D,
+                                    float eps, float *y, float *mean, float *inv_std, dr_cuda_stream stream);
+dr_status dr_cuda_layernorm_backward(const float *dy, const float *x, const float *w, const float *mean,
+                                     const float *inv_std, int64_t T, int64_t D, float *dx,
+                                     dr_cuda_stream stream);
+// sums [D] += Σ_t dy · (x - mean[t]) · inv[t], rows in parts and the parts in order. x and inv NULL: Σ_t dy;
+// mean NULL: 0. partials: dr_chunk_count(T) · D floats of scratch.
+dr_status dr_cuda_column_sums(const char *op, const float *dy, const float *x, const float *mean,
+                              const float *inv, int64_t T, int64_t D, float *partials, float *sums,
+                              dr_cuda_stream stream);
+
+// ---- element-wise, rotary embedding, tables (elementwise.cu) ----
+
+dr_status dr_cuda_rope(float *x, const int32_t *positions, const float *inv_freq, int64_t T, int64_t n_heads,
+                       int64_t d, int64_t stride, int direction, dr_cuda_stream stream);
+dr_status dr_cuda_swiglu_forward(const float *gate_up, int64_t T, int64_t F, float *out,
+                                 dr_cuda_stream stream);
+dr_status dr_cuda_swiglu_backward(const float *dout, const float *gate_up, int64_t T, int64_t F,
+                                  float *dgate_up, dr_cuda_stream stream);
+dr_status dr_cuda_gelu_forward(const float *x, int64_t n, float *y, dr_cuda_stream stream);
+dr_status dr_cuda_gelu_backward(const float *dy, const float *x, int64_t n, float *dx, dr_cuda_stream stream);
+dr_status dr_cuda_add(const float *x, int64_t n, float *y, dr_cuda_stream stream);
+dr_status dr_cuda_embedding_forward(const float *table, const int32_t *ids, int64_t T, int64_t D, float *out,
+                                    dr_cuda_stream stream);
+dr_status dr_cuda_embedding_backward(const float *dout, const int32_t *ids, int64_t T, int64_t D,
+                                     float *dtable, dr_cuda_stream stream);
+
+// ---- attention (attention.cu, attention_backward.cu) ----
+
+// The spans of one call and what they read. k and v are rows of a packed batch (pages NULL), or the cache.
+typedef struct dr_cuda_attention {
+    const float *q, *k, *v;
+    int64_t q_stride, kv_stride;
+    const dr_span *spans;
+    const int64_t *query_tiles, *key_tiles, *rows; // [n_spans + 1]: tiles, and rows, of the spans before
+    const int32_t *pages;                          // of all spans
+    int64_t n_query_tiles, n_key_tiles, n_rows;    // of all spans
+    int32_t n_spans, H, G, d;
+    float scale;
+} dr_cuda_attention;
+
+// lse may be NULL.
+dr_status dr_cuda_attention_forward(const char *op, const dr_cuda_attention *attention, float *out,
+                                    float *lse, dr_cuda_stream stream);
+// delta: T · H floats of scratch.
+dr_status dr_cuda_attention_backward(const dr_cuda_attention *attention, int64_t T, const float *dout,
+                                     const float *out, const float *lse, float *delta, float *dq, float *dk,
+                                     float *dv, dr_cuda_stream stream);
+// The spans' rows of attention->k and v, strided, go to the cache; pages are those of the cache.
+dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, float *k_cache, float *v_cache,
+                           dr_cuda_stream stream);
+
+// ---- head (head.cu) ----
+
+// Row t's ids are ids[starts[t]] … ids[starts[t + 1] - 1]; starts NULL: every row has the whole vocabulary.
+typedef struct dr_cuda_kept {
+    const int64_t *starts;
+    const int32_t *ids;
+} dr_cuda_kept;
+
+dr_status dr_cuda_softmax_stats(const float *logits, int64_t T, int64_t V, float temperature, float *lse,
+                                float *entropy, dr_cuda_stream stream);
+dr_status dr_cuda_kept_lse(const float *logits, int64_t T, int64_t V, float temperature, dr_cuda_kept kept,
+                           float *lse, dr_cuda_stream stream);
+// dr_logprob_of each row's target.
+dr_status dr_cuda_logprobs(const float *logits, const int32_t *targets, int64_t T, int64_t V,
+                           float temperature, const float *lse, float *logprob, dr_cuda_stream stream);
+// logits → gradient of Σ_t dlogprob[t] · logprob[t] at the logits, in place.
+dr_status dr_cuda_head_gradient(float *logits, const int32_t *targets, dr_cuda_kept kept, int64_t T,
+                                int64_t V, float temperature, const float *lse, const float *dlogprob,
+                                dr_cuda_stream stream);
+
+// ---- optimizer (optimizer.cu) ----
+
+dr_status dr_cuda_adamw(float *weights, const float *gradient, float *m, float *v, int64_t n,
+                        float gradient_scale, const dr_adamw_settings *settings, dr_cuda_stream stream);
+// partials: dr_cuda_square_partials(n) doubles of scratch, the first of which gets the result.
+int64_t dr_cuda_square_partials(int64_t n);
+dr_status dr_cuda_sum_of_squares(const float *x, int64_t n, double *partials, dr_cuda_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,162 @@
+// Products. fp32: tiles of 64 x 64, each element one chain of fused multiply-adds over k in order, so a row
+// has the same bits in every batch. bf16: the same tiles on the tensor cores, k in steps of 16 in order.
+#include "cuda/launch.cuh"
+
+#include <cuda_bf16.h>
+#include <mma.h>
+
+enum { TILE = DR_CUDA_TILE, OWN = DR_CUDA_FP32_OWN };
+
+// One more than TILE: threads that write along k then meet different banks.
+enum { PITCH = TILE + 1 };
+
+static __device__ __forceinline__ float element(const dr_cuda_operand &from, int64_t line, int64_t k) {
+    return from.values[line * from.line_stride + k * from.k_stride];
+}
+
+// Elements k0 … k0 + FP32_DEPTH - 1 of TILE lines from `line0` on, times `scale`; 0 outside.
+static __device__ void load_fp32(const dr_cuda_operand &from, int64_t line0, int64_t lines, int64_t k0,
+                                 int64_t k, float scale, float (*to)[PITCH]) {
+    for (int item = threadIdx.x; item < TILE * DR_CUDA_FP32_DEPTH; item += DR_CUDA_FP32_THREADS) {
+        dr_place at = dr_tile_item(item, DR_CUDA_FP32_DEPTH, from.k_stride == 1);
+        int64_t line = line0 + at.row, kk = k0 + at.column;
+        to[at.column][at.row] = line < lines && kk < k ? __fmul_rn(scale, element(from, line, kk)) : 0.0f;
+    }
+}
+
+static __global__ void __launch_bounds__(DR_CUDA_FP32_THREADS) fp32_kernel(dr_cuda_product p) {
+    __shared__ float a[DR_CUDA_FP32_DEPTH][PITCH], b[DR_CUDA_FP32_DEPTH][PITCH];
+    const dr_place corner = dr_tile_corner(blockIdx.x, dr_ceil_div(p.n, TILE));
+    float sum[OWN][OWN];
+    for (int i = 0; i < OWN; i++)
+        for (int j = 0; j < OWN; j++) {
+            int64_t row = corner.row + dr_thread_row(threadIdx.x, i),
+                    column = corner.column + dr_thread_column(threadIdx.x, j);
+            bool is_read = p.beta != 0.0f && row < p.m && column < p.n;
+            sum[i][j] = is_read ? __fmul_rn(p.beta, p.c[row * p.n + column]) : 0.0f;
+        }
+    for (int64_t k0 = 0; k0 < p.k; k0 += DR_CUDA_FP32_DEPTH) {
+        __syncthreads();
+        load_fp32(p.a, corner.row, p.m, k0, p.k, p.alpha, a);
+        load_fp32(p.b, corner.column, p.n, k0, p.k, 1.0f, b);
+        __syncthreads();
+#pragma unroll
+        for (int kk = 0; kk < DR_CUDA_FP32_DEPTH; kk++) {
+            float left[OWN], right[OWN];
+            for (int i = 0; i < OWN; i++) left[i] = a[kk][dr_thread_row(threadIdx.x, i)];
+            for (int j = 0; j < OWN; j++) right[j] = b[kk][dr_thread_column(threadIdx.x, j)];
+            for (int i = 0; i < OWN; i++)
+                for (int j = 0; j < OWN; j++) sum[i][j] = fmaf(left[i], right[j], sum[i][j]);
+        }
+    }
+    for (int i = 0; i < OWN; i++)
+        for (int j = 0; j < OWN; j++) {
+            int64_t row = corner.row + dr_thread_row(threadIdx.x, i),
+                    column = corner.column + dr_thread_column(threadIdx.x, j);
+            if (row >= p.m || column >= p.n) continue;
+            p.c[row * p.n + column] = p.bias ? __fadd_rn(sum[i][j], p.bias[column]) : sum[i][j];
+        }
+}
+
+static dr_status tiles_of(const dr_cuda_product *p, unsigned int *out_blocks) {
+    return dr_cuda_grid(p->op, dr_ceil_div(p->m, TILE) * dr_ceil_div(p->n, TILE), 1, out_blocks);
+}
+
+extern "C" dr_status dr_cuda_product_fp32(const dr_cuda_product *product, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (product->m == 0 || product->n == 0) return DR_OK;
+    DR_TRY(tiles_of(product, &blocks));
+    fp32_kernel<<<blocks, DR_CUDA_FP32_THREADS, 0, stream>>>(*product);
+    DR_CUDA_LAUNCHED("%s of %lld x %lld x %lld", product->op, (long long)product->m, (long long)product->n,
+                     (long long)product->k);
+    return DR_OK;
+}
+
+// ---- bf16 ----
+
+// Rows of a tile in shared memory: eight elements more than the depth, so that neighbouring rows lie in
+// different banks and begin where the tensor cores' loads may.
+enum { BF16_PITCH = DR_CUDA_BF16_DEPTH + 8, SUM_PITCH = TILE + 4, STEP = 16, HALF = 32 };
+
+static __device__ void load_bf16(const dr_cuda_operand &from, int64_t line0, int64_t lines, int64_t k0,
+                                 int64_t k, __nv_bfloat16 (*to)[BF16_PITCH]) {
+    for (int item = threadIdx.x; item < TILE * DR_CUDA_BF16_DEPTH; item += DR_CUDA_BF16_THREADS) {
+        dr_place at = dr_tile_item(item, DR_CUDA_BF16_DEPTH, from.k_stride == 1);
+        int64_t line = line0 + at.row, kk = k0 + at.column;
+        __nv_bfloat16 value = __float2bfloat16_rn(0.0f);
+        if (line < lines && kk < k) {
+            int64_t offset = line * from.line_stride + kk * from.k_stride;
+            value = from.rounded ? __ushort_as_bfloat16(from.rounded[offset])
+                                 : __float2bfloat16_rn(from.values[offset]);
+        }
+        to[at.row][at.column] = value;
+    }
+}
+
+// Four warps, each a quarter of the tile: 2 x 2 fragments of 16 x 16.
+static __global__ void __launch_bounds__(DR_CUDA_BF16_THREADS) bf16_kernel(dr_cuda_product p) {
+    using namespace nvcuda;
+    __shared__ __align__(32) __nv_bfloat16 a[TILE][BF16_PITCH];
+    __shared__ __align__(32) __nv_bfloat16 b[TILE][BF16_PITCH];
+    __shared__ __align__(32) float sums[TILE][SUM_PITCH];
+    const dr_place corner = dr_tile_corner(blockIdx.x, dr_ceil_div(p.n, TILE));
+    const int warp = threadIdx.x / 32, top = warp / 2 * HALF, left = warp % 2 * HALF;
+    wmma::fragment<wmma::accumulator, STEP, STEP, STEP, float> sum[2][2];
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++) wmma::fill_fragment(sum[i][j], 0.0f);
+    for (int64_t k0 = 0; k0 < p.k; k0 += DR_CUDA_BF16_DEPTH) {
+        __syncthreads();
+        load_bf16(p.a, corner.row, p.m, k0, p.k, a);
+        load_bf16(p.b, corner.column, p.n, k0, p.k, b);
+        __syncthreads();
+        for (int kk = 0; kk < DR_CUDA_BF16_DEPTH; kk += STEP) {
+            wmma::fragment<wmma::matrix_a, STEP, STEP, STEP, __nv_bfloat16, wmma::row_major> rows[2];
+            wmma::fragment<wmma::matrix_b, STEP, STEP, STEP, __nv_bfloat16, wmma::col_major> columns[2];
+            for (int i = 0; i < 2; i++) {
+                wmma::load_matrix_sync(rows[i], &a[top + i * STEP][kk], BF16_PITCH);
+                wmma::load_matrix_sync(columns[i], &b[left + i * STEP][kk], BF16_PITCH);
+            }
+            for (int i = 0; i < 2; i++)
+                for (int j = 0; j < 2; j++) wmma::mma_sync(sum[i][j], rows[i], columns[j], sum[i][j]);
+        }
+    }
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++)
+            wmma::store_matrix_sync(&sums[top + i * STEP][left + j * STEP], sum[i][j], SUM_PITCH,
+                                    wmma::mem_row_major);
+    __syncthreads();
+    for (int item = threadIdx.x; item < TILE * TILE; item += DR_CUDA_BF16_THREADS) {
+        int64_t row = corner.row + item / TILE, column = corner.column + item % TILE;
+        if (row >= p.m || column >= p.n) continue;
+        float value = sums[item / TILE][item % TILE];
+        if (p.beta != 0.0f) value = __fadd_rn(p.c[row * p.n + column], value);
+        p.c[row * p.n + column] = p.bias ? __fadd_rn(value, p.bias[column]) : value;
+    }
+}
+
+extern "C" dr_status dr_cuda_product_bf16(const dr_cuda_product *product, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (product->m == 0 || product->n == 0) return DR_OK;
+    DR_TRY(tiles_of(product, &blocks));
+    bf16_kernel<<<blocks, DR_CUDA_BF16_THREADS, 0, stream>>>(*product);
+    DR_CUDA_LAUNCHED("%s, bf16, of %lld x %lld x %lld", product->op, (long long)product->m,
+                     (long long)product->n, (long long)product->k);
+    return DR_OK;
+}
+
+enum { THREADS = 256 };
+
+static __global__ void round_kernel(const float *values, int64_t n, uint16_t *rounded) {
+    int64_t i = dr_cuda_item();
+    if (i < n) rounded[i] = __bfloat16_as_ushort(__float2bfloat16_rn(values[i]));
+}
+
+extern "C" dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t *rounded,
+                                        dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (n == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("weight_pack", n, THREADS, &blocks));
+    round_kernel<<<blocks, THREADS, 0, stream>>>(values, n, rounded);
+    DR_CUDA_LAUNCHED("weight_pack of %lld values", (long long)n);
+    return DR_OK;
+}

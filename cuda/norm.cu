@@ -1,0 +1,142 @@
+// RMSNorm and LayerNorm, one block a row; sums within a row run in one fixed order, so a row's bits do not
+// depend on its place. Sums over rows (weights' gradients, column sums) go in two stages without atomics.
+#include "cuda/launch.cuh"
+
+enum { THREADS = 256 };
+
+static __global__ void __launch_bounds__(THREADS)
+    rmsnorm_forward_kernel(const float *x, const float *w, int64_t D, float eps, float *y, float *inv_rms) {
+    const int64_t t = blockIdx.x;
+    const float *row = x + t * D;
+    float sum = 0.0f;
+    for (int64_t j = threadIdx.x; j < D; j += THREADS) sum = fmaf(row[j], row[j], sum);
+    sum = dr_block_sum<THREADS>(sum);
+    float inv = 1.0f / sqrtf(sum / (float)D + eps);
+    for (int64_t j = threadIdx.x; j < D; j += THREADS) y[t * D + j] = row[j] * inv * w[j];
+    if (inv_rms && threadIdx.x == 0) inv_rms[t] = inv;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    rmsnorm_backward_kernel(const float *dy, const float *x, const float *w, const float *inv_rms, int64_t D,
+                            float *dx) {
+    const int64_t t = blockIdx.x;
+    const float *g = dy + t * D, *row = x + t * D, inv = inv_rms[t];
+    float sum = 0.0f;
+    for (int64_t j = threadIdx.x; j < D; j += THREADS) sum = fmaf(g[j] * w[j], row[j], sum);
+    float scale = dr_block_sum<THREADS>(sum) * inv * inv * inv / (float)D;
+    for (int64_t j = threadIdx.x; j < D; j += THREADS) dx[t * D + j] += g[j] * w[j] * inv - row[j] * scale;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    layernorm_forward_kernel(const float *x, const float *w, const float *bias, int64_t D, float eps,
+                             float *y, float *mean, float *inv_std) {
+    const int64_t t = blockIdx.x;
+    const float *row = x + t * D;
+    float sum = 0.0f, squares = 0.0f;
+    for (int64_t j = threadIdx.x; j < D; j += THREADS) sum += row[j];
+    float mu = dr_block_sum<THREADS>(sum) / (float)D;
+    for (int64_t j = threadIdx.x; j < D; j += THREADS) squares = fmaf(row[j] - mu, row[j] - mu, squares);
+    float inv = 1.0f / sqrtf(dr_block_sum<THREADS>(squares) / (float)D + eps);
+    for (int64_t j = threadIdx.x; j < D; j += THREADS) y[t * D + j] = (row[j] - mu) * inv * w[j] + bias[j];
+    if (mean && threadIdx.x == 0) mean[t] = mu;
+    if (inv_std && threadIdx.x == 0) inv_std[t] = inv;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    layernorm_backward_kernel(const float *dy, const float *x, const float *w, const float *mean,
+                              const float *inv_std, int64_t D, float *dx) {
+    const int64_t t = blockIdx.x;
+    const float *g = dy + t * D, *row = x + t * D, mu = mean[t], inv = inv_std[t];
+    float by_one = 0.0f, by_x = 0.0f;
+    for (int64_t j = threadIdx.x; j < D; j += THREADS) {
+        by_one = fmaf(g[j], w[j], by_one);
+        by_x = fmaf(g[j] * w[j], row[j] - mu, by_x);
+    }
+    by_one = dr_block_sum<THREADS>(by_one) / (float)D;
+    by_x = dr_block_sum<THREADS>(by_x) * inv * inv / (float)D;
+    for (int64_t j = threadIdx.x; j < D; j += THREADS)
+        dx[t * D + j] += inv * (g[j] * w[j] - by_one - (row[j] - mu) * by_x);
+}
+
+extern "C" dr_status dr_cuda_rmsnorm_forward(const float *x, const float *w, int64_t T, int64_t D, float eps,
+                                             float *y, float *inv_rms, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (T == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("rmsnorm_forward", T, 1, &blocks));
+    rmsnorm_forward_kernel<<<blocks, THREADS, 0, stream>>>(x, w, D, eps, y, inv_rms);
+    DR_CUDA_LAUNCHED("rmsnorm_forward of %lld x %lld", (long long)T, (long long)D);
+    return DR_OK;
+}
+
+extern "C" dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, const float *w,
+                                              const float *inv_rms, int64_t T, int64_t D, float *dx,
+                                              dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (T == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("rmsnorm_backward", T, 1, &blocks));
+    rmsnorm_backward_kernel<<<blocks, THREADS, 0, stream>>>(dy, x, w, inv_rms, D, dx);
+    DR_CUDA_LAUNCHED("rmsnorm_backward of %lld x %lld", (long long)T, (long long)D);
+    return DR_OK;
+}
+
+extern "C" dr_status dr_cuda_layernorm_forward(const float *x, const float *w, const float *bias, int64_t T,
+                                               int64_t D, float eps, float *y, float *mean, float *inv_std,
+                                               dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (T == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("layernorm_forward", T, 1, &blocks));
+    layernorm_forward_kernel<<<blocks, THREADS, 0, stream>>>(x, w, bias, D, eps, y, mean, inv_std);
+    DR_CUDA_LAUNCHED("layernorm_forward of %lld x %lld", (long long)T, (long long)D);
+    return DR_OK;
+}
+
+extern "C" dr_status dr_cuda_layernorm_backward(const float *dy, const float *x, const float *w,
+                                                const float *mean, const float *inv_std, int64_t T, int64_t D,
+                                                float *dx, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (T == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("layernorm_backward", T, 1, &blocks));
+    layernorm_backward_kernel<<<blocks, THREADS, 0, stream>>>(dy, x, w, mean, inv_std, D, dx);
+    DR_CUDA_LAUNCHED("layernorm_backward of %lld x %lld", (long long)T, (long long)D);
+    return DR_OK;
+}
+
+// ---- sums over rows ----
+
+// Block: one chunk of rows, THREADS columns; `across` blocks side by side hold all columns.
+static __global__ void partial_sums_kernel(const float *dy, const float *x, const float *mean,
+                                           const float *inv, int64_t T, int64_t D, int64_t across,
+                                           float *partials) {
+    const int64_t chunk = blockIdx.x / across, j = blockIdx.x % across * THREADS + threadIdx.x;
+    const int64_t begin = chunk * dr_chunk_rows(T), end = min(begin + dr_chunk_rows(T), T);
+    if (j >= D) return;
+    float sum = 0.0f;
+    for (int64_t t = begin; t < end; t++) {
+        float value = dy[t * D + j];
+        if (x) value *= (x[t * D + j] - (mean ? mean[t] : 0.0f)) * inv[t];
+        sum += value;
+    }
+    partials[chunk * D + j] = sum;
+}
+
+static __global__ void add_partials_kernel(const float *partials, int64_t n_chunks, int64_t D, float *sums) {
+    const int64_t j = dr_cuda_item();
+    if (j >= D) return;
+    float sum = 0.0f;
+    for (int64_t chunk = 0; chunk < n_chunks; chunk++) sum += partials[chunk * D + j];
+    sums[j] += sum;
+}
+
+extern "C" dr_status dr_cuda_column_sums(const char *op, const float *dy, const float *x, const float *mean,
+                                         const float *inv, int64_t T, int64_t D, float *partials, float *sums,
+                                         dr_cuda_stream stream) {
+    unsigned int blocks = 0, across = 0;
+    if (T == 0 || D == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid(op, D, THREADS, &across));
+    DR_TRY(dr_cuda_grid(op, dr_chunk_count(T) * across, 1, &blocks));
+    partial_sums_kernel<<<blocks, THREADS, 0, stream>>>(dy, x, mean, inv, T, D, across, partials);
+    DR_CUDA_LAUNCHED("%s, sums of %lld rows of %lld", op, (long long)T, (long long)D);
+    add_partials_kernel<<<across, THREADS, 0, stream>>>(partials, dr_chunk_count(T), D, sums);
+    DR_CUDA_LAUNCHED("%s, sums of %lld parts of %lld", op, (long long)dr_chunk_count(T), (long long)D);
+    return DR_OK;
+}

@@ -1,0 +1,129 @@
+// Linear layers and the general product as calls of the product kernels. Weights in fp32 are read where they
+// are; in bf16 a rounded copy is kept.
+#include "core/base/alloc.h"
+#include "cuda/cuda_internal.h"
+
+static dr_status weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight) {
+    DR_CHECK(n_out > 0 && n_in > 0, DR_ERR_RANGE, "weight matrix of %lld x %lld", (long long)n_out,
+             (long long)n_in);
+    dr_weight *w = NULL;
+    DR_TRY(dr_alloc(&w, "weight", 1, sizeof *w));
+    w->n_out = n_out;
+    w->n_in = n_in;
+    if (b->precision == DR_BF16) {
+        void *rounded = NULL;
+        dr_status status = b->ops->memory_create(b, "rounded weight",
+                                                 (size_t)n_out * (size_t)n_in * sizeof(uint16_t), &rounded);
+        if (status != DR_OK) {
+            dr_free(w);
+            return status;
+        }
+        w->rounded = rounded;
+    }
+    *out_weight = w;
+    return DR_OK;
+}
+
+static void weight_destroy(dr_backend *b, dr_weight *w) {
+    if (!w) return;
+    b->ops->memory_destroy(b, w->rounded);
+    dr_free(w);
+}
+
+static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    w->values = values;
+    if (!w->rounded) return DR_OK;
+    return dr_cuda_round_bf16(values, w->n_out * w->n_in, w->rounded, state->stream);
+}
+
+static dr_status multiply(dr_backend *b, const dr_cuda_product *product) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    if (b->precision == DR_BF16) return dr_cuda_product_bf16(product, state->stream);
+    return dr_cuda_product_fp32(product, state->stream);
+}
+
+// y (t, o) = Σ_i x (t, i) · w (o, i)
+dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,
+                         float *y) {
+    const dr_cuda_product product = {.op = "linear_forward",
+                                     .a = {x, NULL, w->n_in, 1},
+                                     .b = {w->values, w->rounded, w->n_in, 1},
+                                     .m = T,
+                                     .n = w->n_out,
+                                     .k = w->n_in,
+                                     .alpha = 1.0f,
+                                     .bias = bias,
+                                     .c = y};
+    return multiply(b, &product);
+}
+
+// dx (t, i) = Σ_o dy (t, o) · w (o, i)
+dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+                               bool accumulate) {
+    const dr_cuda_product product = {.op = "linear_backward_input",
+                                     .a = {dy, NULL, w->n_out, 1},
+                                     .b = {w->values, w->rounded, 1, w->n_in},
+                                     .m = T,
+                                     .n = w->n_in,
+                                     .k = w->n_out,
+                                     .alpha = 1.0f,
+                                     .beta = accumulate ? 1.0f : 0.0f,
+                                     .c = dx};
+    return multiply(b, &product);
+}
+
+// dw (o, i) += Σ_t dy (t, o) · x (t, i)
+dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
+                                int64_t n_in, float *dw) {
+    const dr_cuda_product product = {.op = "linear_backward_weight",
+                                     .a = {dy, NULL, 1, n_out},
+                                     .b = {x, NULL, 1, n_in},
+                                     .m = n_out,
+                                     .n = n_in,
+                                     .k = T,
+                                     .alpha = 1.0f,
+                                     .beta = 1.0f,
+                                     .c = dw};
+    return multiply(b, &product);
+}
+
+static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
+                                        int64_t n_out, int64_t n_in, float *dw, float *dbias) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_linear_weight(b, x, dy, T, n_out, n_in, dw));
+    if (!dbias) return DR_OK;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
+                           dr_chunk_count(T) * n_out * (int64_t)sizeof(float)));
+    return dr_cuda_column_sums("linear_backward_weight", dy, NULL, NULL, NULL, T, n_out, state->partials.data,
+                               dbias, state->stream);
+}
+
+static dr_status gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
+                      const float *a, const float *b_matrix, float beta, float *c) {
+    dr_cuda_state *state;
+    const dr_cuda_product product = {.op = "gemm",
+                                     .a = {a, NULL, trans_a ? 1 : k, trans_a ? m : 1},
+                                     .b = {b_matrix, NULL, trans_b ? k : 1, trans_b ? 1 : n},
+                                     .m = m,
+                                     .n = n,
+                                     .k = k,
+                                     .alpha = alpha,
+                                     .beta = beta,
+                                     .c = c};
+    DR_TRY(dr_cuda_enter(b, &state));
+    return dr_cuda_product_fp32(&product, state->stream);
+}
+
+void dr_cuda_fill_linear(dr_backend_ops *ops) {
+    ops->weight_create = weight_create;
+    ops->weight_destroy = weight_destroy;
+    ops->weight_pack = weight_pack;
+    ops->linear_forward = dr_cuda_linear;
+    ops->linear_backward_input = dr_cuda_linear_input;
+    ops->linear_backward_weight = linear_backward_weight;
+    ops->gemm = gemm;
+}

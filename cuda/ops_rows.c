@@ -1,0 +1,140 @@
+// The row-wise ops of the table (norms, rotary embedding, element-wise ops, embedding tables) and the
+// optimizer's two, as calls of their kernels. Those that return no status keep their failure.
+#include <math.h>
+
+#include "cuda/cuda_internal.h"
+
+static void rmsnorm_forward(dr_backend *b, const float *x, const float *w, int64_t T, int64_t D, float eps,
+                            float *y, float *inv_rms) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_rmsnorm_forward(x, w, T, D, eps, y, inv_rms, state->stream));
+}
+
+// sums [D] as dr_cuda_column_sums, with the backend's scratch; sums NULL: not wanted.
+static dr_status column_sums(dr_cuda_state *state, const char *op, const float *dy, const float *x,
+                             const float *mean, const float *inv, int64_t T, int64_t D, float *sums) {
+    if (!sums) return DR_OK;
+    DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
+                           dr_chunk_count(T) * D * (int64_t)sizeof(float)));
+    return dr_cuda_column_sums(op, dy, x, mean, inv, T, D, state->partials.data, sums, state->stream);
+}
+
+static void rmsnorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
+                             const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_rmsnorm_backward(dy, x, w, inv_rms, T, D, dx, state->stream));
+    dr_cuda_keep(state, column_sums(state, "rmsnorm_backward", dy, x, NULL, inv_rms, T, D, dw));
+}
+
+static void layernorm_forward(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T,
+                              int64_t D, float eps, float *y, float *mean, float *inv_std) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_layernorm_forward(x, w, bias, T, D, eps, y, mean, inv_std, state->stream));
+}
+
+static void layernorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
+                               const float *mean, const float *inv_std, int64_t T, int64_t D, float *dx,
+                               float *dw, float *dbias) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_layernorm_backward(dy, x, w, mean, inv_std, T, D, dx, state->stream));
+    dr_cuda_keep(state, column_sums(state, "layernorm_backward", dy, x, mean, inv_std, T, D, dw));
+    dr_cuda_keep(state, column_sums(state, "layernorm_backward", dy, NULL, NULL, NULL, T, D, dbias));
+}
+
+static void rope(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T,
+                 int64_t n_heads, int64_t d, int64_t stride, int direction) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state,
+                 dr_cuda_rope(x, positions, inv_freq, T, n_heads, d, stride, direction, state->stream));
+}
+
+static void swiglu_forward(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_swiglu_forward(gate_up, T, F, out, state->stream));
+}
+
+static void swiglu_backward(dr_backend *b, const float *dout, const float *gate_up, int64_t T, int64_t F,
+                            float *dgate_up) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_swiglu_backward(dout, gate_up, T, F, dgate_up, state->stream));
+}
+
+static void gelu_forward(dr_backend *b, const float *x, int64_t n, float *y) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_gelu_forward(x, n, y, state->stream));
+}
+
+static void gelu_backward(dr_backend *b, const float *dy, const float *x, int64_t n, float *dx) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_gelu_backward(dy, x, n, dx, state->stream));
+}
+
+static void add(dr_backend *b, const float *x, int64_t n, float *y) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_add(x, n, y, state->stream));
+}
+
+static void embedding_forward(dr_backend *b, const float *table, const int32_t *ids, int64_t T, int64_t D,
+                              float *out) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_embedding_forward(table, ids, T, D, out, state->stream));
+}
+
+static void embedding_backward(dr_backend *b, const float *dout, const int32_t *ids, int64_t T, int64_t D,
+                               float *dtable) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_embedding_backward(dout, ids, T, D, dtable, state->stream));
+}
+
+static void adamw(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,
+                  float gradient_scale, const dr_adamw_settings *settings) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, dr_cuda_adamw(weights, gradient, m, v, n, gradient_scale, settings, state->stream));
+}
+
+static dr_status square_sum(dr_backend *b, const float *x, int64_t n, double *out_sum) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
+                           dr_cuda_square_partials(n) * (int64_t)sizeof(double)));
+    DR_TRY(dr_cuda_sum_of_squares(x, n, state->partials.data, state->stream));
+    b->ops->copy_out(b, out_sum, state->partials.data, sizeof *out_sum);
+    return state->failed;
+}
+
+static double sum_of_squares(dr_backend *b, const float *x, int64_t n) {
+    double sum = 0;
+    dr_status status = square_sum(b, x, n, &sum);
+    dr_cuda_keep(b->state, status);
+    return status == DR_OK ? sum : NAN;
+}
+
+void dr_cuda_fill_rows(dr_backend_ops *ops) {
+    ops->rmsnorm_forward = rmsnorm_forward;
+    ops->rmsnorm_backward = rmsnorm_backward;
+    ops->layernorm_forward = layernorm_forward;
+    ops->layernorm_backward = layernorm_backward;
+    ops->rope = rope;
+    ops->swiglu_forward = swiglu_forward;
+    ops->swiglu_backward = swiglu_backward;
+    ops->gelu_forward = gelu_forward;
+    ops->gelu_backward = gelu_backward;
+    ops->add = add;
+    ops->embedding_forward = embedding_forward;
+    ops->embedding_backward = embedding_backward;
+    ops->adamw = adamw;
+    ops->sum_of_squares = sum_of_squares;
+}

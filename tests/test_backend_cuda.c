@@ -1,0 +1,622 @@
+// The CUDA body against the CPU body, op by op: values, rows alone, the same bits twice. No device: skipped.
+// labels: gpu
+#include "tests/op_check.h"
+
+#include <stdio.h>
+
+#if DR_HAVE_CUDA
+#include "cuda/backend_cuda.h"
+#include "cuda/device_probe.h"
+#endif
+
+static dr_backend *cuda, *cuda_bf16; // NULL: no device
+enum { MAX_MEMORY = 512, MAX_RESULTS = 16 };
+
+// ---- memory of either backend, freed at the end of a case ----
+
+static struct {
+    dr_backend *b;
+    void *at;
+} memory[MAX_MEMORY];
+static int n_memory;
+
+static void *put_bytes(dr_backend *b, const void *values, size_t bytes) {
+    void *at = NULL;
+    check_ok(b->ops->memory_create(b, "test array", bytes, &at));
+    assert_true(n_memory < MAX_MEMORY);
+    memory[n_memory].b = b;
+    memory[n_memory++].at = at;
+    b->ops->copy_in(b, at, values, bytes);
+    return at;
+}
+
+static float *put(dr_backend *b, const float *values, int64_t n) {
+    return put_bytes(b, values, (size_t)n * sizeof(float));
+}
+
+static int32_t *put_ids(dr_backend *b, const int32_t *ids, int64_t n) {
+    return put_bytes(b, ids, (size_t)n * sizeof(int32_t));
+}
+
+static float *put_poison(dr_backend *b, int64_t n) {
+    return put(b, op_poison(n), n);
+}
+
+static float *get(dr_backend *b, const float *at, int64_t n) {
+    float *values = op_array(n, sizeof(float));
+    b->ops->copy_out(b, values, at, (size_t)n * sizeof(float));
+    return values;
+}
+
+static void free_memory(void) {
+    while (n_memory > 0) {
+        n_memory--;
+        memory[n_memory].b->ops->memory_destroy(memory[n_memory].b, memory[n_memory].at);
+    }
+}
+
+static void free_all(void) {
+    free_memory();
+    op_free_arrays();
+}
+
+static int case_teardown(void **state) {
+    free_memory();
+    return op_case_teardown(state);
+}
+
+static dr_weight *pack(dr_backend *b, int64_t n_out, int64_t n_in, const float *values) {
+    dr_weight *w = NULL;
+    check_ok(b->ops->weight_create(b, n_out, n_in, &w));
+    check_ok(b->ops->weight_pack(b, w, put(b, values, n_out * n_in)));
+    return w;
+}
+
+// ---- one case on both backends ----
+
+typedef struct results {
+    int n;
+    struct {
+        const char *name;
+        float *values;
+        int64_t n;
+        double limit; // of the normalised error
+    } item[MAX_RESULTS];
+} results;
+typedef void (*op_case)(dr_backend *b, const int64_t *sizes, results *r);
+
+static void give(results *r, const char *name, dr_backend *b, const float *at, int64_t n, double limit) {
+    assert_true(r->n < MAX_RESULTS);
+    r->item[r->n].name = name;
+    r->item[r->n].values = get(b, at, n);
+    r->item[r->n].n = n;
+    r->item[r->n++].limit = limit;
+}
+
+static const double forward = 1e-6, gradient = 1e-5;
+
+static void compare(op_case run, const int64_t *sizes, uint64_t stream) {
+    results want = {0}, got = {0}, again = {0};
+    op_stream = stream;
+    run(op_one, sizes, &want);
+    op_stream = stream;
+    run(cuda, sizes, &got);
+    op_stream = stream;
+    run(cuda, sizes, &again);
+    for (int i = 0; i < want.n; i++) {
+        double limit = want.item[i].limit * want.item[i].limit; // op_close compares squares
+        op_close(want.item[i].name, got.item[i].values, op_double(want.item[i].values, want.item[i].n),
+                 want.item[i].n, limit);
+        check_same_bits(want.item[i].name, again.item[i].values, got.item[i].values, want.item[i].n);
+    }
+    free_all();
+}
+
+// sizes: T, n_out, n_in
+static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t T = sizes[0], O = sizes[1], I = sizes[2];
+    dr_weight *w = pack(b, O, I, op_normal(O * I, 0, 1));
+    float *x = put(b, op_normal(T * I, 0, 1), T * I), *dy = put(b, op_normal(T * O, 0, 1), T * O);
+    float *bias = put(b, op_normal(O, 0, 1), O), *y = put_poison(b, T * O), *plain = put_poison(b, T * O);
+    float *dx = put_poison(b, T * I), *more = put(b, op_normal(T * I, 0, 1), T * I);
+    float *dw = put(b, op_normal(O * I, 0, 1), O * I), *dbias = put(b, op_normal(O, 0, 1), O);
+    check_ok(b->ops->linear_forward(b, w, x, T, bias, y));
+    check_ok(b->ops->linear_forward(b, w, x, T, NULL, plain));
+    check_ok(b->ops->linear_backward_input(b, w, dy, T, dx, false));
+    check_ok(b->ops->linear_backward_input(b, w, dy, T, more, true));
+    check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, dbias));
+    check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, NULL));
+    give(r, "linear with bias", b, y, T * O, forward);
+    give(r, "linear", b, plain, T * O, forward);
+    give(r, "dx", b, dx, T * I, gradient);
+    give(r, "dx added", b, more, T * I, gradient);
+    give(r, "dw", b, dw, O * I, gradient);
+    give(r, "dbias", b, dbias, O, gradient);
+    b->ops->weight_destroy(b, w);
+}
+
+// sizes: m, n, k
+static void run_gemm(dr_backend *b, const int64_t *sizes, results *r) {
+    static const char *const names[] = {"a b", "aᵀ b", "a bᵀ", "aᵀ bᵀ"};
+    int64_t m = sizes[0], n = sizes[1], k = sizes[2];
+    float *left = put(b, op_normal(m * k, 0, 1), m * k), *right = put(b, op_normal(k * n, 0, 1), k * n);
+    for (int variant = 0; variant < 4; variant++)
+        for (int beta = 0; beta < 2; beta++) {
+            float *c = beta ? put(b, op_normal(m * n, 0, 1), m * n) : put_poison(b, m * n);
+            check_ok(b->ops->gemm(b, variant & 1, variant & 2, m, n, k, beta ? 0.3f : 1.0f, left, right,
+                                  beta ? 0.7f : 0.0f, c));
+            give(r, names[variant], b, c, m * n, forward);
+        }
+}
+
+static void test_products(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t shapes[][3] = {{1, 1, 1},    {1, 7, 5},     {3, 33, 17},    {64, 64, 16},
+                                        {65, 97, 70}, {5, 129, 600}, {130, 3, 1025}, {401, 45, 37}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        compare(run_linear, shapes[i], 100 * i);
+        compare(run_gemm, shapes[i], 5000 + 100 * i);
+    }
+}
+
+// sizes: T, D
+static void run_norms(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t T = sizes[0], D = sizes[1], n = T * D;
+    float *x = put(b, op_normal(n, 0.5, 1), n), *dy = put(b, op_normal(n, 0, 1), n);
+    float *w = put(b, op_normal(D, 1, 0.2), D), *bias = put(b, op_normal(D, 0, 1), D);
+    float *y = put_poison(b, n), *mean = put_poison(b, T), *inv = put_poison(b, T);
+    float *dx = put(b, op_normal(n, 0, 1), n), *dw = put(b, op_normal(D, 0, 1), D),
+          *dbias = put(b, op_normal(D, 0, 1), D);
+    b->ops->rmsnorm_forward(b, x, w, T, D, 1e-6f, y, inv);
+    give(r, "rmsnorm", b, y, n, forward);
+    give(r, "inv_rms", b, inv, T, forward);
+    b->ops->rmsnorm_backward(b, dy, x, w, inv, T, D, dx, dw);
+    b->ops->rmsnorm_backward(b, dy, x, w, inv, T, D, dx, NULL);
+    give(r, "dx of rmsnorm", b, dx, n, gradient);
+    give(r, "dw of rmsnorm", b, dw, D, gradient);
+    b->ops->layernorm_forward(b, x, w, bias, T, D, 1e-5f, y, mean, inv);
+    give(r, "layernorm", b, y, n, forward);
+    give(r, "mean", b, mean, T, forward);
+    give(r, "inv_std", b, inv, T, forward);
+    b->ops->layernorm_backward(b, dy, x, w, mean, inv, T, D, dx, dw, dbias);
+    b->ops->layernorm_backward(b, dy, x, w, mean, inv, T, D, dx, NULL, NULL);
+    give(r, "dx of layernorm", b, dx, n, gradient);
+    give(r, "dw of layernorm", b, dw, D, gradient);
+    give(r, "dbias of layernorm", b, dbias, D, gradient);
+    b->ops->rmsnorm_forward(b, x, w, T, D, 1e-6f, x, NULL); // in place
+    give(r, "rmsnorm in place", b, x, n, forward);
+    b->ops->layernorm_forward(b, dy, w, bias, T, D, 1e-5f, y, NULL, NULL);
+    give(r, "layernorm alone", b, y, n, forward);
+}
+
+static void test_norms(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t shapes[][2] = {{1, 2}, {3, 7}, {65, 257}, {20, 1030}, {16500, 3}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) compare(run_norms, shapes[i], 100 * i);
+}
+
+// sizes: T, D (even)
+static void run_elements(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t T = sizes[0], D = sizes[1], n = T * D, stride = 3 * D + 5;
+    float *x = put(b, op_normal(n, 0, 2), n), *dy = put(b, op_normal(n, 0, 1), n);
+    float *half = put(b, op_normal(n / 2, 0, 1), n / 2), *y = put_poison(b, n), *out = put_poison(b, n / 2);
+    float *heads = put(b, op_normal(T * stride, 0, 1), T * stride), *inv_freq = op_array(D, sizeof(float));
+    int32_t *positions = put_ids(b, op_ids(T, 3000), T);
+    for (int64_t i = 0; i < D / 2; i++) inv_freq[i] = (float)pow(10000, -2.0 * (double)i / (double)D);
+    float *frequencies = put(b, inv_freq, D);
+    b->ops->rope(b, heads, positions, frequencies, T, 3, D, stride, 1);
+    give(r, "rope", b, heads, T * stride, forward);
+    b->ops->rope(b, heads, positions, frequencies, T, 2, D, stride, -1);
+    give(r, "rope back", b, heads, T * stride, forward);
+    b->ops->swiglu_forward(b, x, T, D / 2, out);
+    give(r, "swiglu", b, out, n / 2, forward);
+    b->ops->swiglu_backward(b, half, x, T, D / 2, y);
+    give(r, "swiglu's gradient", b, y, n, gradient);
+    b->ops->gelu_forward(b, x, n, y);
+    give(r, "gelu", b, y, n, forward);
+    b->ops->add(b, dy, n, y);
+    give(r, "add", b, y, n, forward);
+    b->ops->gelu_backward(b, dy, x, n, dy); // in place
+    give(r, "gelu's gradient", b, dy, n, gradient);
+}
+
+// sizes: T, D
+static void run_tables(dr_backend *b, const int64_t *sizes, results *r) {
+    enum { IDS = 23 };
+    int64_t T = sizes[0], D = sizes[1];
+    float *table = put(b, op_normal(IDS * D, 0, 1), IDS * D), *rows = put_poison(b, T * D);
+    int32_t *ids = put_ids(b, op_ids(T, IDS), T);
+    b->ops->embedding_forward(b, table, ids, T, D, rows);
+    give(r, "embedding", b, rows, T * D, forward);
+    b->ops->embedding_backward(b, rows, ids, T, D, table);
+    give(r, "embedding's gradient", b, table, IDS * D, gradient);
+}
+
+static void run_optimizer(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t n = sizes[0] * sizes[1];
+    float *weights = put(b, op_normal(n, 0, 1), n), *g = put(b, op_normal(n, 0, 1), n);
+    float *m = put(b, op_normal(n, 0, 0.1), n), *v = put(b, op_normal(n, 1, 0.1), n);
+    const dr_adamw_settings settings = {1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, 3};
+    b->ops->adamw(b, weights, g, m, v, n, 0.5f, &settings);
+    give(r, "weights", b, weights, n, forward);
+    give(r, "m", b, m, n, forward);
+    give(r, "v", b, v, n, forward);
+    float squares = (float)b->ops->sum_of_squares(b, g, n);
+    give(r, "sum of squares", b, put(b, &squares, 1), 1, forward);
+}
+
+static void test_elements(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t shapes[][2] = {{1, 2}, {3, 14}, {65, 258}, {300, 34}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        compare(run_elements, shapes[i], 100 * i);
+        compare(run_tables, shapes[i], 2000 + 100 * i);
+        compare(run_optimizer, shapes[i], 4000 + 100 * i);
+    }
+    dr_backend *b = cuda;
+    assert_true(b->ops->sum_of_squares(b, put_poison(b, 1), 0) == 0);
+}
+
+// ---- head ----
+
+// sizes: T, V, D
+static void run_head(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t T = sizes[0], V = sizes[1], D = sizes[2];
+    float *values = op_normal(V * D, 0, 0.3), *h = put(b, op_normal(T * D, 0, 1), T * D);
+    float *dlogprob = put(b, op_normal(T, 0, 1), T);
+    int32_t *targets = op_ids(T, (uint32_t)V), *on_device = put_ids(b, targets, T);
+    dr_kept *sets[] = {NULL, op_kept(targets, T, V)};
+    dr_weight *w = pack(b, V, D, values);
+    float *logits = put_poison(b, T * V);
+    check_ok(b->ops->linear_forward(b, w, h, T, NULL, logits));
+    for (int i = 0; i < 2; i++) {
+        float *logprob = put_poison(b, T), *entropy = put_poison(b, T), *lse = put_poison(b, T);
+        float *stats = put_poison(b, T), *other = put_poison(b, T), *dh = put_poison(b, T * D),
+              *dw = put(b, op_normal(V * D, 0, 1), V * D);
+        check_ok(b->ops->head_forward(b, w, h, on_device, sets[i], T, 0.7f, logprob, entropy, lse));
+        check_ok(b->ops->head_backward(b, w, h, on_device, sets[i], T, 0.7f, lse, dlogprob, dh, dw));
+        b->ops->softmax_stats(b, logits, T, V, 0.7f, stats, other);
+        if (sets[i]) b->ops->kept_lse(b, logits, T, V, 0.7f, sets[i], stats);
+        float *z = get(b, logits, T * V), *l = get(b, stats, T), *got = get(b, logprob, T);
+        check_same_bits("log-sum-exp of head and sampler", get(b, lse, T), l, T);
+        check_same_bits("entropy of head and sampler", get(b, entropy, T), get(b, other, T), T);
+        for (int64_t t = 0; t < T; t++) {
+            float want = dr_logprob_of(z[t * V + targets[t]], 0.7f, l[t]);
+            check_same_bits("log-probability of head and sampler", &got[t], &want, 1);
+        }
+        give(r, "log-probability", b, logprob, T, forward);
+        give(r, "entropy", b, entropy, T, forward);
+        give(r, "log-sum-exp", b, lse, T, forward);
+        give(r, "dh", b, dh, T * D, gradient);
+        give(r, "dw of the head", b, dw, V * D, gradient);
+    }
+    b->ops->weight_destroy(b, w);
+}
+
+static void test_head(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t shapes[][3] = {{1, 2, 3}, {13, 70, 33}, {129, 601, 40}, {300, 97, 17}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) compare(run_head, shapes[i], 100 * i);
+    assert_true(cuda->ops->head_memory(cuda, 1000, 64) >= 128 * 1000 * 4);
+}
+
+// ---- attention ----
+
+enum { PAGE = 16, MAX_SEQUENCES = 8 };
+
+typedef struct packing {
+    int32_t n, lengths[MAX_SEQUENCES], prefix[MAX_SEQUENCES];
+} packing;
+
+static const packing packings[] = {
+    {1, {1}, {-1}},
+    {3, {1, 5, 17}, {-1, -1, -1}},
+    {6, {0, 16, 0, 33, 2, 149}, {-1, -1, -1, -1, -1, -1}},
+    {8, {19, 18, 0, 61, 0, 5, 50, 3}, {-1, 0, 0, 0, -1, 4, -1, 6}},
+};
+
+// sizes: packing, H, G, d; q, k, v in one merged buffer with a gap behind each row.
+static void run_attention(dr_backend *b, const int64_t *sizes, results *r) {
+    const packing *p = &packings[sizes[0]];
+    int32_t H = (int32_t)sizes[1], G = (int32_t)sizes[2], d = (int32_t)sizes[3], cu[MAX_SEQUENCES + 1] = {0};
+    for (int32_t s = 0; s < p->n; s++) cu[s + 1] = cu[s] + p->lengths[s];
+    const dr_sequences sequences = {p->n, cu, p->prefix};
+    int64_t T = cu[p->n], stride = (int64_t)(H + 2 * G) * d + 3, width = (int64_t)H * d;
+    float *q = put(b, op_normal(T * stride, 0, 1), T * stride), *k = q + width, *v = k + G * d;
+    float *out = put_poison(b, T * width), *lse = put_poison(b, T * H), *dq = op_poison(T * stride);
+    float *dout = put(b, op_normal(T * width, 0, 1), T * width);
+    for (int64_t t = 0; t < T; t++) // gaps that can be compared, and must stay
+        for (int i = 0; i < 3; i++) dq[t * stride + stride - 3 + i] = 7;
+    float *gradients = put(b, dq, T * stride);
+    check_ok(b->ops->attention_forward(b, q, k, v, stride, stride, &sequences, H, G, d, out, lse));
+    check_ok(b->ops->attention_backward(b, dout, q, k, v, out, lse, stride, stride, &sequences, H, G, d,
+                                        gradients, gradients + width, gradients + width + G * d));
+    give(r, "attention", b, out, T * width, forward);
+    give(r, "log-sum-exp of scores", b, lse, T * H, forward);
+    give(r, "dq, dk, dv", b, gradients, T * stride, gradient);
+}
+
+static void test_attention(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t heads[][3] = {{1, 1, 1},   {4, 1, 7},  {6, 2, 16},  {2, 1, 64}, {3, 3, 80},
+                                       {4, 2, 128}, {9, 1, 17}, {2, 2, 255}, {2, 1, 256}};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        for (int64_t p = 0; p < 4; p++) {
+            const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2]};
+            compare(run_attention, sizes, 100 * i);
+        }
+}
+
+// The rows of one sequence: alone up to each length, cut in two with the second part twice behind the first,
+// and from the cache in chunks. All must have the bits of the whole.
+static void check_attention_rows(int32_t H, int32_t G, int32_t d) {
+    enum { N = 75, PAGES = 5 };
+    dr_backend *b = cuda;
+    int64_t stride = (int64_t)(H + 2 * G) * d, width = (int64_t)H * d;
+    float *host = op_normal(N * stride, 0, 1), *q = put(b, host, N * stride), *k = q + width, *v = k + G * d;
+    float *out = put_poison(b, 2 * N * width), *lse = put_poison(b, 2 * N * H);
+    const int32_t whole[] = {0, N};
+    const dr_sequences all = {1, whole, NULL};
+    check_ok(b->ops->attention_forward(b, q, k, v, stride, stride, &all, H, G, d, out, lse));
+    float *want = get(b, out, N * width), *want_lse = get(b, lse, N * H);
+    for (int32_t n = 1; n <= N; n += 7) {
+        const int32_t ends[] = {0, n}, cut[] = {0, n, N, N + N - n}, prefix[] = {-1, 0, 0};
+        const dr_sequences alone = {1, ends, NULL}, shared = {3, cut, prefix};
+        float *twice = op_array((2 * N - n) * stride, sizeof(float));
+        memcpy(twice, host, (size_t)(N * stride) * sizeof(float));
+        memcpy(twice + N * stride, host + n * stride, (size_t)((N - n) * stride) * sizeof(float));
+        float *both = put(b, twice, (2 * N - n) * stride);
+        check_ok(b->ops->attention_forward(b, q, k, v, stride, stride, &alone, H, G, d, out, lse));
+        check_same_bits("rows alone", get(b, out, n * width), want, n * width);
+        check_same_bits("log-sum-exp alone", get(b, lse, n * H), want_lse, n * H);
+        check_ok(b->ops->attention_forward(b, both, both + width, both + width + G * d, stride, stride,
+                                           &shared, H, G, d, out, lse));
+        float *got = get(b, out, (2 * N - n) * width);
+        check_same_bits("rows behind a prefix", got, want, N * width);
+        check_same_bits("rows of the second sharer", got + N * width, want + n * width, (N - n) * width);
+    }
+    static const int32_t pages[PAGES] = {4, 1, 3, 0, 2}, steps[] = {1, 16, 1, 30, 27};
+    float *keys = put_poison(b, PAGES * PAGE * G * d), *values = put_poison(b, PAGES * PAGE * G * d);
+    out = put_poison(b, N * width);
+    for (int32_t i = 0, past = 0; i < 5; past += steps[i++]) {
+        const dr_attention_chunk chunk = {past, steps[i], past, pages};
+        b->ops->kv_store(b, k, v, stride, &chunk, 1, PAGE, G, d, keys, values);
+        check_ok(b->ops->attention_cached(b, q, stride, keys, values, &chunk, 1, PAGE, H, G, d, out));
+    }
+    check_same_bits("rows from the cache", get(b, out, N * width), want, N * width);
+    free_all();
+}
+
+static void test_attention_rows(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int32_t heads[][3] = {{4, 2, 16}, {2, 1, 64},  {3, 1, 80},
+                                       {6, 2, 13}, {8, 1, 128}, {2, 2, 256}};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        check_attention_rows(heads[i][0], heads[i][1], heads[i][2]);
+}
+
+static void test_refused(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    dr_backend *b = cuda;
+    float *x = put_poison(b, 64);
+    const int32_t ends[] = {0, 1}, page = 0;
+    const dr_sequences one = {1, ends, NULL};
+    const dr_attention_chunk chunk = {0, 1, 0, &page};
+    dr_weight *w = NULL;
+    check_error(b->ops->attention_forward(b, x, x, x, 1, 1, &one, 3, 2, 1, x, x), DR_ERR_RANGE, "attention");
+    check_error(b->ops->attention_forward(b, x, x, x, 1, 1, &one, 1, 1, 257, x, x), DR_ERR_RANGE, "257");
+    check_error(b->ops->attention_cached(b, x, 1, x, x, &chunk, 1, 32, 1, 1, 1, x), DR_ERR_UNSUPPORTED,
+                "pages of 32");
+    check_error(b->ops->weight_create(b, 0, 3, &w), DR_ERR_RANGE, "weight");
+    assert_string_equal(b->ops->name, "cuda");
+}
+
+// ---- rows of the other forward ops ----
+
+enum { ROWS = 200 };
+typedef struct row_case {
+    int64_t D, n_out;
+    float *x, *w, *bias, *table, *inv_freq; // device memory
+    int32_t *ids;
+    float *values; // of the weight, on the host
+} row_case;
+typedef void (*row_op)(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out);
+
+static void row_linear(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    dr_weight *w = pack(b, c->n_out, c->D, c->values);
+    check_ok(b->ops->linear_forward(b, w, c->x + t0 * c->D, T, c->bias, out));
+    b->ops->weight_destroy(b, w);
+}
+
+static void row_gemm(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    check_ok(b->ops->gemm(b, false, true, T, c->n_out, c->D, 0.3f, c->x + t0 * c->D, c->table, 0.0f, out));
+}
+
+static void row_rmsnorm(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    b->ops->rmsnorm_forward(b, c->x + t0 * c->D, c->w, T, c->D, 1e-6f, out, NULL);
+}
+
+static void row_layernorm(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    b->ops->layernorm_forward(b, c->x + t0 * c->D, c->w, c->bias, T, c->D, 1e-6f, out, NULL, NULL);
+}
+
+static void row_rope(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    float *rows = get(b, c->x + t0 * c->D, T * c->D);
+    b->ops->copy_in(b, out, rows, (size_t)(T * c->D) * sizeof(float));
+    b->ops->rope(b, out, c->ids + t0, c->inv_freq, T, 1, c->D, c->D, 1);
+}
+
+static void row_swiglu(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    b->ops->swiglu_forward(b, c->x + t0 * c->D, T, c->D / 2, out);
+}
+
+static void row_gelu(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    b->ops->gelu_forward(b, c->x + t0 * c->D, T * c->D, out);
+}
+
+static void row_embedding(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    b->ops->embedding_forward(b, c->table, c->ids + t0, T, c->D, out);
+}
+
+static void row_stats(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    float *entropy = put_poison(b, T);
+    b->ops->softmax_stats(b, c->x + t0 * c->D, T, c->D, 0.7f, out, entropy);
+}
+
+static void row_head(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    dr_weight *w = pack(b, c->n_out, c->D, c->values);
+    float *entropy = put_poison(b, T), *lse = put_poison(b, T);
+    check_ok(b->ops->head_forward(b, w, c->x + t0 * c->D, c->ids + t0, NULL, T, 0.7f, out, entropy, lse));
+    b->ops->weight_destroy(b, w);
+}
+
+static void check_rows(const char *name, dr_backend *b, row_op op, const row_case *c, int64_t width) {
+    static const int64_t sizes[] = {1, 2, 13, 64, 150};
+    float *out = put_poison(b, ROWS * width);
+    int kept = n_memory;
+    op(b, c, 0, ROWS, out);
+    float *want = get(b, out, ROWS * width);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int64_t t0 = (int64_t)i; t0 + sizes[i] <= ROWS; t0 += 49 + 3 * (int64_t)i) {
+            float *part = put_poison(b, sizes[i] * width);
+            op(b, c, t0, sizes[i], part);
+            char text[64];
+            snprintf(text, sizeof text, "%s, %d rows from %d", name, (int)sizes[i], (int)t0);
+            check_same_bits(text, get(b, part, sizes[i] * width), want + t0 * width, sizes[i] * width);
+            while (n_memory > kept) {
+                n_memory--;
+                memory[n_memory].b->ops->memory_destroy(memory[n_memory].b, memory[n_memory].at);
+            }
+        }
+}
+
+static row_case row_make(dr_backend *b, int64_t D, int64_t n_out) {
+    row_case c = {.D = D, .n_out = n_out};
+    int64_t wide = D > n_out ? D : n_out;
+    float *inv_freq = op_array(D, sizeof(float));
+    for (int64_t i = 0; i < D; i++) inv_freq[i] = (float)pow(10000, -2.0 * (double)i / (double)D);
+    c.values = op_normal(n_out * D, 0, 0.5);
+    c.x = put(b, op_normal(ROWS * D, 0, 1), ROWS * D);
+    c.w = put(b, op_normal(D, 1, 0.2), D);
+    c.bias = put(b, op_normal(wide, 0, 1), wide);
+    c.table = put(b, c.values, n_out * D);
+    c.inv_freq = put(b, inv_freq, D);
+    c.ids = put_ids(b, op_ids(ROWS, (uint32_t)n_out), ROWS);
+    return c;
+}
+
+static void test_rows(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t sizes[][2] = {{34, 97}, {64, 32}, {1030, 41}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        row_case c = row_make(cuda, sizes[i][0], sizes[i][1]);
+        check_rows("linear", cuda, row_linear, &c, c.n_out);
+        check_rows("gemm", cuda, row_gemm, &c, c.n_out);
+        check_rows("rmsnorm", cuda, row_rmsnorm, &c, c.D);
+        check_rows("layernorm", cuda, row_layernorm, &c, c.D);
+        check_rows("rope", cuda, row_rope, &c, c.D);
+        check_rows("swiglu", cuda, row_swiglu, &c, c.D / 2);
+        check_rows("gelu", cuda, row_gelu, &c, c.D);
+        check_rows("embedding", cuda, row_embedding, &c, c.D);
+        check_rows("softmax", cuda, row_stats, &c, 1);
+        check_rows("head", cuda, row_head, &c, 1);
+        free_all();
+        c = row_make(cuda_bf16, sizes[i][0], sizes[i][1]);
+        check_rows("bf16 linear", cuda_bf16, row_linear, &c, c.n_out);
+        check_rows("bf16 head", cuda_bf16, row_head, &c, 1);
+        free_all();
+    }
+}
+
+// ---- bf16 ----
+
+static float *rounded(const float *values, int64_t n) {
+    float *copy = op_copy(values, n);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &copy[i], sizeof bits);
+        bits = (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u; // to nearest, ties to even
+        memcpy(&copy[i], &bits, sizeof bits);
+    }
+    return copy;
+}
+
+// The fp32 CPU body on operands that were rounded before is what the bf16 body must give.
+static void check_bf16(int64_t T, int64_t O, int64_t I) {
+    float *values = op_normal(O * I, 0, 1), *x = op_normal(T * I, 0, 1), *dy = op_normal(T * O, 0, 1),
+          *bias = op_normal(O, 0, 1), *start = op_normal(O * I, 0, 1), *got[2][4];
+    for (int i = 0; i < 2; i++) {
+        dr_backend *b = i ? cuda_bf16 : op_one;
+        dr_weight *w = pack(b, O, I, i ? values : rounded(values, O * I));
+        float *left = put(b, i ? x : rounded(x, T * I), T * I),
+              *up = put(b, i ? dy : rounded(dy, T * O), T * O);
+        float *y = put_poison(b, T * O), *dx = put_poison(b, T * I), *dw = put(b, start, O * I);
+        check_ok(b->ops->linear_forward(b, w, left, T, put(b, bias, O), y));
+        check_ok(b->ops->linear_backward_input(b, w, up, T, dx, false));
+        check_ok(b->ops->linear_backward_weight(b, left, up, T, O, I, dw, NULL));
+        got[i][0] = get(b, y, T * O);
+        got[i][1] = get(b, dx, T * I);
+        got[i][2] = get(b, dw, O * I);
+        check_ok(b->ops->linear_backward_input(b, w, up, T, dx, true));
+        got[i][3] = get(b, dx, T * I);
+        b->ops->weight_destroy(b, w);
+    }
+    check_relative_error("bf16 linear", got[1][0], got[0][0], T * O, 5e-6);
+    check_relative_error("bf16 dx", got[1][1], got[0][1], T * I, 5e-6);
+    check_relative_error("bf16 dw", got[1][2], got[0][2], O * I, 5e-6);
+    check_relative_error("bf16 dx, added", got[1][3], got[0][3], T * I, 5e-6);
+    free_all();
+}
+
+static void test_bf16(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t shapes[][3] = {{1, 7, 5}, {3, 33, 17}, {64, 64, 32}, {45, 70, 301}, {530, 129, 24}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_bf16(shapes[i][0], shapes[i][1], shapes[i][2]);
+}
+
+// ---- the program ----
+
+static int setup(void **state) {
+#if DR_HAVE_CUDA
+    dr_device_probe probe = dr_device_probe_run();
+    if (probe.n_devices == 0) {
+        print_message("no device: %s\n", probe.reason);
+    } else if (dr_backend_cuda_create(DR_FP32, 0, &cuda) != DR_OK ||
+               dr_backend_cuda_create(DR_BF16, 0, &cuda_bf16) != DR_OK) {
+        return -1;
+    }
+#else
+    print_message("this build has no CUDA\n");
+#endif
+    return op_group_setup(state);
+}
+
+static int teardown(void **state) {
+#if DR_HAVE_CUDA
+    dr_backend_cuda_destroy(cuda);
+    dr_backend_cuda_destroy(cuda_bf16);
+#endif
+    return op_group_teardown(state);
+}
+
+#define cuda_test(function) cmocka_unit_test_teardown(function, case_teardown)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cuda_test(test_products), cuda_test(test_norms),     cuda_test(test_elements),
+        cuda_test(test_head),     cuda_test(test_attention), cuda_test(test_attention_rows),
+        cuda_test(test_refused),  cuda_test(test_rows),      cuda_test(test_bf16),
+    };
+    int n_failed = cmocka_run_group_tests(tests, setup, teardown);
+    return n_failed != 0 || cuda ? n_failed : 77; // 77: skipped
+}
