@@ -53,7 +53,7 @@ struct dr_teacher {
 
 dr_teacher_settings dr_teacher_defaults(void) {
     return (dr_teacher_settings){.retrievals = {0.25f, 0.45f, 0.30f},
-                                 .open = 0.06f,
+                                 .open = 0.12f,
                                  .title = 0.02f,
                                  .common = 0.25f,
                                  .second_category = 0.4f,

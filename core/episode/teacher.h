@@ -27,7 +27,7 @@ typedef struct dr_teacher_settings {
     float decade, word;    // chance of a decade, of a title word
     float recency;         // weight of a history item, relative to the next later one
 } dr_teacher_settings;
-dr_teacher_settings dr_teacher_defaults(void); // 0.25 0.45 0.30, 0.06, 0.02, 0.25, 0.4, 0.2, 0.15, 0.96
+dr_teacher_settings dr_teacher_defaults(void); // 0.25 0.45 0.30, 0.12, 0.02, 0.25, 0.4, 0.2, 0.15, 0.96
 
 // The teacher's fixed phrases, NULL-terminated: what a fresh tokenizer should know.
 const char *const *dr_teacher_phrases(void);
