@@ -85,19 +85,25 @@ static dr_status send_chunks(dr_cuda_state *state, const dr_attention_chunk *chu
     return send_spans(state, stage, &at, n, a);
 }
 
+// All but the sequences or chunks, which are sent. kv_stride means nothing where keys stand in pages.
+static dr_cuda_attention described(const float *q, const float *k, const float *v, int64_t q_stride,
+                                   int64_t kv_stride, int32_t H, int32_t G, int32_t d) {
+    return (dr_cuda_attention){.q = q,
+                               .k = k,
+                               .v = v,
+                               .q_stride = q_stride,
+                               .kv_stride = kv_stride,
+                               .H = H,
+                               .G = G,
+                               .d = d,
+                               .scale = 1.0f / sqrtf((float)d)};
+}
+
 static dr_status attention_forward(dr_backend *b, const float *q, const float *k, const float *v,
                                    int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
                                    int32_t H, int32_t G, int32_t d, float *out, float *lse) {
     dr_cuda_state *state;
-    dr_cuda_attention a = {.q = q,
-                           .k = k,
-                           .v = v,
-                           .q_stride = q_stride,
-                           .kv_stride = kv_stride,
-                           .H = H,
-                           .G = G,
-                           .d = d,
-                           .scale = 1.0f / sqrtf((float)d)};
+    dr_cuda_attention a = described(q, k, v, q_stride, kv_stride, H, G, d);
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(send_sequences(state, sequences, &a));
@@ -110,15 +116,7 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
                                     int32_t d, float *dq, float *dk, float *dv) {
     dr_cuda_state *state;
     int64_t T = sequences->cu_seqlens[sequences->n];
-    dr_cuda_attention a = {.q = q,
-                           .k = k,
-                           .v = v,
-                           .q_stride = q_stride,
-                           .kv_stride = kv_stride,
-                           .H = H,
-                           .G = G,
-                           .d = d,
-                           .scale = 1.0f / sqrtf((float)d)};
+    dr_cuda_attention a = described(q, k, v, q_stride, kv_stride, H, G, d);
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(dr_cuda_reserve(state, &state->partials, "attention's delta", T * H * (int64_t)sizeof(float)));
@@ -147,14 +145,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
                                   const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out) {
     dr_cuda_state *state;
-    dr_cuda_attention a = {.q = q,
-                           .k = k_cache,
-                           .v = v_cache,
-                           .q_stride = q_stride,
-                           .H = H,
-                           .G = G,
-                           .d = d,
-                           .scale = 1.0f / sqrtf((float)d)};
+    dr_cuda_attention a = described(q, k_cache, v_cache, q_stride, 0, H, G, d);
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(check_page(page_size));
     DR_TRY(dr_cuda_enter(b, &state));

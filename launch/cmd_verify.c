@@ -37,8 +37,10 @@ static dr_status compare_all(dr_lm *lm, const dr_mismatch_settings *s, const dr_
     DR_TRY(dr_mismatch_train(lm, s, set, false, &m));
     different += report("packed training pass:", &m);
     *out_training = rate_of(m.tokens, m.seconds);
-    if (set->n_kept > 0) DR_TRY(dr_mismatch_train(lm, s, set, true, &m));
-    if (set->n_kept > 0) different += report("the same, over the kept sets:", &m);
+    if (set->n_kept > 0) {
+        DR_TRY(dr_mismatch_train(lm, s, set, true, &m));
+        different += report("the same, over the kept sets:", &m);
+    }
     DR_TRY(dr_mismatch_replay(lm, s, set, stride, 3 * DR_KV_PAGE, &m));
     different += report("alone, prefilled in pieces:", &m);
     DR_TRY(dr_mismatch_replay(lm, s, set, stride, 1, &m));

@@ -4,7 +4,7 @@
 
 #include <stdio.h>
 
-#if DR_HAVE_CUDA
+#if DR_HAVE_CUDA_KERNELS
 #include "cuda/backend_cuda.h"
 #include "cuda/device_probe.h"
 #endif
@@ -587,7 +587,7 @@ static void test_bf16(void **state) {
 // ---- the program ----
 
 static int setup(void **state) {
-#if DR_HAVE_CUDA
+#if DR_HAVE_CUDA_KERNELS
     dr_device_probe probe = dr_device_probe_run();
     if (probe.n_devices == 0) {
         print_message("no device: %s\n", probe.reason);
@@ -602,7 +602,7 @@ static int setup(void **state) {
 }
 
 static int teardown(void **state) {
-#if DR_HAVE_CUDA
+#if DR_HAVE_CUDA_KERNELS
     dr_backend_cuda_destroy(cuda);
     dr_backend_cuda_destroy(cuda_bf16);
 #endif

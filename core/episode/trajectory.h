@@ -64,9 +64,8 @@ typedef struct dr_trajectory {
     uint16_t *turn_of;   // [n_tokens] turn number, 0-based
     float *logprob; // [n_tokens] at the sampling temperature over the full vocabulary; 0 where not sampled
     float *logprob_kept; // [n_tokens] over the kept set of top-p; 0 where not sampled
-    int64_t *
-        kept_end; // [n_tokens] ends of the tokens' kept sets in kept_ids; 4 bytes for each id that top-p left
-    int32_t *kept_ids;
+    int64_t *kept_end;   // [n_tokens] where each token's kept set ends in kept_ids
+    int32_t *kept_ids;   // 4 bytes for each id that top-p left
     int64_t kept_capacity;
 
     int32_t n_turns; // retrievals done
@@ -95,8 +94,8 @@ dr_kept dr_trajectory_kept(const dr_trajectory *t, int32_t i);
 dr_status dr_trajectory_add_turn(dr_trajectory *t, int32_t query_begin, int32_t query_end,
                                  const char *preference, const float *embedding, int32_t text_dim,
                                  const int32_t *items, int32_t n_items);
-int32_t
-dr_trajectory_prompt_count(const dr_trajectory *t); // tokens of the rendered prompt that it begins with
+// Tokens of the rendered prompt that it begins with.
+int32_t dr_trajectory_prompt_count(const dr_trajectory *t);
 int32_t dr_trajectory_sampled_count(const dr_trajectory *t);
 // True when the trajectory takes part in the loss (its stop is not DR_STOP_TOTAL_CAP and it has sampled
 // tokens).

@@ -50,7 +50,7 @@ static float temperature_of(const dr_mismatch_settings *s) {
 // A sequence that is being written: its first `cached` tokens are in the cache, the rest is to be run.
 typedef struct live_sequence {
     int32_t kv_seq, index, cached;
-    uint32_t prompt, sample, turn;
+    uint32_t turn;
     int32_t left_in_turn;
 } live_sequence;
 
@@ -107,8 +107,6 @@ static dr_status start_samples(sampling_run *r) {
     while (r->prompt_seq >= 0 && r->prompt_cached == r->prompt_n - 1 && r->n_live < r->settings->live) {
         live_sequence *l = &r->live[r->n_live];
         *l = (live_sequence){.cached = r->prompt_cached,
-                             .prompt = r->n_prompts,
-                             .sample = (uint32_t)r->n_started,
                              .left_in_turn = up_to(&r->rng, r->settings->longest_turn)};
         DR_TRY(dr_kv_fork(r->kv, r->prompt_seq, &l->kv_seq));
         r->n_live++;
@@ -151,8 +149,8 @@ static dr_status sample_row(sampling_run *r, int32_t row) {
     int32_t vocab = dr_lm_config_of(r->lm)->vocab;
     const float *logits = r->logits + (int64_t)row * vocab;
     dr_draw_key key = {.seed = settings->seed,
-                       .prompt = l->prompt,
-                       .sample = l->sample,
+                       .prompt = s->prompt,
+                       .sample = s->sample,
                        .turn = l->turn,
                        .position = (uint32_t)s->n_tokens};
     dr_sampled token;

@@ -152,7 +152,7 @@ void dr_sampled_restate(dr_backend *b, const float *logits, int32_t vocab, const
     bool greedy = settings->temperature == 0;
     float temperature = greedy ? 1.0f : settings->temperature;
     token->logprob = dr_logprob_of(logits[token->id], temperature, lse);
-    b->ops->kept_lse(b, logits, 1, vocab, temperature, &token->kept,
-                     &lse); // of the whole where nothing is cut
+    // of the whole where nothing is cut
+    b->ops->kept_lse(b, logits, 1, vocab, temperature, &token->kept, &lse);
     token->logprob_kept = greedy ? 0.0f : dr_logprob_of(logits[token->id], temperature, lse);
 }
