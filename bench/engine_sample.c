@@ -8,13 +8,13 @@
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "core/base/rng.h"
-#include "core/model/sampler.h"
+#include "core/compute/backend.h"
 
 enum { BATCH = 32, CONTEXT = 128, DRAWS_CHECKED = 64 };
-static const dr_sampling settings = {.temperature = 1.0f, .top_p = 0.95f};
+static const dr_sampling nucleus = {.temperature = 1.0f, .top_p = 0.95f};
 
 typedef struct drawer {
-    dr_sampler *sampler;
+    dr_backend *backend;
     int32_t vocab;
     float *logits; // [BATCH, vocab]
     dr_rng rng;
@@ -47,11 +47,12 @@ static dr_status check_row(drawer *d, const float *logits, ranked *sorted) {
     for (int32_t i = 0; i < d->vocab; i++) sorted[i].id = i;
     qsort(sorted, (size_t)d->vocab, sizeof *sorted, by_probability);
     int32_t n_kept = 0;
-    while (kept < settings.top_p * total) kept += sorted[n_kept++].p;
+    while (kept < nucleus.top_p * total) kept += sorted[n_kept++].p;
     double least = sorted[n_kept - 1].p;
     for (int i = 0; i < DRAWS_CHECKED; i++) {
         dr_sampled token;
-        DR_TRY(dr_sampler_draw(d->sampler, logits, &settings, dr_rng_bits(&d->rng), &token));
+        uint32_t bits = dr_rng_bits(&d->rng);
+        DR_TRY(d->backend->ops->sample(d->backend, logits, 1, d->vocab, &nucleus, &bits, &token));
         double p = exp((double)logits[token.id]);
         DR_CHECK(p >= least * (1 - 1e-4) && fabs(token.logprob - log(p / total)) < 1e-4 &&
                      fabs(token.logprob_kept - log(p / kept)) < 1e-3,
@@ -76,12 +77,15 @@ static dr_status check_sampling(drawer *d) {
 
 static dr_status draw_run(void *context, double *out_seconds) {
     drawer *d = context;
-    double begun = dr_clock_seconds();
-    for (int64_t row = 0; row < BATCH; row++) {
-        dr_sampled token;
-        DR_TRY(
-            dr_sampler_draw(d->sampler, d->logits + row * d->vocab, &settings, dr_rng_bits(&d->rng), &token));
+    dr_sampling settings[BATCH];
+    uint32_t bits[BATCH];
+    dr_sampled tokens[BATCH];
+    for (int row = 0; row < BATCH; row++) {
+        settings[row] = nucleus;
+        bits[row] = dr_rng_bits(&d->rng);
     }
+    double begun = dr_clock_seconds();
+    DR_TRY(d->backend->ops->sample(d->backend, d->logits, BATCH, d->vocab, settings, bits, tokens));
     *out_seconds = (dr_clock_seconds() - begun) / BATCH;
     return DR_OK;
 }
@@ -105,13 +109,12 @@ release:
 }
 
 static dr_status sample_figure(bench_engine *engine, int32_t vocab) {
-    drawer d = {.vocab = vocab, .rng = dr_rng_make(7, 6)};
+    drawer d = {.backend = engine->backend, .vocab = vocab, .rng = dr_rng_make(7, 6)};
     char name[64], note[128];
     double seconds = 0, decode = 0, rate = 0, bytes = (double)vocab * sizeof(float);
     bench_figure figure = {.name = name, .unit = "tokens/s", .bound = "memory", .note = note};
     dr_status status;
     DR_TRY_GOTO(status, dr_alloc(&d.logits, "logits", (int64_t)BATCH * vocab, sizeof(float)), release);
-    DR_TRY_GOTO(status, dr_sampler_create(vocab, &d.sampler), release);
     fill_logits(&d);
     DR_TRY_GOTO(status, check_sampling(&d), release);
     DR_TRY_GOTO(status, decode_seconds(engine, vocab, &decode), release);
@@ -124,7 +127,6 @@ static dr_status sample_figure(bench_engine *engine, int32_t vocab) {
              seconds * 1e6, decode * 1e6, BATCH, 100 * seconds / decode);
     status = bench_report_add(engine->report, &figure);
 release:
-    dr_sampler_destroy(d.sampler);
     dr_free(d.logits);
     return status;
 }

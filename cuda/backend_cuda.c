@@ -81,6 +81,35 @@ static void copy_out(dr_backend *b, void *to_host, const void *from_backend, siz
     dr_cuda_keep(b->state, status);
 }
 
+static dr_status copy_within(dr_backend *b, void *to, const void *from, size_t bytes) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, state->stream),
+                "copy of %zu bytes", bytes);
+    return DR_OK;
+}
+
+static void copy(dr_backend *b, void *to_backend, const void *from_backend, size_t bytes) {
+    if (bytes) dr_cuda_keep(b->state, copy_within(b, to_backend, from_backend, bytes));
+}
+
+static dr_status fill_zero(dr_backend *b, void *memory, size_t bytes) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaMemsetAsync(memory, 0, bytes, state->stream), "zeroing of %zu bytes",
+                bytes);
+    return DR_OK;
+}
+
+static void zero(dr_backend *b, void *memory, size_t bytes) {
+    if (bytes) dr_cuda_keep(b->state, fill_zero(b, memory, bytes));
+}
+
+static void *host_view(dr_backend *b, void *memory) {
+    (void)b, (void)memory;
+    return NULL;
+}
+
 // ---- scratch and stages ----
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
@@ -165,6 +194,10 @@ static dr_status state_open(dr_cuda_state *state) {
 static void state_close(dr_cuda_state *state) {
     release(state, state->partials.data);
     release(state, state->logits.data);
+    release(state, state->kept_ids.data);
+    release(state, state->drawn.data);
+    dr_free(state->kept_host);
+    dr_free(state->drawn_host);
     for (int i = 0; i < DR_CUDA_STAGES; i++) {
         stage_free(state, &state->stages[i]);
         if (state->stages[i].sent) cudaEventDestroy(state->stages[i].sent);
@@ -176,14 +209,19 @@ static void state_close(dr_cuda_state *state) {
 static const dr_backend_ops *table(void) {
     static dr_backend_ops ops;
     ops.name = "cuda";
+    ops.destroy = dr_backend_cuda_destroy;
     ops.memory_create = memory_create;
     ops.memory_destroy = memory_destroy;
     ops.copy_in = copy_in;
     ops.copy_out = copy_out;
+    ops.copy = copy;
+    ops.zero = zero;
+    ops.host_view = host_view;
     dr_cuda_fill_linear(&ops);
     dr_cuda_fill_rows(&ops);
     dr_cuda_fill_attention(&ops);
     dr_cuda_fill_head(&ops);
+    dr_cuda_fill_sample(&ops);
     return &ops;
 }
 

@@ -24,9 +24,13 @@ typedef struct dr_cuda_stage {
 typedef struct dr_cuda_state {
     int device;
     dr_cuda_stream stream;
-    dr_status failed;        // of an op that returns no status; DR_OK so far
-    dr_cuda_buffer partials; // of sums over rows and of squares; delta of attention's gradient
-    dr_cuda_buffer logits;   // one block of rows of the head
+    dr_status failed;               // of an op that returns no status; DR_OK so far
+    dr_cuda_buffer partials;        // of sums over rows and of squares; delta of attention's gradient
+    dr_cuda_buffer logits;          // one block of rows of the head
+    dr_cuda_buffer kept_ids, drawn; // of one call of sample, and the same in host memory
+    int32_t *kept_host;
+    dr_cuda_drawn *drawn_host;
+    int64_t n_kept_ids, n_drawn;
     dr_cuda_stage stages[DR_CUDA_STAGES];
     int next_stage;
 } dr_cuda_state;
@@ -74,5 +78,6 @@ void dr_cuda_fill_linear(dr_backend_ops *ops);
 void dr_cuda_fill_rows(dr_backend_ops *ops);
 void dr_cuda_fill_attention(dr_backend_ops *ops);
 void dr_cuda_fill_head(dr_backend_ops *ops);
+void dr_cuda_fill_sample(dr_backend_ops *ops);
 
 #endif

@@ -1,25 +1,15 @@
 // The softmax over the vocabulary: log-sum-exp and entropy, the same over kept sets, log-probabilities of
 // targets, and the gradient at the logits. One block a row; sums run in an order that the row alone decides.
-#include "cuda/launch.cuh"
+#include "cuda/softmax.cuh"
 
 enum { THREADS = 512, TARGET_THREADS = 128 };
 
 static __global__ void __launch_bounds__(THREADS)
     softmax_stats_kernel(const float *logits, int64_t V, float inv_temperature, float *lse, float *entropy) {
-    const float *z = logits + blockIdx.x * V;
-    float top = -INFINITY, total = 0.0f, weighted = 0.0f;
-    for (int64_t j = threadIdx.x; j < V; j += THREADS) top = fmaxf(top, z[j]);
-    top = dr_block_max<THREADS>(top);
-    for (int64_t j = threadIdx.x; j < V; j += THREADS) {
-        float x = (z[j] - top) * inv_temperature, p = expf(x);
-        total += p;
-        weighted = fmaf(p, x, weighted);
-    }
-    total = dr_block_sum<THREADS>(total);
-    weighted = dr_block_sum<THREADS>(weighted);
+    const dr_row_stats stats = dr_row_softmax<THREADS>(logits + blockIdx.x * V, V, inv_temperature);
     if (threadIdx.x > 0) return;
-    lse[blockIdx.x] = fmaf(top, inv_temperature, logf(total));
-    entropy[blockIdx.x] = logf(total) - weighted / total;
+    lse[blockIdx.x] = stats.lse;
+    entropy[blockIdx.x] = stats.entropy;
 }
 
 extern "C" dr_status dr_cuda_softmax_stats(const float *logits, int64_t T, int64_t V, float temperature,
@@ -42,9 +32,9 @@ static __global__ void __launch_bounds__(THREADS)
     for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) top = fmaxf(top, z[kept.ids[i]]);
     top = dr_block_max<THREADS>(top);
     for (int64_t i = begin + threadIdx.x; i < end; i += THREADS)
-        total += expf((z[kept.ids[i]] - top) * inv_temperature);
+        total += dr_mass_of(expf(dr_exponent_of(z[kept.ids[i]], top, inv_temperature)));
     total = dr_block_sum<THREADS>(total);
-    if (threadIdx.x == 0) lse[blockIdx.x] = fmaf(top, inv_temperature, logf((float)total));
+    if (threadIdx.x == 0) lse[blockIdx.x] = dr_lse_of(top, inv_temperature, (float)total);
 }
 
 extern "C" dr_status dr_cuda_kept_lse(const float *logits, int64_t T, int64_t V, float temperature,
@@ -57,13 +47,11 @@ extern "C" dr_status dr_cuda_kept_lse(const float *logits, int64_t T, int64_t V,
     return DR_OK;
 }
 
-// The arithmetic of dr_logprob_of, operation by operation.
 static __global__ void logprobs_kernel(const float *logits, const int32_t *targets, int64_t T, int64_t V,
                                        float inv_temperature, const float *lse, float *logprob) {
     const int64_t t = dr_cuda_item();
     if (t >= T) return;
-    float value = fmaf(logits[t * V + targets[t]], inv_temperature, -lse[t]);
-    logprob[t] = value > 0.0f ? 0.0f : value;
+    logprob[t] = dr_device_logprob(logits[t * V + targets[t]], inv_temperature, lse[t]);
 }
 
 extern "C" dr_status dr_cuda_logprobs(const float *logits, const int32_t *targets, int64_t T, int64_t V,

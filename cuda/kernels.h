@@ -116,6 +116,24 @@ dr_status dr_cuda_head_gradient(float *logits, const int32_t *targets, dr_cuda_k
                                 int64_t V, float temperature, const float *lse, const float *dlogprob,
                                 dr_cuda_stream stream);
 
+// ---- draws (sample.cu) ----
+
+typedef struct dr_cuda_draw {
+    float inv_temperature, top_p;
+    uint32_t bits;
+    bool greedy;
+} dr_cuda_draw;
+
+// id -1: the row's log-sum-exp is not a number. n_kept 0: nothing was left out.
+typedef struct dr_cuda_drawn {
+    int32_t id, n_kept;
+    float logprob, logprob_kept;
+} dr_cuda_drawn;
+
+// draws, drawn [T]; kept_ids [T, V], of which row t's first drawn[t].n_kept are written.
+dr_status dr_cuda_sample(const float *logits, int64_t T, int64_t V, const dr_cuda_draw *draws,
+                         int32_t *kept_ids, dr_cuda_drawn *drawn, dr_cuda_stream stream);
+
 // ---- optimizer (optimizer.cu) ----
 
 dr_status dr_cuda_adamw(float *weights, const float *gradient, float *m, float *v, int64_t n,

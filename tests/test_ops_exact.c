@@ -97,7 +97,7 @@ static void row_embedding(dr_backend *b, const row_case *c, int64_t t0, int64_t 
 
 static void check_rows(const char *name, row_op op, const row_case *c, int64_t width, dr_backend *one,
                        dr_backend *two) {
-    static const int64_t sizes[] = {1, 2, 5, 13, 64, 200};
+    static const int64_t sizes[] = {1, 2, 3, 4, 5, 13, 64, 130, 200};
     float *want = op_poison(ROWS * width), *got = op_poison(ROWS * width);
     op(two, c, 0, ROWS, want);
     op(one, c, 0, ROWS, got);

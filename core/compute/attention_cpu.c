@@ -6,7 +6,7 @@
 #include "core/base/alloc.h"
 #include "core/compute/cpu_internal.h"
 
-enum { KEYS = 16, ROWS = 8, BACKWARD_ROWS = 48, MAX_HEAD = 256 };
+enum { KEYS = DR_LANES, ROWS = 8, BACKWARD_ROWS = 48, MAX_HEAD = 256, LINE = 16, AHEAD = 2 }; // LINE: floats
 
 // Where the keys and values of one key/value head stand: block i at base + (pages ? pages[i] : i) *
 // block_stride.
@@ -29,123 +29,149 @@ DR_INLINE int64_t block_of(const key_blocks *blocks, int64_t i) {
     return blocks->pages ? blocks->pages[i] : i;
 }
 
-// scores[r][16 keys] of ROWS rows, STEP of them at a time in 16/LANES vectors each.
+// The block that is fetched while block i is worked on: pages lie anywhere, so the processor cannot foresee
+// them.
+DR_INLINE int64_t ahead_of(const key_blocks *blocks, int64_t i, int64_t n_blocks) {
+    return block_of(blocks, i + AHEAD < n_blocks ? i + AHEAD : n_blocks - 1);
+}
+
+// scores[r][16 keys] of R rows, STEP of them at a time in 16/LANES vectors each. R is a constant where this
+// is inlined.
 #define SCORES(NAME, VECTOR, LANES, STEP)                                                                    \
-    DR_INLINE void NAME(const query_rows *rows, const float *k_block, int32_t d, float *scores,              \
-                        int64_t stride) {                                                                    \
-        for (int r0 = 0; r0 < ROWS; r0 += STEP) {                                                            \
+    DR_INLINE void NAME(int R, const query_rows *rows, const float *k_block, const float *ahead, int32_t d,  \
+                        float *scores, int64_t stride) {                                                     \
+        for (int r0 = 0; r0 < R; r0 += STEP) {                                                               \
             VECTOR acc[STEP][KEYS / LANES] = {0};                                                            \
-            for (int32_t e = 0; e < d; e++)                                                                  \
+            for (int32_t e = 0; e < d; e++) {                                                                \
+                __builtin_prefetch(ahead + e * KEYS);                                                        \
                 for (int part = 0; part < KEYS / LANES; part++) {                                            \
                     VECTOR key = *(const VECTOR *)(k_block + e * KEYS + part * LANES);                       \
                     for (int r = 0; r < STEP; r++) acc[r][part] += rows->q[r0 + r][e] * key;                 \
                 }                                                                                            \
+            }                                                                                                \
             for (int r = 0; r < STEP; r++)                                                                   \
                 for (int part = 0; part < KEYS / LANES; part++)                                              \
                     *(VECTOR *)(scores + (r0 + r) * stride + part * LANES) = acc[r][part];                   \
         }                                                                                                    \
     }
-SCORES(scores_wide, vec16, 16, 8)
-SCORES(scores_narrow, vec8, 8, 4)
-#undef SCORES
-
 DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scale, float *out_max) {
-    float top = -INFINITY;
-    for (int32_t j = 0; j < n; j++) {
-        scores[j] *= scale;
-        top = scores[j] > top ? scores[j] : top;
-    }
+    for (int32_t j = 0; j < n; j++) scores[j] *= scale;
     for (int64_t j = n; j < padded; j++) scores[j] = -INFINITY;
-    float lanes[KEYS] = {0};
+    float lanes[KEYS], top = dr_largest(scores, padded);
+    vec8 sums[2] = {{0}};
     for (int64_t j = 0; j < padded; j += KEYS)
-        for (int l = 0; l < KEYS; l++) {
-            float p = dr_expf(scores[j + l] - top);
-            scores[j + l] = p;
-            lanes[l] += p;
+        for (int half = 0; half < 2; half++) {
+            vec8 *at = (vec8 *)(scores + j + 8 * half);
+            *at = dr_expf8(*at - top);
+            sums[half] += *at;
         }
-    for (int width = KEYS / 2; width > 0; width /= 2)
-        for (int l = 0; l < width; l++) lanes[l] += lanes[l + width];
+    memcpy(lanes, sums, sizeof lanes);
     *out_max = top;
-    return lanes[0];
+    return dr_lane_sum(lanes);
 }
 
-// out[r][LANES dims] += Σ_j p[r][j] · v[j], j in order.
-#define VALUES(NAME, VECTOR, LANES)                                                                          \
-    DR_INLINE void NAME(const float *scores, int64_t stride, const float *v_block, int64_t v_stride,         \
-                        int32_t count, int32_t d, float(*acc)[MAX_HEAD]) {                                   \
-        int32_t e = 0;                                                                                       \
-        for (; e + LANES <= d; e += LANES) {                                                                 \
-            VECTOR sum[ROWS];                                                                                \
-            for (int r = 0; r < ROWS; r++) sum[r] = *(const VECTOR *)(acc[r] + e);                           \
+// acc[r][e] += Σ_j p[r][j] · v[j][e], j in order, of R rows and as many whole sets of GROUPS vectors from e
+// on as d holds. Returns the first e that is left.
+#define VALUES(NAME, VECTOR, LANES, R, GROUPS)                                                               \
+    DR_INLINE int32_t NAME(int32_t e, const float *scores, int64_t stride, const float *v_block,             \
+                           const float *ahead, int64_t v_stride, int32_t count, int32_t d,                   \
+                           float(*acc)[MAX_HEAD]) {                                                          \
+        for (; e + LANES * GROUPS <= d; e += LANES * GROUPS) {                                               \
+            VECTOR sum[R][GROUPS];                                                                           \
+            for (int r = 0; r < R; r++)                                                                      \
+                for (int i = 0; i < GROUPS; i++) sum[r][i] = *(const VECTOR *)(acc[r] + e + i * LANES);      \
             for (int32_t j = 0; j < count; j++) {                                                            \
-                VECTOR value = *(const VECTOR *)(v_block + j * v_stride + e);                                \
-                for (int r = 0; r < ROWS; r++) sum[r] += scores[r * stride + j] * value;                     \
+                for (int i = 0; i < LANES * GROUPS; i += LINE)                                               \
+                    __builtin_prefetch(ahead + j * v_stride + e + i);                                        \
+                for (int i = 0; i < GROUPS; i++) {                                                           \
+                    VECTOR value = *(const VECTOR *)(v_block + j * v_stride + e + i * LANES);                \
+                    for (int r = 0; r < R; r++) sum[r][i] += scores[r * stride + j] * value;                 \
+                }                                                                                            \
             }                                                                                                \
-            for (int r = 0; r < ROWS; r++) *(VECTOR *)(acc[r] + e) = sum[r];                                 \
+            for (int r = 0; r < R; r++)                                                                      \
+                for (int i = 0; i < GROUPS; i++) *(VECTOR *)(acc[r] + e + i * LANES) = sum[r][i];            \
         }                                                                                                    \
-        for (; e < d; e++) /* fused by hand: left to the compiler, some of these were and some were not */   \
-            for (int r = 0; r < ROWS; r++) {                                                                 \
-                float sum = acc[r][e];                                                                       \
-                for (int32_t j = 0; j < count; j++)                                                          \
-                    sum = fmaf(scores[r * stride + j], v_block[j * v_stride + e], sum);                      \
-                acc[r][e] = sum;                                                                             \
-            }                                                                                                \
+        return e;                                                                                            \
     }
-VALUES(values_wide, vec16, 16)
-VALUES(values_narrow, vec8, 8)
-#undef VALUES
 
-// The one way a row is attended; scores: ROWS * padded floats of scratch.
-DR_INLINE void attend_body(bool wide, query_rows *rows, const key_blocks *blocks, int32_t d, float scale,
-                           float *scores) {
-    int32_t most = 0;
-    for (int r = 0; r < rows->n; r++) most = rows->n_keys[r] > most ? rows->n_keys[r] : most;
-    for (int r = rows->n; r < ROWS; r++) { // idle rows repeat the first one
-        rows->q[r] = rows->q[0];
-        rows->n_keys[r] = rows->n_keys[0];
-    }
-    int64_t n_blocks = (most + KEYS - 1) / KEYS, padded = n_blocks * KEYS;
-    for (int64_t i = 0; i < n_blocks; i++) {
-        const float *keys = blocks->k + block_of(blocks, i) * blocks->k_block_stride;
-        if (wide)
-            scores_wide(rows, keys, d, scores + i * KEYS, padded);
-        else
-            scores_narrow(rows, keys, d, scores + i * KEYS, padded);
-    }
-    float total[ROWS], top[ROWS], acc[ROWS][MAX_HEAD];
-    for (int r = 0; r < ROWS; r++)
-        total[r] = softmax_row(scores + r * padded, rows->n_keys[r], padded, scale, &top[r]);
-    memset(acc, 0, sizeof acc);
-    for (int64_t i = 0; i < n_blocks; i++) {
-        int32_t count = most - i * KEYS < KEYS ? (int32_t)(most - i * KEYS) : KEYS;
-        const float *values = blocks->v + block_of(blocks, i) * blocks->v_block_stride;
-        if (wide)
-            values_wide(scores + i * KEYS, padded, values, blocks->v_row_stride, count, d, acc);
-        else
-            values_narrow(scores + i * KEYS, padded, values, blocks->v_row_stride, count, d, acc);
-    }
-    for (int r = 0; r < rows->n; r++) {
-        float inv = 1.0f / total[r];
-        for (int32_t e = 0; e < d; e++) rows->out[r][e] = acc[r][e] * inv;
-        if (rows->lse[r]) *rows->lse[r] = top[r] + logf(total[r]);
-    }
+// What is left over by whole vectors. Fused by hand: left to the compiler, some of these were and some were
+// not.
+DR_INLINE void values_rest(int R, int32_t e, const float *scores, int64_t stride, const float *v_block,
+                           int64_t v_stride, int32_t count, int32_t d, float (*acc)[MAX_HEAD]) {
+    for (; e < d; e++)
+        for (int r = 0; r < R; r++) {
+            float sum = acc[r][e];
+            for (int32_t j = 0; j < count; j++)
+                sum = fmaf(scores[r * stride + j], v_block[j * v_stride + e], sum);
+            acc[r][e] = sum;
+        }
 }
 
-static DR_WIDE void attend_wide(query_rows *rows, const key_blocks *blocks, int32_t d, float scale,
-                                float *scores) {
-    attend_body(true, rows, blocks, d, scale, scores);
-}
+// The one way a row is attended, R of them at a time; scores: R * padded floats of scratch.
+#define ATTEND(NAME, R, SCORES_OF, VALUES_OF, VALUES_ONE)                                                    \
+    DR_INLINE void NAME(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, float *scores) { \
+        int32_t most = 0;                                                                                    \
+        for (int r = 0; r < rows->n; r++) most = rows->n_keys[r] > most ? rows->n_keys[r] : most;            \
+        for (int r = rows->n; r < R; r++) { /* idle rows repeat the first one */                             \
+            rows->q[r] = rows->q[0];                                                                         \
+            rows->n_keys[r] = rows->n_keys[0];                                                               \
+        }                                                                                                    \
+        int64_t n_blocks = (most + KEYS - 1) / KEYS, padded = n_blocks * KEYS;                               \
+        for (int64_t i = 0; i < n_blocks; i++)                                                               \
+            SCORES_OF(R, rows, blocks->k + block_of(blocks, i) * blocks->k_block_stride,                     \
+                      blocks->k + ahead_of(blocks, i, n_blocks) * blocks->k_block_stride, d,                 \
+                      scores + i * KEYS, padded);                                                            \
+        float total[R], top[R], acc[R][MAX_HEAD];                                                            \
+        for (int r = 0; r < R; r++)                                                                          \
+            total[r] = softmax_row(scores + r * padded, rows->n_keys[r], padded, scale, &top[r]);            \
+        memset(acc, 0, sizeof acc);                                                                          \
+        for (int64_t i = 0; i < n_blocks; i++) {                                                             \
+            int32_t count = most - i * KEYS < KEYS ? (int32_t)(most - i * KEYS) : KEYS;                      \
+            const float *p = scores + i * KEYS,                                                              \
+                        *v = blocks->v + block_of(blocks, i) * blocks->v_block_stride,                       \
+                        *ahead = blocks->v + ahead_of(blocks, i, n_blocks) * blocks->v_block_stride;         \
+            int32_t e = VALUES_OF(0, p, padded, v, ahead, blocks->v_row_stride, count, d, acc);              \
+            e = VALUES_ONE(e, p, padded, v, ahead, blocks->v_row_stride, count, d, acc);                     \
+            values_rest(R, e, p, padded, v, blocks->v_row_stride, count, d, acc);                            \
+        }                                                                                                    \
+        for (int r = 0; r < rows->n; r++) {                                                                  \
+            float inv = 1.0f / total[r];                                                                     \
+            for (int32_t e = 0; e < d; e++) rows->out[r][e] = acc[r][e] * inv;                               \
+            if (rows->lse[r]) *rows->lse[r] = top[r] + logf(total[r]);                                       \
+        }                                                                                                    \
+    }
 
-static DR_HOT void attend_narrow(query_rows *rows, const key_blocks *blocks, int32_t d, float scale,
-                                 float *scores) {
-    attend_body(false, rows, blocks, d, scale, scores);
-}
+// R rows in both widths: eight sums in flight, however few the rows are.
+#define ATTEND_ROWS(R, GROUPS, STEP)                                                                         \
+    SCORES(scores_wide_##R, vec16, 16, R)                                                                    \
+    SCORES(scores_narrow_##R, vec8, 8, STEP)                                                                 \
+    VALUES(values_wide_##R, vec16, 16, R, GROUPS)                                                            \
+    VALUES(values_wide_one_##R, vec16, 16, R, 1)                                                             \
+    VALUES(values_narrow_##R, vec8, 8, R, GROUPS)                                                            \
+    VALUES(values_narrow_one_##R, vec8, 8, R, 1)                                                             \
+    ATTEND(attend_wide_body_##R, R, scores_wide_##R, values_wide_##R, values_wide_one_##R)                   \
+    ATTEND(attend_narrow_body_##R, R, scores_narrow_##R, values_narrow_##R, values_narrow_one_##R)           \
+    static DR_WIDE void attend_wide_##R(query_rows *rows, const key_blocks *blocks, int32_t d, float scale,  \
+                                        float *scores) {                                                     \
+        attend_wide_body_##R(rows, blocks, d, scale, scores);                                                \
+    }                                                                                                        \
+    static DR_HOT void attend_narrow_##R(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, \
+                                         float *scores) {                                                    \
+        attend_narrow_body_##R(rows, blocks, d, scale, scores);                                              \
+    }
+ATTEND_ROWS(8, 1, 4)
+ATTEND_ROWS(4, 2, 4)
+ATTEND_ROWS(2, 4, 2)
+ATTEND_ROWS(1, 8, 1)
 
 static void attend(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, float *scores) {
-    if (dr_cpu_is_wide())
-        attend_wide(rows, blocks, d, scale, scores);
-    else
-        attend_narrow(rows, blocks, d, scale, scores);
+    typedef void attend_rows(query_rows *, const key_blocks *, int32_t, float, float *);
+    static attend_rows *const body[][2] = {{attend_narrow_1, attend_wide_1},
+                                           {attend_narrow_2, attend_wide_2},
+                                           {attend_narrow_4, attend_wide_4},
+                                           {attend_narrow_8, attend_wide_8}};
+    int n = rows->n;
+    body[n > 4 ? 3 : n > 2 ? 2 : n - 1][dr_cpu_is_wide()](rows, blocks, d, scale, scores);
 }
 
 static dr_status check_sizes(int32_t H, int32_t G, int32_t d) {

@@ -27,8 +27,8 @@ extern "C" {
 // costs.
 typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE } dr_precision;
 
-// A weight matrix [n_out, n_in] as the backend wants it (packed, rounded). Filled by weight_pack from fp32
-// values.
+// A weight matrix [n_out, n_in] as the backend wants it. Filled by weight_pack from fp32 values in backend
+// memory, which stay in their place and may go on being read until the next weight_pack or weight_destroy.
 typedef struct dr_weight dr_weight;
 typedef struct dr_backend dr_backend;
 
@@ -64,6 +64,24 @@ typedef struct dr_kept {
     int32_t n;
 } dr_kept;
 
+// How a token is drawn: temperature, then top-p (nucleus, Holtzman et al., arXiv 1904.09751).
+typedef struct dr_sampling {
+    float temperature; // 0: greedy (ties to the smaller id), otherwise at least 1e-6
+    float top_p;       // (0, 1]; 1 keeps the whole vocabulary; not looked at when greedy
+} dr_sampling;
+
+// DR_ERR_ARGUMENT for settings outside their bounds.
+dr_status dr_sampling_check(const dr_sampling *settings);
+// The DR_ERR_NUMERIC of a row [V], host memory, whose log-sum-exp is not a number: names row, id and value.
+dr_status dr_sampling_refuse(const float *logits, int64_t V, int64_t row, float temperature);
+
+typedef struct dr_sampled {
+    int32_t id;
+    float logprob; // under softmax(logits / temperature) over the full vocabulary (temperature 1 when greedy)
+    float logprob_kept; // under the truncated distribution that it was drawn from (0 when greedy)
+    dr_kept kept;       // what top-p left; n 0 with top-p 1 and greedy
+} dr_sampled;
+
 typedef struct dr_adamw_settings {
     float learning_rate, beta1, beta2, epsilon, weight_decay;
     int64_t t; // 1-based number of this update, for the bias correction
@@ -72,11 +90,17 @@ typedef struct dr_adamw_settings {
 typedef struct dr_backend_ops {
     const char *name; // "cpu"
 
+    void (*destroy)(dr_backend *b); // its memory and weights must have been destroyed before
+
     // Memory, zeroed. copy_in / copy_out move bytes between host and backend memory.
     dr_status (*memory_create)(dr_backend *b, const char *label, size_t bytes, void **out_memory);
     void (*memory_destroy)(dr_backend *b, void *memory);
     void (*copy_in)(dr_backend *b, void *to_backend, const void *from_host, size_t bytes);
     void (*copy_out)(dr_backend *b, void *to_host, const void *from_backend, size_t bytes);
+    void (*copy)(dr_backend *b, void *to_backend, const void *from_backend, size_t bytes);
+    void (*zero)(dr_backend *b, void *memory, size_t bytes);
+    // The same memory where the host can use it as its own, else NULL.
+    void *(*host_view)(dr_backend *b, void *memory);
 
     // Linear layers. y = x Wᵀ (+ bias): x [T, n_in], y [T, n_out], bias [n_out] or NULL. linear_forward is
     // row-exact.
@@ -154,10 +178,18 @@ typedef struct dr_backend_ops {
                                   const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out);
 
+    // One draw for each row of logits [T, V]: from the smallest set of most probable ids whose mass reaches
+    // top_p, ties at its end to smaller ids; those of less than 2^-32 of the largest probability are never in
+    // it. bits[t] decides: the first id, in rising order, up to which the mass is more than bits / 2^32 of
+    // the set's. settings, bits, out [T]: host memory; out's kept ids are the backend's until its next draw.
+    // The log-probabilities are those of head_forward, bit for bit, so that what is recorded while sampling
+    // is what the learner computes. DR_ERR_NUMERIC, naming row and id, when a logit is NaN or +inf, or all
+    // of a row are -inf. Row-exact; O(V) whatever the distribution is.
+    dr_status (*sample)(dr_backend *b, const float *logits, int64_t T, int64_t V, const dr_sampling *settings,
+                        const uint32_t *bits, dr_sampled *out);
     // lse, entropy [T] of softmax(logits / temperature), logits [T, V]; kept_lse: lse [T] over each row's
-    // kept set, rows with an empty one left as they are. head_forward goes through the same code, so
-    // dr_logprob_of(logits[t][id], temperature, lse[t]) is its logprob, bit for bit: what is recorded while
-    // sampling is what the learner computes. Row-exact.
+    // kept set, rows with an empty one left as they are. head_forward goes through the same code:
+    // dr_logprob_of(logits[t][id], temperature, lse[t]) is its logprob, bit for bit. Row-exact.
     void (*softmax_stats)(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
                           float *lse, float *entropy);
     void (*kept_lse)(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
@@ -196,6 +228,21 @@ struct dr_backend {
     int n_threads;
     void *state;
 };
+
+static inline void dr_backend_destroy(dr_backend *backend) { // NULL is fine
+    if (backend) backend->ops->destroy(backend);
+}
+
+// Memory of `count` elements of `size` bytes, zeroed, for memory_destroy. out_pointer: address of the
+// caller's pointer, as of dr_alloc.
+dr_status dr_memory_create(dr_backend *b, void *out_pointer, const char *label, int64_t count, size_t size);
+
+// n floats of backend memory on the host: the memory itself where the host can use it, else a copy that close
+// brings back when the host writes. Each open wants its close, with the same arguments; host NULL is fine
+// there.
+typedef enum dr_host_use { DR_HOST_READS, DR_HOST_WRITES, DR_HOST_CHANGES } dr_host_use; // writes: all of it
+dr_status dr_host_open(dr_backend *b, float *memory, int64_t n, dr_host_use use, float **out_host);
+void dr_host_close(dr_backend *b, float *memory, int64_t n, dr_host_use use, float *host);
 
 // The CPU body. n_threads 0: what OpenMP offers. DR_BF16 is refused (DR_ERR_UNSUPPORTED) where the processor
 // can't.

@@ -20,6 +20,16 @@ static void copy(dr_backend *b, void *to, const void *from, size_t bytes) {
     if (bytes) memcpy(to, from, bytes);
 }
 
+static void zero(dr_backend *b, void *memory, size_t bytes) {
+    (void)b;
+    if (bytes) memset(memory, 0, bytes);
+}
+
+static void *host_view(dr_backend *b, void *memory) {
+    (void)b;
+    return memory;
+}
+
 dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {
     if (count <= scratch->count) return DR_OK;
     float *bigger = NULL;
@@ -73,15 +83,20 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     DR_CHECK(precision != DR_BF16 || dr_cpu_has_bf16(), DR_ERR_UNSUPPORTED,
              "bf16: this processor has neither AMX-BF16 nor AVX512-BF16; use fp32");
     ops.name = "cpu";
+    ops.destroy = dr_backend_cpu_destroy;
     ops.memory_create = memory_create;
     ops.memory_destroy = memory_destroy;
     ops.copy_in = copy;
     ops.copy_out = copy;
+    ops.copy = copy;
+    ops.zero = zero;
+    ops.host_view = host_view;
     dr_cpu_fill_linear(&ops);
     dr_cpu_fill_norm(&ops);
     dr_cpu_fill_elementwise(&ops);
     dr_cpu_fill_attention(&ops);
     dr_cpu_fill_head(&ops);
+    dr_cpu_fill_softmax(&ops);
 
     dr_backend *backend = NULL;
     dr_cpu_state *state = NULL;
@@ -107,7 +122,12 @@ void dr_backend_cpu_destroy(dr_backend *backend) {
     dr_cpu_state *state = backend->state;
     dr_bf16_destroy(state->bf16);
     dr_free(state->shared.data);
+    dr_free(state->head.data);
+    dr_free(state->turns.values.data);
+    dr_free(state->turns.frequencies.data);
     for (int i = 0; i < DR_MAX_THREADS; i++) dr_free(state->thread[i].data);
+    for (int64_t t = 0; t < state->n_kept; t++) dr_free(state->kept[t].data);
+    dr_free(state->kept);
     dr_free(state);
     dr_free(backend);
 }

@@ -26,7 +26,7 @@ typedef float vec8 __attribute__((vector_size(32), aligned(4)));
 bool dr_cpu_is_wide(void);            // 16 lanes are native and allowed
 void dr_cpu_narrow_only(bool narrow); // for tests: the other width on the same processor
 
-enum { DR_PANEL = 32, DR_DEPTH = 8192, DR_MAX_THREADS = 256 };
+enum { DR_PANEL = 32, DR_DEPTH = 8192, DR_MAX_THREADS = 256, DR_LANES = 16 };
 
 // Panels of 32 columns of a [k, n] matrix: panel p holds columns 32p … as k rows of 32 floats, zero-padded.
 DR_INLINE int64_t dr_panels_floats(int64_t k, int64_t n) {
@@ -48,10 +48,21 @@ typedef struct dr_scratch {
 } dr_scratch;
 dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count);
 
+// Rotary embedding: cosines and sines of positions 0 … n - 1, [n][2][half].
+typedef struct dr_turns {
+    dr_scratch values, frequencies;
+    const float *inv_freq; // [half], the copy that they were made from
+    int64_t half, n;
+} dr_turns;
+
 typedef struct dr_cpu_state {
+    dr_turns turns;
     dr_scratch shared;                 // packed operand of the running call
+    dr_scratch head;                   // of the loss head, which calls linear ops while it holds it
     dr_scratch thread[DR_MAX_THREADS]; // one a thread
-    struct dr_bf16 *bf16;              // NULL in fp32
+    dr_scratch *kept;                  // [n_kept] kept sets of the last draw, ids where floats are
+    int64_t n_kept;
+    struct dr_bf16 *bf16; // NULL in fp32
 } dr_cpu_state;
 
 DR_INLINE dr_cpu_state *dr_cpu_state_of(dr_backend *b) {
@@ -61,7 +72,6 @@ DR_INLINE dr_cpu_state *dr_cpu_state_of(dr_backend *b) {
 struct dr_weight {
     int64_t n_out, n_in;
     const float *values; // what was packed last; borrowed, [n_out, n_in]
-    float *panels;       // of the transpose: [n_in, n_out] (fp32 body)
     void *bf16;          // bf16 body's own packing
 };
 
@@ -69,8 +79,8 @@ struct dr_weight {
 dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
                          const float *b_matrix, int64_t b_row, int64_t b_column, int64_t m, int64_t n,
                          int64_t k, float *c, bool accumulate);
-// y [T, n_out] = x · packed weight, with threads.
-void dr_cpu_apply_panels(dr_backend *b, const float *x, int64_t T, const dr_weight *w, float *y);
+// y [T, n_out] = x Wᵀ from the weight's own values, with threads (gemm_weight.c).
+dr_status dr_cpu_apply_weight(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y);
 
 // bf16 products through oneDNN (gemm_bf16.c).
 dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out);
@@ -105,11 +115,82 @@ DR_INLINE float dr_expf(float x) {
     return x < -87.0f ? 0.0f : p * scale.f;
 }
 
+// Sums over a row run in 16 lanes that are added pairwise at the end: one order, whatever the vectors' width.
+DR_INLINE float dr_lane_sum(const float lanes[DR_LANES]) {
+    float s[DR_LANES];
+    memcpy(s, lanes, sizeof s);
+    for (int width = DR_LANES / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; l++) s[l] += s[l + width];
+    return s[0];
+}
+
+DR_INLINE float dr_dot(const float *x, const float *y, int64_t n) {
+    float lanes[DR_LANES] = {0};
+    int64_t i = 0;
+    for (; i + DR_LANES <= n; i += DR_LANES)
+        for (int l = 0; l < DR_LANES; l++) lanes[l] += x[i + l] * y[i + l];
+    for (int l = 0; i + l < n; l++) lanes[l] += x[i + l] * y[i + l];
+    return dr_lane_sum(lanes);
+}
+
+// Their vectors never cross a call: everything below is inlined.
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
+// Eight lanes at a time, where a loop over plain floats is not turned into vectors by itself.
+typedef int32_t int8v __attribute__((vector_size(32)));
+
+DR_INLINE vec8 dr_select8(int8v mask, vec8 yes, vec8 no) {
+    return (vec8)((mask & (int8v)yes) | (~mask & (int8v)no));
+}
+
+DR_INLINE vec8 dr_same8(float value) {
+    return (vec8){value, value, value, value, value, value, value, value};
+}
+
+// dr_expf of each lane, bit for bit.
+DR_INLINE vec8 dr_expf8(vec8 x) {
+    int8v low = x < -87.0f;
+    vec8 y = dr_select8(low, dr_same8(-87.0f), dr_select8(x > 88.0f, dr_same8(88.0f), x));
+    vec8 t = y * 1.44269504f + 12582912.0f, n = t - 12582912.0f;
+    vec8 r = y - n * 0.693359375f + n * 2.12194440e-4f;
+    vec8 p = dr_same8(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int8v scale = (__builtin_convertvector(n, int8v) + 127) << 23;
+    return (vec8)(~low & (int8v)(p * (vec8)scale));
+}
+
+DR_INLINE vec8 dr_load8(const float *x) {
+    return *(const vec8 *)x;
+}
+
+// -inf of nothing; NaNs are passed over.
+DR_INLINE float dr_largest(const float *x, int64_t n) {
+    vec8 lanes[2] = {dr_same8(-INFINITY), dr_same8(-INFINITY)};
+    float top = -INFINITY;
+    int64_t i = 0;
+    for (; i + DR_LANES <= n; i += DR_LANES)
+        for (int half = 0; half < 2; half++) {
+            vec8 here = dr_load8(x + i + 8 * half);
+            lanes[half] = dr_select8(here > lanes[half], here, lanes[half]);
+        }
+    for (; i < n; i++) top = x[i] > top ? x[i] : top;
+    for (int l = 0; l < DR_LANES; l++) top = lanes[l / 8][l % 8] > top ? lanes[l / 8][l % 8] : top;
+    return top;
+}
+
 // Op families; each file fills its entries.
 void dr_cpu_fill_linear(dr_backend_ops *ops);
 void dr_cpu_fill_norm(dr_backend_ops *ops);
 void dr_cpu_fill_elementwise(dr_backend_ops *ops);
 void dr_cpu_fill_attention(dr_backend_ops *ops);
 void dr_cpu_fill_head(dr_backend_ops *ops);
+void dr_cpu_fill_softmax(dr_backend_ops *ops);
 
 #endif

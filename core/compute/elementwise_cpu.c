@@ -1,21 +1,75 @@
 // Element-wise ops, rotary embedding, embedding tables, AdamW and the gradient norm.
 #include "core/compute/cpu_internal.h"
 
+enum { ROW_BLOCK = 32, ELEMENT_BLOCK = 16384, MOST_TURNS = 65536 };
+
+// Cosines and sines of the positions seen so far, for one list of frequencies: models have one.
+static dr_status turns_reserve(dr_turns *turns, const float *inv_freq, int64_t half, int64_t n) {
+    if (turns->half != half || memcmp(turns->inv_freq, inv_freq, (size_t)half * sizeof(float)) != 0) {
+        turns->n = turns->half = 0;
+        DR_TRY(dr_scratch_reserve(&turns->frequencies, half));
+        turns->inv_freq = memcpy(turns->frequencies.data, inv_freq, (size_t)half * sizeof(float));
+        turns->half = half;
+    }
+    if (n <= turns->n) return DR_OK;
+    int64_t all = n < 256 ? 256 : 2 * n < MOST_TURNS ? 2 * n : MOST_TURNS;
+    turns->n = 0;
+    DR_TRY(dr_scratch_reserve(&turns->values, 2 * all * half));
+    for (int64_t p = 0; p < all; p++)
+        for (int64_t i = 0; i < half; i++) {
+            float angle = (float)p * inv_freq[i];
+            turns->values.data[2 * p * half + i] = cosf(angle);
+            turns->values.data[(2 * p + 1) * half + i] = sinf(angle);
+        }
+    turns->n = all;
+    return DR_OK;
+}
+
+static DR_HOT void turn_row(float *x, const float *cosine, const float *sine, int64_t n_heads, int64_t d,
+                            float sign) {
+    int64_t half = d / 2;
+    for (float *low = x; low < x + n_heads * d; low += d) {
+        float *high = low + half;
+        for (int64_t i = 0; i < half; i++) {
+            float l = low[i], h = high[i], s = sign * sine[i];
+            low[i] = fmaf(-h, s, l * cosine[i]); // by hand: the same fused operation in every loop
+            high[i] = fmaf(l, s, h * cosine[i]);
+        }
+    }
+}
+
+// Beyond the table.
+static void turn_directly(float *x, int32_t position, const float *inv_freq, int64_t n_heads, int64_t d,
+                          float sign) {
+    for (int64_t i = 0; i < d / 2; i++) {
+        float angle = (float)position * inv_freq[i], c = cosf(angle), s = sinf(angle);
+        for (int64_t h = 0; h < n_heads; h++) {
+            float pair[2] = {x[h * d + i], x[h * d + i + d / 2]};
+            turn_row(pair, &c, &s, 1, 2, sign);
+            x[h * d + i] = pair[0];
+            x[h * d + i + d / 2] = pair[1];
+        }
+    }
+}
+
 static void rope(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T,
                  int64_t n_heads, int64_t d, int64_t stride, int direction) {
-    (void)b;
-    int64_t half = d / 2;
+    int64_t half = d / 2, longest = 0;
+    float sign = direction < 0 ? -1.0f : 1.0f;
+    dr_turns *turns = &dr_cpu_state_of(b)->turns;
     for (int64_t t = 0; t < T; t++)
-        for (int64_t i = 0; i < half; i++) {
-            float angle = (float)positions[t] * inv_freq[i];
-            float c = cosf(angle), s = direction < 0 ? -sinf(angle) : sinf(angle);
-            for (int64_t h = 0; h < n_heads; h++) {
-                float *head = x + t * stride + h * d;
-                float low = head[i], high = head[i + half];
-                head[i] = low * c - high * s;
-                head[i + half] = high * c + low * s;
-            }
+        if (positions[t] < MOST_TURNS && positions[t] >= longest) longest = positions[t] + 1;
+    // without memory for it, no position is in the table
+    if (turns_reserve(turns, inv_freq, half, longest) != DR_OK) turns->n = 0;
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > ROW_BLOCK)
+    for (int64_t t = 0; t < T; t++) {
+        if (positions[t] >= turns->n) {
+            turn_directly(x + t * stride, positions[t], inv_freq, n_heads, d, sign);
+            continue;
         }
+        const float *of_row = turns->values.data + 2 * positions[t] * half;
+        turn_row(x + t * stride, of_row, of_row + half, n_heads, d, sign);
+    }
 }
 
 static DR_HOT void swiglu_forward_rows(const float *gate_up, int64_t T, int64_t F, float *out) {
@@ -37,8 +91,6 @@ static DR_HOT void swiglu_backward_rows(const float *dout, const float *gate_up,
         }
     }
 }
-
-enum { ROW_BLOCK = 32, ELEMENT_BLOCK = 16384 };
 
 static void swiglu_forward(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
 #pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > ROW_BLOCK)
@@ -87,9 +139,14 @@ static void gelu_backward(dr_backend *b, const float *dy, const float *x, int64_
         gelu_backward_range(dy + i, x + i, n - i < ELEMENT_BLOCK ? n - i : ELEMENT_BLOCK, dx + i);
 }
 
-static DR_HOT void add(dr_backend *b, const float *x, int64_t n, float *y) {
-    (void)b;
+static DR_HOT void add_range(const float *x, int64_t n, float *y) {
     for (int64_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+static void add(dr_backend *b, const float *x, int64_t n, float *y) {
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && n > ELEMENT_BLOCK)
+    for (int64_t i = 0; i < n; i += ELEMENT_BLOCK)
+        add_range(x + i, n - i < ELEMENT_BLOCK ? n - i : ELEMENT_BLOCK, y + i);
 }
 
 static void embedding_forward(dr_backend *b, const float *table, const int32_t *ids, int64_t T, int64_t D,
@@ -100,7 +157,8 @@ static void embedding_forward(dr_backend *b, const float *table, const int32_t *
 
 static void embedding_backward(dr_backend *b, const float *dout, const int32_t *ids, int64_t T, int64_t D,
                                float *dtable) {
-    for (int64_t t = 0; t < T; t++) add(b, dout + t * D, D, dtable + ids[t] * D);
+    (void)b;
+    for (int64_t t = 0; t < T; t++) add_range(dout + t * D, D, dtable + ids[t] * D);
 }
 
 DR_INLINE void adamw_range(float *weights, const float *gradient, float *m, float *v, int64_t begin,

@@ -3,9 +3,10 @@
 // through memory without rounding.
 #include "core/compute/cpu_internal.h"
 
-enum { K_BLOCK = 512, ROWS = 12 };
+enum { K_BLOCK = 512, ROWS = 12, LINE = 16 }; // LINE: floats
 
-// R rows x 2 vectors of columns over k rows of a panel.
+// R rows x 2 vectors of columns over k rows of a panel. The R rows behind them are fetched meanwhile: rows
+// are too short for the processor to foresee what follows.
 #define KERNEL(R, VECTOR, LANES)                                                                             \
     DR_INLINE void kernel_##R##x##LANES(const float *a, int64_t a_row, int64_t a_column, const float *panel, \
                                         int64_t k, float *c, int64_t c_row, int first) {                     \
@@ -18,6 +19,8 @@ enum { K_BLOCK = 512, ROWS = 12 };
             VECTOR b0 = *(const VECTOR *)(panel + kk * DR_PANEL),                                            \
                    b1 = *(const VECTOR *)(panel + kk * DR_PANEL + LANES);                                    \
             const float *column = a + kk * a_column;                                                         \
+            if (kk % LINE == 0)                                                                              \
+                for (int r = 0; r < R; r++) __builtin_prefetch(column + (R + r) * a_row, 0, 2);              \
             for (int r = 0; r < R; r++) {                                                                    \
                 float value = column[r * a_row];                                                             \
                 low[r] += value * b0;                                                                        \
@@ -40,40 +43,78 @@ KERNEL(4, vec8, 8)
 KERNEL(6, vec8, 8)
 #undef KERNEL
 
+// R rows x one vector of columns, for what is left of a matrix.
+#define KERNEL(R, VECTOR, LANES)                                                                             \
+    DR_INLINE void single_##R##x##LANES(const float *a, int64_t a_row, int64_t a_column, const float *panel, \
+                                        int64_t k, float *c, int64_t c_row, int first) {                     \
+        VECTOR sum[R];                                                                                       \
+        for (int r = 0; r < R; r++) sum[r] = first ? (VECTOR){0} : *(const VECTOR *)(c + r * c_row);         \
+        for (int64_t kk = 0; kk < k; kk++) {                                                                 \
+            VECTOR b0 = *(const VECTOR *)(panel + kk * DR_PANEL);                                            \
+            if (kk % LINE == 0)                                                                              \
+                for (int r = 0; r < R; r++) __builtin_prefetch(a + kk * a_column + (R + r) * a_row, 0, 2);   \
+            for (int r = 0; r < R; r++) sum[r] += a[kk * a_column + r * a_row] * b0;                         \
+        }                                                                                                    \
+        for (int r = 0; r < R; r++) *(VECTOR *)(c + r * c_row) = sum[r];                                     \
+    }
+KERNEL(1, vec16, 16)
+KERNEL(2, vec16, 16)
+KERNEL(4, vec16, 16)
+KERNEL(12, vec16, 16)
+KERNEL(1, vec8, 8)
+KERNEL(2, vec8, 8)
+KERNEL(4, vec8, 8)
+KERNEL(12, vec8, 8)
+#undef KERNEL
+
+// Rows of c by a panel, or by its first `width` columns rounded up to whole vectors.
 DR_INLINE void run_rows_wide(const float *a, int64_t a_row, int64_t a_column, const float *panel, int64_t m,
-                             int64_t k, float *c, int64_t c_row, int first) {
+                             int64_t k, float *c, int64_t c_row, int64_t width, int first) {
     int64_t i = 0;
-#define STEP(R) kernel_##R##x16(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first), i += R
-    while (i + 12 <= m) STEP(12);
-    if (i + 8 <= m) STEP(8);
-    if (i + 4 <= m) STEP(4);
-    if (i + 2 <= m) STEP(2);
-    if (i < m) STEP(1);
+#define STEP(NAME, R) NAME(a + i * a_row, a_row, a_column, panel, k, c + i * c_row, c_row, first), i += R
+    if (width <= 16) {
+        while (i + 12 <= m) STEP(single_12x16, 12);
+        while (i + 4 <= m) STEP(single_4x16, 4);
+        if (i + 2 <= m) STEP(single_2x16, 2);
+        if (i < m) STEP(single_1x16, 1);
+        return;
+    }
+    while (i + 12 <= m) STEP(kernel_12x16, 12);
+    if (i + 8 <= m) STEP(kernel_8x16, 8);
+    if (i + 4 <= m) STEP(kernel_4x16, 4);
+    if (i + 2 <= m) STEP(kernel_2x16, 2);
+    if (i < m) STEP(kernel_1x16, 1);
 #undef STEP
 }
 
 // Half a panel at a time: 12 sums and their operands are what 16 registers hold.
 DR_INLINE void run_rows_narrow(const float *a, int64_t a_row, int64_t a_column, const float *panel, int64_t m,
-                               int64_t k, float *c, int64_t c_row, int first) {
-    for (int half = 0; half < DR_PANEL; half += 16) {
+                               int64_t k, float *c, int64_t c_row, int64_t width, int first) {
+    for (int half = 0; half < width; half += 16) {
         int64_t i = 0;
-#define STEP(R)                                                                                              \
-    kernel_##R##x8(a + i * a_row, a_row, a_column, panel + half, k, c + i * c_row + half, c_row, first),     \
-        i += R
-        while (i + 6 <= m) STEP(6);
-        if (i + 4 <= m) STEP(4);
-        if (i + 2 <= m) STEP(2);
-        if (i < m) STEP(1);
+#define STEP(NAME, R)                                                                                        \
+    NAME(a + i * a_row, a_row, a_column, panel + half, k, c + i * c_row + half, c_row, first), i += R
+        if (width - half <= 8) {
+            while (i + 12 <= m) STEP(single_12x8, 12);
+            while (i + 4 <= m) STEP(single_4x8, 4);
+            if (i + 2 <= m) STEP(single_2x8, 2);
+            if (i < m) STEP(single_1x8, 1);
+            return;
+        }
+        while (i + 6 <= m) STEP(kernel_6x8, 6);
+        if (i + 4 <= m) STEP(kernel_4x8, 4);
+        if (i + 2 <= m) STEP(kernel_2x8, 2);
+        if (i < m) STEP(kernel_1x8, 1);
 #undef STEP
     }
 }
 
 DR_INLINE void run_rows(bool wide, const float *a, int64_t a_row, int64_t a_column, const float *panel,
-                        int64_t m, int64_t k, float *c, int64_t c_row, int first) {
+                        int64_t m, int64_t k, float *c, int64_t c_row, int64_t width, int first) {
     if (wide)
-        run_rows_wide(a, a_row, a_column, panel, m, k, c, c_row, first);
+        run_rows_wide(a, a_row, a_column, panel, m, k, c, c_row, width, first);
     else
-        run_rows_narrow(a, a_row, a_column, panel, m, k, c, c_row, first);
+        run_rows_narrow(a, a_row, a_column, panel, m, k, c, c_row, width, first);
 }
 
 // The last panel may be narrower than 32 columns: it is computed in a small block and copied.
@@ -85,7 +126,7 @@ DR_INLINE void run_edge(bool wide, const float *a, int64_t a_row, int64_t a_colu
         for (int64_t r = 0; r < rows && !first; r++)
             for (int64_t j = 0; j < DR_PANEL; j++)
                 block[r * DR_PANEL + j] = j < width ? c[(i + r) * c_row + j] : 0.0f;
-        run_rows(wide, a + i * a_row, a_row, a_column, panel, rows, k, block, DR_PANEL, first);
+        run_rows(wide, a + i * a_row, a_row, a_column, panel, rows, k, block, DR_PANEL, width, first);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < width; j++) c[(i + r) * c_row + j] = block[r * DR_PANEL + j];
     }
@@ -100,7 +141,7 @@ DR_INLINE void run_panels(bool wide, const float *a, int64_t a_row, int64_t a_co
         int64_t width = n - p * DR_PANEL;
         if (width <= 0) break;
         if (width >= DR_PANEL)
-            run_rows(wide, a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, first);
+            run_rows(wide, a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, DR_PANEL, first);
         else
             run_edge(wide, a, a_row, a_column, panel, m, depth, c + p * DR_PANEL, c_row, width, first);
     }
@@ -231,8 +272,4 @@ dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a
                           accumulate || at > 0);
     }
     return DR_OK;
-}
-
-void dr_cpu_apply_panels(dr_backend *b, const float *x, int64_t T, const dr_weight *w, float *y) {
-    multiply_threaded(b, x, w->n_in, 1, w->panels, T, w->n_out, w->n_in, y, false);
 }

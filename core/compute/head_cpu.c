@@ -4,44 +4,7 @@
 #include "core/compute/cpu_internal.h"
 
 // SPARSE_SHARE: a kept set of at most this part of the vocabulary has its gradient taken id by id.
-enum { HEAD_ROWS = 128, LANES = 16, SPARSE_SHARE = 16 };
-
-DR_INLINE float reduce(float lanes[LANES]) {
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int l = 0; l < width; l++) lanes[l] += lanes[l + width];
-    return lanes[0];
-}
-
-// log-sum-exp and entropy of z / temperature, z [V]; 16 fixed lanes.
-static DR_HOT void row_softmax(const float *z, int64_t V, float inv_temperature, float *out_lse,
-                               float *out_entropy) {
-    float top = -INFINITY, lanes[LANES] = {0}, weighted[LANES] = {0};
-    for (int64_t j = 0; j < V; j++) top = z[j] > top ? z[j] : top;
-    int64_t j = 0;
-    for (; j + LANES <= V; j += LANES)
-        for (int l = 0; l < LANES; l++) {
-            float x = (z[j + l] - top) * inv_temperature, p = dr_expf(x);
-            lanes[l] += p;
-            weighted[l] += p * x;
-        }
-    for (int l = 0; j + l < V; l++) {
-        float x = (z[j + l] - top) * inv_temperature, p = dr_expf(x);
-        lanes[l] += p;
-        weighted[l] += p * x;
-    }
-    float total = reduce(lanes);
-    *out_lse = top * inv_temperature + logf(total);
-    *out_entropy = logf(total) - reduce(weighted) / total;
-}
-
-// log-sum-exp of z / temperature over the kept ids, in their order.
-static DR_HOT float row_kept_lse(const float *z, const dr_kept *kept, float inv_temperature) {
-    float top = -INFINITY;
-    double total = 0;
-    for (int32_t k = 0; k < kept->n; k++) top = z[kept->ids[k]] > top ? z[kept->ids[k]] : top;
-    for (int32_t k = 0; k < kept->n; k++) total += dr_expf((z[kept->ids[k]] - top) * inv_temperature);
-    return top * inv_temperature + logf((float)total);
-}
+enum { HEAD_ROWS = 128, SPARSE_SHARE = 16 };
 
 // z → d(Σ dlogprob · logprob)/dz in place.
 static DR_HOT void row_gradient(float *z, int64_t V, float inv_temperature, float lse, int32_t target,
@@ -66,25 +29,11 @@ static DR_HOT void row_kept_gradient(float *z, int64_t V, float inv_temperature,
     z[target] += scale;
 }
 
-static void softmax_stats(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
-                          float *lse, float *entropy) {
-    float inv = 1.0f / temperature;
-#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > 1)
-    for (int64_t t = 0; t < T; t++) row_softmax(logits + t * V, V, inv, &lse[t], &entropy[t]);
-}
-
-static void kept_lse(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
-                     const dr_kept *kept, float *lse) {
-    float inv = 1.0f / temperature;
-#pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1 && T > 1)
-    for (int64_t t = 0; t < T; t++)
-        if (kept[t].n > 0) lse[t] = row_kept_lse(logits + t * V, &kept[t], inv);
-}
-
-// A block of logits, and what the product of its gradient with the weight packs or rounds.
+// A block of logits, its rows as each thread packs them, and what the product of its gradient with the weight
+// packs or rounds.
 static int64_t head_memory(dr_backend *b, int64_t V, int64_t D) {
     int64_t logits = HEAD_ROWS * V * (int64_t)sizeof(float),
-            rows = HEAD_ROWS * D * 2 * (int64_t)sizeof(float);
+            rows = HEAD_ROWS * D * (2 + b->n_threads) * (int64_t)sizeof(float);
     if (b->precision == DR_BF16) return logits + rows + HEAD_ROWS * V * 2;
     return logits + rows + dr_panels_floats(V < DR_DEPTH ? V : DR_DEPTH, D) * (int64_t)sizeof(float);
 }
@@ -93,14 +42,14 @@ static dr_status head_forward(dr_backend *b, const dr_weight *w, const float *h,
                               const dr_kept *kept, int64_t T, float temperature, float *logprob,
                               float *entropy, float *lse) {
     int64_t V = w->n_out, D = w->n_in;
-    dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
+    dr_scratch *scratch = &dr_cpu_state_of(b)->head;
     DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * V));
     float *logits = scratch->data;
     for (int64_t t0 = 0; t0 < T; t0 += HEAD_ROWS) {
         int64_t rows = T - t0 < HEAD_ROWS ? T - t0 : HEAD_ROWS;
         DR_TRY(b->ops->linear_forward(b, w, h + t0 * D, rows, NULL, logits));
-        softmax_stats(b, logits, rows, V, temperature, lse + t0, entropy + t0);
-        if (kept) kept_lse(b, logits, rows, V, temperature, kept + t0, lse + t0);
+        b->ops->softmax_stats(b, logits, rows, V, temperature, lse + t0, entropy + t0);
+        if (kept) b->ops->kept_lse(b, logits, rows, V, temperature, kept + t0, lse + t0);
         for (int64_t r = 0; r < rows; r++)
             logprob[t0 + r] = dr_logprob_of(logits[r * V + targets[t0 + r]], temperature, lse[t0 + r]);
     }
@@ -127,7 +76,7 @@ typedef struct row_list {
 // By their whole logits, gathered so that rows of the other kind between them cost nothing.
 static dr_status dense_rows(dr_backend *b, const head_gradient *g, const row_list *rows) {
     int64_t V = g->w->n_out, D = g->w->n_in;
-    dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
+    dr_scratch *scratch = &dr_cpu_state_of(b)->head;
     DR_TRY(dr_scratch_reserve(scratch, HEAD_ROWS * (V + 2 * D)));
     float *logits = scratch->data, *h = logits + HEAD_ROWS * V, *dh = h + HEAD_ROWS * D,
           inv = 1.0f / g->temperature;
@@ -148,12 +97,7 @@ static dr_status dense_rows(dr_backend *b, const head_gradient *g, const row_lis
 }
 
 static DR_HOT float dot(const float *x, const float *y, int64_t n) {
-    float lanes[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) lanes[l] += x[i + l] * y[i + l];
-    for (int l = 0; i + l < n; l++) lanes[l] += x[i + l] * y[i + l];
-    return reduce(lanes);
+    return dr_dot(x, y, n);
 }
 
 static DR_HOT void add_scaled(float scale, const float *x, int64_t n, float *y) {
@@ -178,7 +122,7 @@ static void sparse_row(const head_gradient *g, int64_t t, float *dz) {
 // in the order of the list.
 static dr_status sparse_rows(dr_backend *b, const head_gradient *g, const row_list *rows) {
     int64_t V = g->w->n_out, D = g->w->n_in, offset[HEAD_ROWS + 1] = {0};
-    dr_scratch *scratch = &dr_cpu_state_of(b)->thread[0];
+    dr_scratch *scratch = &dr_cpu_state_of(b)->head;
     for (int r = 0; r < rows->n; r++) offset[r + 1] = offset[r] + g->kept[rows->at[r]].n;
     DR_TRY(dr_scratch_reserve(scratch, offset[rows->n]));
     float *dz = scratch->data;
@@ -221,8 +165,6 @@ static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h
 }
 
 void dr_cpu_fill_head(dr_backend_ops *ops) {
-    ops->softmax_stats = softmax_stats;
-    ops->kept_lse = kept_lse;
     ops->head_memory = head_memory;
     ops->head_forward = head_forward;
     ops->head_backward = head_backward;

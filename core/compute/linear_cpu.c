@@ -1,4 +1,4 @@
-// Linear layers and the general product: fp32 through the packed panels, bf16 through oneDNN.
+// Linear layers and the general product: fp32 through our own kernels, bf16 through oneDNN.
 #include <dnnl.h>
 #include <omp.h>
 
@@ -6,20 +6,13 @@
 #include "core/compute/cpu_internal.h"
 
 static dr_status weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight) {
+    (void)b;
     DR_CHECK(n_out > 0 && n_in > 0, DR_ERR_RANGE, "weight matrix of %lld x %lld", (long long)n_out,
              (long long)n_in);
     dr_weight *w = NULL;
     DR_TRY(dr_alloc(&w, "weight", 1, sizeof *w));
     w->n_out = n_out;
     w->n_in = n_in;
-    if (b->precision == DR_FP32) {
-        dr_status status =
-            dr_alloc(&w->panels, "packed weight", dr_panels_floats(n_in, n_out), sizeof(float));
-        if (status != DR_OK) {
-            dr_free(w);
-            return status;
-        }
-    }
     *out_weight = w;
     return DR_OK;
 }
@@ -28,19 +21,13 @@ static void weight_destroy(dr_backend *b, dr_weight *w) {
     (void)b;
     if (!w) return;
     dr_bf16_weight_destroy(w);
-    dr_free(w->panels);
     dr_free(w);
 }
 
 static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     w->values = values;
     if (b->precision == DR_BF16) return dr_bf16_weight_pack(dr_cpu_state_of(b)->bf16, w, values);
-    if (b->precision == DR_FP32_LOOSE) return DR_OK;
-    int64_t n_panels = (w->n_out + DR_PANEL - 1) / DR_PANEL;
-#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1)
-    for (int64_t p = 0; p < n_panels; p++)
-        dr_panels_pack(values, 1, w->n_in, w->n_in, w->n_out, p, 1, w->panels);
-    return DR_OK;
+    return DR_OK; // fp32 products read the values as they stand
 }
 
 static void add_bias(const float *bias, int64_t T, int64_t n, float *y) {
@@ -64,7 +51,7 @@ static dr_status linear_forward(dr_backend *b, const dr_weight *w, const float *
     else if (b->precision == DR_FP32_LOOSE)
         DR_TRY(loose_forward(b, w, x, T, y));
     else
-        dr_cpu_apply_panels(b, x, T, w, y);
+        DR_TRY(dr_cpu_apply_weight(b, w, x, T, y));
     if (bias) add_bias(bias, T, w->n_out, y);
     return DR_OK;
 }

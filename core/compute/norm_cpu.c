@@ -2,40 +2,20 @@
 // on its place.
 #include "core/compute/cpu_internal.h"
 
-enum { LANES = 16 };
-
-DR_INLINE float lane_sum(const float lanes[LANES]) {
-    float s[LANES];
-    memcpy(s, lanes, sizeof s);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) s[i] += s[i + width];
-    return s[0];
-}
-
-// Σ x·y over D in fixed lanes; y NULL means ones.
-DR_INLINE float dot(const float *x, const float *y, int64_t D) {
-    float lanes[LANES] = {0};
-    int64_t j = 0;
-    for (; j + LANES <= D; j += LANES)
-        for (int l = 0; l < LANES; l++) lanes[l] += x[j + l] * y[j + l];
-    for (int l = 0; j + l < D; l++) lanes[l] += x[j + l] * y[j + l];
-    return lane_sum(lanes);
-}
-
 DR_INLINE float sum(const float *x, int64_t D) {
-    float lanes[LANES] = {0};
+    float lanes[DR_LANES] = {0};
     int64_t j = 0;
-    for (; j + LANES <= D; j += LANES)
-        for (int l = 0; l < LANES; l++) lanes[l] += x[j + l];
+    for (; j + DR_LANES <= D; j += DR_LANES)
+        for (int l = 0; l < DR_LANES; l++) lanes[l] += x[j + l];
     for (int l = 0; j + l < D; l++) lanes[l] += x[j + l];
-    return lane_sum(lanes);
+    return dr_lane_sum(lanes);
 }
 
 static DR_HOT void rmsnorm_forward_rows(const float *x, const float *w, int64_t T, int64_t D, float eps,
                                         float *y, float *inv_rms) {
     for (int64_t t = 0; t < T; t++) {
         const float *row = x + t * D;
-        float inv = 1.0f / sqrtf(dot(row, row, D) / (float)D + eps);
+        float inv = 1.0f / sqrtf(dr_dot(row, row, D) / (float)D + eps);
         for (int64_t j = 0; j < D; j++) y[t * D + j] = row[j] * inv * w[j];
         if (inv_rms) inv_rms[t] = inv;
     }
@@ -51,32 +31,50 @@ static void rmsnorm_forward(dr_backend *b, const float *x, const float *w, int64
                              inv_rms ? inv_rms + t : NULL);
 }
 
-static DR_HOT void rmsnorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
-                                    const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw) {
-    (void)b;
+static DR_HOT void rmsnorm_backward_rows(const float *dy, const float *x, const float *w,
+                                         const float *inv_rms, int64_t T, int64_t D, float *dx) {
     for (int64_t t = 0; t < T; t++) {
         const float *g = dy + t * D, *row = x + t * D;
-        float inv = inv_rms[t], lanes[LANES] = {0};
+        float inv = inv_rms[t], lanes[DR_LANES] = {0};
         int64_t j = 0;
-        for (; j + LANES <= D; j += LANES)
-            for (int l = 0; l < LANES; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
+        for (; j + DR_LANES <= D; j += DR_LANES)
+            for (int l = 0; l < DR_LANES; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
         for (int l = 0; j + l < D; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
-        float scale = lane_sum(lanes) * inv * inv * inv / (float)D;
+        float scale = dr_lane_sum(lanes) * inv * inv * inv / (float)D;
         for (int64_t i = 0; i < D; i++) dx[t * D + i] += g[i] * w[i] * inv - row[i] * scale;
-        for (int64_t i = 0; dw && i < D; i++) dw[i] += g[i] * row[i] * inv;
     }
+}
+
+// Columns begin … end - 1 of dw, over all rows in order.
+static DR_HOT void rmsnorm_backward_columns(const float *dy, const float *x, const float *inv_rms, int64_t T,
+                                            int64_t D, int64_t begin, int64_t end, float *dw) {
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = begin; i < end; i++) dw[i] += dy[t * D + i] * x[t * D + i] * inv_rms[t];
+}
+
+static void rmsnorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
+                             const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw) {
+    int parts = b->n_threads;
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1 && T > ROW_BLOCK)
+    for (int64_t t = 0; t < T; t += ROW_BLOCK)
+        rmsnorm_backward_rows(dy + t * D, x + t * D, w, inv_rms + t, T - t < ROW_BLOCK ? T - t : ROW_BLOCK, D,
+                              dx + t * D);
+    if (!dw) return;
+#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1 && T > ROW_BLOCK)
+    for (int part = 0; part < parts; part++)
+        rmsnorm_backward_columns(dy, x, inv_rms, T, D, D * part / parts, D * (part + 1) / parts, dw);
 }
 
 static DR_HOT void layernorm_forward_rows(const float *x, const float *w, const float *bias, int64_t T,
                                           int64_t D, float eps, float *y, float *mean, float *inv_std) {
     for (int64_t t = 0; t < T; t++) {
         const float *row = x + t * D;
-        float mu = sum(row, D) / (float)D, lanes[LANES] = {0};
+        float mu = sum(row, D) / (float)D, lanes[DR_LANES] = {0};
         int64_t j = 0;
-        for (; j + LANES <= D; j += LANES)
-            for (int l = 0; l < LANES; l++) lanes[l] += (row[j + l] - mu) * (row[j + l] - mu);
+        for (; j + DR_LANES <= D; j += DR_LANES)
+            for (int l = 0; l < DR_LANES; l++) lanes[l] += (row[j + l] - mu) * (row[j + l] - mu);
         for (int l = 0; j + l < D; l++) lanes[l] += (row[j + l] - mu) * (row[j + l] - mu);
-        float inv = 1.0f / sqrtf(lane_sum(lanes) / (float)D + eps);
+        float inv = 1.0f / sqrtf(dr_lane_sum(lanes) / (float)D + eps);
         for (int64_t i = 0; i < D; i++) y[t * D + i] = (row[i] - mu) * inv * w[i] + bias[i];
         if (mean) mean[t] = mu;
         if (inv_std) inv_std[t] = inv;
@@ -98,12 +96,12 @@ static DR_HOT void layernorm_backward(dr_backend *b, const float *dy, const floa
     for (int64_t t = 0; t < T; t++) {
         const float *g = dy + t * D, *row = x + t * D;
         float mu = mean[t], inv = inv_std[t];
-        float by_one = dot(g, w, D), lanes[LANES] = {0};
+        float by_one = dr_dot(g, w, D), lanes[DR_LANES] = {0};
         int64_t j = 0;
-        for (; j + LANES <= D; j += LANES)
-            for (int l = 0; l < LANES; l++) lanes[l] += g[j + l] * w[j + l] * (row[j + l] - mu);
+        for (; j + DR_LANES <= D; j += DR_LANES)
+            for (int l = 0; l < DR_LANES; l++) lanes[l] += g[j + l] * w[j + l] * (row[j + l] - mu);
         for (int l = 0; j + l < D; l++) lanes[l] += g[j + l] * w[j + l] * (row[j + l] - mu);
-        float by_x = lane_sum(lanes) * inv * inv / (float)D;
+        float by_x = dr_lane_sum(lanes) * inv * inv / (float)D;
         by_one /= (float)D;
         for (int64_t i = 0; i < D; i++) dx[t * D + i] += inv * (g[i] * w[i] - by_one - (row[i] - mu) * by_x);
         for (int64_t i = 0; dw && i < D; i++) dw[i] += g[i] * (row[i] - mu) * inv;

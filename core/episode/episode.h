@@ -11,7 +11,6 @@
 #include "core/episode/protocol.h"
 #include "core/episode/template.h"
 #include "core/episode/trajectory.h"
-#include "core/model/sampler.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,7 +1,6 @@
 // The rollout engine: requests in, ticks, finished trajectories out.
 #include "core/episode/rollout.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "core/base/clock.h"
@@ -40,9 +39,11 @@ static dr_status create_buffers(dr_rollout *r) {
     DR_TRY(dr_alloc(&r->spare, "spare list", n, sizeof *r->spare));
     DR_TRY(dr_alloc(&r->chunks, "chunks", 2 * n + 1, sizeof *r->chunks));
     DR_TRY(dr_alloc(&r->rows, "rows", n, sizeof *r->rows));
-    DR_TRY(dr_alloc(&r->logits, "logits", n * r->vocab, sizeof *r->logits));
-    DR_TRY(dr_alloc(&r->lse, "log-sum-exp", n, sizeof *r->lse));
-    DR_TRY(dr_alloc(&r->entropy, "entropy", n, sizeof *r->entropy));
+    DR_TRY(
+        dr_memory_create(dr_lm_backend(r->parts.lm), &r->logits, "logits", n * r->vocab, sizeof *r->logits));
+    DR_TRY(dr_alloc(&r->sampling, "draws", n, sizeof *r->sampling));
+    DR_TRY(dr_alloc(&r->bits, "draws", n, sizeof *r->bits));
+    DR_TRY(dr_alloc(&r->drawn, "draws", n, sizeof *r->drawn));
     DR_TRY(dr_alloc(&r->asking, "asking episodes", n, sizeof *r->asking));
     DR_TRY(dr_alloc(&r->texts, "preference texts", n, sizeof *r->texts));
     DR_TRY(dr_alloc(&r->embeddings, "preference embeddings", n * r->text_dim, sizeof *r->embeddings));
@@ -89,7 +90,6 @@ dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_roll
         r->rules.protocol.max_total_tokens = lm->max_positions;
     DR_TRY_GOTO(status, create_buffers(r), destroy_rollout);
     DR_TRY_GOTO(status, create_cache(r), destroy_rollout);
-    DR_TRY_GOTO(status, dr_sampler_create(r->vocab, &r->sampler), destroy_rollout);
     *out_rollout = r;
     return DR_OK;
 destroy_rollout:
@@ -109,12 +109,13 @@ void dr_rollout_destroy(dr_rollout *r) {
         for (int32_t i = 0; i < r->parts.max_live; i++) dr_episode_reset(&r->slots[i].episode);
     for (int32_t i = 0; i < r->n_groups; i++) destroy_group(r->groups[i]);
     for (int32_t i = 0; i < r->n_finished; i++) dr_trajectory_reset(&r->finished[r->first_finished + i]);
-    void *blocks[] = {r->lse,  r->entropy, r->slots,  r->live,    r->spare,      r->chunks,
-                      r->rows, r->logits,  r->asking, r->texts,   r->embeddings, r->queries,
-                      r->hits, r->items,   r->groups, r->finished};
+    void *blocks[] = {r->slots, r->live,  r->spare,  r->chunks,  r->rows,       r->sampling,
+                      r->bits,  r->drawn, r->asking, r->texts,   r->embeddings, r->queries,
+                      r->hits,  r->items, r->groups, r->finished};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dr_free(blocks[i]);
     dr_episode_scratch_reset(&r->scratch);
-    dr_sampler_destroy(r->sampler);
+    dr_backend *b = dr_lm_backend(r->parts.lm);
+    b->ops->memory_destroy(b, r->logits);
     dr_kv_destroy(r->kv);
     dr_free(r);
 }
@@ -145,10 +146,7 @@ static dr_status check_request(const dr_rollout *r, const dr_rollout_request *q)
     DR_CHECK(q->n_samples >= 1 && q->first_sample >= 0 && q->first_sample <= MAX_SAMPLES - q->n_samples,
              DR_ERR_RANGE, "rollout: samples %d to %d, allowed are 0 to %d", q->first_sample,
              q->first_sample + q->n_samples - 1, MAX_SAMPLES - 1);
-    DR_CHECK(isfinite(q->sampling.temperature) && q->sampling.temperature >= 0 && q->sampling.top_p > 0 &&
-                 q->sampling.top_p <= 1,
-             DR_ERR_ARGUMENT, "rollout: temperature %g, top-p %g", (double)q->sampling.temperature,
-             (double)q->sampling.top_p);
+    DR_TRY(dr_sampling_check(&q->sampling));
     return check_history(r, q);
 }
 
@@ -298,35 +296,17 @@ static void sweep(dr_rollout *r) {
 
 // ---- one tick ----
 
-// Greedy rows are recorded at temperature 1.
-static float temperature_of(const rollout_live *live) {
-    return live->sampling.temperature == 0 ? 1.0f : live->sampling.temperature;
-}
-
-// Rows of one temperature in a run share a pass.
-static void row_stats(dr_rollout *r) {
-    dr_backend *b = dr_lm_backend(r->parts.lm);
-    for (int32_t begin = 0, end; begin < r->n_rows; begin = end) {
-        float temperature = temperature_of(r->rows[begin]);
-        for (end = begin + 1; end < r->n_rows && temperature_of(r->rows[end]) == temperature;) end++;
-        b->ops->softmax_stats(b, r->logits + (int64_t)begin * r->vocab, end - begin, r->vocab, temperature,
-                              r->lse + begin, r->entropy + begin);
-    }
-}
-
 static dr_status sample_rows(dr_rollout *r) {
-    row_stats(r);
+    dr_backend *b = dr_lm_backend(r->parts.lm);
     for (int32_t i = 0; i < r->n_rows; i++) {
-        rollout_live *live = r->rows[i];
-        dr_draw_key key = dr_episode_draw_key(&live->episode);
-        dr_sampled token;
-        DR_TRY(dr_sampler_draw(r->sampler, r->logits + (int64_t)i * r->vocab, &live->sampling, dr_draw(&key),
-                               &token));
-        dr_sampled_restate(dr_lm_backend(r->parts.lm), r->logits + (int64_t)i * r->vocab, r->vocab,
-                           &live->sampling, r->lse[i], &token);
-        DR_TRY(dr_episode_token(&live->episode, &r->rules, &token));
-        r->stats.sampled_tokens++;
+        dr_draw_key key = dr_episode_draw_key(&r->rows[i]->episode);
+        r->sampling[i] = r->rows[i]->sampling;
+        r->bits[i] = dr_draw(&key);
     }
+    DR_TRY(b->ops->sample(b, r->logits, r->n_rows, r->vocab, r->sampling, r->bits, r->drawn));
+    for (int32_t i = 0; i < r->n_rows; i++)
+        DR_TRY(dr_episode_token(&r->rows[i]->episode, &r->rules, &r->drawn[i]));
+    r->stats.sampled_tokens += r->n_rows;
     return DR_OK;
 }
 

@@ -14,7 +14,6 @@
 #include "core/episode/template.h"
 #include "core/episode/trajectory.h"
 #include "core/model/lm.h"
-#include "core/model/sampler.h"
 #include "core/rec/trm.h"
 
 #ifdef __cplusplus

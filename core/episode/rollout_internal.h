@@ -33,7 +33,6 @@ struct dr_rollout {
     dr_episode_rules rules;
     const dr_text_encoder *encoder;
     dr_kv_cache *kv;
-    dr_sampler *sampler;
     int32_t vocab, text_dim;
     uint64_t weight_version; // of the cache's contents
     int32_t n_pages;
@@ -54,8 +53,11 @@ struct dr_rollout {
     rollout_live **rows; // [n_rows] episodes that get logits, in the order of their chunks
     int32_t n_chunks, n_rows;
     int64_t reserved_pages; // that the chunks of this tick will take
-    float *logits;          // [max_live, vocab]
-    float *lse, *entropy;   // [max_live] of the rows
+    float *logits;          // [max_live, vocab], backend memory
+    // the draws of one tick: [max_live] each, of the rows
+    dr_sampling *sampling;
+    uint32_t *bits;
+    dr_sampled *drawn;
     // retrieval of one tick
     rollout_live **asking; // [n_asking]
     const char **texts;    // [max_live]

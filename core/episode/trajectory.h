@@ -8,7 +8,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/status.h"
-#include "core/model/sampler.h"
+#include "core/compute/backend.h"
 #include "core/text/tokenizer.h"
 
 #ifdef __cplusplus

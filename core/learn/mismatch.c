@@ -60,7 +60,6 @@ typedef struct sampling_run {
     dr_mismatch_set *set;
     dr_rng rng;
     dr_kv_cache *kv;
-    dr_sampler *sampler;
     live_sequence *live; // [settings->live]
     int32_t n_live;
     int32_t *prompt; // [longest_prompt], of the group whose samples start now
@@ -70,7 +69,10 @@ typedef struct sampling_run {
     uint32_t n_prompts;
     dr_lm_chunk *chunks; // [settings->live + 1]
     int32_t *row_of;     // [settings->live] chunk's live sequence, of those with logits
-    float *logits, *lse, *entropy;
+    float *logits;
+    dr_sampling *sampling; // [settings->live], as bits and drawn
+    uint32_t *bits;
+    dr_sampled *drawn;
 } sampling_run;
 
 static int32_t up_to(dr_rng *rng, int32_t most) {
@@ -141,21 +143,22 @@ static int32_t collect(sampling_run *r, int32_t *out_rows) {
     return n;
 }
 
-static dr_status sample_row(sampling_run *r, int32_t row) {
+static uint32_t bits_of_row(const sampling_run *r, int32_t row) {
+    const live_sequence *l = &r->live[r->row_of[row]];
+    const dr_trajectory *s = &r->set->sequences[l->index];
+    return dr_draw(&(dr_draw_key){.seed = r->settings->seed,
+                                  .prompt = s->prompt,
+                                  .sample = s->sample,
+                                  .turn = l->turn,
+                                  .position = (uint32_t)s->n_tokens});
+}
+
+static dr_status append_row(sampling_run *r, int32_t row) {
     const dr_mismatch_settings *settings = r->settings;
     live_sequence *l = &r->live[r->row_of[row]];
     dr_mismatch_set *set = r->set;
     dr_trajectory *s = &set->sequences[l->index];
-    int32_t vocab = dr_lm_config_of(r->lm)->vocab;
-    const float *logits = r->logits + (int64_t)row * vocab;
-    dr_draw_key key = {.seed = settings->seed,
-                       .prompt = s->prompt,
-                       .sample = s->sample,
-                       .turn = l->turn,
-                       .position = (uint32_t)s->n_tokens};
-    dr_sampled token;
-    DR_TRY(dr_sampler_draw(r->sampler, logits, &settings->sampling, dr_draw(&key), &token));
-    dr_sampled_restate(dr_lm_backend(r->lm), logits, vocab, &settings->sampling, r->lse[row], &token);
+    dr_sampled token = r->drawn[row];
     if (set->n_kept_ids + token.kept.n > MOST_KEPT_IDS) token.kept.n = 0;
     set->n_kept += token.kept.n > 0;
     set->n_kept_ids += token.kept.n;
@@ -192,10 +195,12 @@ static dr_status tick(sampling_run *r, bool may_start) {
     int32_t n = collect(r, &rows);
     if (n == 0) return DR_OK;
     DR_TRY(dr_lm_decode(r->lm, r->kv, r->chunks, n, r->logits));
-    if (rows > 0)
-        b->ops->softmax_stats(b, r->logits, rows, dr_lm_config_of(r->lm)->vocab, temperature_of(r->settings),
-                              r->lse, r->entropy);
-    for (int32_t row = 0; row < rows; row++) DR_TRY(sample_row(r, row));
+    for (int32_t row = 0; row < rows; row++) {
+        r->sampling[row] = r->settings->sampling;
+        r->bits[row] = bits_of_row(r, row);
+    }
+    DR_TRY(b->ops->sample(b, r->logits, rows, dr_lm_config_of(r->lm)->vocab, r->sampling, r->bits, r->drawn));
+    for (int32_t row = 0; row < rows; row++) DR_TRY(append_row(r, row));
     sweep(r);
     return DR_OK;
 }
@@ -219,15 +224,16 @@ static dr_status allocate(sampling_run *r) {
     int64_t pages = (live + 1) * (longest_sequence(s) / DR_KV_PAGE + 2);
     DR_CHECK(pages <= INT32_MAX, DR_ERR_ARGUMENT, "verify: %lld pages of the cache", (long long)pages);
     DR_TRY(dr_kv_create(r->lm, (int32_t)pages, s->live + 1, &r->kv));
-    DR_TRY(dr_sampler_create((int32_t)vocab, &r->sampler));
     DR_TRY(dr_alloc(&r->live, "live sequences", live, sizeof *r->live));
     DR_TRY(dr_alloc(&r->prompt, "prompt", s->longest_prompt, sizeof *r->prompt));
     DR_TRY(dr_alloc(&r->tool, "tool result", s->longest_tool, sizeof *r->tool));
     DR_TRY(dr_alloc(&r->chunks, "chunks", live + 1, sizeof *r->chunks));
     DR_TRY(dr_alloc(&r->row_of, "rows", live, sizeof *r->row_of));
-    DR_TRY(dr_alloc(&r->lse, "softmax statistics", live, sizeof *r->lse));
-    DR_TRY(dr_alloc(&r->entropy, "softmax statistics", live, sizeof *r->entropy));
-    return dr_alloc(&r->logits, "logits of a tick", live * vocab, sizeof *r->logits);
+    DR_TRY(dr_alloc(&r->sampling, "draws", live, sizeof *r->sampling));
+    DR_TRY(dr_alloc(&r->bits, "draws", live, sizeof *r->bits));
+    DR_TRY(dr_alloc(&r->drawn, "draws", live, sizeof *r->drawn));
+    return dr_memory_create(dr_lm_backend(r->lm), &r->logits, "logits of a tick", live * vocab,
+                            sizeof *r->logits);
 }
 
 dr_status dr_mismatch_sample(dr_lm *lm, const dr_mismatch_settings *settings, dr_mismatch_set *out_set) {
@@ -244,8 +250,8 @@ dr_status dr_mismatch_sample(dr_lm *lm, const dr_mismatch_settings *settings, dr
     }
     set.seconds = dr_clock_seconds() - r.begun;
     dr_kv_destroy(r.kv);
-    dr_sampler_destroy(r.sampler);
-    void *owned[] = {r.live, r.prompt, r.tool, r.chunks, r.row_of, r.logits, r.lse, r.entropy};
+    dr_lm_backend(lm)->ops->memory_destroy(dr_lm_backend(lm), r.logits);
+    void *owned[] = {r.live, r.prompt, r.tool, r.chunks, r.row_of, r.sampling, r.bits, r.drawn};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
     if (status != DR_OK) {
         dr_mismatch_set_reset(&set);
@@ -383,7 +389,8 @@ static dr_status replay_one(dr_lm *lm, const dr_mismatch_settings *settings, dr_
                             dr_mismatch *out) {
     dr_backend *b = dr_lm_backend(lm);
     int64_t vocab = dr_lm_config_of(lm)->vocab;
-    float *lse = logits + longest_piece * vocab, *entropy = lse + longest_piece;
+    float *lse = logits + longest_piece * vocab, *entropy = lse + longest_piece, *host = NULL;
+    int64_t n = longest_piece * (vocab + 2);
     int32_t seq = -1;
     DR_TRY(dr_kv_open(kv, &seq));
     dr_status status = DR_OK;
@@ -393,12 +400,14 @@ static dr_status replay_one(dr_lm *lm, const dr_mismatch_settings *settings, dr_
         status = dr_lm_decode_rows(lm, kv, seq, s->ids + at, piece, logits);
         if (status != DR_OK) break;
         b->ops->softmax_stats(b, logits, piece, vocab, temperature_of(settings), lse, entropy);
-        for (int32_t i = 0; i < piece; i++) {
+        status = dr_host_open(b, logits, n, DR_HOST_READS, &host);
+        for (int32_t i = 0; i < piece && status == DR_OK; i++) {
             int32_t p = at + i + 1;
             if (s->provenance[p] != DR_FROM_POLICY) continue;
-            float now = dr_logprob_of(logits[i * vocab + s->ids[p]], temperature_of(settings), lse[i]);
-            compare(out, index, p, now, s->logprob[p]);
+            float logit = host[i * vocab + s->ids[p]], of_row = host[longest_piece * vocab + i];
+            compare(out, index, p, dr_logprob_of(logit, temperature_of(settings), of_row), s->logprob[p]);
         }
+        dr_host_close(b, logits, n, DR_HOST_READS, host);
     }
     dr_kv_close(kv, seq);
     return status;
@@ -414,12 +423,14 @@ dr_status dr_mismatch_replay(dr_lm *lm, const dr_mismatch_settings *settings, co
     DR_CHECK(stride > 0 && longest_piece > 0, DR_ERR_ARGUMENT, "verify: stride %d, pieces of up to %d",
              stride, longest_piece);
     DR_TRY(dr_kv_create(lm, longest_sequence(settings) / DR_KV_PAGE + 1, 1, &kv));
-    dr_status status = dr_alloc(&logits, "logits of a piece", longest_piece * (vocab + 2), sizeof *logits);
+    dr_backend *b = dr_lm_backend(lm);
+    dr_status status =
+        dr_memory_create(b, &logits, "logits of a piece", longest_piece * (vocab + 2), sizeof *logits);
     double begun = dr_clock_seconds();
     for (int32_t i = 0; i < set->n && status == DR_OK; i += stride)
         status = replay_one(lm, settings, kv, &rng, longest_piece, &set->sequences[i], i, logits, out);
     out->seconds = dr_clock_seconds() - begun;
-    dr_free(logits);
+    b->ops->memory_destroy(b, logits);
     dr_kv_destroy(kv);
     return status;
 }
