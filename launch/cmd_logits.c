@@ -98,17 +98,22 @@ static dr_status finish(output *out, int64_t n_ids, int64_t vocab) {
 static dr_status compute(dr_lm *lm, dr_kv_cache *kv, const id_list *list, int32_t rows, output *out) {
     int64_t vocab = dr_lm_config_of(lm)->vocab;
     int32_t seq = -1;
-    float *logits = NULL;
+    dr_backend *b = dr_lm_backend(lm);
+    float *logits = NULL, *host = NULL;
     DR_TRY(dr_kv_open(kv, &seq));
-    DR_TRY(dr_alloc(&logits, "logits of a chunk", rows * vocab, sizeof *logits));
+    DR_TRY(dr_memory_create(b, &logits, "logits of a chunk", rows * vocab, sizeof *logits));
     dr_status status = DR_OK;
     for (int64_t at = 0; at < list->n && status == DR_OK; at += rows) {
         int32_t n = list->n - at < rows ? (int32_t)(list->n - at) : rows;
         status = dr_lm_decode_rows(lm, kv, seq, list->ids + at, n, logits);
-        if (status == DR_OK) status = write_chunk(out, logits, n, list->n, vocab);
+        if (status == DR_OK) status = dr_host_open(b, logits, n * vocab, DR_HOST_READS, &host);
+        if (status == DR_OK) {
+            status = write_chunk(out, host, n, list->n, vocab);
+            dr_host_close(b, logits, n * vocab, DR_HOST_READS, host);
+        }
     }
     if (status == DR_OK) status = finish(out, list->n, vocab);
-    dr_free(logits);
+    b->ops->memory_destroy(b, logits);
     return status;
 }
 

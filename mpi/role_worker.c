@@ -138,10 +138,17 @@ static dr_status use_reference(worker *w, const char *dir) {
 // One optimizer update on this worker's share of the batch; every learner makes the same step.
 static dr_status update(worker *w, const dr_learn_item *items, int32_t n, float rate, dr_learn_stats *stats,
                         double *out_norm) {
+    dr_backend *b = dr_lm_backend(w->assets->rollout.lm);
     int64_t n_params = dr_lm_n_params(w->assets->rollout.lm);
-    memset(w->gradient, 0, (size_t)n_params * sizeof(float));
+    float *on_host = NULL;
+    b->ops->zero(b, w->gradient, (size_t)n_params * sizeof(float));
     DR_TRY(dr_learner_accumulate(w->learner, items, n, &w->settings->loss, w->gradient, stats));
-    DR_TRY(w->learners->ops->allreduce_sum(w->learners, w->gradient, n_params));
+    if (w->learners->size > 1) {
+        DR_TRY(dr_host_open(b, w->gradient, n_params, DR_HOST_CHANGES, &on_host));
+        dr_status status = w->learners->ops->allreduce_sum(w->learners, on_host, n_params);
+        dr_host_close(b, w->gradient, n_params, DR_HOST_CHANGES, on_host);
+        DR_TRY(status);
+    }
     return dr_optimizer_step(w->optimizer, w->gradient, rate, out_norm);
 }
 
@@ -313,7 +320,8 @@ static void worker_destroy(dr_role *role) {
     dr_learner_destroy(w->learner);
     dr_optimizer_destroy(w->optimizer);
     dr_lm_destroy(w->reference);
-    dr_free(w->gradient);
+    dr_backend *b = dr_lm_backend(w->assets->rollout.lm);
+    b->ops->memory_destroy(b, w->gradient);
     dr_mailbox_reset(&w->box);
     dr_free(w);
 }
@@ -335,7 +343,9 @@ dr_status dr_worker_create(const dr_run_settings *settings, const dr_run_assets 
     dr_status status = dr_mailbox_init(&w->box, channel, ops.name, settings->deadline_s);
     if (status == DR_OK) status = dr_optimizer_create(lm, &settings->optimizer, &w->optimizer);
     if (status == DR_OK) status = make_learner(w);
-    if (status == DR_OK) status = dr_alloc(&w->gradient, "gradient", dr_lm_n_params(lm), sizeof(float));
+    if (status == DR_OK)
+        status =
+            dr_memory_create(dr_lm_backend(lm), &w->gradient, "gradient", dr_lm_n_params(lm), sizeof(float));
     if (status != DR_OK) {
         worker_destroy(&w->base);
         return status;

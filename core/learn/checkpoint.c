@@ -54,22 +54,28 @@ static int32_t tensor_shape(const dr_lm_tensor *t, int64_t shape[2]) {
     return vector ? 1 : 2;
 }
 
+static dr_status write_tensor(dr_h5 *file, dr_backend *b, const dr_lm_tensor *t, int group, float *memory) {
+    int64_t shape[2], n = t->rows * t->cols;
+    int32_t n_dims = tensor_shape(t, shape);
+    float *values;
+    char name[160];
+    tensor_path(groups[group], t->name, name);
+    DR_TRY(dr_host_open(b, memory, n, DR_HOST_READS, &values));
+    dr_status status = dr_h5_write(file, name, DR_H5_F32, n_dims, shape, values,
+                                   "whole tensor; its shape is the global shape", "");
+    dr_host_close(b, memory, n, DR_HOST_READS, values);
+    DR_TRY(status);
+    return dr_h5_set_i64(file, name, "global_offset", 0);
+}
+
 static dr_status write_tensors(dr_h5 *file, dr_lm *lm, dr_optimizer *optimizer, int32_t part,
                                int32_t n_parts) {
-    const float *sources[] = {dr_lm_params(lm), dr_optimizer_first(optimizer),
-                              dr_optimizer_second(optimizer)};
+    float *sources[] = {dr_lm_params(lm), dr_optimizer_first(optimizer), dr_optimizer_second(optimizer)};
     const dr_lm_tensor *tensors;
     int32_t n = dr_lm_tensors(lm, &tensors);
-    char name[160];
     for (int32_t i = part; i < n; i += n_parts)
-        for (int g = 0; g < 3; g++) {
-            int64_t shape[2];
-            int32_t n_dims = tensor_shape(&tensors[i], shape);
-            tensor_path(groups[g], tensors[i].name, name);
-            DR_TRY(dr_h5_write(file, name, DR_H5_F32, n_dims, shape, sources[g] + tensors[i].offset,
-                               "whole tensor; its shape is the global shape", ""));
-            DR_TRY(dr_h5_set_i64(file, name, "global_offset", 0));
-        }
+        for (int g = 0; g < 3; g++)
+            DR_TRY(write_tensor(file, dr_lm_backend(lm), &tensors[i], g, sources[g] + tensors[i].offset));
     DR_TRY(dr_h5_set_string(file, "/", "format", "deeprec-checkpoint"));
     DR_TRY(dr_h5_set_i64(file, "/", "part", part));
     DR_TRY(dr_h5_set_i64(file, "/", "n_parts", n_parts));
@@ -153,7 +159,7 @@ dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, cons
     dr_lm *shape = NULL;
     const dr_lm_tensor *tensors;
     DR_TRY(dr_backend_cpu_create(DR_FP32, 1, &backend));
-    dr_status status = dr_lm_create(backend, config, 0, &shape);
+    dr_status status = dr_lm_outline(backend, config, &shape);
     if (status == DR_OK) {
         int32_t n = dr_lm_tensors(shape, &tensors);
         status = write_view(dir, info->n_files, tensors, n);
@@ -380,8 +386,8 @@ dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep) {
     return status;
 }
 
-static dr_status load_file(dr_h5 *file, const dr_lm_tensor *tensors, int32_t n, float *const targets[3],
-                           uint8_t *seen, int64_t *out_updates, int64_t *out_age) {
+static dr_status load_file(dr_h5 *file, dr_backend *b, const dr_lm_tensor *tensors, int32_t n,
+                           float *const targets[3], uint8_t *seen, int64_t *out_updates, int64_t *out_age) {
     char name[160];
     DR_TRY(dr_h5_get_i64(file, "/", "updates", out_updates));
     DR_TRY(dr_h5_get_i64(file, "/", "updates_since_restart", out_age));
@@ -395,8 +401,8 @@ static dr_status load_file(dr_h5 *file, const dr_lm_tensor *tensors, int32_t n, 
             float *values = NULL;
             tensor_path(groups[g], tensors[i].name, name);
             DR_TRY(dr_h5_read(file, name, DR_H5_F32, n_dims, shape, &values));
-            memcpy(targets[g] + tensors[i].offset, values,
-                   (size_t)(tensors[i].rows * tensors[i].cols) * sizeof(float));
+            b->ops->copy_in(b, targets[g] + tensors[i].offset, values,
+                            (size_t)(tensors[i].rows * tensors[i].cols) * sizeof(float));
             dr_free(values);
         }
         seen[i] = 1;
@@ -419,7 +425,8 @@ dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir
         dr_h5 *file = NULL;
         status = dr_path_join(&path, dir, info.files[i].name);
         if (status == DR_OK) status = dr_h5_open(path, &file);
-        if (status == DR_OK) status = load_file(file, tensors, n, targets, seen, &updates, &age);
+        if (status == DR_OK)
+            status = load_file(file, dr_lm_backend(lm), tensors, n, targets, seen, &updates, &age);
         dr_h5_close(file);
         dr_free(path);
     }

@@ -48,8 +48,8 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
                             dr_activations activations, dr_learner **out_learner);
 int64_t dr_learner_bytes(const dr_learner *learner); // activations, and blocks of logits in the loss head
 void dr_learner_destroy(dr_learner *learner);
-// gradient [n_params] += gradient of the objective's part; stats are added to. DR_ERR_NUMERIC names the first
-// trajectory with a log-probability that is not finite.
+// gradient [n_params] (backend memory) += gradient of the objective's part; stats are added to.
+// DR_ERR_NUMERIC names the first trajectory with a log-probability that is not finite.
 dr_status dr_learner_accumulate(dr_learner *learner, const dr_learn_item *items, int32_t n,
                                 const dr_loss_settings *settings, float *gradient, dr_learn_stats *stats);
 

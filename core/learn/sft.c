@@ -171,11 +171,12 @@ static dr_status fill_batch(sft *s, float context_weight, dr_learn_stats *stats)
 static dr_status run_steps(sft *s) {
     const dr_sft_options *o = s->options;
     dr_schedule schedule = {DR_SCHEDULE_COSINE, o->learning_rate, 0.05f, o->warmup_steps, o->steps};
+    dr_backend *b = dr_lm_backend(s->parts->lm);
     int64_t n_params = dr_lm_n_params(s->parts->lm);
     for (int64_t step = 0; step < o->steps; step++) {
         double start = dr_clock_seconds(), norm = 0;
         dr_learn_stats stats = {0};
-        memset(s->gradient, 0, (size_t)n_params * sizeof(float));
+        b->ops->zero(b, s->gradient, (size_t)n_params * sizeof(float));
         DR_TRY(fill_batch(s, o->context_weight * (1.0f - (float)step / (float)o->steps), &stats));
         DR_TRY(dr_optimizer_step(s->optimizer, s->gradient, dr_schedule_rate(&schedule, step), &norm));
         if (o->on_step)
@@ -194,11 +195,13 @@ dr_status dr_sft_run(const dr_rollout_parts *parts, const dr_sft_options *option
     dr_episode_rules_eos(&s.rules, dr_lm_config_of(parts->lm)->eos_id);
     dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, options->weight_decay, options->clip_norm};
     int32_t n_users = parts->dataset->n_users;
+    dr_backend *b = dr_lm_backend(parts->lm);
     DR_CHECK(options->steps > 0 && options->batch_tokens > 0, DR_ERR_ARGUMENT,
              "warm-up: steps and batch tokens must be "
              "positive");
     dr_status status = dr_alloc(&s.order, "order of users", n_users, sizeof *s.order);
-    if (status == DR_OK) status = dr_alloc(&s.gradient, "gradient", dr_lm_n_params(parts->lm), sizeof(float));
+    if (status == DR_OK)
+        status = dr_memory_create(b, &s.gradient, "gradient", dr_lm_n_params(parts->lm), sizeof(float));
     if (status == DR_OK && options->trajectories) status = read_own(&s, options->trajectories);
     if (status == DR_OK && !options->trajectories)
         status = dr_teacher_create(&s.rules, parts->trm, &options->teacher, &s.teacher);
@@ -215,7 +218,7 @@ dr_status dr_sft_run(const dr_rollout_parts *parts, const dr_sft_options *option
     dr_free(s.current.items);
     dr_free(s.own.items);
     dr_free(s.learn);
-    dr_free(s.gradient);
+    b->ops->memory_destroy(b, s.gradient);
     dr_free(s.order);
     return status;
 }

@@ -81,7 +81,7 @@ static dr_status create_weights(dr_lm *lm) {
     return b->ops->weight_create(b, c->vocab, c->hidden, &lm->w_head);
 }
 
-dr_status dr_lm_lay_out(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
+dr_status dr_lm_outline(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
     dr_lm *lm = NULL;
     DR_TRY(dr_lm_config_check(config, "model"));
     DR_TRY(dr_alloc(&lm, "model", 1, sizeof *lm));
@@ -93,9 +93,10 @@ dr_status dr_lm_lay_out(dr_backend *backend, const dr_lm_config *config, dr_lm *
         status,
         dr_alloc(&lm->tensors, "tensor names", 14 * (int64_t)config->n_layers + 3, sizeof *lm->tensors),
         destroy_lm);
-    DR_TRY_GOTO(status, dr_alloc(&lm->inv_freq, "rotary frequencies", config->head_size / 2, sizeof(float)),
+    DR_TRY_GOTO(status,
+                dr_alloc(&lm->frequencies, "rotary frequencies", config->head_size / 2, sizeof(float)),
                 destroy_lm);
-    dr_lm_rope_frequencies(config, lm->inv_freq);
+    dr_lm_rope_frequencies(config, lm->frequencies);
     place_all(lm);
     *out_lm = lm;
     return DR_OK;
@@ -106,34 +107,45 @@ destroy_lm:
 
 dr_status dr_lm_allocate(dr_lm *lm) {
     dr_backend *b = lm->backend;
-    void *memory = NULL;
-    DR_TRY(b->ops->memory_create(b, "parameters", (size_t)lm->n_params * sizeof(float), &memory));
-    lm->params = memory;
+    int64_t half = lm->config.head_size / 2;
+    DR_TRY(dr_memory_create(b, &lm->params, "parameters", lm->n_params, sizeof(float)));
+    DR_TRY(dr_memory_create(b, &lm->inv_freq, "rotary frequencies", half, sizeof(float)));
+    b->ops->copy_in(b, lm->inv_freq, lm->frequencies, (size_t)half * sizeof(float));
     return create_weights(lm);
+}
+
+// Normal with 0.02 at width 1024 and the same size of sums at any other; the residual stream's writers
+// smaller by the root of their number (Radford et al., "Language Models are Unsupervised Multitask Learners",
+// §2.3).
+static void fill_tensor(const dr_lm *lm, int32_t i, uint64_t seed, float *values) {
+    const dr_lm_tensor *t = &lm->tensors[i];
+    int64_t n = t->rows * t->cols;
+    float std = 0.02f * sqrtf(1024.0f / (float)lm->config.hidden);
+    float output_scale = 1.0f / sqrtf(2.0f * (float)lm->config.n_layers);
+    bool is_output = strstr(t->name, "o_proj") || strstr(t->name, "down_proj");
+    bool is_norm = strstr(t->name, "norm.weight"), is_bias = strstr(t->name, ".bias");
+    dr_rng rng = dr_rng_make(seed, 1000 + (uint64_t)i);
+    for (int64_t j = 0; j < n; j++) {
+        if (is_norm)
+            values[j] = 1.0f;
+        else if (is_bias)
+            values[j] = 0.0f;
+        else
+            values[j] = std * (float)dr_rng_normal(&rng) * (is_output ? output_scale : 1.0f);
+    }
 }
 
 dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t seed, dr_lm **out_lm) {
     dr_lm *lm = NULL;
     dr_status status;
-    DR_TRY(dr_lm_lay_out(backend, config, &lm));
+    DR_TRY(dr_lm_outline(backend, config, &lm));
     DR_TRY_GOTO(status, dr_lm_allocate(lm), destroy_lm);
-    // Normal with 0.02 at width 1024 and the same size of sums at any other; the residual stream's writers
-    // smaller by the root of their number (Radford et al., "Language Models are Unsupervised Multitask
-    // Learners", §2.3).
-    float std = 0.02f * sqrtf(1024.0f / (float)config->hidden);
-    float output_scale = 1.0f / sqrtf(2.0f * (float)config->n_layers);
     for (int32_t i = 0; i < lm->n_tensors; i++) {
-        const dr_lm_tensor *t = &lm->tensors[i];
-        float *values = lm->params + t->offset;
-        int64_t n = t->rows * t->cols;
-        if (strstr(t->name, "norm.weight")) {
-            for (int64_t j = 0; j < n; j++) values[j] = 1.0f;
-        } else if (!strstr(t->name, ".bias")) {
-            bool is_output = strstr(t->name, "o_proj") || strstr(t->name, "down_proj");
-            dr_rng rng = dr_rng_make(seed, 1000 + (uint64_t)i);
-            for (int64_t j = 0; j < n; j++)
-                values[j] = std * (float)dr_rng_normal(&rng) * (is_output ? output_scale : 1.0f);
-        }
+        float *memory = lm->params + lm->tensors[i].offset, *values;
+        int64_t n = lm->tensors[i].rows * lm->tensors[i].cols;
+        DR_TRY_GOTO(status, dr_host_open(backend, memory, n, DR_HOST_WRITES, &values), destroy_lm);
+        fill_tensor(lm, i, seed, values);
+        dr_host_close(backend, memory, n, DR_HOST_WRITES, values);
     }
     DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);
     *out_lm = lm;
@@ -159,11 +171,37 @@ void dr_lm_destroy(dr_lm *lm) {
     b->ops->memory_destroy(b, lm->params);
     dr_free(lm->layers);
     dr_free(lm->tensors);
-    dr_free(lm->inv_freq);
-    dr_free(lm->scratch);
-    dr_free(lm->ids);
-    dr_free(lm->positions);
+    b->ops->memory_destroy(b, lm->inv_freq);
+    b->ops->memory_destroy(b, lm->scratch);
+    dr_lm_numbers_destroy(b, &lm->numbers);
+    dr_free(lm->frequencies);
     dr_free(lm);
+}
+
+void dr_lm_numbers_destroy(dr_backend *b, lm_numbers *numbers) {
+    b->ops->memory_destroy(b, numbers->ids);
+    b->ops->memory_destroy(b, numbers->positions);
+    b->ops->memory_destroy(b, numbers->rows);
+    dr_free(numbers->host_ids);
+    dr_free(numbers->host_positions);
+    dr_free(numbers->host_rows);
+    *numbers = (lm_numbers){0};
+}
+
+dr_status dr_lm_numbers_create(dr_backend *b, int64_t capacity, lm_numbers *out) {
+    lm_numbers n = {.capacity = capacity};
+    dr_status status;
+    DR_TRY_GOTO(status, dr_memory_create(b, &n.ids, "token ids", capacity, sizeof *n.ids), destroy);
+    DR_TRY_GOTO(status, dr_memory_create(b, &n.positions, "positions", capacity, sizeof *n.ids), destroy);
+    DR_TRY_GOTO(status, dr_memory_create(b, &n.rows, "row numbers", capacity, sizeof *n.ids), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&n.host_ids, "token ids", capacity, sizeof *n.ids), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&n.host_positions, "positions", capacity, sizeof *n.ids), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&n.host_rows, "row numbers", capacity, sizeof *n.ids), destroy);
+    *out = n;
+    return DR_OK;
+destroy:
+    dr_lm_numbers_destroy(b, &n);
+    return status;
 }
 
 static dr_status pack_qkv(dr_lm *lm, const lm_layer *layer) {

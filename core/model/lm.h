@@ -1,6 +1,7 @@
 // A decoder language model of the Qwen2, Qwen3, Llama and Mistral families on one page: configuration,
 // weights, training pass, cached pass. One flat fp32 buffer holds every weight: rollout reads what the
-// optimizer wrote, there is no second copy to sync.
+// optimizer wrote, there is no second copy to sync. Weights, gradients and logits are backend memory; ids,
+// packs, chunks and what comes out a number a token are the host's.
 #ifndef DR_CORE_MODEL_LM_H
 #define DR_CORE_MODEL_LM_H
 
@@ -55,6 +56,10 @@ dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t
 // biases and a tied head.
 dr_status dr_lm_start_copying(dr_lm *lm, uint64_t seed);
 void dr_lm_destroy(dr_lm *lm);
+// The configuration and the names and places of a model's tensors, without memory for its weights: nothing
+// can be run or saved, and dr_lm_params is NULL.
+dr_status dr_lm_outline(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm);
+dr_status dr_lm_outline_of(dr_backend *backend, const char *dir, dr_lm **out_lm); // of a folder's config.json
 
 // Hugging Face folder: config.json, and model.safetensors or model.safetensors.index.json with its shards, in
 // F32, BF16 or F16. What this engine does not compute (another architecture, a window, experts, another
@@ -116,10 +121,11 @@ int64_t dr_lm_workspace_bytes(const dr_lm_workspace *workspace);
 // outside the vocabulary, or a kept set does not rise or lacks its target.
 dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float temperature,
                         float *out_logprob, float *out_entropy);
-// After dr_lm_forward on the same pack: gradient [n_params] += d(Σ dlogprob[r]·logprob[r]).
+// After dr_lm_forward on the same pack: gradient [n_params] (backend memory) += d(Σ dlogprob[r]·logprob[r]).
 dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float temperature,
                          const float *dlogprob, float *gradient);
-// Full logits of the given packed rows, [n_rows, vocab]: for goldens and tools, not for training.
+// Full logits of the given packed rows, [n_rows, vocab], backend memory: for goldens and tools, not for
+// training.
 dr_status dr_lm_logits(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float *out_logits);
 
 // ---- cached inference ----
@@ -147,8 +153,8 @@ typedef struct dr_lm_chunk {
 } dr_lm_chunk;
 
 // Runs all chunks in one batch and appends them to the cache. out_logits [number of chunks with want_logits,
-// vocab], in order. Row-exact: a sequence's logits do not depend on the other chunks. A sequence may stand in
-// one chunk only (DR_ERR_ARGUMENT). DR_ERR_MEMORY: pages short, nothing changed.
+// vocab], in order, backend memory. Row-exact: a sequence's logits do not depend on the other chunks. A
+// sequence may stand in one chunk only (DR_ERR_ARGUMENT). DR_ERR_MEMORY: pages short, nothing changed.
 dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
                        float *out_logits);
 // The same for n more tokens of one sequence, with the logits after each of them: out_logits [n, vocab].

@@ -20,6 +20,7 @@ static const float PREVIOUS = 5.0f, CODE = 1.3f, MATCH = 2.0f, COPIED = 0.5f;
 
 typedef struct circuit {
     dr_lm *lm;
+    float *params; // [n_params] on the host
     dr_rng rng;
     int64_t D, d, half;
     float embed; // standard deviation of an embedding's values
@@ -28,7 +29,7 @@ typedef struct circuit {
 } circuit;
 
 static bool is_slow(const circuit *c, int64_t pair) {
-    return c->lm->inv_freq[pair] * SPAN < 0.75f;
+    return c->lm->frequencies[pair] * SPAN < 0.75f;
 }
 
 static void fill(circuit *c, float *values, int64_t n, float deviation) {
@@ -37,7 +38,7 @@ static void fill(circuit *c, float *values, int64_t n, float deviation) {
 
 // Rows of head 0's query, and of key/value head 0's key and value, in the merged matrix of a layer.
 static float *query_row(const circuit *c, const lm_layer *layer, int64_t row) {
-    return c->lm->params + layer->qkv + row * c->D;
+    return c->params + layer->qkv + row * c->D;
 }
 static float *key_row(const circuit *c, const lm_layer *layer, int64_t row) {
     return query_row(c, layer, c->lm->config.n_heads * c->d + row);
@@ -49,8 +50,8 @@ static float *value_row(const circuit *c, const lm_layer *layer, int64_t row) {
 // Biases alone: the query points along each fast pair, the key one position further on.
 static void write_previous_token_head(circuit *c) {
     const lm_layer *layer = &c->lm->layers[0];
-    float *query = c->lm->params + layer->qkv_bias, *key = query + c->lm->config.n_heads * c->d, apart = 0;
-    const float *frequency = c->lm->inv_freq;
+    float *query = c->params + layer->qkv_bias, *key = query + c->lm->config.n_heads * c->d, apart = 0;
+    const float *frequency = c->lm->frequencies;
     for (int64_t i = 0; i < c->half; i++)
         if (frequency[i] > SLOWEST_FAST) apart += 1 - cosf(frequency[i]);
     float size = sqrtf(PREVIOUS * sqrtf((float)c->d) / apart);
@@ -69,7 +70,7 @@ static void write_previous_token_head(circuit *c) {
     for (int64_t r = 0; r < c->d; r++)
         for (int64_t j = 0; j < c->D; j++) {
             value_row(c, layer, r)[j] = c->code[r * c->D + j];
-            c->lm->params[layer->o + j * c->lm->config.n_heads * c->d + r] = c->loud[j * c->d + r];
+            c->params[layer->o + j * c->lm->config.n_heads * c->d + r] = c->loud[j * c->d + r];
         }
 }
 
@@ -97,14 +98,14 @@ static void write_matching_head(circuit *c) {
         }
     for (int64_t j = 0; j < c->D; j++)
         for (int64_t r = 0; r < c->d; r++)
-            c->lm->params[layer->o + j * c->lm->config.n_heads * c->d + r] = back[j * c->d + r];
+            c->params[layer->o + j * c->lm->config.n_heads * c->d + r] = back[j * c->d + r];
 }
 
 // Everything else starts quiet, so that the circuit is heard.
 static void quieten(circuit *c) {
     const dr_lm_config *config = &c->lm->config;
     for (int32_t l = 0; l < config->n_layers; l++) {
-        float *o = c->lm->params + c->lm->layers[l].o, *down = c->lm->params + c->lm->layers[l].down;
+        float *o = c->params + c->lm->layers[l].o, *down = c->params + c->lm->layers[l].down;
         for (int64_t i = 0; i < c->D * config->n_heads * c->d; i++) o[i] *= 0.3f;
         for (int64_t i = 0; i < c->D * config->intermediate; i++) down[i] *= 0.1f;
     }
@@ -116,18 +117,20 @@ dr_status dr_lm_start_copying(dr_lm *lm, uint64_t seed) {
     c.half = c.d / 2;
     DR_CHECK(config->n_layers >= 2 && config->qkv_bias && config->tied_head, DR_ERR_UNSUPPORTED,
              "the copying start needs two layers, biases of queries and keys, and a tied head");
+    DR_TRY(dr_host_open(lm->backend, lm->params, lm->n_params, DR_HOST_CHANGES, &c.params));
     double square = 0;
     int64_t n = (int64_t)config->vocab * c.D;
-    for (int64_t i = 0; i < n; i++) square += (double)lm->params[lm->embed + i] * lm->params[lm->embed + i];
+    for (int64_t i = 0; i < n; i++) square += (double)c.params[lm->embed + i] * c.params[lm->embed + i];
     c.embed = (float)sqrt(square / (double)n);
-    DR_TRY(dr_alloc(&c.code, "copying start", c.d * c.D, sizeof(float)));
-    dr_status status = dr_alloc(&c.loud, "copying start", c.d * c.D, sizeof(float));
+    dr_status status = dr_alloc(&c.code, "copying start", c.d * c.D, sizeof(float));
+    if (status == DR_OK) status = dr_alloc(&c.loud, "copying start", c.d * c.D, sizeof(float));
     if (status == DR_OK) {
         quieten(&c);
         write_previous_token_head(&c);
         write_matching_head(&c);
-        status = dr_lm_weights_changed(lm);
     }
+    dr_host_close(lm->backend, lm->params, lm->n_params, DR_HOST_CHANGES, c.params);
+    if (status == DR_OK) status = dr_lm_weights_changed(lm);
     dr_free(c.code);
     dr_free(c.loud);
     return status;

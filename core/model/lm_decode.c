@@ -1,6 +1,4 @@
 // The cached pass: paged keys and values with shared prefixes, decode and chunked prefill in one batch.
-#include <string.h>
-
 #include "core/base/alloc.h"
 #include "core/model/lm_internal.h"
 
@@ -37,13 +35,10 @@ static dr_status kv_allocate(dr_kv_cache *kv) {
     DR_TRY(dr_alloc(&kv->references, "page references", kv->n_pages, sizeof *kv->references));
     DR_TRY(dr_alloc(&kv->free_pages, "free pages", kv->n_pages, sizeof *kv->free_pages));
     DR_TRY(dr_alloc(&kv->sequences, "sequences", kv->max_seqs, sizeof *kv->sequences));
-    size_t bytes = (size_t)kv->n_pages * (size_t)page_floats(kv->lm) * sizeof(float);
+    int64_t n = kv->n_pages * page_floats(kv->lm);
     for (int32_t i = 0; i < n_layers; i++) {
-        void *memory = NULL;
-        DR_TRY(b->ops->memory_create(b, "keys", bytes, &memory));
-        kv->k[i] = memory;
-        DR_TRY(b->ops->memory_create(b, "values", bytes, &memory));
-        kv->v[i] = memory;
+        DR_TRY(dr_memory_create(b, &kv->k[i], "keys", n, sizeof(float)));
+        DR_TRY(dr_memory_create(b, &kv->v[i], "values", n, sizeof(float)));
     }
     for (int32_t i = 0; i < kv->n_pages; i++) kv->free_pages[kv->n_free++] = kv->n_pages - 1 - i;
     return DR_OK;
@@ -147,10 +142,11 @@ dr_status dr_kv_fork(dr_kv_cache *kv, int32_t seq, int32_t *out_seq) {
     to->length = from->length;
     if (partial) {
         int32_t page = take_page(kv);
-        int64_t n = page_floats(kv->lm);
+        dr_backend *b = kv->lm->backend;
+        int64_t n = page_floats(kv->lm), origin = from->pages[shared];
         for (int32_t i = 0; i < kv->lm->config.n_layers; i++) {
-            memcpy(kv->k[i] + page * n, kv->k[i] + from->pages[shared] * n, (size_t)n * sizeof(float));
-            memcpy(kv->v[i] + page * n, kv->v[i] + from->pages[shared] * n, (size_t)n * sizeof(float));
+            b->ops->copy(b, kv->k[i] + page * n, kv->k[i] + origin * n, (size_t)n * sizeof(float));
+            b->ops->copy(b, kv->v[i] + page * n, kv->v[i] + origin * n, (size_t)n * sizeof(float));
         }
         to->pages[to->n_pages++] = page;
     }
@@ -198,17 +194,17 @@ static dr_status scratch_reserve(dr_lm *lm, int64_t T, decode_scratch *s) {
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden, Q = lm_qkv_width(c), A = (int64_t)c->n_heads * c->head_size, F = c->intermediate;
     int64_t need = T * (4 * D + Q + A + 3 * F);
+    dr_backend *b = lm->backend;
     if (need > lm->scratch_count) {
-        dr_free(lm->scratch);
+        b->ops->memory_destroy(b, lm->scratch);
         lm->scratch = NULL;
         lm->scratch_count = 0;
-        DR_TRY(dr_alloc(&lm->scratch, "decode scratch", need + need / 4, sizeof(float)));
+        DR_TRY(dr_memory_create(b, &lm->scratch, "decode scratch", need + need / 4, sizeof(float)));
         lm->scratch_count = need + need / 4;
     }
-    if (T > lm->ids_count) {
-        DR_TRY(dr_grow(&lm->ids, "decode ids", lm->ids_count, 2 * T, sizeof *lm->ids));
-        DR_TRY(dr_grow(&lm->positions, "decode positions", lm->ids_count, 2 * T, sizeof *lm->positions));
-        lm->ids_count = 2 * T;
+    if (T > lm->numbers.capacity) {
+        dr_lm_numbers_destroy(b, &lm->numbers);
+        DR_TRY(dr_lm_numbers_create(b, 2 * T, &lm->numbers));
     }
     float *at = lm->scratch;
     s->x = at;
@@ -230,7 +226,7 @@ static dr_status layer_store(dr_lm *lm, const lm_layer *layer, float *k_cache, f
     const dr_lm_config *c = &lm->config;
     lm_qkv at = dr_lm_qkv_at(c, s->qkv, T);
     b->ops->rmsnorm_forward(b, s->x, lm->params + layer->norm1, T, c->hidden, c->rms_eps, s->norm, NULL);
-    DR_TRY(dr_lm_qkv_forward(lm, layer, s->norm, lm->positions, T, s->qkv, NULL, NULL));
+    DR_TRY(dr_lm_qkv_forward(lm, layer, s->norm, lm->numbers.positions, T, s->qkv, NULL, NULL));
     b->ops->kv_store(b, at.k, at.v, at.kv_stride, chunks, n_chunks, DR_KV_PAGE, c->n_kv_heads, c->head_size,
                      k_cache, v_cache);
     return DR_OK;
@@ -294,16 +290,18 @@ static dr_status describe_chunks(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *
         kv_sequence *s = sequence_of(kv, chunks[c].seq);
         kv->chunks[c] = (dr_attention_chunk){row, chunks[c].n, s->length, s->pages};
         for (int32_t i = 0; i < chunks[c].n; i++) {
-            lm->ids[row + i] = chunks[c].ids[i];
-            lm->positions[row + i] = s->length + i;
+            lm->numbers.host_ids[row + i] = chunks[c].ids[i];
+            lm->numbers.host_positions[row + i] = s->length + i;
         }
         row += chunks[c].n;
     }
+    lm_send(lm->backend, lm->numbers.ids, lm->numbers.host_ids, row);
+    lm_send(lm->backend, lm->numbers.positions, lm->numbers.host_positions, row);
     return DR_OK;
 }
 
 // Of the last layer only rows whose logits are wanted go on after its keys and values: the last one of such
-// chunks. Their numbers go to lm->ids, a chunk of one row for each behind the n_chunks of the call.
+// chunks. Their numbers go to lm->numbers.rows, a chunk of one row for each behind the n_chunks of the call.
 static int32_t wanted_rows(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks) {
     int32_t n = 0;
     for (int32_t c = 0; c < n_chunks; c++) {
@@ -312,8 +310,9 @@ static int32_t wanted_rows(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks
         int64_t row = whole->row + whole->n_new - 1;
         kv->chunks[n_chunks + n] =
             (dr_attention_chunk){row, 1, whole->n_past + whole->n_new - 1, whole->pages};
-        lm->ids[n++] = (int32_t)row;
+        lm->numbers.host_rows[n++] = (int32_t)row;
     }
+    lm_send(lm->backend, lm->numbers.rows, lm->numbers.host_rows, n);
     return n;
 }
 
@@ -323,8 +322,9 @@ static dr_status last_layer(dr_lm *lm, dr_kv_cache *kv, int32_t n_chunks, int32_
     int32_t last = lm->config.n_layers - 1;
     int64_t A = (int64_t)lm->config.n_heads * lm->config.head_size;
     DR_TRY(layer_attend(lm, kv->k[last], kv->v[last], kv->chunks + n_chunks, n_rows, T, s));
-    b->ops->embedding_forward(b, s->att, lm->ids, n_rows, A, s->qkv); // gathers of rows; Q is more than A
-    b->ops->embedding_forward(b, s->x, lm->ids, n_rows, lm->config.hidden, s->top);
+    const int32_t *rows = lm->numbers.rows;
+    b->ops->embedding_forward(b, s->att, rows, n_rows, A, s->qkv); // gathers of rows; Q is more than A
+    b->ops->embedding_forward(b, s->x, rows, n_rows, lm->config.hidden, s->top);
     return layer_finish(lm, &lm->layers[last], s->qkv, n_rows, s->top, s);
 }
 
@@ -338,7 +338,7 @@ static dr_status decode_body(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chun
     DR_TRY(scratch_reserve(lm, T, s));
     DR_TRY(reserve_pages(kv, chunks, n_chunks));
     DR_TRY(describe_chunks(lm, kv, chunks, n_chunks));
-    b->ops->embedding_forward(b, lm->params + lm->embed, lm->ids, T, lm->config.hidden, s->x);
+    b->ops->embedding_forward(b, lm->params + lm->embed, lm->numbers.ids, T, lm->config.hidden, s->x);
     int32_t n_rows = every_row ? (int32_t)T : wanted_rows(lm, kv, chunks, n_chunks);
     for (int32_t i = 0; i < lm->config.n_layers; i++) {
         DR_TRY(layer_store(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, n_chunks, T, s));

@@ -35,20 +35,35 @@ static dr_status check_weights(const dr_lm *lm, const dr_safetensors_folder *wei
     return DR_OK;
 }
 
+static dr_status check_values(const dr_safetensors_folder *weights, const dr_lm_tensor *t,
+                              const float *values) {
+    for (int64_t j = 0; j < t->rows * t->cols; j++)
+        DR_CHECK(isfinite(values[j]), DR_ERR_NUMERIC, "%s: tensor %s: value %lld is %g",
+                 dr_safetensors_folder_path(weights), t->name, (long long)j, (double)values[j]);
+    return DR_OK;
+}
+
 static dr_status read_tensors(dr_lm *lm, const dr_safetensors_folder *weights) {
     for (int32_t i = 0; i < lm->n_tensors; i++) {
         const dr_lm_tensor *t = &lm->tensors[i];
-        int64_t shape[2];
+        int64_t shape[2], n = t->rows * t->cols;
         int32_t n_dims;
+        float *values;
         tensor_shape(t, shape, &n_dims);
-        DR_TRY(dr_safetensors_folder_read(weights, t->name, shape, n_dims, lm->params + t->offset));
+        DR_TRY(dr_host_open(lm->backend, lm->params + t->offset, n, DR_HOST_WRITES, &values));
+        dr_status status = dr_safetensors_folder_read(weights, t->name, shape, n_dims, values);
+        if (status == DR_OK) status = check_values(weights, t, values);
+        dr_host_close(lm->backend, lm->params + t->offset, n, DR_HOST_WRITES, values);
+        DR_TRY(status);
         lm->tensors[i].dtype = dr_safetensors_folder_find(weights, t->name)->dtype;
-        for (int64_t j = 0; j < t->rows * t->cols; j++)
-            DR_CHECK(isfinite(lm->params[t->offset + j]), DR_ERR_NUMERIC, "%s: tensor %s: value %lld is %g",
-                     dr_safetensors_folder_path(weights), t->name, (long long)j,
-                     (double)lm->params[t->offset + j]);
     }
     return DR_OK;
+}
+
+dr_status dr_lm_outline_of(dr_backend *backend, const char *dir, dr_lm **out_lm) {
+    dr_lm_config config;
+    DR_TRY(dr_lm_config_read(dir, &config));
+    return dr_lm_outline(backend, &config, out_lm);
 }
 
 dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
@@ -58,7 +73,7 @@ dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
     dr_lm *lm = NULL;
     DR_TRY(dr_safetensors_folder_open(dir, &weights));
     dr_status status;
-    DR_TRY_GOTO(status, dr_lm_lay_out(backend, &config, &lm), close_weights);
+    DR_TRY_GOTO(status, dr_lm_outline(backend, &config, &lm), close_weights);
     DR_TRY_GOTO(status, check_weights(lm, weights), destroy_lm);
     DR_TRY_GOTO(status, dr_lm_allocate(lm), destroy_lm);
     DR_TRY_GOTO(status, read_tensors(lm, weights), destroy_lm);
@@ -83,15 +98,22 @@ dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, dr_save_type ty
     DR_TRY(dr_dir_make(dir));
     DR_TRY(dr_lm_config_write(&lm->config, type == DR_SAVE_FP32 ? DR_DTYPE_F32 : common_dtype(lm), dir));
     dr_safetensor_source *sources = NULL;
+    float *params = NULL;
     DR_TRY(dr_alloc(&sources, "tensors to save", lm->n_tensors, sizeof *sources));
+    dr_status status = dr_host_open(lm->backend, lm->params, lm->n_params, DR_HOST_READS, &params);
+    if (status != DR_OK) {
+        dr_free(sources);
+        return status;
+    }
     for (int32_t i = 0; i < lm->n_tensors; i++) {
         sources[i].name = lm->tensors[i].name;
         sources[i].dtype = type == DR_SAVE_FP32 ? DR_DTYPE_F32 : lm->tensors[i].dtype;
-        sources[i].data = lm->params + lm->tensors[i].offset;
+        sources[i].data = params + lm->tensors[i].offset;
         tensor_shape(&lm->tensors[i], sources[i].shape, &sources[i].n_dims);
     }
     // last: a folder with weights is a whole one
-    dr_status status = dr_safetensors_folder_write(dir, sources, lm->n_tensors, max_shard_bytes);
+    status = dr_safetensors_folder_write(dir, sources, lm->n_tensors, max_shard_bytes);
+    dr_host_close(lm->backend, lm->params, lm->n_params, DR_HOST_READS, params);
     dr_free(sources);
     return status;
 }

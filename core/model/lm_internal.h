@@ -13,23 +13,29 @@ typedef struct lm_layer {
     dr_weight *w_qkv, *w_q, *w_k, *w_v, *w_o, *w_gate_up, *w_down;
 } lm_layer;
 
+// Ids, positions and row numbers of one pass, written on the host and sent to the backend; [capacity] each.
+typedef struct lm_numbers {
+    int32_t *ids, *positions, *rows;                // backend memory
+    int32_t *host_ids, *host_positions, *host_rows; // to be written before they are sent
+    int64_t capacity;
+} lm_numbers;
+
 struct dr_lm {
     dr_backend *backend;
     dr_lm_config config;
     int64_t n_params;
-    float *params;
+    float *params; // backend memory
     dr_lm_tensor *tensors;
     int32_t n_tensors;
     lm_layer *layers;
     int64_t embed, final_norm, head; // head == embed when tied
     dr_weight *w_head;
-    float *inv_freq; // [head_size / 2]
+    float *inv_freq, *frequencies; // [head_size / 2] each: backend memory, and the same for the host
     uint64_t version;
     // scratch of the cached pass, grow-only
-    float *scratch;
+    float *scratch; // backend memory
     int64_t scratch_count;
-    int32_t *ids, *positions;
-    int64_t ids_count;
+    lm_numbers numbers;
 };
 
 // Width of the merged q, k, v row: (H + 2G) · d.
@@ -59,12 +65,16 @@ dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, c
                              int64_t T, float *dqkv, const float *raw, const float *inv, float *draw,
                              float *dx, float *gradient);
 
+dr_status dr_lm_numbers_create(dr_backend *backend, int64_t capacity, lm_numbers *out);
+void dr_lm_numbers_destroy(dr_backend *backend, lm_numbers *numbers);
+static inline void lm_send(dr_backend *b, int32_t *to_backend, const int32_t *from_host, int64_t n) {
+    b->ops->copy_in(b, to_backend, from_host, (size_t)n * sizeof *from_host);
+}
+
 // inv_freq [head_size / 2] of the rotary embedding (lm_rope.c).
 void dr_lm_rope_frequencies(const dr_lm_config *config, float *out_inv_freq);
 
-// The object with its layout and no memory for weights; then that memory, zeroed, and the packed forms
-// (lm.c).
-dr_status dr_lm_lay_out(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm);
+// Memory for the weights of an outline, zeroed, and their packed forms (lm.c).
 dr_status dr_lm_allocate(dr_lm *lm);
 
 // config.json and back, generation_config.json beside it (lm_config.c).

@@ -1,7 +1,5 @@
 // Queries, keys and values of one layer, forward and backward: one merged product, or three with a norm over
 // each head of queries and keys (Qwen3, arXiv 2505.09388, §2), whose rows then stand densely for the norm.
-#include <string.h>
-
 #include "core/model/lm_internal.h"
 
 lm_qkv dr_lm_qkv_at(const dr_lm_config *c, float *base, int64_t T) {
@@ -61,7 +59,7 @@ static dr_status backward_with_norms(dr_lm *lm, const lm_layer *layer, const flo
     int64_t q_rows = T * c->n_heads, k_rows = T * c->n_kv_heads, d = c->head_size, D = c->hidden;
     int64_t q = c->n_heads * d, kv = c->n_kv_heads * d;
     float *draw_k = draw + q_rows * d, *dw = gradient + layer->qkv;
-    memset(draw, 0, (size_t)(T * lm_qk_width(c)) * sizeof(float));
+    b->ops->zero(b, draw, (size_t)(T * lm_qk_width(c)) * sizeof(float));
     b->ops->rmsnorm_backward(b, dqkv->q, raw, lm->params + layer->q_norm, inv, q_rows, d, draw,
                              gradient + layer->q_norm);
     b->ops->rmsnorm_backward(b, dqkv->k, raw + q_rows * d, lm->params + layer->k_norm, inv + q_rows, k_rows,

@@ -25,7 +25,8 @@ typedef struct layer_activations {
 struct dr_lm_workspace {
     int64_t max_tokens, bytes;
     dr_activations activations;
-    float *memory;             // everything below
+    dr_backend *backend;
+    float *memory;             // backend memory: the floats below
     layer_activations *layers; // DR_RECOMPUTE: all share what the first one has, but for x
     // Of the last layer only the loss rows go on after attention: R rows, at most T. Its mid to act hold R
     // rows.
@@ -34,7 +35,9 @@ struct dr_lm_workspace {
     float *top, *dtop_att;                   // (R, D), (R, A)
     float *dx, *dnorm, *dwide, *dact, *datt; // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, F), (T, A)
     float *dqk_raw;                          // of qk_raw
-    int32_t *positions;
+    float *logprob, *entropy, *dlogprob;     // (R) each
+    lm_numbers numbers;                      // rows: of the loss rows
+    int32_t *targets;                        // (R), backend memory
 };
 
 static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w) {
@@ -78,6 +81,9 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
     TAKE(w->dact, T * F);
     TAKE(w->datt, T * A);
     TAKE(w->dqk_raw, raw);
+    TAKE(w->logprob, T);
+    TAKE(w->entropy, T);
+    TAKE(w->dlogprob, T);
 #undef TAKE
     return at;
 }
@@ -89,12 +95,14 @@ dr_status dr_lm_workspace_create(dr_lm *lm, int64_t max_tokens, dr_activations a
     DR_TRY(dr_alloc(&w, "training workspace", 1, sizeof *w));
     w->max_tokens = max_tokens;
     w->activations = activations;
+    dr_backend *b = w->backend = lm->backend;
     dr_status status;
     DR_TRY_GOTO(status, dr_alloc(&w->layers, "layer activations", lm->config.n_layers, sizeof *w->layers),
                 destroy);
-    DR_TRY_GOTO(status, dr_alloc(&w->positions, "positions", max_tokens, sizeof *w->positions), destroy);
+    DR_TRY_GOTO(status, dr_lm_numbers_create(b, max_tokens, &w->numbers), destroy);
+    DR_TRY_GOTO(status, dr_memory_create(b, &w->targets, "targets", max_tokens, sizeof *w->targets), destroy);
     int64_t floats = carve(lm, max_tokens, NULL, w);
-    DR_TRY_GOTO(status, dr_alloc(&w->memory, "activations", floats, sizeof(float)), destroy);
+    DR_TRY_GOTO(status, dr_memory_create(b, &w->memory, "activations", floats, sizeof(float)), destroy);
     carve(lm, max_tokens, w->memory, w);
     w->bytes = floats * (int64_t)sizeof(float);
     *out_workspace = w;
@@ -106,9 +114,10 @@ destroy:
 
 void dr_lm_workspace_destroy(dr_lm_workspace *w) {
     if (!w) return;
-    dr_free(w->memory);
+    w->backend->ops->memory_destroy(w->backend, w->memory);
+    w->backend->ops->memory_destroy(w->backend, w->targets);
+    dr_lm_numbers_destroy(w->backend, &w->numbers);
     dr_free(w->layers);
-    dr_free(w->positions);
     dr_free(w);
 }
 
@@ -192,29 +201,38 @@ static dr_status layer_finish(dr_lm *lm, const lm_layer *layer, const layer_acti
     return DR_OK;
 }
 
+// Ids, positions and loss rows of a pack, to the backend.
+static void send_numbers(dr_lm_workspace *w, const dr_pack *pack) {
+    lm_numbers *numbers = &w->numbers;
+    dr_sequences sequences = sequences_of(pack);
+    for (int32_t s = 0; s < pack->n_seqs; s++) {
+        int32_t n_prefix = dr_rows_of(&sequences, dr_prefix_of(&sequences, s));
+        for (int32_t t = pack->cu_seqlens[s]; t < pack->cu_seqlens[s + 1]; t++)
+            numbers->host_positions[t] = n_prefix + t - pack->cu_seqlens[s];
+    }
+    lm_send(w->backend, numbers->ids, pack->ids, pack->n_tokens);
+    lm_send(w->backend, numbers->positions, numbers->host_positions, pack->n_tokens);
+    lm_send(w->backend, numbers->rows, pack->rows, pack->n_rows);
+}
+
 // Hidden states of the loss rows into w->rows.
 static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack) {
     DR_TRY(check_pack(lm, w, pack));
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens, D = c->hidden;
-    dr_sequences sequences = sequences_of(pack);
-    for (int32_t s = 0; s < pack->n_seqs; s++) {
-        int32_t n_prefix = dr_rows_of(&sequences, dr_prefix_of(&sequences, s));
-        for (int32_t t = pack->cu_seqlens[s]; t < pack->cu_seqlens[s + 1]; t++)
-            w->positions[t] = n_prefix + t - pack->cu_seqlens[s];
-    }
-    b->ops->embedding_forward(b, lm->params + lm->embed, pack->ids, T, D, w->layers[0].x);
+    send_numbers(w, pack);
+    b->ops->embedding_forward(b, lm->params + lm->embed, w->numbers.ids, T, D, w->layers[0].x);
     for (int32_t i = 0; i < c->n_layers; i++) {
         const lm_layer *layer = &lm->layers[i];
         layer_activations *a = &w->layers[i];
         bool is_last = i + 1 == c->n_layers;
         int64_t n = is_last ? pack->n_rows : T;
-        DR_TRY(layer_attend(lm, layer, a, pack, w->positions));
+        DR_TRY(layer_attend(lm, layer, a, pack, w->numbers.positions));
         if (is_last) { // gathers of rows
-            b->ops->embedding_forward(b, a->att, pack->rows, n, (int64_t)c->n_heads * c->head_size,
+            b->ops->embedding_forward(b, a->att, w->numbers.rows, n, (int64_t)c->n_heads * c->head_size,
                                       w->top_att);
-            b->ops->embedding_forward(b, a->x, pack->rows, n, D, w->top);
+            b->ops->embedding_forward(b, a->x, w->numbers.rows, n, D, w->top);
         }
         DR_TRY(layer_activate(lm, layer, a, is_last ? w->top_att : a->att, is_last ? w->top : a->x, n));
         DR_TRY(layer_finish(lm, layer, a, n, is_last ? w->x_out : w->layers[i + 1].x));
@@ -250,8 +268,13 @@ dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, floa
     if (pack->kept) DR_TRY(check_kept(lm, pack));
     DR_TRY(body_forward(lm, w, pack));
     dr_backend *b = lm->backend;
-    return b->ops->head_forward(b, lm->w_head, w->rows, pack->targets, pack->kept, pack->n_rows, temperature,
-                                out_logprob, out_entropy, w->row_lse);
+    size_t bytes = (size_t)pack->n_rows * sizeof(float);
+    lm_send(b, w->targets, pack->targets, pack->n_rows);
+    DR_TRY(b->ops->head_forward(b, lm->w_head, w->rows, w->targets, pack->kept, pack->n_rows, temperature,
+                                w->logprob, w->entropy, w->row_lse));
+    b->ops->copy_out(b, out_logprob, w->logprob, bytes);
+    b->ops->copy_out(b, out_entropy, w->entropy, bytes);
+    return DR_OK;
 }
 
 dr_status dr_lm_logits(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float *out_logits) {
@@ -290,7 +313,7 @@ static dr_status layer_backward_first(dr_lm *lm, const lm_layer *layer, const la
     dr_sequences sequences = sequences_of(pack);
     DR_TRY(b->ops->attention_backward(b, w->datt, at.q, at.k, at.v, a->att, a->lse, at.q_stride, at.kv_stride,
                                       &sequences, c->n_heads, c->n_kv_heads, c->head_size, to.q, to.k, to.v));
-    DR_TRY(dr_lm_qkv_backward(lm, layer, a->norm1, w->positions, T, w->dwide, a->qk_raw, a->qk_inv,
+    DR_TRY(dr_lm_qkv_backward(lm, layer, a->norm1, w->numbers.positions, T, w->dwide, a->qk_raw, a->qk_inv,
                               w->dqk_raw, w->dnorm, gradient));
     b->ops->rmsnorm_backward(b, w->dnorm, a->x, lm->params + layer->norm1, a->inv1, T, c->hidden, w->dx,
                              gradient + layer->norm1);
@@ -303,15 +326,15 @@ static dr_status top_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens, R = pack->n_rows, D = c->hidden, A = (int64_t)c->n_heads * c->head_size;
     int32_t last = c->n_layers - 1;
-    memset(w->top, 0, (size_t)(R * D) * sizeof(float));
+    b->ops->zero(b, w->top, (size_t)(R * D) * sizeof(float));
     b->ops->rmsnorm_backward(b, w->drows, w->x_out, lm->params + lm->final_norm, w->final_inv, R, D, w->top,
                              gradient + lm->final_norm);
     DR_TRY(layer_backward_second(lm, &lm->layers[last], &w->layers[last], w, w->top_att, R, w->top,
                                  w->dtop_att, gradient));
-    memset(w->dx, 0, (size_t)(T * D) * sizeof(float));
-    memset(w->datt, 0, (size_t)(T * A) * sizeof(float));
-    b->ops->embedding_backward(b, w->top, pack->rows, R, D, w->dx); // scatters of rows
-    b->ops->embedding_backward(b, w->dtop_att, pack->rows, R, A, w->datt);
+    b->ops->zero(b, w->dx, (size_t)(T * D) * sizeof(float));
+    b->ops->zero(b, w->datt, (size_t)(T * A) * sizeof(float));
+    b->ops->embedding_backward(b, w->top, w->numbers.rows, R, D, w->dx); // scatters of rows
+    b->ops->embedding_backward(b, w->dtop_att, w->numbers.rows, R, A, w->datt);
     return DR_OK;
 }
 
@@ -320,8 +343,9 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens;
-    DR_TRY(b->ops->head_backward(b, lm->w_head, w->rows, pack->targets, pack->kept, pack->n_rows, temperature,
-                                 w->row_lse, dlogprob, w->drows, gradient + lm->head));
+    b->ops->copy_in(b, w->dlogprob, dlogprob, (size_t)pack->n_rows * sizeof(float));
+    DR_TRY(b->ops->head_backward(b, lm->w_head, w->rows, w->targets, pack->kept, pack->n_rows, temperature,
+                                 w->row_lse, w->dlogprob, w->drows, gradient + lm->head));
     DR_TRY(top_backward(lm, w, pack, gradient));
     DR_TRY(layer_backward_first(lm, &lm->layers[c->n_layers - 1], &w->layers[c->n_layers - 1], w, pack,
                                 gradient));
@@ -329,12 +353,12 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
         const lm_layer *layer = &lm->layers[i];
         layer_activations *a = &w->layers[i];
         if (w->activations == DR_RECOMPUTE) {
-            DR_TRY(layer_attend(lm, layer, a, pack, w->positions));
+            DR_TRY(layer_attend(lm, layer, a, pack, w->numbers.positions));
             DR_TRY(layer_activate(lm, layer, a, a->att, a->x, T));
         }
         DR_TRY(layer_backward_second(lm, layer, a, w, a->att, T, w->dx, w->datt, gradient));
         DR_TRY(layer_backward_first(lm, layer, a, w, pack, gradient));
     }
-    b->ops->embedding_backward(b, w->dx, pack->ids, T, c->hidden, gradient + lm->embed);
+    b->ops->embedding_backward(b, w->dx, w->numbers.ids, T, c->hidden, gradient + lm->embed);
     return DR_OK;
 }

@@ -2,11 +2,11 @@
 #include "core/model/optimizer.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "core/base/alloc.h"
 
 struct dr_optimizer {
+    dr_backend *backend;
     dr_lm *lm;
     dr_optimizer_settings settings;
     float *m, *v;
@@ -28,9 +28,12 @@ dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings,
     DR_TRY(dr_alloc(&o, "optimizer", 1, sizeof *o));
     o->lm = lm;
     o->settings = *settings;
+    dr_backend *b = o->backend = dr_lm_backend(lm);
     dr_status status;
-    DR_TRY_GOTO(status, dr_alloc(&o->m, "first moments", dr_lm_n_params(lm), sizeof(float)), destroy);
-    DR_TRY_GOTO(status, dr_alloc(&o->v, "second moments", dr_lm_n_params(lm), sizeof(float)), destroy);
+    DR_TRY_GOTO(status, dr_memory_create(b, &o->m, "first moments", dr_lm_n_params(lm), sizeof(float)),
+                destroy);
+    DR_TRY_GOTO(status, dr_memory_create(b, &o->v, "second moments", dr_lm_n_params(lm), sizeof(float)),
+                destroy);
     *out_optimizer = o;
     return DR_OK;
 destroy:
@@ -40,8 +43,9 @@ destroy:
 
 void dr_optimizer_destroy(dr_optimizer *optimizer) {
     if (!optimizer) return;
-    dr_free(optimizer->m);
-    dr_free(optimizer->v);
+    dr_backend *b = optimizer->backend;
+    b->ops->memory_destroy(b, optimizer->m);
+    b->ops->memory_destroy(b, optimizer->v);
     dr_free(optimizer);
 }
 
@@ -90,7 +94,8 @@ void dr_optimizer_set_updates(dr_optimizer *optimizer, int64_t updates, int64_t 
 
 void dr_optimizer_restart(dr_optimizer *o) {
     size_t bytes = (size_t)dr_lm_n_params(o->lm) * sizeof(float);
-    memset(o->m, 0, bytes);
-    memset(o->v, 0, bytes);
+    dr_backend *b = dr_lm_backend(o->lm);
+    b->ops->zero(b, o->m, bytes);
+    b->ops->zero(b, o->v, bytes);
     o->age = 0;
 }

@@ -32,17 +32,17 @@ typedef struct dr_optimizer dr_optimizer;
 dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings, dr_optimizer **out_optimizer);
 void dr_optimizer_destroy(dr_optimizer *optimizer);
 
-// One update with gradient [n_params] (borrowed, unchanged) and the given rate; then repacks the model's
-// weights. *out_norm is the gradient's norm before clipping. DR_ERR_NUMERIC when it is not finite: nothing
-// has changed then.
+// One update with gradient [n_params] (backend memory; borrowed, unchanged) and the given rate; then repacks
+// the model's weights. *out_norm is the gradient's norm before clipping. DR_ERR_NUMERIC when it is not
+// finite: nothing has changed then.
 dr_status dr_optimizer_step(dr_optimizer *optimizer, const float *gradient, float learning_rate,
                             double *out_norm);
 
 // Zero moments, as at the start: what was learned of the gradients' sizes belongs to another objective.
 void dr_optimizer_restart(dr_optimizer *optimizer);
 
-// State for checkpoints: first and second moments [n_params], the number of updates done, and how many of
-// them the moments have seen.
+// State for checkpoints: first and second moments [n_params] in backend memory, the number of updates done,
+// and how many of them the moments have seen.
 float *dr_optimizer_first(dr_optimizer *optimizer);
 float *dr_optimizer_second(dr_optimizer *optimizer);
 int64_t dr_optimizer_updates(const dr_optimizer *optimizer);

@@ -1,0 +1,352 @@
+// A backend for tests whose memory the host cannot touch between ops, as it cannot touch a GPU's: the CPU
+// body behind a table that opens one mapped region for the time of each op, closes it again, and fails when a
+// pointer that should be backend memory is not, or one that should be the host's is. What runs on it runs on
+// any backend.
+#ifndef DR_TESTS_GUARDED_BACKEND_H
+#define DR_TESTS_GUARDED_BACKEND_H
+
+#include "tests/check.h"
+
+#include <sys/mman.h>
+
+#include "core/compute/backend.h"
+
+enum { GUARD_PAGE = 4096 };
+static const size_t GUARD_BYTES = (size_t)1 << 30; // address space; pages are taken as they are written
+
+static dr_backend *guard_inner; // the CPU body
+static char *guard_at;
+static size_t guard_used;
+
+static inline void guard_protect(int protection) {
+    if (guard_used > 0) assert_int_equal(mprotect(guard_at, guard_used, protection), 0);
+}
+
+static inline bool guard_holds(const void *pointer) {
+    const char *at = pointer;
+    return at >= guard_at && at < guard_at + guard_used;
+}
+
+static inline void guard_is(bool is_backend, const char *op, const char *name, const void *pointer) {
+    if (pointer && guard_holds(pointer) != is_backend)
+        fail_msg("%s: %s is %s memory", op, name, is_backend ? "host" : "backend");
+}
+
+// Inside a wrapper: arguments of either kind. NULL passes.
+#define OURS(pointer) guard_is(true, __func__, #pointer, (pointer))
+#define HOSTS(pointer) guard_is(false, __func__, #pointer, (pointer))
+
+// The inner op between opening and closing.
+#define GUARDED(call)                                                                                        \
+    do {                                                                                                     \
+        guard_protect(PROT_READ | PROT_WRITE);                                                               \
+        guard_inner->ops->call;                                                                              \
+        guard_protect(PROT_NONE);                                                                            \
+    } while (0)
+#define GUARDED_STATUS(call)                                                                                 \
+    do {                                                                                                     \
+        guard_protect(PROT_READ | PROT_WRITE);                                                               \
+        dr_status guarded_status_ = guard_inner->ops->call;                                                  \
+        guard_protect(PROT_NONE);                                                                            \
+        return guarded_status_;                                                                              \
+    } while (0)
+
+// Never used again once given back, so that a use after destroy is seen.
+static dr_status g_memory_create(dr_backend *b, const char *label, size_t bytes, void **out_memory) {
+    (void)b, (void)label;
+    size_t whole = (bytes + GUARD_PAGE) / GUARD_PAGE * GUARD_PAGE;
+    assert_true(guard_used + whole <= GUARD_BYTES);
+    *out_memory = guard_at + guard_used;
+    guard_used += whole;
+    return DR_OK;
+}
+
+static void g_memory_destroy(dr_backend *b, void *memory) {
+    (void)b;
+    OURS(memory);
+}
+
+static void g_copy_in(dr_backend *b, void *to_backend, const void *from_host, size_t bytes) {
+    (void)b;
+    if (bytes > 0) OURS(to_backend), HOSTS(from_host);
+    GUARDED(copy_in(guard_inner, to_backend, from_host, bytes));
+}
+
+static void g_copy_out(dr_backend *b, void *to_host, const void *from_backend, size_t bytes) {
+    (void)b;
+    if (bytes > 0) HOSTS(to_host), OURS(from_backend);
+    GUARDED(copy_out(guard_inner, to_host, from_backend, bytes));
+}
+
+static void g_copy(dr_backend *b, void *to_backend, const void *from_backend, size_t bytes) {
+    (void)b;
+    OURS(to_backend), OURS(from_backend);
+    GUARDED(copy(guard_inner, to_backend, from_backend, bytes));
+}
+
+static void g_zero(dr_backend *b, void *memory, size_t bytes) {
+    (void)b;
+    OURS(memory);
+    GUARDED(zero(guard_inner, memory, bytes));
+}
+
+static void *g_host_view(dr_backend *b, void *memory) {
+    (void)b;
+    OURS(memory);
+    return NULL;
+}
+
+static dr_status g_weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight) {
+    (void)b;
+    GUARDED_STATUS(weight_create(guard_inner, n_out, n_in, out_weight));
+}
+
+static void g_weight_destroy(dr_backend *b, dr_weight *w) {
+    (void)b;
+    GUARDED(weight_destroy(guard_inner, w));
+}
+
+static dr_status g_weight_pack(dr_backend *b, dr_weight *w, const float *values) {
+    (void)b;
+    OURS(values);
+    GUARDED_STATUS(weight_pack(guard_inner, w, values));
+}
+
+static dr_status g_linear_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
+                                  const float *bias, float *y) {
+    (void)b;
+    OURS(x), OURS(bias), OURS(y);
+    GUARDED_STATUS(linear_forward(guard_inner, w, x, T, bias, y));
+}
+
+static dr_status g_linear_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+                                         float *dx, bool accumulate) {
+    (void)b;
+    OURS(dy), OURS(dx);
+    GUARDED_STATUS(linear_backward_input(guard_inner, w, dy, T, dx, accumulate));
+}
+
+static dr_status g_linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
+                                          int64_t n_out, int64_t n_in, float *dw, float *dbias) {
+    (void)b;
+    OURS(x), OURS(dy), OURS(dw), OURS(dbias);
+    GUARDED_STATUS(linear_backward_weight(guard_inner, x, dy, T, n_out, n_in, dw, dbias));
+}
+
+static dr_status g_gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k,
+                        float alpha, const float *a, const float *b_matrix, float beta, float *c) {
+    (void)b;
+    OURS(a), OURS(b_matrix), OURS(c);
+    GUARDED_STATUS(gemm(guard_inner, trans_a, trans_b, m, n, k, alpha, a, b_matrix, beta, c));
+}
+
+static void g_rmsnorm_forward(dr_backend *b, const float *x, const float *w, int64_t T, int64_t D, float eps,
+                              float *y, float *inv_rms) {
+    (void)b;
+    OURS(x), OURS(w), OURS(y), OURS(inv_rms);
+    GUARDED(rmsnorm_forward(guard_inner, x, w, T, D, eps, y, inv_rms));
+}
+
+static void g_rmsnorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
+                               const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw) {
+    (void)b;
+    OURS(dy), OURS(x), OURS(w), OURS(inv_rms), OURS(dx), OURS(dw);
+    GUARDED(rmsnorm_backward(guard_inner, dy, x, w, inv_rms, T, D, dx, dw));
+}
+
+static void g_rope(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T,
+                   int64_t n_heads, int64_t d, int64_t stride, int direction) {
+    (void)b;
+    OURS(x), OURS(positions), OURS(inv_freq);
+    GUARDED(rope(guard_inner, x, positions, inv_freq, T, n_heads, d, stride, direction));
+}
+
+static void g_swiglu_forward(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
+    (void)b;
+    OURS(gate_up), OURS(out);
+    GUARDED(swiglu_forward(guard_inner, gate_up, T, F, out));
+}
+
+static void g_swiglu_backward(dr_backend *b, const float *dout, const float *gate_up, int64_t T, int64_t F,
+                              float *dgate_up) {
+    (void)b;
+    OURS(dout), OURS(gate_up), OURS(dgate_up);
+    GUARDED(swiglu_backward(guard_inner, dout, gate_up, T, F, dgate_up));
+}
+
+static void g_add(dr_backend *b, const float *x, int64_t n, float *y) {
+    (void)b;
+    OURS(x), OURS(y);
+    GUARDED(add(guard_inner, x, n, y));
+}
+
+static void g_embedding_forward(dr_backend *b, const float *table, const int32_t *ids, int64_t T, int64_t D,
+                                float *out) {
+    (void)b;
+    OURS(table), OURS(ids), OURS(out);
+    GUARDED(embedding_forward(guard_inner, table, ids, T, D, out));
+}
+
+static void g_embedding_backward(dr_backend *b, const float *dout, const int32_t *ids, int64_t T, int64_t D,
+                                 float *dtable) {
+    (void)b;
+    OURS(dout), OURS(ids), OURS(dtable);
+    GUARDED(embedding_backward(guard_inner, dout, ids, T, D, dtable));
+}
+
+static dr_status g_attention_forward(dr_backend *b, const float *q, const float *k, const float *v,
+                                     int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
+                                     int32_t H, int32_t G, int32_t d, float *out, float *lse) {
+    (void)b;
+    OURS(q), OURS(k), OURS(v), OURS(out), OURS(lse);
+    HOSTS(sequences), HOSTS(sequences->cu_seqlens), HOSTS(sequences->prefix);
+    GUARDED_STATUS(
+        attention_forward(guard_inner, q, k, v, q_stride, kv_stride, sequences, H, G, d, out, lse));
+}
+
+static dr_status g_attention_backward(dr_backend *b, const float *dout, const float *q, const float *k,
+                                      const float *v, const float *out, const float *lse, int64_t q_stride,
+                                      int64_t kv_stride, const dr_sequences *sequences, int32_t H, int32_t G,
+                                      int32_t d, float *dq, float *dk, float *dv) {
+    (void)b;
+    OURS(dout), OURS(q), OURS(k), OURS(v), OURS(out), OURS(lse), OURS(dq), OURS(dk), OURS(dv);
+    HOSTS(sequences), HOSTS(sequences->cu_seqlens), HOSTS(sequences->prefix);
+    GUARDED_STATUS(attention_backward(guard_inner, dout, q, k, v, out, lse, q_stride, kv_stride, sequences, H,
+                                      G, d, dq, dk, dv));
+}
+
+static void g_kv_store(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
+                       const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
+                       int32_t d, float *k_cache, float *v_cache) {
+    (void)b;
+    OURS(k), OURS(v), OURS(k_cache), OURS(v_cache);
+    HOSTS(chunks);
+    GUARDED(kv_store(guard_inner, k, v, kv_stride, chunks, n_chunks, page_size, G, d, k_cache, v_cache));
+}
+
+static dr_status g_attention_cached(dr_backend *b, const float *q, int64_t q_stride, const float *k_cache,
+                                    const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
+                                    int32_t page_size, int32_t H, int32_t G, int32_t d, float *out) {
+    (void)b;
+    OURS(q), OURS(k_cache), OURS(v_cache), OURS(out);
+    HOSTS(chunks);
+    for (int32_t c = 0; c < n_chunks; c++) HOSTS(chunks[c].pages);
+    GUARDED_STATUS(attention_cached(guard_inner, q, q_stride, k_cache, v_cache, chunks, n_chunks, page_size,
+                                    H, G, d, out));
+}
+
+static dr_status g_sample(dr_backend *b, const float *logits, int64_t T, int64_t V,
+                          const dr_sampling *settings, const uint32_t *bits, dr_sampled *out) {
+    (void)b;
+    OURS(logits);
+    HOSTS(settings), HOSTS(bits), HOSTS(out);
+    GUARDED_STATUS(sample(guard_inner, logits, T, V, settings, bits, out));
+}
+
+static void g_softmax_stats(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
+                            float *lse, float *entropy) {
+    (void)b;
+    OURS(logits), OURS(lse), OURS(entropy);
+    GUARDED(softmax_stats(guard_inner, logits, T, V, temperature, lse, entropy));
+}
+
+static void g_kept_lse(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
+                       const dr_kept *kept, float *lse) {
+    (void)b;
+    OURS(logits), OURS(lse);
+    HOSTS(kept);
+    GUARDED(kept_lse(guard_inner, logits, T, V, temperature, kept, lse));
+}
+
+static dr_status g_head_forward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
+                                const dr_kept *kept, int64_t T, float temperature, float *logprob,
+                                float *entropy, float *lse) {
+    (void)b;
+    OURS(h), OURS(targets), OURS(logprob), OURS(entropy), OURS(lse);
+    HOSTS(kept);
+    GUARDED_STATUS(head_forward(guard_inner, w, h, targets, kept, T, temperature, logprob, entropy, lse));
+}
+
+static int64_t g_head_memory(dr_backend *b, int64_t V, int64_t D) {
+    (void)b;
+    return guard_inner->ops->head_memory(guard_inner, V, D);
+}
+
+static dr_status g_head_backward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
+                                 const dr_kept *kept, int64_t T, float temperature, const float *lse,
+                                 const float *dlogprob, float *dh, float *dw) {
+    (void)b;
+    OURS(h), OURS(targets), OURS(lse), OURS(dlogprob), OURS(dh), OURS(dw);
+    HOSTS(kept);
+    GUARDED_STATUS(head_backward(guard_inner, w, h, targets, kept, T, temperature, lse, dlogprob, dh, dw));
+}
+
+static void g_adamw(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,
+                    float gradient_scale, const dr_adamw_settings *settings) {
+    (void)b;
+    OURS(weights), OURS(gradient), OURS(m), OURS(v);
+    HOSTS(settings);
+    GUARDED(adamw(guard_inner, weights, gradient, m, v, n, gradient_scale, settings));
+}
+
+static double g_sum_of_squares(dr_backend *b, const float *x, int64_t n) {
+    (void)b;
+    OURS(x);
+    guard_protect(PROT_READ);
+    double sum = guard_inner->ops->sum_of_squares(guard_inner, x, n);
+    guard_protect(PROT_NONE);
+    return sum;
+}
+
+// The ops of the language model; the retrieval model's own, layernorm and gelu, are left out and fault.
+// inner: an fp32 CPU backend, borrowed.
+static inline dr_backend guarded_backend(dr_backend *inner) {
+    static const dr_backend_ops ops = {.name = "guarded",
+                                       .memory_create = g_memory_create,
+                                       .memory_destroy = g_memory_destroy,
+                                       .copy_in = g_copy_in,
+                                       .copy_out = g_copy_out,
+                                       .copy = g_copy,
+                                       .zero = g_zero,
+                                       .host_view = g_host_view,
+                                       .weight_create = g_weight_create,
+                                       .weight_destroy = g_weight_destroy,
+                                       .weight_pack = g_weight_pack,
+                                       .linear_forward = g_linear_forward,
+                                       .linear_backward_input = g_linear_backward_input,
+                                       .linear_backward_weight = g_linear_backward_weight,
+                                       .gemm = g_gemm,
+                                       .rmsnorm_forward = g_rmsnorm_forward,
+                                       .rmsnorm_backward = g_rmsnorm_backward,
+                                       .rope = g_rope,
+                                       .swiglu_forward = g_swiglu_forward,
+                                       .swiglu_backward = g_swiglu_backward,
+                                       .add = g_add,
+                                       .embedding_forward = g_embedding_forward,
+                                       .embedding_backward = g_embedding_backward,
+                                       .attention_forward = g_attention_forward,
+                                       .attention_backward = g_attention_backward,
+                                       .kv_store = g_kv_store,
+                                       .attention_cached = g_attention_cached,
+                                       .sample = g_sample,
+                                       .softmax_stats = g_softmax_stats,
+                                       .kept_lse = g_kept_lse,
+                                       .head_forward = g_head_forward,
+                                       .head_memory = g_head_memory,
+                                       .head_backward = g_head_backward,
+                                       .adamw = g_adamw,
+                                       .sum_of_squares = g_sum_of_squares};
+    guard_inner = inner;
+    guard_used = 0;
+    guard_at = mmap(NULL, GUARD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    assert_true(guard_at != MAP_FAILED);
+    return (dr_backend){.ops = &ops, .precision = inner->precision, .n_threads = inner->n_threads};
+}
+
+static inline void guarded_backend_close(void) {
+    munmap(guard_at, GUARD_BYTES);
+    guard_at = NULL;
+    guard_used = 0;
+}
+
+#endif
