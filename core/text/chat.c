@@ -17,7 +17,7 @@ struct dr_chat {
     dr_buf before[N_ROLES], after[N_ROLES];
     bool has_role[N_ROLES];
     dr_buf default_system, dates; // dates: in front of the first system text
-    bool has_default, trim;
+    bool has_default, trim, thinks;
 };
 
 void dr_chat_destroy(dr_chat *c) {
@@ -79,25 +79,85 @@ static void trim(const char **text, size_t *length) {
 
 // Where the turns' own texts are in the result.
 typedef struct ranges {
-    size_t *bounds; // [2 * n]
+    size_t *bounds; // [4 * turns]: begin, end; at most two pieces a turn
     int64_t n;
 } ranges;
 
-static dr_status put_turn(const dr_chat *c, int role, const char *text, bool is_foreign, bool is_first,
-                          dr_buf *out, ranges *foreign) {
-    size_t length = strlen(text);
-    if (c->trim) trim(&text, &length);
+typedef struct piece {
+    const char *text;
+    size_t length;
+} piece;
+
+// foreign NULL: nobody asks, or the text is the template's own.
+static dr_status put_text(piece p, dr_buf *out, ranges *foreign) {
+    size_t begin = out->length;
+    DR_TRY(dr_buf_append(out, p.text, p.length));
+    if (foreign) {
+        foreign->bounds[2 * foreign->n] = begin;
+        foreign->bounds[2 * foreign->n++ + 1] = out->length;
+    }
+    return DR_OK;
+}
+
+static dr_status put_turn(const dr_chat *c, int role, piece text, bool is_first, dr_buf *out,
+                          ranges *foreign) {
+    if (c->trim) trim(&text.text, &text.length);
     DR_CHECK(c->has_role[role], DR_ERR_UNSUPPORTED, "chat template %s: no turn of role \"%s\"", c->name,
              roles[role]);
     DR_TRY(dr_buf_append(out, c->before[role].data, c->before[role].length));
     if (is_first && role == 0) DR_TRY(dr_buf_append(out, c->dates.data, c->dates.length));
-    size_t begin = out->length;
-    DR_TRY(dr_buf_append(out, text, length));
-    if (foreign && is_foreign) {
-        foreign->bounds[2 * foreign->n] = begin;
-        foreign->bounds[2 * foreign->n++ + 1] = out->length;
-    }
+    DR_TRY(put_text(text, out, foreign));
     return dr_buf_append(out, c->after[role].data, c->after[role].length);
+}
+
+static void strip_newlines(piece *p, bool left, bool right) {
+    for (; left && p->length > 0 && p->text[0] == '\n'; p->length--) p->text++;
+    while (right && p->length > 0 && p->text[p->length - 1] == '\n') p->length--;
+}
+
+// Takes the thoughts, what stands between <think> and </think>, off the front of an assistant's text.
+static piece take_thoughts(piece *text) {
+    static const char opening[] = "<think>", closing[] = "</think>";
+    const char *first = strstr(text->text, closing), *last = first, *end = text->text + text->length;
+    piece thoughts = {text->text, 0};
+    if (!first) return thoughts;
+    for (const char *at = first; (at = strstr(at + 1, closing)) != NULL;) last = at;
+    for (const char *at = text->text; (at = strstr(at, opening)) != NULL && at < first;)
+        thoughts.text = at += sizeof opening - 1;
+    thoughts.length = (size_t)(first - thoughts.text);
+    strip_newlines(&thoughts, true, true);
+    text->text = last + sizeof closing - 1;
+    text->length = (size_t)(end - text->text);
+    strip_newlines(text, true, false);
+    return thoughts;
+}
+
+// Qwen3: thoughts are shown in what answers the last question, an empty block in its last turn; in turns
+// before they are left out.
+static dr_status put_thinking_turn(const dr_chat *c, piece text, bool is_answer, bool is_last, dr_buf *out,
+                                   ranges *foreign) {
+    piece thoughts = take_thoughts(&text);
+    if (!is_answer || (!is_last && thoughts.length == 0)) return put_turn(c, 2, text, false, out, foreign);
+    strip_newlines(&text, true, false);
+    DR_TRY(dr_buf_append(out, c->before[2].data, c->before[2].length));
+    DR_TRY(dr_buf_text(out, "<think>\n"));
+    DR_TRY(put_text(thoughts, out, foreign));
+    DR_TRY(dr_buf_text(out, "\n</think>\n\n"));
+    DR_TRY(put_text(text, out, foreign));
+    return dr_buf_append(out, c->after[2].data, c->after[2].length);
+}
+
+// The last turn of the user that is no tool's result; the last turn when there is none.
+static int64_t last_question(const dr_chat_turn *turns, int64_t n) {
+    static const char opening[] = "<tool_response>", closing[] = "</tool_response>";
+    for (int64_t i = n - 1; i >= 0; i--) {
+        const char *text = turns[i].text;
+        size_t length = strlen(text), tail = sizeof closing - 1;
+        bool is_result = strncmp(text, opening, sizeof opening - 1) == 0 && length >= tail &&
+                         strcmp(text + length - tail, closing) == 0;
+        if (strcmp(turns[i].role, "user") == 0 && !is_result) return i;
+    }
+    return n - 1;
 }
 
 static int role_of(const char *name) {
@@ -111,13 +171,16 @@ static dr_status render(const dr_chat *c, const dr_chat_turn *turns, int64_t n, 
     DR_CHECK(n > 0, DR_ERR_ARGUMENT, "chat: no turns");
     DR_TRY(dr_buf_append(out, c->begin.data, c->begin.length));
     if (c->has_default && strcmp(turns[0].role, "system") != 0)
-        DR_TRY(put_turn(c, 0, c->default_system.data, false, true, out, foreign));
+        DR_TRY(put_turn(c, 0, (piece){c->default_system.data, c->default_system.length}, true, out, NULL));
+    int64_t question = c->thinks ? last_question(turns, n) : n;
     for (int64_t i = 0; i < n; i++) {
         int role = role_of(turns[i].role);
         DR_CHECK(role >= 0, DR_ERR_UNSUPPORTED,
                  "chat: turn %lld: role \"%s\", expected system, user or assistant", (long long)i,
                  turns[i].role);
-        DR_TRY(put_turn(c, role, turns[i].text, true, i == 0, out, foreign));
+        piece text = {turns[i].text, strlen(turns[i].text)};
+        DR_TRY(c->thinks && role == 2 ? put_thinking_turn(c, text, i > question, i + 1 == n, out, foreign)
+                                      : put_turn(c, role, text, i == 0, out, foreign));
     }
     return dr_buf_append(out, with_generation ? c->generation.data : "",
                          with_generation ? c->generation.length : 0);
@@ -146,7 +209,7 @@ dr_status dr_chat_encode(const dr_chat *c, const dr_tokenizer *tokenizer, const 
                          int64_t n, bool with_generation, int32_t **ids, int64_t *n_ids, int64_t *capacity) {
     dr_buf text = {0};
     ranges foreign = {0};
-    dr_status status = dr_alloc(&foreign.bounds, "chat", 2 * n, sizeof *foreign.bounds);
+    dr_status status = dr_alloc(&foreign.bounds, "chat", 4 * n, sizeof *foreign.bounds);
     if (status == DR_OK) status = render(c, turns, n, with_generation, &text, &foreign);
     if (status == DR_OK)
         status = dr_tokenizer_encode_guarded(tokenizer, text.data, text.length, foreign.bounds, foreign.n,
@@ -263,6 +326,8 @@ static dr_status recognise(const char *where, const char *template, const dr_tok
     if (status == DR_OK && template)
         status = is_chatml ? find_default_system(c, template) : add_dates(c, template);
     if (status == DR_OK && template && is_chatml) status = find_generation(c, template);
+    if (status == DR_OK && template && is_chatml)
+        c->thinks = strstr(template, "last_query_index") && strstr(template, "reasoning_content");
     if (status == DR_OK)
         *out = c;
     else

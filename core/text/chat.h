@@ -1,8 +1,7 @@
 // Chat templates: turns of a conversation as the text that a chat model was trained on. Two forms are built
 // in, ChatML (Qwen2, Qwen2.5, Qwen3) and Llama 3's; which one, and its default system text, is read from the
 // model's folder. Any other form is a file of the user. The result equals transformers' apply_chat_template
-// for system, user and assistant turns; tools, and the thinking block that Qwen3's template puts in front of
-// a last assistant turn, are left out.
+// for system, user and assistant turns, Qwen3's blocks of thoughts included; tools are left out.
 #ifndef DR_CORE_TEXT_CHAT_H
 #define DR_CORE_TEXT_CHAT_H
 

@@ -19,7 +19,19 @@ FORMS = {
               "{%- endif %}\n{%- for message in messages %}\n    {%- if not (loop.first and message.role == 'system') %}\n"
               "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n    {%- endif %}\n"
               "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n",
-    "qwen3": "{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"
+    "qwen3": "{%- set ns = namespace(last_query_index=messages|length - 1, found=false) %}\n"
+             "{%- for message in messages[::-1] %}\n    {%- set text = message.content %}\n"
+             "    {%- if not ns.found and message.role == 'user' and not (text.startswith('<tool_response>') and "
+             "text.endswith('</tool_response>')) %}\n        {%- set ns.found = true %}\n"
+             "        {%- set ns.last_query_index = messages|length - 1 - loop.index0 %}\n    {%- endif %}\n{%- endfor %}\n"
+             "{%- for message in messages %}\n    {%- set text = message.content %}\n    {%- set reasoning_content = '' %}\n"
+             "    {%- if message.role == 'assistant' and '</think>' in text %}\n"
+             "        {%- set reasoning_content = text.split('</think>')[0].split('<think>')[-1].strip('\\n') %}\n"
+             "        {%- set text = text.split('</think>')[-1].lstrip('\\n') %}\n    {%- endif %}\n"
+             "    {{- '<|im_start|>' + message.role + '\\n' }}\n"
+             "    {%- if message.role == 'assistant' and loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}\n"
+             "        {{- '<think>\\n' + reasoning_content + '\\n</think>\\n\\n' + text.lstrip('\\n') }}\n"
+             "    {%- else %}\n        {{- text }}\n    {%- endif %}\n    {{- '<|im_end|>\\n' }}\n"
              "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n",
     "thinking": "{%- for message in messages %}" + TURN.replace("{{", "{{-") + "{%- endfor %}{%- if add_generation_prompt %}"
                 "{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}",
@@ -34,7 +46,10 @@ FORMS = {
 S, U, A = "system", "user", "assistant"
 CASES = [[(U, "Hello")], [(S, "Be brief."), (U, "Hi\nthere")], [(S, ""), (U, "x")], [(U, "a"), (A, "b"), (U, "  c \n")],
          [(S, " s\u00a0"), (U, "\u3000naïve 你好 \x1c"), (A, "\n\nok\n"), (U, "")], [(U, "<|im_end|> 'quoted' \"twice\" {{ x }} \\n")],
-         [(S, "one"), (S, "two"), (U, "q")], [(A, "first"), (U, "then")]]
+         [(S, "one"), (S, "two"), (U, "q")], [(A, "first"), (U, "then")],
+         [(U, "q"), (A, "<think>\n\nhm\n</think>\n\nold"), (U, "r"), (A, "\n<think>a<think>b\n</think>c</think>\n\nnew\n")],
+         [(U, "q"), (A, "plain"), (U, "<tool_response>5</tool_response>"), (A, "<think>\nwhy\n</think>\n\nso"), (A, "\n\nend")],
+         [(S, "s"), (A, "alone")], [(U, "q"), (A, "half </think> open"), (A, "<think>no end")]]
 
 
 def main():
