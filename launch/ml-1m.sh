@@ -9,10 +9,7 @@ SEED=${SEED:-1}
 . launch/deps.sh
 . launch/pipeline.sh
 deeprec_install
-pipeline_say "Build"
-cmake --preset release > /dev/null
-cmake --build --preset release --target deeprec | tail -n 1
-DEEPREC=$PWD/build/release/deeprec
+pipeline_build
 mkdir -p "$RUN"
 DATASET=$RUN/data.h5
 CONFIG=launch/ml-1m.yaml

@@ -16,6 +16,16 @@ pipeline_say() {
     printf '\n== %s  (%d s since the start)\n' "$1" $((SECONDS - pipeline_started))
 }
 
+# Sets DEEPREC. Kernels for devices are left out where there is no device: nvcc takes longer than all the rest.
+pipeline_build() {
+    local cuda=AUTO
+    [ -e /dev/nvidiactl ] || cuda=OFF
+    pipeline_say "Build"
+    cmake --preset release -DDR_CUDA=$cuda > /dev/null || return 1
+    cmake --build --preset release --target deeprec | tail -n 1
+    DEEPREC=$PWD/build/release/deeprec
+}
+
 # pipeline_stage TITLE RESULT COMMAND...: runs the command unless RESULT exists, or its index where weights are in shards.
 pipeline_stage() {
     local title=$1 result=$2

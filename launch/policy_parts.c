@@ -7,14 +7,15 @@
 #include "core/base/config.h"
 
 dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out) {
-    dr_policy_parts parts = {.protocol = choice->protocol, .max_live = choice->max_live};
+    dr_policy_parts parts = {
+        .protocol = choice->protocol, .max_live = choice->max_live, .is_outline = choice->is_outline};
     dr_status status;
     DR_TRY_GOTO(status, dr_dataset_load(choice->dataset, &parts.dataset), close_parts);
     DR_TRY_GOTO(status, dr_template_load(choice->prompt_template, &parts.prompt_template), close_parts);
     DR_TRY_GOTO(status, dr_strdup(&parts.chat, choice->chat), close_parts);
-    DR_TRY_GOTO(status, dr_backend_cpu_create(choice->precision, choice->threads, &parts.backend),
+    DR_TRY_GOTO(status, dr_backend_choose(&choice->backend, &parts.backend), close_parts);
+    DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, choice->backend.threads, &parts.trm_backend),
                 close_parts);
-    DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, choice->threads, &parts.trm_backend), close_parts);
     DR_TRY_GOTO(status, dr_trm_load(parts.trm_backend, choice->trm, &parts.trm), close_parts);
     DR_CHECK_GOTO(dr_trm_config_of(parts.trm)->n_items == parts.dataset->n_items, status, DR_ERR_ARGUMENT,
                   close_parts, "%s: the retrieval model knows %d items, the data set %s has %d", choice->trm,
@@ -33,8 +34,10 @@ dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out) {
         .trm = dr_config_string(options, "trm"),
         .prompt_template = dr_config_string(options, "template"),
         .chat = dr_config_string(options, "chat"),
-        .precision = (dr_precision)dr_config_choice(options, "precision"), // rows in the enum's order
-        .threads = (int)dr_config_int(options, "threads"),
+        .backend = {.kind = (dr_backend_kind)dr_config_choice(options, "backend"), // rows in the enums' order
+                    .precision = (dr_precision)dr_config_choice(options, "precision"),
+                    .threads = (int)dr_config_int(options, "threads"),
+                    .n_workers = 1},
         .protocol = {.k = (int32_t)dr_config_int(options, "k"),
                      .k_retrieve = (int32_t)dr_config_int(options, "k-retrieve"),
                      .max_retrievals = (int32_t)dr_config_int(options, "max-retrievals"),
@@ -59,7 +62,8 @@ static dr_status use_chat(dr_policy_parts *parts, const char *model_dir, const d
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir) {
     dr_lm *lm = NULL;
     dr_tokenizer *tokenizer = NULL;
-    DR_TRY(dr_lm_load(parts->backend, model_dir, &lm));
+    DR_TRY(parts->is_outline ? dr_lm_outline_of(parts->backend, model_dir, &lm)
+                             : dr_lm_load(parts->backend, model_dir, &lm));
     dr_status status;
     DR_TRY_GOTO(status, dr_tokenizer_load(model_dir, &tokenizer), destroy_lm);
     DR_CHECK_GOTO(dr_tokenizer_size(tokenizer) <= dr_lm_config_of(lm)->vocab, status, DR_ERR_FORMAT,
@@ -85,8 +89,8 @@ void dr_policy_parts_close(dr_policy_parts *parts) {
     dr_trm_destroy(parts->trm);
     dr_template_destroy(parts->prompt_template);
     dr_free(parts->chat);
-    dr_backend_cpu_destroy(parts->trm_backend);
-    dr_backend_cpu_destroy(parts->backend);
+    dr_backend_destroy(parts->trm_backend);
+    dr_backend_destroy(parts->backend);
     dr_dataset_destroy(parts->dataset);
     *parts = (dr_policy_parts){0};
 }

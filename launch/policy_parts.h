@@ -6,6 +6,7 @@
 
 #include "core/base/setting.h"
 #include "core/episode/rollout.h"
+#include "launch/backend_choice.h"
 #include "launch/cli.h"
 
 // Options that choose the parts; a command puts these rows into its table.
@@ -23,6 +24,7 @@
         DR_BOOL("exclude-history", "true", "retrieval leaves out items of the history"),                     \
         DR_INT("max-live", "64", 1, 4096, "", "episodes decoded together"),                                  \
         DR_CHOICE("precision", "fp32", "fp32|bf16", "operands of the policy's matrix products"),             \
+        DR_CHOICE("backend", "cpu", DR_BACKEND_CHOICES, "what computes the policy"),                         \
         DR_INT("threads", "0", 0, 1024, "", "processor threads, 0: all")
 
 typedef struct dr_policy_parts {
@@ -31,7 +33,8 @@ typedef struct dr_policy_parts {
     dr_dataset *dataset;
     dr_trm *trm;
     dr_template *prompt_template;
-    char *chat;              // off, auto or a file; taken up with the model
+    char *chat; // off, auto or a file; taken up with the model
+    bool is_outline;
     dr_lm *lm;               // NULL until dr_policy_parts_model
     dr_tokenizer *tokenizer; // likewise
     dr_protocol protocol;
@@ -41,8 +44,8 @@ typedef struct dr_policy_parts {
 // What to open; text is borrowed for the call.
 typedef struct dr_policy_choice {
     const char *dataset, *trm, *prompt_template, *chat;
-    dr_precision precision;
-    int threads;
+    dr_backend_choice backend;
+    bool is_outline; // the policy is not run here: its weights are left out
     dr_protocol protocol;
     int32_t max_live;
 } dr_policy_choice;

@@ -9,10 +9,7 @@ cd "$(dirname "$0")/.."
 deeprec_install
 RUN=${1:-runs/quickstart}
 SEED=${SEED:-1}
-pipeline_say "Build"
-cmake --preset release > /dev/null
-cmake --build --preset release --target deeprec | tail -n 1
-DEEPREC=$PWD/build/release/deeprec
+pipeline_build
 mkdir -p "$RUN"
 DATASET=$RUN/data.h5
 CONFIG=launch/quickstart.yaml

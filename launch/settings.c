@@ -4,6 +4,8 @@
 
 #include <stdio.h>
 
+#include "launch/backend_choice.h"
+
 // One stage's rows: what differs between the cold start and the recommendation-oriented stage.
 #define STAGE_ROWS(stage, steps, format, invocation, diversity, hit, rank, similarity)                       \
     DR_INT(stage ".steps", steps, 0, 1000000, "steps", "optimisation steps of this stage; 0 leaves it out"), \
@@ -38,10 +40,13 @@ const dr_setting dr_train_settings[] = {
     DR_FREE_STRING("model.policy", NULL, "folder of the policy to start from (Hugging Face layout)"),
     DR_FREE_STRING("model.trm", NULL, "folder of the trained retrieval model"),
     DR_CHOICE("model.precision", "fp32", "fp32|bf16", "matrix products of the policy; sums are fp32 in both"),
+    DR_CHOICE("model.backend", "cpu", DR_BACKEND_CHOICES,
+              "what computes the policy; auto: cuda where this build has it and there is a device"),
 
     DR_CHOICE("ranks.placement", "colocated", "colocated",
               "colocated: each worker both rolls out and learns"),
     DR_INT("ranks.reward_shards", "1", 1, 1024, "ranks", "ranks that compute rewards, under mpirun"),
+    DR_BOOL("ranks.share_devices", "false", "several workers of a node may use one device"),
 
     DR_INT("protocol.k", "10", 1, 64, "items", "length of the final list"),
     DR_INT("protocol.k_retrieve", "20", 1, 1000, "items", "items of one retrieval"),

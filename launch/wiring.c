@@ -2,6 +2,7 @@
 #include "launch/wiring.h"
 
 #include <omp.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -114,14 +115,40 @@ static int choose_threads(const dr_config *c, const dr_world *world) {
     return threads;
 }
 
-static dr_status open_parts(const dr_config *c, int threads, dr_policy_parts *parts) {
+// Whether a worker lives on a process.
+static bool has_worker(const placement *p, int process) {
+    for (int w = 0; w < p->layout.n_workers; w++)
+        if (p->process_of[dr_layout_worker(&p->layout, w)] == process) return true;
+    return false;
+}
+
+// A node's processes follow each other by rank, as launchers place them unless told otherwise; a worker's
+// device is its number among the workers there.
+static dr_backend_choice choose_backend(const dr_config *c, const placement *p, int threads) {
+    dr_backend_choice choice = {.kind = (dr_backend_kind)dr_config_choice(c, "model.backend"),
+                                .precision = (dr_precision)dr_config_choice(c, "model.precision"),
+                                .threads = threads,
+                                .may_share = dr_config_bool(c, "ranks.share_devices")};
+    int first = p->world.rank - p->world.local_rank;
+    for (int process = first; process < first + p->world.local_size; process++) {
+        choice.n_workers += has_worker(p, process);
+        choice.worker += process < p->world.rank && has_worker(p, process);
+    }
+    if (!has_worker(p, p->world.rank)) { // only the shape of the policy is looked at here
+        choice.kind = DR_BACKEND_CPU;
+        choice.precision = DR_FP32;
+    }
+    return choice;
+}
+
+static dr_status open_parts(const dr_config *c, const placement *p, int threads, dr_policy_parts *parts) {
     dr_policy_choice choice = {
         .dataset = dr_config_string(c, "data.dataset"),
         .trm = dr_config_string(c, "model.trm"),
         .prompt_template = dr_config_string(c, "protocol.template"),
         .chat = dr_config_string(c, "protocol.chat"),
-        .precision = (dr_precision)dr_config_choice(c, "model.precision"),
-        .threads = threads,
+        .backend = choose_backend(c, p, threads),
+        .is_outline = !has_worker(p, p->world.rank),
         .protocol = {.k = (int32_t)dr_config_int(c, "protocol.k"),
                      .k_retrieve = (int32_t)dr_config_int(c, "protocol.k_retrieve"),
                      .max_retrievals = (int32_t)dr_config_int(c, "protocol.max_retrievals"),
@@ -175,7 +202,7 @@ static dr_status run_placed(const dr_config *c, dr_run_settings *settings, place
         dr_info("%d process%s: coordinator, %d reward shard%s, %d worker%s; %d thread%s each", p->world.size,
                 p->world.size > 1 ? "es" : "", p->layout.n_shards, p->layout.n_shards > 1 ? "s" : "",
                 p->layout.n_workers, p->layout.n_workers > 1 ? "s" : "", threads, threads > 1 ? "s" : "");
-    dr_status status = open_parts(c, threads, &parts);
+    dr_status status = open_parts(c, p, threads, &parts);
     dr_run_assets assets = {.rollout = dr_policy_parts_rollout(&parts), .backend = parts.backend};
     assets.rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
     if (status == DR_OK) status = connect(p, settings->deadline_s, channels, &learners);

@@ -78,7 +78,7 @@ say "packages"
 check "packages" deeprec_install clang-format g++
 
 say "release build"
-if check "configure release" cmake --preset release && check "build release" cmake --build --preset release -j "$jobs"; then
+if check "configure release" cmake --preset release -DDR_CUDA=AUTO && check "build release" cmake --build --preset release -j "$jobs"; then
     say "release tests"
     run_ctest release build/release
 fi

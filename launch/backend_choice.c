@@ -1,0 +1,50 @@
+// Choosing the body of the compute seam.
+#include "launch/backend_choice.h"
+
+#include "core/base/log.h"
+
+#if DR_HAVE_CUDA_KERNELS
+#include "cuda/backend_cuda.h"
+#include "cuda/device_probe.h"
+
+// reason: why no device can be used, "" otherwise.
+static int count_devices(const char **out_reason) {
+    static dr_device_probe probe;
+    probe = dr_device_probe_run();
+    *out_reason = probe.reason;
+    return probe.n_devices;
+}
+
+static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_backend **out_backend) {
+    int device = choice->worker % n_devices;
+    DR_CHECK(choice->n_workers <= n_devices || choice->may_share, DR_ERR_ARGUMENT,
+             "%d workers on a node with %d device%s: start fewer, or set ranks.share_devices",
+             choice->n_workers, n_devices, n_devices == 1 ? "" : "s");
+    DR_TRY(dr_backend_cuda_create(choice->precision, device, out_backend));
+    if (!choice->is_silent)
+        dr_info("backend: cuda, device %d of %d%s", device, n_devices,
+                choice->n_workers > n_devices ? ", shared with other workers" : "");
+    return DR_OK;
+}
+#else
+static int count_devices(const char **out_reason) {
+    *out_reason = "this build has no CUDA kernels";
+    return 0;
+}
+
+static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_backend **out_backend) {
+    (void)choice, (void)out_backend;
+    return DR_FAIL(DR_ERR_INTERNAL, "%d devices in a build without CUDA", n_devices);
+}
+#endif
+
+dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_backend) {
+    const char *reason = "asked for";
+    int n_devices = 0;
+    if (choice->kind != DR_BACKEND_CPU) n_devices = count_devices(&reason);
+    if (n_devices > 0) return open_device(choice, n_devices, out_backend);
+    DR_CHECK(choice->kind != DR_BACKEND_CUDA, DR_ERR_UNSUPPORTED, "backend cuda: %s", reason);
+    DR_TRY(dr_backend_cpu_create(choice->precision, choice->threads, out_backend));
+    if (choice->kind == DR_BACKEND_AUTO && !choice->is_silent) dr_info("backend: cpu, %s", reason);
+    return DR_OK;
+}
