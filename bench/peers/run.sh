@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# This engine beside PyTorch, same model, same threads, one after the other twice: bench/peers/run.sh [--threads N]
-# [--precision fp32|bf16] [--seconds S]. PYTHON names an interpreter with torch and safetensors (default python3).
+# This engine beside PyTorch and beside a plain row-by-row program (matvec.c, fp32, one sequence), same model, same
+# threads, one after the other, ours twice: bench/peers/run.sh [--threads N] [--precision fp32|bf16] [--seconds S]. PYTHON names an interpreter with torch and safetensors (default python3).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
+threads=$(nproc) seconds=1 before=
 for argument in "$@"; do
+    case $before in
+        --threads) threads=$argument ;;
+        --seconds) seconds=$argument ;;
+    esac
+    before=$argument
     case $argument in
         --threads | --precision | --seconds | [0-9]* | fp32 | bf16) ;;
         *) echo "usage: bench/peers/run.sh [--threads N] [--precision fp32|bf16] [--seconds S]" >&2 && exit 2 ;;
@@ -22,6 +28,8 @@ ours() { # NAME: figures into NAME-decode.json and NAME-train.json
 "$here/../run.sh" "$@" --write-model "$work/model" > /dev/null
 ours first "$@"
 "$python" "$here/torch_lm.py" "$work/model" "$@" --json "$work/torch.json"
+cmake --build "$here/../../build/bench" --target peer_matvec > /dev/null
+"$here/../../build/bench/peer_matvec" "$work/model" "$threads" "$seconds" "$work/matvec.json"
 ours second "$@"
 "$python" - "$work" <<'PY'
 import glob
@@ -40,10 +48,12 @@ def read(pattern):
     return rows
 
 
-first, second, torch = read("first-*.json"), read("second-*.json"), read("torch.json")
-print(f"{'':18}{'before':>10}{'PyTorch':>10}{'after':>10}{'ratio':>8}   (tokens/s; ratio of the slower of ours)")
+first, second, torch, rows_of = read("first-*.json"), read("second-*.json"), read("torch.json"), read("matvec.json")
+print(f"{'':18}{'before':>10}{'PyTorch':>10}{'rows':>10}{'after':>10}{'ratios':>8}   (tokens/s; ratios of the slower of ours)")
 for name, row in torch.items():
     a, b, t = first[name]["value"], second[name]["value"], row["value"]
     ratio = f"{min(a, b) / t:8.2f}" if t else f"{'-':>8}"
-    print(f"{name:18}{a:10.1f}{t:10.1f}{b:10.1f}{ratio}   {row['note']}")
+    plain = rows_of.get(name, {}).get("value", 0)
+    more = f" {min(a, b) / plain:.2f}" if plain else ""
+    print(f"{name:18}{a:10.1f}{t:10.1f}{plain or float('nan'):10.1f}{b:10.1f}{ratio}{more}   {row['note']}")
 PY
