@@ -1,10 +1,13 @@
 // Choosing the body of the compute seam.
 #include "launch/backend_choice.h"
 
+#include <string.h>
+
 #include "core/base/log.h"
 
 #if DR_HAVE_CUDA_KERNELS
 #include "cuda/backend_cuda.h"
+#include "cuda/collective_nccl.h"
 #include "cuda/device_probe.h"
 
 // reason: why no device can be used, "" otherwise.
@@ -26,7 +29,25 @@ static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_
                 choice->n_workers > n_devices ? ", shared with other workers" : "");
     return DR_OK;
 }
+static dr_status join_devices(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
+                              dr_collective **out) {
+    const char *reason = "learners share devices";
+    dr_status status = DR_ERR_UNSUPPORTED;
+    if (!choice->may_share) {
+        status = dr_collective_nccl_create(backend, host, out);
+        reason = dr_last_error();
+    }
+    if (status == DR_ERR_UNSUPPORTED && host->rank == 0)
+        dr_info("gradients: summed up through host memory and MPI: %s", reason);
+    return status == DR_ERR_UNSUPPORTED ? DR_OK : status;
+}
 #else
+static dr_status join_devices(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
+                              dr_collective **out) {
+    (void)choice, (void)backend, (void)host, (void)out;
+    return DR_OK; // no rank of such a build has a device
+}
+
 static int count_devices(const char **out_reason) {
     *out_reason = "this build has no CUDA kernels";
     return 0;
@@ -47,4 +68,13 @@ dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_ba
     DR_TRY(dr_backend_cpu_create(choice->precision, choice->threads, out_backend));
     if (choice->kind == DR_BACKEND_AUTO && !choice->is_silent) dr_info("backend: cpu, %s", reason);
     return DR_OK;
+}
+
+dr_status dr_backend_collective(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
+                                dr_collective **out) {
+    *out = NULL;
+    if (choice->kind == DR_BACKEND_CPU || !host || host->size == 1) return DR_OK;
+    double n_devices = strcmp(backend->ops->name, "cuda") == 0; // of all learners, so that none waits in vain
+    DR_TRY(host->ops->allreduce_sum_double(host, &n_devices, 1));
+    return n_devices == host->size ? join_devices(choice, backend, host, out) : DR_OK;
 }

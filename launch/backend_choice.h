@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 
+#include "core/comm/collective.h"
 #include "core/compute/backend.h"
 
 // Rows of the options "backend" and "model.backend", in this order.
@@ -25,5 +26,11 @@ typedef struct dr_backend_choice {
 // this build or this machine has none, in words; DR_ERR_ARGUMENT: more workers than devices, and they may not
 // share.
 dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_backend);
+
+// The learners' collective on their devices, through NCCL; *out NULL: `host` (the MPI body, borrowed) serves,
+// and one line says why where devices were asked for. Called by all learners together. Destroyed before
+// `host` and the backend.
+dr_status dr_backend_collective(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
+                                dr_collective **out);
 
 #endif

@@ -194,7 +194,7 @@ static dr_status run_placed(const dr_config *c, dr_run_settings *settings, place
     dr_policy_parts parts = {0};
     dr_channel *channels[MAX_ENDPOINTS] = {0};
     dr_role *roles[MAX_ENDPOINTS] = {0};
-    dr_collective *learners = NULL;
+    dr_collective *learners = NULL, *on_devices = NULL;
     int n_roles = 0;
     DR_TRY(place(c, p));
     int threads = choose_threads(c, &p->world);
@@ -206,12 +206,17 @@ static dr_status run_placed(const dr_config *c, dr_run_settings *settings, place
     dr_run_assets assets = {.rollout = dr_policy_parts_rollout(&parts), .backend = parts.backend};
     assets.rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
     if (status == DR_OK) status = connect(p, settings->deadline_s, channels, &learners);
-    if (status == DR_OK) status = create_roles(p, settings, &assets, channels, learners, roles, &n_roles);
+    dr_backend_choice choice = choose_backend(c, p, threads);
+    if (status == DR_OK) status = dr_backend_collective(&choice, parts.backend, learners, &on_devices);
+    if (status == DR_OK)
+        status =
+            create_roles(p, settings, &assets, channels, on_devices ? on_devices : learners, roles, &n_roles);
     if (status == DR_OK) status = dr_run_roles(roles, n_roles);
     if (n_roles > 0 && roles[0]) *out_interrupted = roles[0]->was_interrupted;
     for (int r = 0; r < n_roles; r++) roles[r]->ops->destroy(roles[r]);
     for (int e = 0; e < dr_layout_endpoints(&p->layout); e++)
         if (channels[e]) channels[e]->ops->destroy(channels[e]);
+    if (on_devices) on_devices->ops->destroy(on_devices);
     if (learners) learners->ops->destroy(learners);
     dr_policy_parts_close(&parts);
     return status;

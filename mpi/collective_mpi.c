@@ -94,7 +94,7 @@ dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_
     DR_TRY(dr_alloc(&c, "collective", 1, sizeof *c));
     DR_TRY(dr_alloc(&g, "collective", 1, sizeof *g));
     g->comm = comm;
-    *c = (dr_collective){&ops, 0, n, deadline_s, g};
+    *c = (dr_collective){.ops = &ops, .size = n, .deadline_s = deadline_s, .state = g};
     DR_MPI(MPI_Comm_rank(comm, &c->rank));
     DR_TRY(dr_alloc(&g->gathered, "collective pieces", (int64_t)n * PIECE, sizeof(double)));
     *out = c;

@@ -143,7 +143,9 @@ static dr_status update(worker *w, const dr_learn_item *items, int32_t n, float 
     float *on_host = NULL;
     b->ops->zero(b, w->gradient, (size_t)n_params * sizeof(float));
     DR_TRY(dr_learner_accumulate(w->learner, items, n, &w->settings->loss, w->gradient, stats));
-    if (w->learners->size > 1) {
+    if (w->learners->takes_backend_memory) {
+        DR_TRY(w->learners->ops->allreduce_sum(w->learners, w->gradient, n_params));
+    } else if (w->learners->size > 1) {
         DR_TRY(dr_host_open(b, w->gradient, n_params, DR_HOST_CHANGES, &on_host));
         dr_status status = w->learners->ops->allreduce_sum(w->learners, on_host, n_params);
         dr_host_close(b, w->gradient, n_params, DR_HOST_CHANGES, on_host);

@@ -63,6 +63,15 @@ train "$work/c" 1 --resume
 same "$work/a" "$work/c" "three steps and a resumed three"
 [ "$(curves "$work/a")" = "$(curves "$work/c")" ] || fail "a resumed run draws other curves"
 
+# without a device: asked for, it is refused in words; on auto the processor does it, and says why
+if "$deeprec" doctor | grep -q 'no device'; then
+    if train "$work/g" 1 --set model.backend=cuda 2> "$work/refusal"; then fail "trained on a device that is not there"; fi
+    grep -q 'backend cuda: ' "$work/refusal" || fail "the refusal does not name the backend"
+    DR_LOG=info train "$work/h" 1 --set model.backend=auto > "$work/choice" 2>&1
+    grep -q 'backend: cpu, ' "$work/choice" || fail "the choice of the processor is not told"
+    same "$work/c" "$work/h" "backend auto"
+fi
+
 # a run folder is not started over by accident
 if train "$work/a" 1 2> "$work/refusal"; then fail "a finished run was started over"; fi
 grep -q "resume" "$work/refusal" || fail "the refusal does not name --resume"

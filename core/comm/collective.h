@@ -1,8 +1,9 @@
-// The collective seam, for the learner group only. Bodies: alone (one rank), MPI, and NCCL later. Every call
+// The collective seam, for the learner group only. Bodies: alone (one rank), MPI, NCCL. Every call
 // has a deadline.
 #ifndef DR_CORE_COMM_COLLECTIVE_H
 #define DR_CORE_COMM_COLLECTIVE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/base/status.h"
@@ -24,8 +25,9 @@ typedef struct dr_collective_ops {
 
 struct dr_collective {
     const dr_collective_ops *ops;
-    int rank, size;    // in the group
-    double deadline_s; // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
+    int rank, size;            // in the group
+    double deadline_s;         // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
+    bool takes_backend_memory; // allreduce_sum's values are memory of the learners' backend, not the host's
     void *state;
 };
 

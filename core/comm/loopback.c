@@ -122,7 +122,7 @@ static const dr_collective_ops alone_ops = {alone_sum, alone_sum_double, alone_b
 dr_status dr_collective_alone_create(dr_collective **out_collective) {
     dr_collective *c = NULL;
     DR_TRY(dr_alloc(&c, "collective", 1, sizeof *c));
-    *c = (dr_collective){&alone_ops, 0, 1, 60.0, NULL};
+    *c = (dr_collective){.ops = &alone_ops, .size = 1, .deadline_s = 60.0};
     *out_collective = c;
     return DR_OK;
 }
