@@ -62,7 +62,8 @@ DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scal
     for (int64_t j = 0; j < padded; j += KEYS)
         for (int half = 0; half < 2; half++) {
             vec8 *at = (vec8 *)(scores + j + 8 * half);
-            *at = dr_expf8(*at - top);
+            vec8 x = *at - top;
+            dr_expf8(&x, at);
             sums[half] += *at;
         }
     memcpy(lanes, sums, sizeof lanes);

@@ -133,29 +133,20 @@ DR_INLINE float dr_dot(const float *x, const float *y, int64_t n) {
     return dr_lane_sum(lanes);
 }
 
-// Their vectors never cross a call: everything below is inlined.
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"
-#endif
-
-// Eight lanes at a time, where a loop over plain floats is not turned into vectors by itself.
+// Eight lanes at a time, where a loop over plain floats is not turned into vectors by itself. Vectors go
+// through pointers: as arguments they would depend on what processor the caller is compiled for.
 typedef int32_t int8v __attribute__((vector_size(32)));
+#define DR_SELECT8(mask, yes, no) ((vec8)(((mask) & (int8v)(yes)) | (~(mask) & (int8v)(no))))
+#define DR_SAME8(value) ((vec8){value, value, value, value, value, value, value, value})
+#define DR_LOAD8(at) (*(const vec8 *)(at))
 
-DR_INLINE vec8 dr_select8(int8v mask, vec8 yes, vec8 no) {
-    return (vec8)((mask & (int8v)yes) | (~mask & (int8v)no));
-}
-
-DR_INLINE vec8 dr_same8(float value) {
-    return (vec8){value, value, value, value, value, value, value, value};
-}
-
-// dr_expf of each lane, bit for bit.
-DR_INLINE vec8 dr_expf8(vec8 x) {
-    int8v low = x < -87.0f;
-    vec8 y = dr_select8(low, dr_same8(-87.0f), dr_select8(x > 88.0f, dr_same8(88.0f), x));
+// dr_expf of each lane, bit for bit. out may be x.
+DR_INLINE void dr_expf8(const vec8 *x, vec8 *out) {
+    int8v low = *x<-87.0f, high = *x> 88.0f;
+    vec8 y = DR_SELECT8(low, DR_SAME8(-87.0f), DR_SELECT8(high, DR_SAME8(88.0f), *x));
     vec8 t = y * 1.44269504f + 12582912.0f, n = t - 12582912.0f;
     vec8 r = y - n * 0.693359375f + n * 2.12194440e-4f;
-    vec8 p = dr_same8(1.9875691500e-4f);
+    vec8 p = DR_SAME8(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
@@ -163,22 +154,19 @@ DR_INLINE vec8 dr_expf8(vec8 x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     int8v scale = (__builtin_convertvector(n, int8v) + 127) << 23;
-    return (vec8)(~low & (int8v)(p * (vec8)scale));
-}
-
-DR_INLINE vec8 dr_load8(const float *x) {
-    return *(const vec8 *)x;
+    *out = (vec8)(~low & (int8v)(p * (vec8)scale));
 }
 
 // -inf of nothing; NaNs are passed over.
 DR_INLINE float dr_largest(const float *x, int64_t n) {
-    vec8 lanes[2] = {dr_same8(-INFINITY), dr_same8(-INFINITY)};
+    vec8 lanes[2] = {DR_SAME8(-INFINITY), DR_SAME8(-INFINITY)};
     float top = -INFINITY;
     int64_t i = 0;
     for (; i + DR_LANES <= n; i += DR_LANES)
         for (int half = 0; half < 2; half++) {
-            vec8 here = dr_load8(x + i + 8 * half);
-            lanes[half] = dr_select8(here > lanes[half], here, lanes[half]);
+            vec8 here = DR_LOAD8(x + i + 8 * half);
+            int8v larger = here > lanes[half];
+            lanes[half] = DR_SELECT8(larger, here, lanes[half]);
         }
     for (; i < n; i++) top = x[i] > top ? x[i] : top;
     for (int l = 0; l < DR_LANES; l++) top = lanes[l / 8][l % 8] > top ? lanes[l / 8][l % 8] : top;

@@ -61,7 +61,7 @@ static DR_HOT void turn_over(const float *from, int64_t from_row, int64_t rows, 
 DR_INLINE void add_square(int T, const float *x, int64_t n_in, const float *const *row, int64_t k,
                           vec8 *sum) {
     vec8 m[SQUARE];
-    for (int i = 0; i < SQUARE; i++) m[i] = dr_load8(row[i] + k);
+    for (int i = 0; i < SQUARE; i++) m[i] = DR_LOAD8(row[i] + k);
     turn_square(m);
     for (int i = 0; i < SQUARE; i++)
         for (int t = 0; t < T; t++) sum[t] += x[t * n_in + k + i] * m[i];

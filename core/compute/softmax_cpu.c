@@ -33,8 +33,8 @@ DR_INLINE void add_masses(const float *p, four_sums *sums) {
     }
 }
 
-DR_INLINE double sum_of(four_sums sums) {
-    return sums[0] + sums[1] + sums[2] + sums[3];
+DR_INLINE double sum_of(const four_sums *sums) {
+    return (*sums)[0] + (*sums)[1] + (*sums)[2] + (*sums)[3];
 }
 
 DR_INLINE float lse_of(float top, float inv_temperature, float total) {
@@ -57,9 +57,11 @@ DR_INLINE void row_body(bool keep, const float *z, int64_t V, float inv_temperat
     int64_t j = 0;
     for (; j + DR_LANES <= V; j += DR_LANES)
         for (int half = 0; half < 2; half++) {
-            vec8 x = (dr_load8(z + j + 8 * half) - top) * inv_temperature, e = dr_expf8(x);
+            vec8 x = (DR_LOAD8(z + j + 8 * half) - top) * inv_temperature, e;
+            int8v low = x < -87.0f;
+            dr_expf8(&x, &e);
             sums[half] += e;
-            weighted[half] += e * dr_select8(x < -87.0f, dr_same8(-87.0f), x); // finite: 0 where e is
+            weighted[half] += e * DR_SELECT8(low, DR_SAME8(-87.0f), x); // finite: 0 where e is
             if (keep) *(vec8 *)(p + j + 8 * half) = e;
         }
     float lanes[DR_LANES], weighted_lanes[DR_LANES];
@@ -92,11 +94,13 @@ static DR_HOT float row_kept_lse(const float *z, const dr_kept *kept, float inv_
     for (int32_t k = 0; k < kept->n; k += DR_LANES) {
         int32_t n = kept->n - k < DR_LANES ? kept->n - k : DR_LANES;
         for (int l = 0; l < DR_LANES; l++) gathered[l] = l < n ? z[kept->ids[k + l]] : -INFINITY;
-        for (int half = 0; half < DR_LANES; half += 8)
-            *(vec8 *)(gathered + half) = dr_expf8((dr_load8(gathered + half) - top) * inv_temperature);
+        for (int half = 0; half < DR_LANES; half += 8) {
+            vec8 x = (DR_LOAD8(gathered + half) - top) * inv_temperature;
+            dr_expf8(&x, (vec8 *)(gathered + half));
+        }
         add_masses(gathered, &sums);
     }
-    return lse_of(top, inv_temperature, (float)sum_of(sums));
+    return lse_of(top, inv_temperature, (float)sum_of(&sums));
 }
 
 static void softmax_stats(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
@@ -130,7 +134,7 @@ typedef struct candidates {
 
 DR_INLINE bool any_at_least(const float *p, float floor) {
     typedef int64_t four_ids __attribute__((vector_size(32)));
-    four_ids mask = (four_ids)((dr_load8(p) >= floor) | (dr_load8(p + 8) >= floor));
+    four_ids mask = (four_ids)((DR_LOAD8(p) >= floor) | (DR_LOAD8(p + 8) >= floor));
     return mask[0] | mask[1] | mask[2] | mask[3];
 }
 
@@ -156,7 +160,7 @@ static DR_HOT double collect(const float *p, int64_t V, float floor, candidates 
         n += p[j] >= floor;
     }
     c->n = n;
-    return total + sum_of(sums);
+    return total + sum_of(&sums);
 }
 
 // A higher floor above which the mass still is more than `wanted`, with room for the rounding of these sums;
@@ -166,8 +170,8 @@ static DR_HOT float higher_floor(const candidates *c, float floor, double wanted
     float floors[SIEVE_STEPS];
     for (int s = 0; s < SIEVE_STEPS; s++) floors[s] = (s ? floors[s - 1] : floor) * SIEVE_FACTOR;
     for (int32_t i = 0; i + 8 <= c->n; i += 8) { // what is left over counts as nothing
-        vec8 p = dr_load8(c->p + i);
-        for (int s = 0; s < SIEVE_STEPS; s++) sums[s] += dr_select8(p >= floors[s], p, dr_same8(0.0f));
+        vec8 p = DR_LOAD8(c->p + i);
+        for (int s = 0; s < SIEVE_STEPS; s++) sums[s] += (vec8)((p >= floors[s]) & (int8v)p);
     }
     for (int s = SIEVE_STEPS - 1; s >= 0; s--) {
         float mass = 0;
@@ -276,7 +280,7 @@ static DR_HOT double mass_of_all(const float *p, int64_t n) {
     int64_t j = 0;
     for (; j + DR_LANES <= n; j += DR_LANES) add_masses(p + j, &sums);
     for (; j < n; j++) total += mass_of(p[j]);
-    return total + sum_of(sums);
+    return total + sum_of(&sums);
 }
 
 // The first place up to which the mass is more than `mark`, a mark below the whole.
@@ -286,8 +290,8 @@ static DR_HOT int64_t place_of(const float *p, int64_t n, double mark) {
     for (; j + DR_LANES <= n; j += DR_LANES) {
         four_sums sums = {0};
         add_masses(p + j, &sums);
-        if (before + sum_of(sums) > mark) break;
-        before += sum_of(sums);
+        if (before + sum_of(&sums) > mark) break;
+        before += sum_of(&sums);
     }
     for (; j < n; j++) {
         double mass = mass_of(p[j]);
