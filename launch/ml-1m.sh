@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on MovieLens-1M: [SEED=N] launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER] (seed 1). The folder holds movies.dat and either sequences.txt (one
-# line a user: user movie movie …) or the original ratings.dat, each as it is or as .xz. Takes about an hour on two cores.
+# line a user: user movie movie …) or the original ratings.dat, each as it is or as .xz. Takes under an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?usage: launch/ml-1m.sh DATA_FOLDER [RUN_FOLDER]}
