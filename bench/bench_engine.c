@@ -27,7 +27,7 @@ static const struct {
 } parts[] = {
     {"decode", bench_decode_figures, false, true},      {"train", bench_train_figures, false, true},
     {"retrieve", bench_retrieve_figures, false, false}, {"rollout", bench_rollout_figures, false, false},
-    {"sample", bench_sample_figures, false, false},     {"long", bench_long_figures, true, false}};
+    {"sample", bench_sample_figures, false, true},      {"long", bench_long_figures, true, false}};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static const char usage[] =
@@ -38,7 +38,8 @@ static const char usage[] =
     "  --seconds    aimed at for one figure, of which at least five repeats are taken (default 1)\n"
     "  --json       file for one JSON line a figure\n"
     "  --part       decode, train, retrieve, rollout or sample alone, or long, which is not in the rest\n"
-    "  --shape      model of the decode and train parts: the small preset, or Qwen2.5-0.5B's sizes, random\n"
+    "  --shape      model of the decode, train and sample parts: the small preset, or Qwen2.5-0.5B's sizes, "
+    "random\n"
     "  --write-model  write the decode part's model with check.safetensors (ids, their logits), and end\n";
 
 static bool is_part(const char *name) {

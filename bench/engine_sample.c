@@ -20,10 +20,12 @@ typedef struct drawer {
     dr_rng rng;
 } drawer;
 
-// A trained policy's logits: most of the mass on a few hundred ids.
-static void fill_logits(drawer *d) {
+// Deviation 2.5: a flat distribution, a fifth of the ids in the nucleus. 5: a sharp one, as a trained
+// policy's.
+static void fill_logits(drawer *d, double deviation) {
     dr_rng rng = dr_rng_make(7, 5);
-    for (int64_t i = 0; i < (int64_t)BATCH * d->vocab; i++) d->logits[i] = (float)(2.5 * dr_rng_normal(&rng));
+    for (int64_t i = 0; i < (int64_t)BATCH * d->vocab; i++)
+        d->logits[i] = (float)(deviation * dr_rng_normal(&rng));
 }
 
 // ---- the check ----
@@ -90,13 +92,14 @@ static dr_status draw_run(void *context, double *out_seconds) {
     return DR_OK;
 }
 
-// Seconds of a decode step of the small preset with this vocabulary, per token.
+// Seconds of a decode step of the measured model, or of the small preset with this vocabulary, per token.
 static dr_status decode_seconds(bench_engine *engine, int32_t vocab, double *out_seconds) {
     dr_lm_config config;
     dr_lm *lm = NULL;
     bench_decoder *decoder = NULL;
     dr_status status;
     DR_TRY(dr_lm_preset("small", vocab, &config));
+    if (engine->is_large) config = engine->model;
     DR_TRY(dr_lm_create(engine->backend, &config, 1, &lm));
     DR_TRY_GOTO(status, bench_decoder_create(engine, lm, BATCH, CONTEXT, &decoder), release);
     DR_TRY_GOTO(status, bench_decoder_extend(decoder, CONTEXT), release);
@@ -108,31 +111,37 @@ release:
     return status;
 }
 
-static dr_status sample_figure(bench_engine *engine, int32_t vocab) {
-    drawer d = {.backend = engine->backend, .vocab = vocab, .rng = dr_rng_make(7, 6)};
+// decode: seconds of decoding beside it, per token.
+static dr_status draw_figure(bench_engine *engine, drawer *d, const char *kind, double deviation,
+                             double decode) {
     char name[64], note[128];
-    double seconds = 0, decode = 0, rate = 0, bytes = (double)vocab * sizeof(float);
+    double seconds = 0, rate = 0, bytes = (double)d->vocab * sizeof(float);
     bench_figure figure = {.name = name, .unit = "tokens/s", .bound = "memory", .note = note};
-    dr_status status;
-    DR_TRY_GOTO(status, dr_alloc(&d.logits, "logits", (int64_t)BATCH * vocab, sizeof(float)), release);
-    fill_logits(&d);
-    DR_TRY_GOTO(status, check_sampling(&d), release);
-    DR_TRY_GOTO(status, decode_seconds(engine, vocab, &decode), release);
-    DR_TRY_GOTO(status, bench_read_rate(engine->ceilings, (size_t)bytes * BATCH, &rate), release);
-    DR_TRY_GOTO(status, bench_median(draw_run, &d, engine->seconds, &seconds), release);
+    fill_logits(d, deviation);
+    DR_TRY(check_sampling(d));
+    DR_TRY(bench_read_rate(engine->ceilings, (size_t)bytes * BATCH, &rate));
+    DR_TRY(bench_median(draw_run, d, engine->seconds, &seconds));
     figure.value = 1 / seconds;
     figure.ceiling = rate / bytes; // every logit read once
-    snprintf(name, sizeof name, "sample.v%d", vocab);
+    snprintf(name, sizeof name, "sample.v%d.%s", d->vocab, kind);
     snprintf(note, sizeof note, "%.4g us a token, beside %.4g us of decoding at batch %d: %.0f%%",
              seconds * 1e6, decode * 1e6, BATCH, 100 * seconds / decode);
-    status = bench_report_add(engine->report, &figure);
-release:
+    return bench_report_add(engine->report, &figure);
+}
+
+static dr_status sample_figures(bench_engine *engine, int32_t vocab) {
+    drawer d = {.backend = engine->backend, .vocab = vocab, .rng = dr_rng_make(7, 6)};
+    double decode = 0;
+    DR_TRY(dr_alloc(&d.logits, "logits", (int64_t)BATCH * vocab, sizeof(float)));
+    dr_status status = decode_seconds(engine, vocab, &decode);
+    if (status == DR_OK) status = draw_figure(engine, &d, "flat", 2.5, decode);
+    if (status == DR_OK) status = draw_figure(engine, &d, "sharp", 5, decode);
     dr_free(d.logits);
     return status;
 }
 
 dr_status bench_sample_figures(bench_engine *engine) {
     bench_report_section(engine->report, "Sampling: temperature 1, top-p 0.95, vocabulary v");
-    DR_TRY(sample_figure(engine, BENCH_VOCAB));
-    return sample_figure(engine, 151936);
+    if (!engine->is_large) DR_TRY(sample_figures(engine, BENCH_VOCAB));
+    return sample_figures(engine, 151936);
 }
