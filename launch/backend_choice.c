@@ -24,9 +24,8 @@ static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_
              "%d workers on a node with %d device%s: start fewer, or set ranks.share_devices",
              choice->n_workers, n_devices, n_devices == 1 ? "" : "s");
     DR_TRY(dr_backend_cuda_create(choice->precision, device, out_backend));
-    if (!choice->is_silent)
-        dr_info("backend: cuda, device %d of %d%s", device, n_devices,
-                choice->n_workers > n_devices ? ", shared with other workers" : "");
+    dr_info("backend: cuda, device %d of %d%s", device, n_devices,
+            choice->n_workers > n_devices ? ", shared with other workers" : "");
     return DR_OK;
 }
 static dr_status join_devices(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
@@ -66,7 +65,7 @@ dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_ba
     if (n_devices > 0) return open_device(choice, n_devices, out_backend);
     DR_CHECK(choice->kind != DR_BACKEND_CUDA, DR_ERR_UNSUPPORTED, "backend cuda: %s", reason);
     DR_TRY(dr_backend_cpu_create(choice->precision, choice->threads, out_backend));
-    if (choice->kind == DR_BACKEND_AUTO && !choice->is_silent) dr_info("backend: cpu, %s", reason);
+    if (choice->kind == DR_BACKEND_AUTO) dr_info("backend: cpu, %s", reason);
     return DR_OK;
 }
 

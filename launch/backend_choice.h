@@ -19,7 +19,6 @@ typedef struct dr_backend_choice {
     int worker;     // of this process among the workers of its node, from 0: the number of its device
     int n_workers;  // on this node, at least 1
     bool may_share; // several workers may use one device
-    bool is_silent; // says nothing of the choice
 } dr_backend_choice;
 
 // Opens the backend and says in one line which one it is and why. DR_ERR_UNSUPPORTED: CUDA was asked for and

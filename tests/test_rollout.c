@@ -46,12 +46,7 @@ static dr_rollout_parts usual_parts(void) {
                               .trm = trm,
                               .dataset = &data,
                               .prompt_template = compact,
-                              .protocol = {.k = 10,
-                                           .k_retrieve = 4,
-                                           .max_retrievals = 3,
-                                           .max_turn_tokens = 40,
-                                           .max_total_tokens = 420,
-                                           .exclude_history = true},
+                              .protocol = tiny_protocol,
                               .max_live = 8,
                               .prefill_tokens = 64};
 }

@@ -11,6 +11,14 @@
 #include "core/model/lm.h"
 #include "core/text/tokenizer.h"
 
+// Caps that its samples run into.
+static const dr_protocol tiny_protocol = {.k = 10,
+                                          .k_retrieve = 4,
+                                          .max_retrievals = 3,
+                                          .max_turn_tokens = 40,
+                                          .max_total_tokens = 420,
+                                          .exclude_history = true};
+
 // A byte-level vocabulary, hardly more than the bytes, with the tags and an end-of-sequence token.
 static inline dr_status tiny_tokenizer(dr_tokenizer **out) {
     const char *texts[] = {"Star War Blue Moon Drama Comedy"};

@@ -55,5 +55,6 @@ for name, row in torch.items():
     ratio = f"{min(a, b) / t:8.2f}" if t else f"{'-':>8}"
     plain = rows_of.get(name, {}).get("value", 0)
     more = f" {min(a, b) / plain:.2f}" if plain else ""
-    print(f"{name:18}{a:10.1f}{t:10.1f}{plain or float('nan'):10.1f}{b:10.1f}{ratio}{more}   {row['note']}")
+    rows = f"{plain:10.1f}" if plain else f"{'-':>10}"
+    print(f"{name:18}{a:10.1f}{t:10.1f}{rows}{b:10.1f}{ratio}{more}   {row['note']}")
 PY
