@@ -45,7 +45,7 @@ typedef struct measured_product {
 
 struct bench_ceilings {
     int n_threads;
-    dr_precision precision;
+    bool bf16; // products of bf16 have units of their own; else they are fp32's
     double seconds;
     char *block; // read again and again
     size_t block_bytes;
@@ -66,13 +66,13 @@ dr_status bench_ceilings_create(int n_threads, dr_precision precision, double se
     dr_status status;
     DR_TRY(dr_alloc(&c, "ceilings", 1, sizeof *c));
     c->n_threads = n_threads;
-    c->precision = precision;
+    c->bf16 = precision == DR_BF16 && dr_cpu_has_bf16();
     c->seconds = seconds;
     long last_cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     c->block_bytes = last_cache > (64 << 20) ? 4 * (size_t)last_cache : (size_t)256 << 20;
     DR_TRY_GOTO(status, dr_alloc(&c->block, "block to read", (int64_t)c->block_bytes, 1), destroy);
     memset(c->block, 1, c->block_bytes);
-    if (precision == DR_BF16) {
+    if (c->bf16) {
         DR_TRY_GOTO(status, dnnl_try(dnnl_engine_create(&c->engine, dnnl_cpu, 0), "engine"), destroy);
         DR_TRY_GOTO(status,
                     dnnl_try(dnnl_stream_create(&c->stream, c->engine, dnnl_stream_in_order), "stream"),
@@ -266,7 +266,7 @@ static dr_status product_seconds(bench_ceilings *c, const bench_product *shape, 
     job.shape.count = 1;
     double flops = bench_product_flops(&job.shape, 1);
     job.repeats = flops < 2e7 ? (int64_t)(2e7 / flops) : 1;
-    if (c->precision == DR_BF16 && !shape->is_fp32)
+    if (c->bf16 && !shape->is_fp32)
         DR_TRY(measure_matmul(c, &job, out_seconds));
     else
         DR_TRY(measure_sgemm(c, &job, out_seconds));

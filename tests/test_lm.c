@@ -193,7 +193,6 @@ static void test_short_of_pages_changes_nothing(void **state) {
 // Bit equality also where the products are rounded to bf16.
 static void test_cache_agrees_in_bf16(void **state) {
     (void)state;
-    if (!dr_cpu_has_bf16()) skip();
     dr_backend *kept = backend;
     check_ok(dr_backend_cpu_create(DR_BF16, 2, &backend));
     test_cache_agrees_bit_for_bit(state);

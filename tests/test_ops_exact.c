@@ -287,12 +287,6 @@ static bool has_two_widths(void) {
     return false;
 }
 
-static bool has_bf16(void) {
-    if (dr_cpu_has_bf16()) return true;
-    print_message("this processor has no bf16\n");
-    return false;
-}
-
 static void test_narrow_products(void **state) {
     (void)state;
     if (!has_two_widths()) skip();
@@ -377,9 +371,7 @@ static void check_bf16(const char *name, const float *got, const float *want, co
     check_close(name, got, exact, n, 0.02 * size, 0x1p-7);
 }
 
-static void test_bf16_products(void **state) {
-    (void)state;
-    if (!has_bf16()) skip();
+static void check_bf16_products(void) {
     static const int64_t shapes[][3] = {{1, 7, 5}, {3, 33, 17}, {16, 64, 128}, {45, 70, 301}, {530, 40, 24}};
     dr_backend *b = NULL;
     check_ok(dr_backend_cpu_create(DR_BF16, 2, &b));
@@ -413,9 +405,7 @@ static void test_bf16_products(void **state) {
     dr_backend_cpu_destroy(b);
 }
 
-static void test_bf16_rows(void **state) {
-    (void)state;
-    if (!has_bf16()) skip();
+static void check_bf16_rows(void) {
     dr_backend *one = NULL, *two = NULL;
     check_ok(dr_backend_cpu_create(DR_BF16, 1, &one));
     check_ok(dr_backend_cpu_create(DR_BF16, 2, &two));
@@ -427,11 +417,53 @@ static void test_bf16_rows(void **state) {
     dr_backend_cpu_destroy(two);
 }
 
-// Where the processor has no bf16 the backend says so by name; bad counts of threads are refused everywhere.
+static void test_bf16(void **state) {
+    (void)state;
+    check_bf16_products();
+    check_bf16_rows();
+}
+
+// Also on processors with units for bf16.
+static void test_bf16_in_lanes(void **state) {
+    dr_cpu_narrow_only(true);
+    test_bf16(state);
+    dr_cpu_narrow_only(false);
+}
+
+// With operands that bf16 holds, and so without rounding, lanes give the bits of fp32's own chains.
+static void test_bf16_is_the_same_chain(void **state) {
+    (void)state;
+    enum { T = 37, O = 75, I = 530 };
+    dr_backend *plain = NULL, *lanes = NULL;
+    dr_cpu_narrow_only(true);
+    check_ok(dr_backend_cpu_create(DR_BF16, 2, &lanes));
+    check_ok(dr_backend_cpu_create(DR_FP32, 2, &plain));
+    float *x = op_normal(T * I, 0, 1), *values = op_normal(O * I, 0, 1), *dy = op_normal(T * O, 0, 1);
+    for (int64_t i = 0; i < T * I; i++) x[i] = (float)rounded(x[i]);
+    for (int64_t i = 0; i < O * I; i++) values[i] = (float)rounded(values[i]);
+    for (int64_t i = 0; i < T * O; i++) dy[i] = (float)rounded(dy[i]);
+    float *out[2][3];
+    for (int which = 0; which < 2; which++) {
+        dr_backend *b = which ? lanes : plain;
+        float *y = out[which][0] = op_poison(T * O), *dx = out[which][1] = op_poison(T * I);
+        float *dw = out[which][2] = op_array(O * I, sizeof(float));
+        dr_weight *w = packed_weight(b, O, I, values);
+        check_ok(b->ops->linear_forward(b, w, x, T, NULL, y));
+        check_ok(b->ops->linear_backward_input(b, w, dy, T, dx, false));
+        check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, NULL));
+        b->ops->weight_destroy(b, w);
+    }
+    check_same_bits("bf16 forward", out[1][0], out[0][0], T * O);
+    check_same_bits("bf16 dx", out[1][1], out[0][1], T * I);
+    check_same_bits("bf16 dw", out[1][2], out[0][2], O * I);
+    dr_backend_cpu_destroy(plain);
+    dr_backend_cpu_destroy(lanes);
+    dr_cpu_narrow_only(false);
+}
+
 static void test_backends_refused(void **state) {
     (void)state;
     dr_backend *none = NULL;
-    if (!dr_cpu_has_bf16()) check_error(dr_backend_cpu_create(DR_BF16, 1, &none), DR_ERR_UNSUPPORTED, "bf16");
     check_error(dr_backend_cpu_create(DR_FP32, -1, &none), DR_ERR_ARGUMENT, "threads");
     check_error(dr_backend_cpu_create(DR_FP32, DR_MAX_THREADS + 1, &none), DR_ERR_ARGUMENT, "threads");
     assert_null(none);
@@ -446,8 +478,9 @@ int main(void) {
         op_test(test_narrow_products),
         op_test(test_narrow_attention),
         op_test(test_narrow_only),
-        op_test(test_bf16_products),
-        op_test(test_bf16_rows),
+        op_test(test_bf16),
+        op_test(test_bf16_in_lanes),
+        op_test(test_bf16_is_the_same_chain),
         op_test(test_backends_refused),
     };
     return cmocka_run_group_tests(tests, op_group_setup, op_group_teardown);

@@ -22,8 +22,8 @@ extern "C" {
 #endif
 
 // Multiplication type of the linear ops. Inputs and outputs stay fp32 in memory; bf16 rounds the operands of
-// each product and accumulates in fp32 (AMX or AVX-512 where the processor has it). DR_FP32_LOOSE takes the
-// forward products from a library that sums in any order: not row-exact, there to measure what exactness
+// each product and accumulates in fp32 (in units for it where the processor has them). DR_FP32_LOOSE takes
+// the forward products from a library that sums in any order: not row-exact, there to measure what exactness
 // costs.
 typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE } dr_precision;
 
@@ -244,11 +244,11 @@ typedef enum dr_host_use { DR_HOST_READS, DR_HOST_WRITES, DR_HOST_CHANGES } dr_h
 dr_status dr_host_open(dr_backend *b, float *memory, int64_t n, dr_host_use use, float **out_host);
 void dr_host_close(dr_backend *b, float *memory, int64_t n, dr_host_use use, float *host);
 
-// The CPU body. n_threads 0: what OpenMP offers. DR_BF16 is refused (DR_ERR_UNSUPPORTED) where the processor
-// can't.
+// The CPU body. n_threads 0: what OpenMP offers. DR_BF16 works on every processor; where none of its units
+// multiplies bf16 it halves what weights weigh and takes fp32's time.
 dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backend **out_backend);
 void dr_backend_cpu_destroy(dr_backend *backend);
-bool dr_cpu_has_bf16(void); // AMX-BF16 or AVX512-BF16 present
+bool dr_cpu_has_bf16(void); // AMX-BF16 or AVX512-BF16: units that multiply it
 bool dr_cpu_has_amx(void);
 
 #ifdef __cplusplus

@@ -80,8 +80,6 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     static dr_backend_ops ops;
     DR_CHECK(n_threads >= 0 && n_threads <= DR_MAX_THREADS, DR_ERR_ARGUMENT,
              "threads: expected 0 to %d, found %d", DR_MAX_THREADS, n_threads);
-    DR_CHECK(precision != DR_BF16 || dr_cpu_has_bf16(), DR_ERR_UNSUPPORTED,
-             "bf16: this processor has neither AMX-BF16 nor AVX512-BF16; use fp32");
     ops.name = "cpu";
     ops.destroy = dr_backend_cpu_destroy;
     ops.memory_create = memory_create;
@@ -105,7 +103,8 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     DR_TRY_GOTO(status, dr_alloc(&state, "cpu backend state", 1, sizeof *state), free_backend);
     int threads = n_threads ? n_threads : omp_get_max_threads();
     if (threads > DR_MAX_THREADS) threads = DR_MAX_THREADS;
-    if (precision == DR_BF16) DR_TRY_GOTO(status, dr_bf16_create(threads, &state->bf16), free_state);
+    if (precision == DR_BF16 && dr_cpu_has_bf16() && !narrow_only)
+        DR_TRY_GOTO(status, dr_bf16_create(threads, &state->bf16), free_state);
     *backend = (dr_backend){.ops = &ops, .precision = precision, .n_threads = threads, .state = state};
     *out_backend = backend;
     return DR_OK;
@@ -123,6 +122,7 @@ void dr_backend_cpu_destroy(dr_backend *backend) {
     dr_bf16_destroy(state->bf16);
     dr_free(state->shared.data);
     dr_free(state->head.data);
+    for (int i = 0; i < 2; i++) dr_free(state->rounded[i].data);
     dr_free(state->turns.values.data);
     dr_free(state->turns.frequencies.data);
     for (int i = 0; i < DR_MAX_THREADS; i++) dr_free(state->thread[i].data);

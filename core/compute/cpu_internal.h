@@ -23,8 +23,10 @@ typedef float vec8 __attribute__((vector_size(32), aligned(4)));
 #else
 #define DR_WIDE
 #endif
-bool dr_cpu_is_wide(void);            // 16 lanes are native and allowed
-void dr_cpu_narrow_only(bool narrow); // for tests: the other width on the same processor
+bool dr_cpu_is_wide(void); // 16 lanes are native and allowed
+// For tests, the other bodies on the same processor: 8 lanes, and bf16 without units for it in backends that
+// are made while this is set.
+void dr_cpu_narrow_only(bool narrow);
 
 enum { DR_PANEL = 32, DR_DEPTH = 8192, DR_MAX_THREADS = 256, DR_LANES = 16 };
 
@@ -62,17 +64,20 @@ typedef struct dr_cpu_state {
     dr_scratch thread[DR_MAX_THREADS]; // one a thread
     dr_scratch *kept;                  // [n_kept] kept sets of the last draw, ids where floats are
     int64_t n_kept;
-    struct dr_bf16 *bf16; // NULL in fp32
+    dr_scratch rounded[2]; // operands of a bf16 product, as floats
+    struct dr_bf16 *bf16;  // NULL in fp32 and where the processor does not multiply bf16
 } dr_cpu_state;
 
 DR_INLINE dr_cpu_state *dr_cpu_state_of(dr_backend *b) {
     return b->state;
 }
 
+typedef uint16_t bf16;
+
 struct dr_weight {
     int64_t n_out, n_in;
     const float *values; // what was packed last; borrowed, [n_out, n_in]
-    void *bf16;          // bf16 body's own packing
+    void *bf16;          // rounded: [n_out, n_in] (gemm_bf16.c) or panels (gemm_bf16_lanes.c)
 };
 
 // c [m, n] = op(a) · op(b) (+ c) with threads; the building block of every fp32 product.
@@ -82,11 +87,26 @@ dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a
 // y [T, n_out] = x Wᵀ from the weight's own values, with threads (gemm_weight.c).
 dr_status dr_cpu_apply_weight(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y);
 
+// to[c * to_row + r] = from[r * from_row + c] (gemm_weight.c).
+void dr_turn_over(const float *from, int64_t from_row, int64_t rows, int64_t columns, float *to,
+                  int64_t to_row);
+
+// Rounds to nearest even; NaN stays NaN. The second keeps floats (bf16_values.c).
+void dr_bf16_round(const float *x, int64_t n, int n_threads, bf16 *out);
+void dr_bf16_round_floats(const float *x, int64_t n, int n_threads, float *out);
+
+// bf16 products of any processor (gemm_bf16_lanes.c): rounded operands, in fp32, each output one chain.
+dr_status dr_bf16_lanes_pack(dr_backend *b, dr_weight *w, const float *values);
+dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y);
+dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+                                       float *dx, bool accumulate);
+dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
+                                        int64_t n_out, int64_t n_in, float *dw);
+
 // bf16 products through oneDNN (gemm_bf16.c).
 dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out);
 void dr_bf16_destroy(struct dr_bf16 *bf16);
 dr_status dr_bf16_weight_pack(struct dr_bf16 *bf16, dr_weight *w, const float *values);
-void dr_bf16_weight_destroy(dr_weight *w);
 dr_status dr_bf16_forward(struct dr_bf16 *bf16, const dr_weight *w, const float *x, int64_t T, float *y);
 dr_status dr_bf16_backward_input(struct dr_bf16 *bf16, const dr_weight *w, const float *dy, int64_t T,
                                  float *dx, bool accumulate);

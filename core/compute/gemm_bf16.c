@@ -1,13 +1,11 @@
-// bf16 products through oneDNN (AMX or AVX512-BF16): operands rounded to nearest even, sums in fp32. Rows are
-// taken in chunks of 512 and the rest in powers of two, so that a handful of primitives per matrix serves
-// every batch size.
+// bf16 products through oneDNN, on processors that multiply bf16 (AMX, AVX512-BF16): operands rounded to
+// nearest even, sums in fp32. Rows are taken in chunks of 512 and the rest in powers of two, so that a
+// handful of primitives per matrix serves every batch size. Weights: [n_out, n_in].
 #include <dnnl.h>
 #include <omp.h>
 
 #include "core/base/alloc.h"
 #include "core/compute/cpu_internal.h"
-
-typedef uint16_t bf16;
 
 enum { ROW_CHUNK = 512, ROW_LEAST = 16, TABLE = 512 };
 
@@ -144,18 +142,6 @@ static dr_status product_run(struct dr_bf16 *self, const product_key *key, const
     return dnnl_check(dnnl_stream_wait(self->stream), "execution");
 }
 
-// Rounds to nearest even; NaN stays NaN.
-static DR_HOT void round_values(const float *x, int64_t n, bf16 *out) {
-    for (int64_t i = 0; i < n; i++) {
-        union {
-            float f;
-            uint32_t u;
-        } v = {.f = x[i]};
-        uint32_t rounded = (v.u + 0x7FFFu + (v.u >> 16 & 1)) >> 16;
-        out[i] = (bf16)((v.u & 0x7FFFFFFFu) > 0x7F800000u ? v.u >> 16 | 0x40u : rounded);
-    }
-}
-
 static dr_status reserve(void *pointer, int64_t *count, int64_t need, size_t size, const char *label) {
     if (need <= *count) return DR_OK;
     DR_TRY(dr_grow(pointer, label, *count, need + need / 4, size));
@@ -166,11 +152,8 @@ static dr_status reserve(void *pointer, int64_t *count, int64_t need, size_t siz
 static dr_status round_rows(struct dr_bf16 *self, const float *x, int64_t rows, int64_t padded,
                             int64_t columns, bf16 **buffer, int64_t *count) {
     DR_TRY(reserve(buffer, count, padded * columns, sizeof(bf16), "bf16 operand"));
-    enum { BLOCK = 32768 };
     int64_t n = rows * columns;
-#pragma omp parallel for num_threads(self->n_threads)                                                        \
-    schedule(static) if (self->n_threads > 1 && n > 4 * BLOCK)
-    for (int64_t i = 0; i < n; i += BLOCK) round_values(x + i, n - i < BLOCK ? n - i : BLOCK, *buffer + i);
+    dr_bf16_round(x, n, self->n_threads, *buffer);
     memset(*buffer + n, 0, (size_t)((padded - rows) * columns) * sizeof(bf16));
     return DR_OK;
 }
@@ -182,18 +165,10 @@ static int64_t bucket(int64_t rows) {
 }
 
 dr_status dr_bf16_weight_pack(struct dr_bf16 *self, dr_weight *w, const float *values) {
-    if (!w->bf16) DR_TRY(dr_alloc(&w->bf16, "bf16 weight", w->n_out * w->n_in, sizeof(bf16)));
-    enum { BLOCK = 32768 };
     int64_t n = w->n_out * w->n_in;
-#pragma omp parallel for num_threads(self->n_threads)                                                        \
-    schedule(static) if (self->n_threads > 1 && n > 4 * BLOCK)
-    for (int64_t i = 0; i < n; i += BLOCK)
-        round_values(values + i, n - i < BLOCK ? n - i : BLOCK, (bf16 *)w->bf16 + i);
+    if (!w->bf16) DR_TRY(dr_alloc(&w->bf16, "bf16 weight", n, sizeof(bf16)));
+    dr_bf16_round(values, n, self->n_threads, w->bf16);
     return DR_OK;
-}
-
-void dr_bf16_weight_destroy(dr_weight *w) {
-    dr_free(w->bf16);
 }
 
 // c [T, n] (+)= x [T, k] · W or Wᵀ, in row chunks.

@@ -39,9 +39,8 @@ DR_INLINE void turn_square(vec8 m[SQUARE]) {
     }
 }
 
-// to[c][r] = from[r][c].
-static DR_HOT void turn_over(const float *from, int64_t from_row, int64_t rows, int64_t columns, float *to,
-                             int64_t to_row) {
+DR_HOT void dr_turn_over(const float *from, int64_t from_row, int64_t rows, int64_t columns, float *to,
+                         int64_t to_row) {
     int64_t whole_rows = rows / SQUARE * SQUARE, whole_columns = columns / SQUARE * SQUARE;
     for (int64_t r = 0; r < whole_rows; r += SQUARE)
         for (int64_t c = 0; c < whole_columns; c += SQUARE) {
@@ -123,7 +122,7 @@ static void pack_tokens(const float *x, int64_t T, int64_t n_in, float *panels) 
         int64_t n = T - t < DR_PANEL ? T - t : DR_PANEL;
         float *panel = panels + t * n_in;
         if (n < DR_PANEL) memset(panel, 0, (size_t)(DR_PANEL * n_in) * sizeof(float));
-        turn_over(x + t * n_in, n_in, n, n_in, panel, DR_PANEL);
+        dr_turn_over(x + t * n_in, n_in, n, n_in, panel, DR_PANEL);
     }
 }
 
@@ -134,7 +133,7 @@ static void many_tokens(const float *panels, int64_t T, int64_t n_in, const floa
         int64_t rows = end - o < W_ROWS ? end - o : W_ROWS;
         dr_panels_multiply(w + o * n_in, n_in, 1, panels, rows, T, n_in, 0, (T + DR_PANEL - 1) / DR_PANEL,
                            turned, T, false);
-        turn_over(turned, T, rows, T, y + o, n_out);
+        dr_turn_over(turned, T, rows, T, y + o, n_out);
     }
 }
 

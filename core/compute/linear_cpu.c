@@ -1,4 +1,5 @@
-// Linear layers and the general product: fp32 through our own kernels, bf16 through oneDNN.
+// Linear layers and the general product: fp32 through our own kernels, bf16 through oneDNN where the
+// processor multiplies it, else through our own as well.
 #include <dnnl.h>
 #include <omp.h>
 
@@ -20,14 +21,15 @@ static dr_status weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_we
 static void weight_destroy(dr_backend *b, dr_weight *w) {
     (void)b;
     if (!w) return;
-    dr_bf16_weight_destroy(w);
+    dr_free(w->bf16);
     dr_free(w);
 }
 
 static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
+    struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
     w->values = values;
-    if (b->precision == DR_BF16) return dr_bf16_weight_pack(dr_cpu_state_of(b)->bf16, w, values);
-    return DR_OK; // fp32 products read the values as they stand
+    if (b->precision != DR_BF16) return DR_OK; // fp32 products read the values as they stand
+    return units ? dr_bf16_weight_pack(units, w, values) : dr_bf16_lanes_pack(b, w, values);
 }
 
 static void add_bias(const float *bias, int64_t T, int64_t n, float *y) {
@@ -44,10 +46,15 @@ static dr_status loose_forward(dr_backend *b, const dr_weight *w, const float *x
     return DR_OK;
 }
 
+static dr_status bf16_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
+    struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
+    return units ? dr_bf16_forward(units, w, x, T, y) : dr_bf16_lanes_forward(b, w, x, T, y);
+}
+
 static dr_status linear_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
                                 const float *bias, float *y) {
     if (b->precision == DR_BF16)
-        DR_TRY(dr_bf16_forward(dr_cpu_state_of(b)->bf16, w, x, T, y));
+        DR_TRY(bf16_forward(b, w, x, T, y));
     else if (b->precision == DR_FP32_LOOSE)
         DR_TRY(loose_forward(b, w, x, T, y));
     else
@@ -58,15 +65,19 @@ static dr_status linear_forward(dr_backend *b, const dr_weight *w, const float *
 
 static dr_status linear_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
                                        float *dx, bool accumulate) {
-    if (b->precision == DR_BF16)
-        return dr_bf16_backward_input(dr_cpu_state_of(b)->bf16, w, dy, T, dx, accumulate);
+    struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
+    if (units) return dr_bf16_backward_input(units, w, dy, T, dx, accumulate);
+    if (b->precision == DR_BF16) return dr_bf16_lanes_backward_input(b, w, dy, T, dx, accumulate);
     return dr_cpu_product(b, dy, w->n_out, 1, w->values, w->n_in, 1, T, w->n_in, w->n_out, dx, accumulate);
 }
 
 static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
                                         int64_t n_out, int64_t n_in, float *dw, float *dbias) {
-    if (b->precision == DR_BF16)
-        DR_TRY(dr_bf16_backward_weight(dr_cpu_state_of(b)->bf16, x, dy, T, n_out, n_in, dw));
+    struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
+    if (units)
+        DR_TRY(dr_bf16_backward_weight(units, x, dy, T, n_out, n_in, dw));
+    else if (b->precision == DR_BF16)
+        DR_TRY(dr_bf16_lanes_backward_weight(b, x, dy, T, n_out, n_in, dw));
     else
         DR_TRY(dr_cpu_product(b, dy, 1, n_out, x, n_in, 1, n_out, n_in, T, dw, true));
     for (int64_t t = 0; dbias && t < T; t++)

@@ -1,0 +1,37 @@
+// Rounding to bf16: the upper half of a float.
+#include "core/compute/cpu_internal.h"
+
+enum { BLOCK = 32768 };
+
+DR_INLINE uint32_t round_bits(float x) {
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = x};
+    uint32_t rounded = (v.u + 0x7FFFu + (v.u >> 16 & 1)) >> 16;
+    return (v.u & 0x7FFFFFFFu) > 0x7F800000u ? v.u >> 16 | 0x40u : rounded;
+}
+
+static DR_HOT void round_block(const float *x, int64_t n, bf16 *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = (bf16)round_bits(x[i]);
+}
+
+static DR_HOT void round_block_floats(const float *x, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i++) {
+        union {
+            uint32_t u;
+            float f;
+        } v = {.u = round_bits(x[i]) << 16};
+        out[i] = v.f;
+    }
+}
+
+void dr_bf16_round(const float *x, int64_t n, int n_threads, bf16 *out) {
+#pragma omp parallel for num_threads(n_threads) schedule(static) if (n_threads > 1 && n > 4 * BLOCK)
+    for (int64_t i = 0; i < n; i += BLOCK) round_block(x + i, n - i < BLOCK ? n - i : BLOCK, out + i);
+}
+
+void dr_bf16_round_floats(const float *x, int64_t n, int n_threads, float *out) {
+#pragma omp parallel for num_threads(n_threads) schedule(static) if (n_threads > 1 && n > 4 * BLOCK)
+    for (int64_t i = 0; i < n; i += BLOCK) round_block_floats(x + i, n - i < BLOCK ? n - i : BLOCK, out + i);
+}
