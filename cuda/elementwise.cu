@@ -136,6 +136,22 @@ extern "C" dr_status dr_cuda_embedding_forward(const float *table, const int32_t
     return DR_OK;
 }
 
+static __global__ void rounded_rows_kernel(const uint16_t *table, const int32_t *ids, int64_t T, int64_t D,
+                                           float *out) {
+    const int64_t item = dr_cuda_item(), t = item / D, j = item % D;
+    if (t < T) out[item] = __uint_as_float((unsigned int)table[ids[t] * D + j] << 16);
+}
+
+extern "C" dr_status dr_cuda_rounded_rows(const uint16_t *table, const int32_t *ids, int64_t T, int64_t D,
+                                          float *out, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (T == 0 || D == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("weight_rows", T * D, THREADS, &blocks));
+    rounded_rows_kernel<<<blocks, THREADS, 0, stream>>>(table, ids, T, D, out);
+    DR_CUDA_LAUNCHED("weight_rows of %lld x %lld", (long long)T, (long long)D);
+    return DR_OK;
+}
+
 // One block a row and THREADS columns. The block of an id's first row adds all of that id's rows, in order;
 // the others have nothing to do.
 static __global__ void __launch_bounds__(THREADS)

@@ -68,6 +68,9 @@ dr_status dr_cuda_gelu_backward(const float *dy, const float *x, int64_t n, floa
 dr_status dr_cuda_add(const float *x, int64_t n, float *y, dr_cuda_stream stream);
 dr_status dr_cuda_embedding_forward(const float *table, const int32_t *ids, int64_t T, int64_t D, float *out,
                                     dr_cuda_stream stream);
+// The same from a table of bf16.
+dr_status dr_cuda_rounded_rows(const uint16_t *table, const int32_t *ids, int64_t T, int64_t D, float *out,
+                               dr_cuda_stream stream);
 dr_status dr_cuda_embedding_backward(const float *dout, const int32_t *ids, int64_t T, int64_t D,
                                      float *dtable, dr_cuda_stream stream);
 

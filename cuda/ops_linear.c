@@ -38,6 +38,13 @@ static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     return dr_cuda_round_bf16(values, w->n_out * w->n_in, w->rounded, state->stream);
 }
 
+static dr_status weight_rows(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    if (w->rounded) return dr_cuda_rounded_rows(w->rounded, ids, T, w->n_in, out, state->stream);
+    return dr_cuda_embedding_forward(w->values, ids, T, w->n_in, out, state->stream);
+}
+
 static dr_status multiply(dr_backend *b, const dr_cuda_product *product) {
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(b, &state));
@@ -122,6 +129,7 @@ void dr_cuda_fill_linear(dr_backend_ops *ops) {
     ops->weight_create = weight_create;
     ops->weight_destroy = weight_destroy;
     ops->weight_pack = weight_pack;
+    ops->weight_rows = weight_rows;
     ops->linear_forward = dr_cuda_linear;
     ops->linear_backward_input = dr_cuda_linear_input;
     ops->linear_backward_weight = linear_backward_weight;

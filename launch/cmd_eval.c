@@ -197,7 +197,7 @@ static dr_status eval_command(const dr_cli *cli) {
     if (dr_config_count(cli->options, "model") > MAX_RANKERS - N_BASELINES)
         return dr_cli_usage(cli, "at most %d --model folders", MAX_RANKERS - N_BASELINES);
     eval_run run = {0};
-    DR_TRY(dr_policy_parts_open(cli->options, &run.parts));
+    DR_TRY(dr_policy_parts_open(cli->options, DR_POLICY_ANSWERS, &run.parts));
     dr_status status = evaluate(cli, &run);
     for (int32_t i = 0; i < run.n_rankers; i++) dr_evaluation_reset(&run.rankers[i]);
     dr_reward_context_destroy(run.rewards);

@@ -148,7 +148,7 @@ static dr_status logits_command(const dr_cli *cli) {
     id_list list = {0};
     DR_TRY(dr_backend_cpu_create((dr_precision)dr_config_choice(o, "dtype"), // rows in the enum's order
                                  (int)dr_config_int(o, "threads"), &backend));
-    dr_status status = dr_lm_load(backend, dr_config_string(o, "model"), &lm);
+    dr_status status = dr_lm_load_frozen(backend, dr_config_string(o, "model"), &lm);
     if (status == DR_OK) status = read_ids(dr_config_string(o, "ids-file"), dr_lm_config_of(lm), &list);
     if (status == DR_OK) status = write_logits(lm, &list, out);
     if (status == DR_OK)

@@ -242,7 +242,7 @@ static dr_status recommend(const dr_cli *cli, session *s) {
 
 static dr_status run(const dr_cli *cli) {
     session s = {0};
-    DR_TRY(dr_policy_parts_open(cli->options, &s.parts));
+    DR_TRY(dr_policy_parts_open(cli->options, DR_POLICY_ANSWERS, &s.parts));
     dr_status status = recommend(cli, &s);
     dr_policy_parts_close(&s.parts);
     return status;

@@ -59,7 +59,7 @@ static dr_status run(const dr_config *o, dr_policy_parts *parts) {
 
 static dr_status sft_command(const dr_cli *cli) {
     dr_policy_parts parts;
-    DR_TRY(dr_policy_parts_open(cli->options, &parts));
+    DR_TRY(dr_policy_parts_open(cli->options, DR_POLICY_LEARNS, &parts));
     dr_status status = run(cli->options, &parts);
     dr_policy_parts_close(&parts);
     return status;

@@ -53,7 +53,7 @@ static dr_status compare_all(dr_lm *lm, const dr_mismatch_settings *s, const dr_
 static dr_status open_model(const dr_config *o, dr_precision precision, dr_backend **out_backend,
                             dr_lm **out_lm) {
     DR_TRY(dr_backend_cpu_create(precision, (int)dr_config_int(o, "threads"), out_backend));
-    dr_status status = dr_lm_load(*out_backend, dr_config_string(o, "model"), out_lm);
+    dr_status status = dr_lm_load_frozen(*out_backend, dr_config_string(o, "model"), out_lm);
     if (status != DR_OK) dr_backend_cpu_destroy(*out_backend);
     return status;
 }

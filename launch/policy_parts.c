@@ -7,8 +7,7 @@
 #include "core/base/config.h"
 
 dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out) {
-    dr_policy_parts parts = {
-        .protocol = choice->protocol, .max_live = choice->max_live, .is_outline = choice->is_outline};
+    dr_policy_parts parts = {.protocol = choice->protocol, .max_live = choice->max_live, .use = choice->use};
     dr_status status;
     DR_TRY_GOTO(status, dr_dataset_load(choice->dataset, &parts.dataset), close_parts);
     DR_TRY_GOTO(status, dr_template_load(choice->prompt_template, &parts.prompt_template), close_parts);
@@ -28,7 +27,7 @@ close_parts:
     return status;
 }
 
-dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out) {
+dr_status dr_policy_parts_open(const dr_config *options, dr_policy_use use, dr_policy_parts *out) {
     dr_policy_choice choice = {
         .dataset = dr_config_string(options, "dataset"),
         .trm = dr_config_string(options, "trm"),
@@ -38,6 +37,7 @@ dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out) {
                     .precision = (dr_precision)dr_config_choice(options, "precision"),
                     .threads = (int)dr_config_int(options, "threads"),
                     .n_workers = 1},
+        .use = use,
         .protocol = {.k = (int32_t)dr_config_int(options, "k"),
                      .k_retrieve = (int32_t)dr_config_int(options, "k-retrieve"),
                      .max_retrievals = (int32_t)dr_config_int(options, "max-retrievals"),
@@ -62,8 +62,9 @@ static dr_status use_chat(dr_policy_parts *parts, const char *model_dir, const d
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir) {
     dr_lm *lm = NULL;
     dr_tokenizer *tokenizer = NULL;
-    DR_TRY(parts->is_outline ? dr_lm_outline_of(parts->backend, model_dir, &lm)
-                             : dr_lm_load(parts->backend, model_dir, &lm));
+    typedef dr_status opener(dr_backend *, const char *, dr_lm **);
+    static opener *const open[] = {dr_lm_load, dr_lm_load_frozen, dr_lm_outline_of}; // in the enum's order
+    DR_TRY(open[parts->use](parts->backend, model_dir, &lm));
     dr_status status;
     DR_TRY_GOTO(status, dr_tokenizer_load(model_dir, &tokenizer), destroy_lm);
     DR_CHECK_GOTO(dr_tokenizer_size(tokenizer) <= dr_lm_config_of(lm)->vocab, status, DR_ERR_FORMAT,

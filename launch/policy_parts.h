@@ -27,6 +27,10 @@
         DR_CHOICE("backend", "cpu", DR_BACKEND_CHOICES, "what computes the policy"),                         \
         DR_INT("threads", "0", 0, 1024, "", "processor threads, 0: all")
 
+// What is done with the policy: it learns; it only answers (dr_lm_load_frozen); other ranks run it
+// (dr_lm_outline).
+typedef enum dr_policy_use { DR_POLICY_LEARNS, DR_POLICY_ANSWERS, DR_POLICY_IS_ELSEWHERE } dr_policy_use;
+
 typedef struct dr_policy_parts {
     dr_backend *backend;     // of the policy, in the chosen precision
     dr_backend *trm_backend; // fp32: retrieval does not change with the policy's precision
@@ -34,7 +38,7 @@ typedef struct dr_policy_parts {
     dr_trm *trm;
     dr_template *prompt_template;
     char *chat; // off, auto or a file; taken up with the model
-    bool is_outline;
+    dr_policy_use use;
     dr_lm *lm;               // NULL until dr_policy_parts_model
     dr_tokenizer *tokenizer; // likewise
     dr_protocol protocol;
@@ -45,7 +49,7 @@ typedef struct dr_policy_parts {
 typedef struct dr_policy_choice {
     const char *dataset, *trm, *prompt_template, *chat;
     dr_backend_choice backend;
-    bool is_outline; // the policy is not run here: its weights are left out
+    dr_policy_use use;
     dr_protocol protocol;
     int32_t max_live;
 } dr_policy_choice;
@@ -53,7 +57,7 @@ typedef struct dr_policy_choice {
 // Opens everything but the model. On failure nothing stays open.
 dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out);
 // The same from a command's options.
-dr_status dr_policy_parts_open(const dr_config *options, dr_policy_parts *out);
+dr_status dr_policy_parts_open(const dr_config *options, dr_policy_use use, dr_policy_parts *out);
 // Opens a model folder, closing the one before; puts the prompt into its chat form where that is asked for.
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir);
 void dr_policy_parts_close(dr_policy_parts *parts);

@@ -112,6 +112,12 @@ static dr_status g_weight_pack(dr_backend *b, dr_weight *w, const float *values)
     GUARDED_STATUS(weight_pack(guard_inner, w, values));
 }
 
+static dr_status g_weight_rows(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out) {
+    (void)b;
+    OURS(ids), OURS(out);
+    GUARDED_STATUS(weight_rows(guard_inner, w, ids, T, out));
+}
+
 static dr_status g_linear_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
                                   const float *bias, float *y) {
     (void)b;
@@ -312,6 +318,7 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .weight_create = g_weight_create,
                                        .weight_destroy = g_weight_destroy,
                                        .weight_pack = g_weight_pack,
+                                       .weight_rows = g_weight_rows,
                                        .linear_forward = g_linear_forward,
                                        .linear_backward_input = g_linear_backward_input,
                                        .linear_backward_weight = g_linear_backward_weight,

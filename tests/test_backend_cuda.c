@@ -120,6 +120,9 @@ static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
     float *bias = put(b, op_normal(O, 0, 1), O), *y = put_poison(b, T * O), *plain = put_poison(b, T * O);
     float *dx = put_poison(b, T * I), *more = put(b, op_normal(T * I, 0, 1), T * I);
     float *dw = put(b, op_normal(O * I, 0, 1), O * I), *dbias = put(b, op_normal(O, 0, 1), O);
+    float *rows = put_poison(b, T * I);
+    check_ok(b->ops->weight_rows(b, w, put_ids(b, op_ids(T, (int32_t)O), T), T, rows));
+    give(r, "rows of a weight", b, rows, T * I, 0);
     check_ok(b->ops->linear_forward(b, w, x, T, bias, y));
     check_ok(b->ops->linear_forward(b, w, x, T, NULL, plain));
     check_ok(b->ops->linear_backward_input(b, w, dy, T, dx, false));
@@ -606,7 +609,8 @@ static float *rounded(const float *values, int64_t n) {
 // The fp32 CPU body on operands that were rounded before is what the bf16 body must give.
 static void check_bf16(int64_t T, int64_t O, int64_t I) {
     float *values = op_normal(O * I, 0, 1), *x = op_normal(T * I, 0, 1), *dy = op_normal(T * O, 0, 1),
-          *bias = op_normal(O, 0, 1), *start = op_normal(O * I, 0, 1), *got[2][4];
+          *bias = op_normal(O, 0, 1), *start = op_normal(O * I, 0, 1), *got[2][5];
+    int32_t *ids = op_ids(T, (int32_t)O);
     for (int i = 0; i < 2; i++) {
         dr_backend *b = i ? cuda_bf16 : op_one;
         dr_weight *w = pack(b, O, I, i ? values : rounded(values, O * I));
@@ -621,12 +625,15 @@ static void check_bf16(int64_t T, int64_t O, int64_t I) {
         got[i][2] = get(b, dw, O * I);
         check_ok(b->ops->linear_backward_input(b, w, up, T, dx, true));
         got[i][3] = get(b, dx, T * I);
+        check_ok(b->ops->weight_rows(b, w, put_ids(b, ids, T), T, dx));
+        got[i][4] = get(b, dx, T * I);
         b->ops->weight_destroy(b, w);
     }
     check_relative_error("bf16 linear", got[1][0], got[0][0], T * O, 5e-6);
     check_relative_error("bf16 dx", got[1][1], got[0][1], T * I, 5e-6);
     check_relative_error("bf16 dw", got[1][2], got[0][2], O * I, 5e-6);
     check_relative_error("bf16 dx, added", got[1][3], got[0][3], T * I, 5e-6);
+    check_same_bits("rows of a bf16 weight", got[1][4], got[0][4], T * I);
     free_all();
 }
 

@@ -7,6 +7,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/file.h"
+#include "core/compute/cpu_internal.h"
 #include "core/model/lm_internal.h"
 #include "core/model/optimizer.h"
 #include "core/store/safetensors_folder.h"
@@ -145,6 +146,55 @@ static void compare_recomputed(dr_lm *lm, const dr_pack *pack, const float *dlog
     dr_lm_workspace_destroy(w);
 }
 
+// Logits of the packed pass, and of the cache with its last token decoded alone.
+static void run_both_passes(dr_lm *lm, const sequence *s, int32_t n, float *out) {
+    int32_t vocab = dr_lm_config_of(lm)->vocab, seq = -1;
+    dr_lm_workspace *w = NULL;
+    dr_kv_cache *kv = NULL;
+    dr_pack all = s->pack;
+    all.n_rows = n;
+    check_ok(dr_lm_workspace_create(lm, 64, DR_KEEP_ACTIVATIONS, &w));
+    check_ok(dr_lm_logits(lm, w, &all, out));
+    check_ok(dr_kv_create(lm, 8, 1, &kv));
+    check_ok(dr_kv_open(kv, &seq));
+    dr_lm_chunk head = {seq, n - 1, s->pack.ids, false}, tail = {seq, 1, s->pack.ids + n - 1, true};
+    check_ok(dr_lm_decode(lm, kv, &head, 1, NULL));
+    check_ok(dr_lm_decode(lm, kv, &tail, 1, out + (int64_t)n * vocab));
+    check_same_bits("decoded", out + (int64_t)n * vocab, out + (int64_t)(n - 1) * vocab, vocab);
+    dr_kv_destroy(kv);
+    dr_lm_workspace_destroy(w);
+}
+
+// In bf16, a model without its fp32 values gives the bits of one with them, and says what it can't do.
+static void check_frozen(const char *dir, const sequence *s, int32_t n) {
+    dr_backend *rounded = NULL;
+    dr_lm *whole = NULL, *frozen = NULL;
+    dr_lm_workspace *w = NULL;
+    check_ok(dr_backend_cpu_create(DR_BF16, 2, &rounded));
+    check_ok(dr_lm_load(rounded, dir, &whole));
+    check_ok(dr_lm_load_frozen(rounded, dir, &frozen));
+    int64_t n_logits = (int64_t)(n + 1) * dr_lm_config_of(whole)->vocab;
+    float *want = NULL, *got = NULL, none = 0;
+    check_ok(dr_alloc(&want, "logits", n_logits, sizeof(float)));
+    check_ok(dr_alloc(&got, "logits", n_logits, sizeof(float)));
+    run_both_passes(whole, s, n, want);
+    run_both_passes(frozen, s, n, got);
+    check_same_bits("frozen logits", got, want, n_logits);
+    assert_int_equal(dr_lm_n_params(frozen), dr_lm_n_params(whole));
+    assert_non_null(dr_lm_params(whole));
+    assert_null(dr_lm_params(frozen));
+    check_ok(dr_lm_workspace_create(frozen, 64, DR_KEEP_ACTIVATIONS, &w));
+    check_error(dr_lm_weights_changed(frozen), DR_ERR_UNSUPPORTED, "for reading");
+    check_error(dr_lm_backward(frozen, w, &s->pack, 1.0f, &none, &none), DR_ERR_UNSUPPORTED, "for reading");
+    check_error(dr_lm_save(frozen, check_scratch_dir(), DR_SAVE_AS_LOADED), DR_ERR_UNSUPPORTED, "rounded");
+    dr_free(want);
+    dr_free(got);
+    dr_lm_workspace_destroy(w);
+    dr_lm_destroy(whole);
+    dr_lm_destroy(frozen);
+    dr_backend_cpu_destroy(rounded);
+}
+
 static void check_family(const char *name) {
     const char *dir = check_path(DR_GOLDEN_DIR, name);
     dr_safetensors *golden = NULL;
@@ -181,6 +231,10 @@ static void check_family(const char *name) {
     compare_recomputed(lm, &s.pack, dlogprob, logprob, gradient, dr_lm_workspace_bytes(w));
     compare_training(lm, w, &s, losses);
     check_saved(dir);
+    check_frozen(dir, &s, (int32_t)n_ids);
+    dr_cpu_narrow_only(true); // and where the processor multiplies bf16, without that
+    check_frozen(dir, &s, (int32_t)n_ids);
+    dr_cpu_narrow_only(false);
     dr_free(gradient);
     dr_free(got);
     dr_free(ids);

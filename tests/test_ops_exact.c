@@ -399,6 +399,11 @@ static void check_bf16_products(void) {
             full_dx[i] *= 2;
         }
         check_bf16("bf16 dx, accumulated", dx, want_dx, full_dx, T * I, O);
+        int32_t last[] = {(int32_t)O - 1, (int32_t)O / 2, 0};
+        float *rows = op_poison(3 * I), *want_rows = op_array(3 * I, sizeof(float));
+        for (int64_t i = 0; i < 3 * I; i++) want_rows[i] = (float)rounded(values[last[i / I] * I + i % I]);
+        check_ok(b->ops->weight_rows(b, w, last, 3, rows));
+        check_same_bits("rows of a bf16 weight", rows, want_rows, 3 * I);
         b->ops->weight_destroy(b, w);
         op_free_arrays();
     }
@@ -448,6 +453,11 @@ static void test_bf16_is_the_same_chain(void **state) {
         float *y = out[which][0] = op_poison(T * O), *dx = out[which][1] = op_poison(T * I);
         float *dw = out[which][2] = op_array(O * I, sizeof(float));
         dr_weight *w = packed_weight(b, O, I, values);
+        int32_t last[] = {O - 1, O / 2, 0};
+        float *rows = op_poison(3 * I);
+        check_ok(b->ops->weight_rows(b, w, last, 3, rows));
+        for (int64_t t = 0; t < 3; t++)
+            check_same_bits("row of a weight", rows + t * I, values + last[t] * I, I);
         check_ok(b->ops->linear_forward(b, w, x, T, NULL, y));
         check_ok(b->ops->linear_backward_input(b, w, dy, T, dx, false));
         check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, NULL));

@@ -28,7 +28,8 @@ extern "C" {
 typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE } dr_precision;
 
 // A weight matrix [n_out, n_in] as the backend wants it. Filled by weight_pack from fp32 values in backend
-// memory, which stay in their place and may go on being read until the next weight_pack or weight_destroy.
+// memory, which stay in their place and may go on being read until the next weight_pack or weight_destroy; in
+// DR_BF16 the weight keeps its own rounded values, and they may go as soon as weight_pack returns.
 typedef struct dr_weight dr_weight;
 typedef struct dr_backend dr_backend;
 
@@ -107,6 +108,8 @@ typedef struct dr_backend_ops {
     dr_status (*weight_create)(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight);
     void (*weight_destroy)(dr_backend *b, dr_weight *w);
     dr_status (*weight_pack)(dr_backend *b, dr_weight *w, const float *values); // again after every update
+    // out [T, n_in] = rows of W as the products see them: W[ids[t]].
+    dr_status (*weight_rows)(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out);
     dr_status (*linear_forward)(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
                                 const float *bias, float *y);
     // dx [T, n_in] = dy W, or += when accumulate.

@@ -17,13 +17,7 @@ static DR_HOT void round_block(const float *x, int64_t n, bf16 *out) {
 }
 
 static DR_HOT void round_block_floats(const float *x, int64_t n, float *out) {
-    for (int64_t i = 0; i < n; i++) {
-        union {
-            uint32_t u;
-            float f;
-        } v = {.u = round_bits(x[i]) << 16};
-        out[i] = v.f;
-    }
+    for (int64_t i = 0; i < n; i++) out[i] = dr_bf16_value(round_bits(x[i]));
 }
 
 void dr_bf16_round(const float *x, int64_t n, int n_threads, bf16 *out) {

@@ -91,12 +91,21 @@ dr_status dr_cpu_apply_weight(dr_backend *b, const dr_weight *w, const float *x,
 void dr_turn_over(const float *from, int64_t from_row, int64_t rows, int64_t columns, float *to,
                   int64_t to_row);
 
+DR_INLINE float dr_bf16_value(uint32_t bits) {
+    union {
+        uint32_t u;
+        float f;
+    } v = {.u = bits << 16};
+    return v.f;
+}
+
 // Rounds to nearest even; NaN stays NaN. The second keeps floats (bf16_values.c).
 void dr_bf16_round(const float *x, int64_t n, int n_threads, bf16 *out);
 void dr_bf16_round_floats(const float *x, int64_t n, int n_threads, float *out);
 
 // bf16 products of any processor (gemm_bf16_lanes.c): rounded operands, in fp32, each output one chain.
 dr_status dr_bf16_lanes_pack(dr_backend *b, dr_weight *w, const float *values);
+void dr_bf16_lanes_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
 dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y);
 dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
                                        float *dx, bool accumulate);
@@ -107,6 +116,7 @@ dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const flo
 dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out);
 void dr_bf16_destroy(struct dr_bf16 *bf16);
 dr_status dr_bf16_weight_pack(struct dr_bf16 *bf16, dr_weight *w, const float *values);
+void dr_bf16_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
 dr_status dr_bf16_forward(struct dr_bf16 *bf16, const dr_weight *w, const float *x, int64_t T, float *y);
 dr_status dr_bf16_backward_input(struct dr_bf16 *bf16, const dr_weight *w, const float *dy, int64_t T,
                                  float *dx, bool accumulate);

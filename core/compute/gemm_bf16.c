@@ -171,6 +171,11 @@ dr_status dr_bf16_weight_pack(struct dr_bf16 *self, dr_weight *w, const float *v
     return DR_OK;
 }
 
+void dr_bf16_row(const dr_weight *w, int64_t row, float *out) {
+    const bf16 *values = (const bf16 *)w->bf16 + row * w->n_in;
+    for (int64_t i = 0; i < w->n_in; i++) out[i] = dr_bf16_value(values[i]);
+}
+
 // c [T, n] (+)= x [T, k] · W or Wᵀ, in row chunks.
 static dr_status rows_product(struct dr_bf16 *self, const float *x, int64_t T, int64_t n, int64_t k,
                               const bf16 *b, int b_transposed, float *c, bool accumulate) {

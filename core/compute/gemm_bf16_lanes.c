@@ -218,6 +218,13 @@ dr_status dr_bf16_lanes_pack(dr_backend *b, dr_weight *w, const float *values) {
     return DR_OK;
 }
 
+void dr_bf16_lanes_row(const dr_weight *w, int64_t row, float *out) {
+    int64_t o = row % DR_PANEL, at = o / 16 * 8 + o % 8;
+    int shift = o % 16 < 8 ? 0 : 16;
+    const uint32_t *words = (const uint32_t *)w->bf16 + row / DR_PANEL * w->n_in * WORDS + at;
+    for (int64_t i = 0; i < w->n_in; i++) out[i] = dr_bf16_value(words[i * WORDS] >> shift & 0xFFFF);
+}
+
 // Rows begin … end - 1 of W, begin at a panel's first, as floats [end - begin, n_in].
 static void widen_rows(dr_backend *b, const dr_weight *w, int64_t begin, int64_t end, float *rows) {
     int64_t n_in = w->n_in;

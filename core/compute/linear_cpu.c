@@ -32,6 +32,19 @@ static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     return units ? dr_bf16_weight_pack(units, w, values) : dr_bf16_lanes_pack(b, w, values);
 }
 
+static dr_status weight_rows(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out) {
+    int64_t n = w->n_in;
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > 64)
+    for (int64_t t = 0; t < T; t++)
+        if (b->precision != DR_BF16)
+            memcpy(out + t * n, w->values + ids[t] * n, (size_t)n * sizeof(float));
+        else if (dr_cpu_state_of(b)->bf16)
+            dr_bf16_row(w, ids[t], out + t * n);
+        else
+            dr_bf16_lanes_row(w, ids[t], out + t * n);
+    return DR_OK;
+}
+
 static void add_bias(const float *bias, int64_t T, int64_t n, float *y) {
     for (int64_t t = 0; t < T; t++)
         for (int64_t j = 0; j < n; j++) y[t * n + j] += bias[j];
@@ -103,6 +116,7 @@ void dr_cpu_fill_linear(dr_backend_ops *ops) {
     ops->weight_create = weight_create;
     ops->weight_destroy = weight_destroy;
     ops->weight_pack = weight_pack;
+    ops->weight_rows = weight_rows;
     ops->linear_forward = linear_forward;
     ops->linear_backward_input = linear_backward_input;
     ops->linear_backward_weight = linear_backward_weight;

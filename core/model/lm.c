@@ -10,7 +10,7 @@
 
 typedef struct layout {
     dr_lm *lm;
-    int64_t at;
+    int64_t at, vectors; // floats placed: all of them, or matrices and vectors apart
 } layout;
 
 static int64_t place(layout *l, int32_t layer, const char *name, int64_t rows, int64_t cols) {
@@ -19,10 +19,12 @@ static int64_t place(layout *l, int32_t layer, const char *name, int64_t rows, i
         snprintf(tensor->name, sizeof tensor->name, "%s", name);
     else
         snprintf(tensor->name, sizeof tensor->name, "model.layers.%d.%s", layer, name);
-    tensor->offset = l->at;
+    int64_t *at = l->lm->is_frozen && dr_lm_is_vector(tensor) ? &l->vectors : &l->at;
+    tensor->offset = *at;
     tensor->rows = rows;
     tensor->cols = cols;
-    l->at += rows * cols;
+    *at += rows * cols;
+    l->lm->n_params += rows * cols;
     return tensor->offset;
 }
 
@@ -52,41 +54,69 @@ static void place_layer(layout *l, int32_t i) {
 }
 
 static void place_all(dr_lm *lm) {
-    layout l = {lm, 0};
+    layout l = {lm, 0, 0};
     const dr_lm_config *c = &lm->config;
     lm->embed = place(&l, -1, "model.embed_tokens.weight", c->vocab, c->hidden);
     for (int32_t i = 0; i < c->n_layers; i++) place_layer(&l, i);
     lm->final_norm = place(&l, -1, "model.norm.weight", 1, c->hidden);
     lm->head = c->tied_head ? lm->embed : place(&l, -1, "lm_head.weight", c->vocab, c->hidden);
-    lm->n_params = l.at;
+    lm->n_floats = lm->is_frozen ? l.vectors : l.at;
+}
+
+static void add_product(dr_lm *lm, int64_t at, int64_t rows, int64_t cols) {
+    lm->products[lm->n_products++] = (lm_product){NULL, at, rows, cols};
+}
+
+static void list_products(dr_lm *lm) {
+    const dr_lm_config *c = &lm->config;
+    int64_t q = (int64_t)c->n_heads * c->head_size, kv = (int64_t)c->n_kv_heads * c->head_size;
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        const lm_layer *layer = &lm->layers[i];
+        if (c->qk_norm) {
+            add_product(lm, layer->qkv, q, c->hidden);
+            add_product(lm, layer->qkv + q * c->hidden, kv, c->hidden);
+            add_product(lm, layer->qkv + (q + kv) * c->hidden, kv, c->hidden);
+        } else {
+            add_product(lm, layer->qkv, q + 2 * kv, c->hidden);
+        }
+        add_product(lm, layer->o, c->hidden, q);
+        add_product(lm, layer->gate_up, 2 * (int64_t)c->intermediate, c->hidden);
+        add_product(lm, layer->down, c->hidden, c->intermediate);
+    }
+    add_product(lm, lm->head, c->vocab, c->hidden);
+    if (!c->tied_head) add_product(lm, lm->embed, c->vocab, c->hidden);
 }
 
 static dr_status create_weights(dr_lm *lm) {
-    const dr_lm_config *c = &lm->config;
     dr_backend *b = lm->backend;
-    int64_t q = (int64_t)c->n_heads * c->head_size, kv = (int64_t)c->n_kv_heads * c->head_size;
-    for (int32_t i = 0; i < c->n_layers; i++) {
+    for (int32_t p = 0; p < lm->n_products; p++)
+        DR_TRY(b->ops->weight_create(b, lm->products[p].rows, lm->products[p].cols, &lm->products[p].w));
+    const lm_product *next = lm->products; // in the order of list_products
+    for (int32_t i = 0; i < lm->config.n_layers; i++) {
         lm_layer *layer = &lm->layers[i];
-        if (c->qk_norm) {
-            DR_TRY(b->ops->weight_create(b, q, c->hidden, &layer->w_q));
-            DR_TRY(b->ops->weight_create(b, kv, c->hidden, &layer->w_k));
-            DR_TRY(b->ops->weight_create(b, kv, c->hidden, &layer->w_v));
+        if (lm->config.qk_norm) {
+            layer->w_q = next++->w;
+            layer->w_k = next++->w;
+            layer->w_v = next++->w;
         } else {
-            DR_TRY(b->ops->weight_create(b, lm_qkv_width(c), c->hidden, &layer->w_qkv));
+            layer->w_qkv = next++->w;
         }
-        DR_TRY(b->ops->weight_create(b, c->hidden, q, &layer->w_o));
-        DR_TRY(b->ops->weight_create(b, 2 * (int64_t)c->intermediate, c->hidden, &layer->w_gate_up));
-        DR_TRY(b->ops->weight_create(b, c->hidden, c->intermediate, &layer->w_down));
+        layer->w_o = next++->w;
+        layer->w_gate_up = next++->w;
+        layer->w_down = next++->w;
     }
-    return b->ops->weight_create(b, c->vocab, c->hidden, &lm->w_head);
+    lm->w_head = next++->w;
+    lm->w_embed = lm->config.tied_head ? lm->w_head : next->w;
+    return DR_OK;
 }
 
-dr_status dr_lm_outline(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
+static dr_status outline(dr_backend *backend, const dr_lm_config *config, bool is_frozen, dr_lm **out_lm) {
     dr_lm *lm = NULL;
     DR_TRY(dr_lm_config_check(config, "model"));
     DR_TRY(dr_alloc(&lm, "model", 1, sizeof *lm));
     lm->backend = backend;
     lm->config = *config;
+    lm->is_frozen = is_frozen;
     dr_status status;
     DR_TRY_GOTO(status, dr_alloc(&lm->layers, "layers", config->n_layers, sizeof *lm->layers), destroy_lm);
     DR_TRY_GOTO(
@@ -94,10 +124,14 @@ dr_status dr_lm_outline(dr_backend *backend, const dr_lm_config *config, dr_lm *
         dr_alloc(&lm->tensors, "tensor names", 14 * (int64_t)config->n_layers + 3, sizeof *lm->tensors),
         destroy_lm);
     DR_TRY_GOTO(status,
+                dr_alloc(&lm->products, "matrices", 6 * (int64_t)config->n_layers + 2, sizeof *lm->products),
+                destroy_lm);
+    DR_TRY_GOTO(status,
                 dr_alloc(&lm->frequencies, "rotary frequencies", config->head_size / 2, sizeof(float)),
                 destroy_lm);
     dr_lm_rope_frequencies(config, lm->frequencies);
     place_all(lm);
+    list_products(lm);
     *out_lm = lm;
     return DR_OK;
 destroy_lm:
@@ -105,10 +139,18 @@ destroy_lm:
     return status;
 }
 
+dr_status dr_lm_outline(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
+    return outline(backend, config, false, out_lm);
+}
+
+dr_status dr_lm_outline_frozen(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
+    return outline(backend, config, true, out_lm);
+}
+
 dr_status dr_lm_allocate(dr_lm *lm) {
     dr_backend *b = lm->backend;
     int64_t half = lm->config.head_size / 2;
-    DR_TRY(dr_memory_create(b, &lm->params, "parameters", lm->n_params, sizeof(float)));
+    DR_TRY(dr_memory_create(b, &lm->params, "parameters", lm->n_floats, sizeof(float)));
     DR_TRY(dr_memory_create(b, &lm->inv_freq, "rotary frequencies", half, sizeof(float)));
     b->ops->copy_in(b, lm->inv_freq, lm->frequencies, (size_t)half * sizeof(float));
     return create_weights(lm);
@@ -158,16 +200,8 @@ destroy_lm:
 void dr_lm_destroy(dr_lm *lm) {
     if (!lm) return;
     dr_backend *b = lm->backend;
-    for (int32_t i = 0; lm->layers && i < lm->config.n_layers; i++) {
-        b->ops->weight_destroy(b, lm->layers[i].w_qkv);
-        b->ops->weight_destroy(b, lm->layers[i].w_q);
-        b->ops->weight_destroy(b, lm->layers[i].w_k);
-        b->ops->weight_destroy(b, lm->layers[i].w_v);
-        b->ops->weight_destroy(b, lm->layers[i].w_o);
-        b->ops->weight_destroy(b, lm->layers[i].w_gate_up);
-        b->ops->weight_destroy(b, lm->layers[i].w_down);
-    }
-    b->ops->weight_destroy(b, lm->w_head);
+    for (int32_t p = 0; p < lm->n_products; p++) b->ops->weight_destroy(b, lm->products[p].w);
+    dr_free(lm->products);
     b->ops->memory_destroy(b, lm->params);
     dr_free(lm->layers);
     dr_free(lm->tensors);
@@ -204,27 +238,11 @@ destroy:
     return status;
 }
 
-static dr_status pack_qkv(dr_lm *lm, const lm_layer *layer) {
-    dr_backend *b = lm->backend;
-    const dr_lm_config *c = &lm->config;
-    const float *qkv = lm->params + layer->qkv;
-    int64_t row = (int64_t)c->head_size * c->hidden; // the weights of one head
-    if (layer->w_qkv) return b->ops->weight_pack(b, layer->w_qkv, qkv);
-    DR_TRY(b->ops->weight_pack(b, layer->w_q, qkv));
-    DR_TRY(b->ops->weight_pack(b, layer->w_k, qkv + c->n_heads * row));
-    return b->ops->weight_pack(b, layer->w_v, qkv + (c->n_heads + c->n_kv_heads) * row);
-}
-
 dr_status dr_lm_weights_changed(dr_lm *lm) {
     dr_backend *b = lm->backend;
-    for (int32_t i = 0; i < lm->config.n_layers; i++) {
-        lm_layer *layer = &lm->layers[i];
-        DR_TRY(pack_qkv(lm, layer));
-        DR_TRY(b->ops->weight_pack(b, layer->w_o, lm->params + layer->o));
-        DR_TRY(b->ops->weight_pack(b, layer->w_gate_up, lm->params + layer->gate_up));
-        DR_TRY(b->ops->weight_pack(b, layer->w_down, lm->params + layer->down));
-    }
-    DR_TRY(b->ops->weight_pack(b, lm->w_head, lm->params + lm->head));
+    DR_CHECK(!lm->is_frozen, DR_ERR_UNSUPPORTED, "a model that was loaded for reading cannot be changed");
+    for (int32_t p = 0; p < lm->n_products; p++)
+        DR_TRY(b->ops->weight_pack(b, lm->products[p].w, lm->params + lm->products[p].at));
     lm->version++;
     return DR_OK;
 }
@@ -248,7 +266,7 @@ int64_t dr_lm_n_params(const dr_lm *lm) {
 }
 
 float *dr_lm_params(dr_lm *lm) {
-    return lm->params;
+    return lm->is_frozen ? NULL : lm->params;
 }
 
 int32_t dr_lm_tensors(const dr_lm *lm, const dr_lm_tensor **out_list) {

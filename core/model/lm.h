@@ -1,7 +1,7 @@
 // A decoder language model of the Qwen2, Qwen3, Llama and Mistral families on one page: configuration,
 // weights, training pass, cached pass. One flat fp32 buffer holds every weight: rollout reads what the
-// optimizer wrote, there is no second copy to sync. Weights, gradients and logits are backend memory; ids,
-// packs, chunks and what comes out a number a token are the host's.
+// optimizer wrote, there is no second copy to sync (a frozen model has no such buffer). Weights, gradients
+// and logits are backend memory; ids, packs, chunks and what comes out a number a token are the host's.
 #ifndef DR_CORE_MODEL_LM_H
 #define DR_CORE_MODEL_LM_H
 
@@ -68,6 +68,11 @@ dr_status dr_lm_outline_of(dr_backend *backend, const char *dir, dr_lm **out_lm)
 // that can be known. The files are mapped, and each tensor's pages are let go once it stands in the
 // parameters.
 dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm);
+// The same for reading only: in DR_BF16 matrices are rounded on their way in and nothing else of them is
+// kept, 2 bytes a weight. dr_lm_params is NULL, and changes, gradients and saving are refused
+// (DR_ERR_UNSUPPORTED). Logits and log-probabilities are those of dr_lm_load, bit for bit. In fp32 it is
+// dr_lm_load.
+dr_status dr_lm_load_frozen(dr_backend *backend, const char *dir, dr_lm **out_lm);
 // Writes the weights under the same names, replaces each file atomically, the weights last, and adds
 // generation_config.json; the tokenizer's file is the tokenizer's business. DR_SAVE_FP32 loses nothing;
 // DR_SAVE_AS_LOADED writes each tensor in the type that it was loaded in (a fresh model's: F32), so that a

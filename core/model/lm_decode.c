@@ -338,7 +338,7 @@ static dr_status decode_body(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chun
     DR_TRY(scratch_reserve(lm, T, s));
     DR_TRY(reserve_pages(kv, chunks, n_chunks));
     DR_TRY(describe_chunks(lm, kv, chunks, n_chunks));
-    b->ops->embedding_forward(b, lm->params + lm->embed, lm->numbers.ids, T, lm->config.hidden, s->x);
+    DR_TRY(b->ops->weight_rows(b, lm->w_embed, lm->numbers.ids, T, s->x));
     int32_t n_rows = every_row ? (int32_t)T : wanted_rows(lm, kv, chunks, n_chunks);
     for (int32_t i = 0; i < lm->config.n_layers; i++) {
         DR_TRY(layer_store(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, n_chunks, T, s));

@@ -10,7 +10,7 @@
 #include "core/store/safetensors_folder.h"
 
 static void tensor_shape(const dr_lm_tensor *t, int64_t shape[2], int32_t *n_dims) {
-    bool vector = strstr(t->name, "norm.weight") || strstr(t->name, ".bias");
+    bool vector = dr_lm_is_vector(t);
     *n_dims = vector ? 1 : 2;
     shape[0] = vector ? t->cols : t->rows;
     shape[1] = t->cols;
@@ -43,21 +43,55 @@ static dr_status check_values(const dr_safetensors_folder *weights, const dr_lm_
     return DR_OK;
 }
 
+// memory: [rows * cols] of the backend.
+static dr_status read_tensor(dr_lm *lm, dr_lm_tensor *t, const dr_safetensors_folder *weights,
+                             float *memory) {
+    int64_t shape[2], n = t->rows * t->cols;
+    int32_t n_dims;
+    float *values;
+    tensor_shape(t, shape, &n_dims);
+    DR_TRY(dr_host_open(lm->backend, memory, n, DR_HOST_WRITES, &values));
+    dr_status status = dr_safetensors_folder_read(weights, t->name, shape, n_dims, values);
+    if (status == DR_OK) status = check_values(weights, t, values);
+    dr_host_close(lm->backend, memory, n, DR_HOST_WRITES, values);
+    t->dtype = dr_safetensors_folder_find(weights, t->name)->dtype;
+    return status;
+}
+
 static dr_status read_tensors(dr_lm *lm, const dr_safetensors_folder *weights) {
+    for (int32_t i = 0; i < lm->n_tensors; i++)
+        DR_TRY(read_tensor(lm, &lm->tensors[i], weights, lm->params + lm->tensors[i].offset));
+    return dr_lm_weights_changed(lm);
+}
+
+// The tensors of one matrix after the other through the same memory: it holds one matrix at a time.
+static dr_status read_product(dr_lm *lm, const lm_product *p, const dr_safetensors_folder *weights,
+                              float *memory) {
     for (int32_t i = 0; i < lm->n_tensors; i++) {
-        const dr_lm_tensor *t = &lm->tensors[i];
-        int64_t shape[2], n = t->rows * t->cols;
-        int32_t n_dims;
-        float *values;
-        tensor_shape(t, shape, &n_dims);
-        DR_TRY(dr_host_open(lm->backend, lm->params + t->offset, n, DR_HOST_WRITES, &values));
-        dr_status status = dr_safetensors_folder_read(weights, t->name, shape, n_dims, values);
-        if (status == DR_OK) status = check_values(weights, t, values);
-        dr_host_close(lm->backend, lm->params + t->offset, n, DR_HOST_WRITES, values);
-        DR_TRY(status);
-        lm->tensors[i].dtype = dr_safetensors_folder_find(weights, t->name)->dtype;
+        dr_lm_tensor *t = &lm->tensors[i];
+        if (dr_lm_is_vector(t) || t->offset < p->at || t->offset >= p->at + p->rows * p->cols) continue;
+        DR_TRY(read_tensor(lm, t, weights, memory + (t->offset - p->at)));
     }
-    return DR_OK;
+    return lm->backend->ops->weight_pack(lm->backend, p->w, memory);
+}
+
+static dr_status read_frozen(dr_lm *lm, const dr_safetensors_folder *weights) {
+    int64_t largest = 0;
+    float *memory = NULL;
+    for (int32_t p = 0; p < lm->n_products; p++) {
+        int64_t n = lm->products[p].rows * lm->products[p].cols;
+        largest = n > largest ? n : largest;
+    }
+    for (int32_t i = 0; i < lm->n_tensors; i++)
+        if (dr_lm_is_vector(&lm->tensors[i]))
+            DR_TRY(read_tensor(lm, &lm->tensors[i], weights, lm->params + lm->tensors[i].offset));
+    DR_TRY(dr_memory_create(lm->backend, &memory, "a matrix on its way", largest, sizeof(float)));
+    dr_status status = DR_OK;
+    for (int32_t p = 0; p < lm->n_products && status == DR_OK; p++)
+        status = read_product(lm, &lm->products[p], weights, memory);
+    lm->backend->ops->memory_destroy(lm->backend, memory);
+    lm->version++;
+    return status;
 }
 
 dr_status dr_lm_outline_of(dr_backend *backend, const char *dir, dr_lm **out_lm) {
@@ -66,18 +100,18 @@ dr_status dr_lm_outline_of(dr_backend *backend, const char *dir, dr_lm **out_lm)
     return dr_lm_outline(backend, &config, out_lm);
 }
 
-dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
+static dr_status load(dr_backend *backend, const char *dir, bool is_frozen, dr_lm **out_lm) {
     dr_lm_config config;
     DR_TRY(dr_lm_config_read(dir, &config));
     dr_safetensors_folder *weights = NULL;
     dr_lm *lm = NULL;
     DR_TRY(dr_safetensors_folder_open(dir, &weights));
     dr_status status;
-    DR_TRY_GOTO(status, dr_lm_outline(backend, &config, &lm), close_weights);
+    DR_TRY_GOTO(status, (is_frozen ? dr_lm_outline_frozen : dr_lm_outline)(backend, &config, &lm),
+                close_weights);
     DR_TRY_GOTO(status, check_weights(lm, weights), destroy_lm);
     DR_TRY_GOTO(status, dr_lm_allocate(lm), destroy_lm);
-    DR_TRY_GOTO(status, read_tensors(lm, weights), destroy_lm);
-    DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);
+    DR_TRY_GOTO(status, (is_frozen ? read_frozen : read_tensors)(lm, weights), destroy_lm);
     *out_lm = lm;
     lm = NULL;
 destroy_lm:
@@ -85,6 +119,14 @@ destroy_lm:
 close_weights:
     dr_safetensors_folder_close(weights);
     return status;
+}
+
+dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
+    return load(backend, dir, false, out_lm);
+}
+
+dr_status dr_lm_load_frozen(dr_backend *backend, const char *dir, dr_lm **out_lm) {
+    return load(backend, dir, backend->precision == DR_BF16, out_lm);
 }
 
 // What config.json says: the type of all tensors, F32 where they differ.
@@ -95,6 +137,8 @@ static dr_dtype common_dtype(const dr_lm *lm) {
 }
 
 dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, dr_save_type type, int64_t max_shard_bytes) {
+    DR_CHECK(!lm->is_frozen, DR_ERR_UNSUPPORTED,
+             "%s: a model that was loaded for reading cannot be saved: its values are rounded", dir);
     DR_TRY(dr_dir_make(dir));
     DR_TRY(dr_lm_config_write(&lm->config, type == DR_SAVE_FP32 ? DR_DTYPE_F32 : common_dtype(lm), dir));
     dr_safetensor_source *sources = NULL;

@@ -3,6 +3,8 @@
 #ifndef DR_CORE_MODEL_LM_INTERNAL_H
 #define DR_CORE_MODEL_LM_INTERNAL_H
 
+#include <string.h>
+
 #include "core/model/lm.h"
 
 // Offsets in floats, -1: none. q, k, v stand one after another, so do their biases, and gate and up. q, k, v
@@ -12,6 +14,12 @@ typedef struct lm_layer {
     int64_t norm1, qkv, qkv_bias, q_norm, k_norm, o, norm2, gate_up, down;
     dr_weight *w_qkv, *w_q, *w_k, *w_v, *w_o, *w_gate_up, *w_down;
 } lm_layer;
+
+// A weight matrix and where its values stand in the flat buffer: one tensor there, or several in a row.
+typedef struct lm_product {
+    dr_weight *w;
+    int64_t at, rows, cols;
+} lm_product;
 
 // Ids, positions and row numbers of one pass, written on the host and sent to the backend; [capacity] each.
 typedef struct lm_numbers {
@@ -23,13 +31,16 @@ typedef struct lm_numbers {
 struct dr_lm {
     dr_backend *backend;
     dr_lm_config config;
-    int64_t n_params;
-    float *params; // backend memory
+    int64_t n_params, n_floats; // of the model; of params
+    bool is_frozen;             // the matrices live in their products alone, params holds the vectors
+    float *params;              // backend memory
     dr_lm_tensor *tensors;
     int32_t n_tensors;
     lm_layer *layers;
     int64_t embed, final_norm, head; // head == embed when tied
-    dr_weight *w_head;
+    lm_product *products;
+    int32_t n_products;
+    dr_weight *w_head, *w_embed;   // the same one when tied
     float *inv_freq, *frequencies; // [head_size / 2] each: backend memory, and the same for the host
     uint64_t version;
     // scratch of the cached pass, grow-only
@@ -37,6 +48,10 @@ struct dr_lm {
     int64_t scratch_count;
     lm_numbers numbers;
 };
+
+static inline bool dr_lm_is_vector(const dr_lm_tensor *tensor) {
+    return strstr(tensor->name, "norm.weight") || strstr(tensor->name, ".bias");
+}
 
 // Width of the merged q, k, v row: (H + 2G) · d.
 static inline int64_t lm_qkv_width(const dr_lm_config *c) {
@@ -74,6 +89,9 @@ static inline void lm_send(dr_backend *b, int32_t *to_backend, const int32_t *fr
 // inv_freq [head_size / 2] of the rotary embedding (lm_rope.c).
 void dr_lm_rope_frequencies(const dr_lm_config *config, float *out_inv_freq);
 
+// An outline whose matrices do not keep their values: their offsets count matrices only, those of vectors
+// vectors only (lm.c).
+dr_status dr_lm_outline_frozen(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm);
 // Memory for the weights of an outline, zeroed, and their packed forms (lm.c).
 dr_status dr_lm_allocate(dr_lm *lm);
 

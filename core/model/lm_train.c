@@ -222,7 +222,7 @@ static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens, D = c->hidden;
     send_numbers(w, pack);
-    b->ops->embedding_forward(b, lm->params + lm->embed, w->numbers.ids, T, D, w->layers[0].x);
+    DR_TRY(b->ops->weight_rows(b, lm->w_embed, w->numbers.ids, T, w->layers[0].x));
     for (int32_t i = 0; i < c->n_layers; i++) {
         const lm_layer *layer = &lm->layers[i];
         layer_activations *a = &w->layers[i];
@@ -343,6 +343,7 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens;
+    DR_CHECK(!lm->is_frozen, DR_ERR_UNSUPPORTED, "a model that was loaded for reading has no gradients");
     b->ops->copy_in(b, w->dlogprob, dlogprob, (size_t)pack->n_rows * sizeof(float));
     DR_TRY(b->ops->head_backward(b, lm->w_head, w->rows, w->targets, pack->kept, pack->n_rows, temperature,
                                  w->row_lse, w->dlogprob, w->drows, gradient + lm->head));
