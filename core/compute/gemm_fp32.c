@@ -3,7 +3,10 @@
 // through memory without rounding.
 #include "core/compute/cpu_internal.h"
 
-enum { K_BLOCK = 512, ROWS = 12, LINE = 16 }; // LINE: floats
+// What is taken of k at a time: K_BLOCK rows of a panel stay near while rows pass; with a transposed left
+// side more, so that the result, which is large there, is loaded and stored less often, and SETS sets of ROWS
+// rows pass over each panel. LINE: floats.
+enum { K_BLOCK = 512, DEEP = 1024, ROWS = 12, SETS = 4, LINE = 16 };
 
 // R rows x 2 vectors of columns over k rows of a panel. The R rows behind them are fetched meanwhile: rows
 // are too short for the processor to foresee what follows.
@@ -147,28 +150,38 @@ DR_INLINE void run_panels(bool wide, const float *a, int64_t a_row, int64_t a_co
     }
 }
 
-// The same for a transposed left side: its columns lie far apart in memory, so each block of rows is packed
-// first.
+// The same for a transposed left side: its columns lie far apart in memory, so SETS sets of rows are packed
+// first, each [depth][ROWS], and pass over a panel one after the other.
 DR_INLINE void run_transposed(bool wide, const float *a, int64_t a_row, int64_t a_column, const float *panels,
                               int64_t m, int64_t n, int64_t k, int64_t depth, int64_t first_panel,
                               int64_t n_panels, float *c, int64_t c_row, int first) {
-    float block[K_BLOCK * ROWS] __attribute__((aligned(64)));
-    for (int64_t i = 0; i < m; i += ROWS) {
-        int64_t rows = m - i < ROWS ? m - i : ROWS;
+    float sets[SETS][DEEP * ROWS] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < m; i += SETS * ROWS) {
+        int64_t rows = m - i < SETS * ROWS ? m - i : SETS * ROWS;
         for (int64_t kk = 0; kk < depth; kk++)
-            for (int64_t r = 0; r < rows; r++) block[kk * ROWS + r] = a[(i + r) * a_row + kk * a_column];
-        run_panels(wide, block, 1, ROWS, panels, rows, n, k, depth, first_panel, n_panels, c + i * c_row,
-                   c_row, first);
+            for (int64_t r0 = 0; r0 < rows; r0 += ROWS) {
+                const float *from = a + (i + r0) * a_row + kk * a_column;
+                float *to = sets[r0 / ROWS] + kk * ROWS;
+                if (a_row == 1 && r0 + ROWS <= rows)
+                    memcpy(to, from, ROWS * sizeof(float));
+                else
+                    for (int64_t r = 0; r < ROWS && r0 + r < rows; r++) to[r] = from[r * a_row];
+            }
+        for (int64_t p = first_panel; p < first_panel + n_panels; p++)
+            for (int64_t r0 = 0; r0 < rows; r0 += ROWS)
+                run_panels(wide, sets[r0 / ROWS], 1, ROWS, panels, rows - r0 < ROWS ? rows - r0 : ROWS, n, k,
+                           depth, p, 1, c + (i + r0) * c_row, c_row, first);
     }
 }
 
-DR_INLINE void multiply(bool wide, const float *a, int64_t a_row, int64_t a_column, const float *panels,
-                        int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels, float *c,
-                        int64_t c_row, bool accumulate) {
-    for (int64_t k0 = 0; k0 < k; k0 += K_BLOCK) {
-        int64_t depth = k - k0 < K_BLOCK ? k - k0 : K_BLOCK;
+DR_INLINE void multiply(bool wide, bool transposed, const float *a, int64_t a_row, int64_t a_column,
+                        const float *panels, int64_t m, int64_t n, int64_t k, int64_t first_panel,
+                        int64_t n_panels, float *c, int64_t c_row, bool accumulate) {
+    int64_t block = transposed ? DEEP : K_BLOCK;
+    for (int64_t k0 = 0; k0 < k; k0 += block) {
+        int64_t depth = k - k0 < block ? k - k0 : block;
         int first = k0 == 0 && !accumulate;
-        if (a_column != 1 && m >= ROWS)
+        if (transposed)
             run_transposed(wide, a + k0 * a_column, a_row, a_column, panels + k0 * DR_PANEL, m, n, k, depth,
                            first_panel, n_panels, c, c_row, first);
         else
@@ -177,17 +190,19 @@ DR_INLINE void multiply(bool wide, const float *a, int64_t a_row, int64_t a_colu
     }
 }
 
-static DR_WIDE void multiply_wide(const float *a, int64_t a_row, int64_t a_column, const float *panels,
-                                  int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels,
-                                  float *c, int64_t c_row, bool accumulate) {
-    multiply(true, a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row, accumulate);
-}
-
-static DR_HOT void multiply_narrow(const float *a, int64_t a_row, int64_t a_column, const float *panels,
-                                   int64_t m, int64_t n, int64_t k, int64_t first_panel, int64_t n_panels,
-                                   float *c, int64_t c_row, bool accumulate) {
-    multiply(false, a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row, accumulate);
-}
+// A function each: compilers do worse with two loops of the kernel in one.
+#define MULTIPLY(NAME, TARGET, WIDE, TRANSPOSED)                                                             \
+    static TARGET void NAME(const float *a, int64_t a_row, int64_t a_column, const float *panels, int64_t m, \
+                            int64_t n, int64_t k, int64_t first_panel, int64_t n_panels, float *c,           \
+                            int64_t c_row, bool accumulate) {                                                \
+        multiply(WIDE, TRANSPOSED, a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row,     \
+                 accumulate);                                                                                \
+    }
+MULTIPLY(multiply_narrow, DR_HOT, false, false)
+MULTIPLY(multiply_narrow_transposed, DR_HOT, false, true)
+MULTIPLY(multiply_wide, DR_WIDE, true, false)
+MULTIPLY(multiply_wide_transposed, DR_WIDE, true, true)
+#undef MULTIPLY
 
 void dr_panels_multiply(const float *a, int64_t a_row, int64_t a_column, const float *panels, int64_t m,
                         int64_t n, int64_t k, int64_t first_panel, int64_t n_panels, float *c, int64_t c_row,
@@ -198,10 +213,12 @@ void dr_panels_multiply(const float *a, int64_t a_row, int64_t a_column, const f
                 c[i * c_row + j] = 0;
         return;
     }
-    if (dr_cpu_is_wide())
-        multiply_wide(a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row, accumulate);
-    else
-        multiply_narrow(a, a_row, a_column, panels, m, n, k, first_panel, n_panels, c, c_row, accumulate);
+    typedef void product(const float *, int64_t, int64_t, const float *, int64_t, int64_t, int64_t, int64_t,
+                         int64_t, float *, int64_t, bool);
+    static product *const body[][2] = {{multiply_narrow, multiply_narrow_transposed},
+                                       {multiply_wide, multiply_wide_transposed}};
+    body[dr_cpu_is_wide()][a_column != 1 && m >= ROWS](a, a_row, a_column, panels, m, n, k, first_panel,
+                                                       n_panels, c, c_row, accumulate);
 }
 
 DR_HOT void dr_panels_pack(const float *b, int64_t row_stride, int64_t column_stride, int64_t k, int64_t n,
