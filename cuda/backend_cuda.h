@@ -15,9 +15,10 @@ extern "C" {
 //   Backend memory is what memory_create gives: device memory. Every pointer of the table is to it, ids,
 //   positions and targets too, except dr_sequences, dr_kept (the sets and their ids), dr_attention_chunk (the
 //   chunks and their pages) and all of a draw but its logits, which are host memory, read before the op
-//   returns. weight_pack borrows `values` until the next weight_pack or weight_destroy (the CPU body does
-//   too). copy_in: from_host may be changed on return, but is not to be pinned memory. memory_destroy and
-//   weight_destroy wait for the ops that are under way.
+//   returns. weight_pack borrows `values` as backend.h says; in bf16 they may be given to memory_destroy or
+//   overwritten by copy_in at once: both come after the rounding. copy_in: from_host may be changed on
+//   return, but is not to be pinned memory. memory_destroy and weight_destroy wait for the ops that are under
+//   way.
 // Errors of create: DR_ERR_ARGUMENT, no such device or none at all, in words; DR_ERR_UNSUPPORTED, a device
 // below compute capability 8.0, or DR_FP32_LOOSE; DR_ERR_MEMORY.
 // Errors of ops: DR_ERR_MEMORY for a scratch buffer, DR_ERR_INTERNAL for what CUDA reports, DR_ERR_RANGE and

@@ -6,7 +6,7 @@
 
 enum { SHAPES = 9 };
 // rows, outputs, inputs: odd ones, ones behind the borders of panels (32), of blocks of rows (12, 192 a
-// thread) and of inputs (512)
+// thread) and of inputs (512; with a transposed left side 1024, tests/test_ops_exact.c)
 static const int64_t linear_shapes[SHAPES][3] = {{1, 1, 1},    {1, 7, 5},    {3, 33, 17},
                                                  {13, 64, 31}, {29, 97, 70}, {12, 31, 129},
                                                  {5, 65, 600}, {7, 3, 1025}, {401, 45, 37}};

@@ -184,6 +184,10 @@ static void check_frozen(const char *dir, const sequence *s, int32_t n) {
     assert_non_null(dr_lm_params(whole));
     assert_null(dr_lm_params(frozen));
     check_ok(dr_lm_workspace_create(frozen, 64, DR_KEEP_ACTIVATIONS, &w));
+    dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
+    dr_optimizer *none_made = NULL;
+    check_error(dr_optimizer_create(frozen, &settings, &none_made), DR_ERR_UNSUPPORTED, "fp32 weights");
+    check_error(dr_lm_start_copying(frozen, 1), DR_ERR_UNSUPPORTED, "for reading");
     check_error(dr_lm_weights_changed(frozen), DR_ERR_UNSUPPORTED, "for reading");
     check_error(dr_lm_backward(frozen, w, &s->pack, 1.0f, &none, &none), DR_ERR_UNSUPPORTED, "for reading");
     check_error(dr_lm_save(frozen, check_scratch_dir(), DR_SAVE_AS_LOADED), DR_ERR_UNSUPPORTED, "rounded");
@@ -232,9 +236,9 @@ static void check_family(const char *name) {
     compare_training(lm, w, &s, losses);
     check_saved(dir);
     check_frozen(dir, &s, (int32_t)n_ids);
-    dr_cpu_narrow_only(true); // and where the processor multiplies bf16, without that
+    dr_cpu_lanes_only(true); // and where the processor multiplies bf16, without that
     check_frozen(dir, &s, (int32_t)n_ids);
-    dr_cpu_narrow_only(false);
+    dr_cpu_lanes_only(false);
     dr_free(gradient);
     dr_free(got);
     dr_free(ids);

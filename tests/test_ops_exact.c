@@ -430,45 +430,71 @@ static void test_bf16(void **state) {
 
 // Also on processors with units for bf16.
 static void test_bf16_in_lanes(void **state) {
-    dr_cpu_narrow_only(true);
+    dr_cpu_lanes_only(true);
     test_bf16(state);
-    dr_cpu_narrow_only(false);
+    dr_cpu_lanes_only(false);
 }
 
-// With operands that bf16 holds, and so without rounding, lanes give the bits of fp32's own chains.
-static void test_bf16_is_the_same_chain(void **state) {
-    (void)state;
-    enum { T = 37, O = 75, I = 530 };
+static float *op_rounded(int64_t n) {
+    float *x = op_normal(n, 0, 1);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)rounded(x[i]);
+    return x;
+}
+
+typedef struct linear_results {
+    float *rows, *y, *dx, *dw;
+} linear_results;
+
+static linear_results run_linear(dr_backend *b, int64_t T, int64_t O, int64_t I, const float *x,
+                                 const float *values, const float *dy, const float *start) {
+    int32_t some[] = {(int32_t)O - 1, (int32_t)O / 2, 0};
+    linear_results r = {op_poison(3 * I), op_poison(T * O), op_copy(start, T * I), op_copy(values, O * I)};
+    dr_weight *w = packed_weight(b, O, I, values);
+    check_ok(b->ops->weight_rows(b, w, some, 3, r.rows));
+    for (int64_t t = 0; t < 3; t++)
+        check_same_bits("row of a weight", r.rows + t * I, values + some[t] * I, I);
+    check_ok(b->ops->linear_forward(b, w, x, T, NULL, r.y));
+    check_ok(b->ops->linear_backward_input(b, w, dy, T, r.dx, true));
+    check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, r.dw, NULL));
+    b->ops->weight_destroy(b, w);
+    return r;
+}
+
+// With operands that bf16 holds, and so without rounding, lanes give the bits of fp32's own chains, in both
+// widths; and a sum over tokens does not depend on where it is cut. Sizes cross every block there is.
+static void check_chains(int64_t T, int64_t O, int64_t I) {
     dr_backend *plain = NULL, *lanes = NULL;
-    dr_cpu_narrow_only(true);
-    check_ok(dr_backend_cpu_create(DR_BF16, 2, &lanes));
     check_ok(dr_backend_cpu_create(DR_FP32, 2, &plain));
-    float *x = op_normal(T * I, 0, 1), *values = op_normal(O * I, 0, 1), *dy = op_normal(T * O, 0, 1);
-    for (int64_t i = 0; i < T * I; i++) x[i] = (float)rounded(x[i]);
-    for (int64_t i = 0; i < O * I; i++) values[i] = (float)rounded(values[i]);
-    for (int64_t i = 0; i < T * O; i++) dy[i] = (float)rounded(dy[i]);
-    float *out[2][3];
-    for (int which = 0; which < 2; which++) {
-        dr_backend *b = which ? lanes : plain;
-        float *y = out[which][0] = op_poison(T * O), *dx = out[which][1] = op_poison(T * I);
-        float *dw = out[which][2] = op_array(O * I, sizeof(float));
-        dr_weight *w = packed_weight(b, O, I, values);
-        int32_t last[] = {O - 1, O / 2, 0};
-        float *rows = op_poison(3 * I);
-        check_ok(b->ops->weight_rows(b, w, last, 3, rows));
-        for (int64_t t = 0; t < 3; t++)
-            check_same_bits("row of a weight", rows + t * I, values + last[t] * I, I);
-        check_ok(b->ops->linear_forward(b, w, x, T, NULL, y));
-        check_ok(b->ops->linear_backward_input(b, w, dy, T, dx, false));
-        check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, NULL));
-        b->ops->weight_destroy(b, w);
+    check_ok(dr_backend_cpu_create(DR_BF16, 2, &lanes));
+    float *x = op_rounded(T * I), *values = op_rounded(O * I), *dy = op_rounded(T * O),
+          *start = op_normal(T * I, 0, 1);
+    linear_results want = run_linear(plain, T, O, I, x, values, dy, start);
+    for (int narrow = 0; narrow < 2; narrow++) {
+        dr_cpu_narrow_only(narrow != 0);
+        linear_results got = run_linear(lanes, T, O, I, x, values, dy, start);
+        dr_cpu_narrow_only(false);
+        check_same_bits("bf16 forward", got.y, want.y, T * O);
+        check_same_bits("bf16 dx", got.dx, want.dx, T * I);
+        check_same_bits("bf16 dw", got.dw, want.dw, O * I);
     }
-    check_same_bits("bf16 forward", out[1][0], out[0][0], T * O);
-    check_same_bits("bf16 dx", out[1][1], out[0][1], T * I);
-    check_same_bits("bf16 dw", out[1][2], out[0][2], O * I);
+    float *parts = op_copy(values, O * I);
+    for (int64_t t = 0, n; t < T; t += n) {
+        n = T - t < 500 ? T - t : 500;
+        check_ok(plain->ops->linear_backward_weight(plain, x + t * I, dy + t * O, n, O, I, parts, NULL));
+    }
+    check_same_bits("dw in parts", parts, want.dw, O * I);
     dr_backend_cpu_destroy(plain);
     dr_backend_cpu_destroy(lanes);
-    dr_cpu_narrow_only(false);
+    op_free_arrays();
+}
+
+static void test_bf16_is_the_same_chain(void **state) {
+    (void)state;
+    dr_cpu_lanes_only(true);
+    check_chains(37, 75, 530);
+    check_chains(1101, 1107, 33);
+    check_chains(8300, 50, 13);
+    dr_cpu_lanes_only(false);
 }
 
 static void test_backends_refused(void **state) {

@@ -22,9 +22,9 @@ extern "C" {
 #endif
 
 // Multiplication type of the linear ops. Inputs and outputs stay fp32 in memory; bf16 rounds the operands of
-// each product and accumulates in fp32 (in units for it where the processor has them). DR_FP32_LOOSE takes
-// the forward products from a library that sums in any order: not row-exact, there to measure what exactness
-// costs.
+// each product, and rows that weight_rows gives, and accumulates in fp32 (in units for it where the processor
+// has them). DR_FP32_LOOSE takes the forward products from a library that sums in any order: not row-exact,
+// there to measure what exactness costs.
 typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE } dr_precision;
 
 // A weight matrix [n_out, n_in] as the backend wants it. Filled by weight_pack from fp32 values in backend
@@ -248,7 +248,7 @@ dr_status dr_host_open(dr_backend *b, float *memory, int64_t n, dr_host_use use,
 void dr_host_close(dr_backend *b, float *memory, int64_t n, dr_host_use use, float *host);
 
 // The CPU body. n_threads 0: what OpenMP offers. DR_BF16 works on every processor; where none of its units
-// multiplies bf16 it halves what weights weigh and takes fp32's time.
+// multiplies bf16 it halves what is read of weights and takes fp32's time.
 dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backend **out_backend);
 void dr_backend_cpu_destroy(dr_backend *backend);
 bool dr_cpu_has_bf16(void); // AMX-BF16 or AVX512-BF16: units that multiply it

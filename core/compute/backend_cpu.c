@@ -40,10 +40,14 @@ dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {
     return DR_OK;
 }
 
-static bool narrow_only;
+static bool narrow_only, lanes_only;
 
 void dr_cpu_narrow_only(bool narrow) {
     narrow_only = narrow;
+}
+
+void dr_cpu_lanes_only(bool lanes) {
+    lanes_only = lanes;
 }
 
 bool dr_cpu_is_wide(void) {
@@ -103,7 +107,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     DR_TRY_GOTO(status, dr_alloc(&state, "cpu backend state", 1, sizeof *state), free_backend);
     int threads = n_threads ? n_threads : omp_get_max_threads();
     if (threads > DR_MAX_THREADS) threads = DR_MAX_THREADS;
-    if (precision == DR_BF16 && dr_cpu_has_bf16() && !narrow_only)
+    if (precision == DR_BF16 && dr_cpu_has_bf16() && !lanes_only)
         DR_TRY_GOTO(status, dr_bf16_create(threads, &state->bf16), free_state);
     *backend = (dr_backend){.ops = &ops, .precision = precision, .n_threads = threads, .state = state};
     *out_backend = backend;

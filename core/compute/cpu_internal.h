@@ -24,9 +24,10 @@ typedef float vec8 __attribute__((vector_size(32), aligned(4)));
 #define DR_WIDE
 #endif
 bool dr_cpu_is_wide(void); // 16 lanes are native and allowed
-// For tests, the other bodies on the same processor: 8 lanes, and bf16 without units for it in backends that
-// are made while this is set.
+// For tests, the other bodies on the same processor: 8 lanes; in backends made while it is set, bf16 in
+// lanes.
 void dr_cpu_narrow_only(bool narrow);
+void dr_cpu_lanes_only(bool lanes);
 
 enum { DR_PANEL = 32, DR_DEPTH = 8192, DR_MAX_THREADS = 256, DR_LANES = 16 };
 
@@ -76,7 +77,7 @@ typedef uint16_t bf16;
 
 struct dr_weight {
     int64_t n_out, n_in;
-    const float *values; // what was packed last; borrowed, [n_out, n_in]
+    const float *values; // what was packed last; borrowed, [n_out, n_in]; NULL in bf16
     void *bf16;          // rounded: [n_out, n_in] (gemm_bf16.c) or panels (gemm_bf16_lanes.c)
 };
 
@@ -111,6 +112,9 @@ dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const 
                                        float *dx, bool accumulate);
 dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
                                         int64_t n_out, int64_t n_in, float *dw);
+
+// Bytes that the products of T tokens, a chunk at most, with one weight take beside their operands.
+int64_t dr_bf16_lanes_memory(const dr_backend *b, int64_t T, int64_t n_out, int64_t n_in);
 
 // bf16 products through oneDNN (gemm_bf16.c).
 dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out);

@@ -1,7 +1,7 @@
 // bf16 products on processors that do not multiply bf16: operands are rounded to it, and multiplied and
-// summed in fp32, where the product of two of them is exact. Weights are kept in panels of 32 outputs,
-// [n_in][32], so that they stream from memory in half the bytes and widen in registers. Each output is one
-// chain over k.
+// summed in fp32, where the product of two of them is exact (short of under- and overflow). Weights are kept
+// in panels of 32 outputs, [n_in][32], so that they stream from memory in half the bytes and widen in
+// registers. Each output is one chain over k.
 #include <omp.h>
 
 #include "core/base/alloc.h"
@@ -12,7 +12,8 @@ enum {
     ROWS = 12,     // tokens that the largest kernel takes
     TOKENS = 128,  // of one piece of work
     WORDS = DR_PANEL / 2,
-    W_ROWS = 512 // rows of W, whole panels, that are widened at a time for a gradient
+    CHUNK = 1024, // tokens, at least, that are rounded at a time
+    W_ROWS = 512  // rows of W, whole panels, that are widened at a time for a gradient
 };
 
 typedef uint32_t bits16 __attribute__((vector_size(64), aligned(4)));
@@ -161,8 +162,16 @@ static dr_status rounded(dr_backend *b, int which, const float *x, int64_t n, co
     return DR_OK;
 }
 
+// Tokens are taken in chunks, so that what is rounded stays small; rows do not depend on each other, and a
+// sum over tokens goes on from chunk to chunk.
+static int64_t chunk_of(const dr_backend *b, int64_t left) {
+    int64_t chunk = (int64_t)TOKENS * b->n_threads;
+    if (chunk < CHUNK) chunk = CHUNK;
+    return left < chunk ? left : chunk;
+}
+
 // Enough tokens, and each thread takes its own; few, and each takes a part of the panels.
-dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
+static dr_status forward_chunk(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
     const float *rows = NULL;
     DR_TRY(rounded(b, 0, x, T * w->n_in, &rows));
     bool wide = dr_cpu_is_wide();
@@ -175,6 +184,14 @@ dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const float *
                     end = p + group < n_panels ? p + group : n_panels;
             (wide ? run_panels_wide : run_panels_narrow)(w, rows + t * w->n_in, n, p, end, y + t * w->n_out);
         }
+    return DR_OK;
+}
+
+dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
+    for (int64_t t = 0, n; t < T; t += n) {
+        n = chunk_of(b, T - t);
+        DR_TRY(forward_chunk(b, w, x + t * w->n_in, n, y + t * w->n_out));
+    }
     return DR_OK;
 }
 
@@ -237,8 +254,8 @@ static void widen_rows(dr_backend *b, const dr_weight *w, int64_t begin, int64_t
     }
 }
 
-dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
-                                       float *dx, bool accumulate) {
+static dr_status backward_input_chunk(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+                                      float *dx, bool accumulate) {
     const float *from = NULL;
     dr_scratch *rows = &dr_cpu_state_of(b)->rounded[1];
     DR_TRY(rounded(b, 0, dy, T * w->n_out, &from));
@@ -253,10 +270,29 @@ dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const 
     return DR_OK;
 }
 
+dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+                                       float *dx, bool accumulate) {
+    for (int64_t t = 0, n; t < T; t += n) {
+        n = chunk_of(b, T - t);
+        DR_TRY(backward_input_chunk(b, w, dy + t * w->n_out, n, dx + t * w->n_in, accumulate));
+    }
+    return DR_OK;
+}
+
 dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
                                         int64_t n_out, int64_t n_in, float *dw) {
     const float *left = NULL, *right = NULL;
-    DR_TRY(rounded(b, 0, dy, T * n_out, &left));
-    DR_TRY(rounded(b, 1, x, T * n_in, &right));
-    return dr_cpu_product(b, left, 1, n_out, right, n_in, 1, n_out, n_in, T, dw, true);
+    for (int64_t t = 0, n; t < T; t += n) {
+        n = chunk_of(b, T - t);
+        DR_TRY(rounded(b, 0, dy + t * n_out, n * n_out, &left));
+        DR_TRY(rounded(b, 1, x + t * n_in, n * n_in, &right));
+        DR_TRY(dr_cpu_product(b, left, 1, n_out, right, n_in, 1, n_out, n_in, n, dw, true));
+    }
+    return DR_OK;
+}
+
+int64_t dr_bf16_lanes_memory(const dr_backend *b, int64_t T, int64_t n_out, int64_t n_in) {
+    return (T * n_out + (W_ROWS > T ? W_ROWS : T) * n_in + dr_panels_floats(W_ROWS, n_in) +
+            (int64_t)DR_PANEL * n_in * b->n_threads) *
+           (int64_t)sizeof(float);
 }

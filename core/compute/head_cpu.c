@@ -34,7 +34,9 @@ static DR_HOT void row_kept_gradient(float *z, int64_t V, float inv_temperature,
 static int64_t head_memory(dr_backend *b, int64_t V, int64_t D) {
     int64_t logits = HEAD_ROWS * V * (int64_t)sizeof(float),
             rows = HEAD_ROWS * D * (2 + b->n_threads) * (int64_t)sizeof(float);
-    if (b->precision == DR_BF16) return 2 * logits + rows;
+    if (b->precision == DR_BF16)
+        return logits + rows +
+               (dr_cpu_state_of(b)->bf16 ? HEAD_ROWS * V * 2 : dr_bf16_lanes_memory(b, HEAD_ROWS, V, D));
     return logits + rows + dr_panels_floats(V < DR_DEPTH ? V : DR_DEPTH, D) * (int64_t)sizeof(float);
 }
 

@@ -27,7 +27,7 @@ static void weight_destroy(dr_backend *b, dr_weight *w) {
 
 static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
-    w->values = values;
+    w->values = b->precision == DR_BF16 ? NULL : values;
     if (b->precision != DR_BF16) return DR_OK; // fp32 products read the values as they stand
     return units ? dr_bf16_weight_pack(units, w, values) : dr_bf16_lanes_pack(b, w, values);
 }

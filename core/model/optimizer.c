@@ -25,6 +25,8 @@ float dr_schedule_rate(const dr_schedule *s, int64_t t) {
 dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings,
                               dr_optimizer **out_optimizer) {
     dr_optimizer *o = NULL;
+    DR_CHECK(dr_lm_params(lm) != NULL, DR_ERR_UNSUPPORTED,
+             "a model without its fp32 weights cannot be trained");
     DR_TRY(dr_alloc(&o, "optimizer", 1, sizeof *o));
     o->lm = lm;
     o->settings = *settings;
