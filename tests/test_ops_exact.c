@@ -442,19 +442,21 @@ static float *op_rounded(int64_t n) {
 }
 
 typedef struct linear_results {
-    float *rows, *y, *dx, *dw;
+    float *rows, *y, *dx, *dx_added, *dw;
 } linear_results;
 
 static linear_results run_linear(dr_backend *b, int64_t T, int64_t O, int64_t I, const float *x,
                                  const float *values, const float *dy, const float *start) {
     int32_t some[] = {(int32_t)O - 1, (int32_t)O / 2, 0};
-    linear_results r = {op_poison(3 * I), op_poison(T * O), op_copy(start, T * I), op_copy(values, O * I)};
+    linear_results r = {op_poison(3 * I), op_poison(T * O), op_poison(T * I), op_copy(start, T * I),
+                        op_copy(values, O * I)};
     dr_weight *w = packed_weight(b, O, I, values);
     check_ok(b->ops->weight_rows(b, w, some, 3, r.rows));
     for (int64_t t = 0; t < 3; t++)
         check_same_bits("row of a weight", r.rows + t * I, values + some[t] * I, I);
     check_ok(b->ops->linear_forward(b, w, x, T, NULL, r.y));
-    check_ok(b->ops->linear_backward_input(b, w, dy, T, r.dx, true));
+    check_ok(b->ops->linear_backward_input(b, w, dy, T, r.dx, false));
+    check_ok(b->ops->linear_backward_input(b, w, dy, T, r.dx_added, true));
     check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, r.dw, NULL));
     b->ops->weight_destroy(b, w);
     return r;
@@ -475,6 +477,7 @@ static void check_chains(int64_t T, int64_t O, int64_t I) {
         dr_cpu_narrow_only(false);
         check_same_bits("bf16 forward", got.y, want.y, T * O);
         check_same_bits("bf16 dx", got.dx, want.dx, T * I);
+        check_same_bits("bf16 dx, added", got.dx_added, want.dx_added, T * I);
         check_same_bits("bf16 dw", got.dw, want.dw, O * I);
     }
     float *parts = op_copy(values, O * I);
@@ -494,6 +497,7 @@ static void test_bf16_is_the_same_chain(void **state) {
     check_chains(37, 75, 530);
     check_chains(1101, 1107, 33);
     check_chains(8300, 50, 13);
+    check_chains(5, 8300, 13);
     dr_cpu_lanes_only(false);
 }
 
