@@ -63,50 +63,35 @@ static void place_all(dr_lm *lm) {
     lm->n_floats = lm->is_frozen ? l.vectors : l.at;
 }
 
-static void add_product(dr_lm *lm, int64_t at, int64_t rows, int64_t cols) {
-    lm->products[lm->n_products++] = (lm_product){NULL, at, rows, cols};
+static void add_product(dr_lm *lm, dr_weight **w, int64_t at, int64_t rows, int64_t cols) {
+    lm->products[lm->n_products++] = (lm_product){w, at, rows, cols};
 }
 
 static void list_products(dr_lm *lm) {
     const dr_lm_config *c = &lm->config;
     int64_t q = (int64_t)c->n_heads * c->head_size, kv = (int64_t)c->n_kv_heads * c->head_size;
     for (int32_t i = 0; i < c->n_layers; i++) {
-        const lm_layer *layer = &lm->layers[i];
+        lm_layer *layer = &lm->layers[i];
         if (c->qk_norm) {
-            add_product(lm, layer->qkv, q, c->hidden);
-            add_product(lm, layer->qkv + q * c->hidden, kv, c->hidden);
-            add_product(lm, layer->qkv + (q + kv) * c->hidden, kv, c->hidden);
+            add_product(lm, &layer->w_q, layer->qkv, q, c->hidden);
+            add_product(lm, &layer->w_k, layer->qkv + q * c->hidden, kv, c->hidden);
+            add_product(lm, &layer->w_v, layer->qkv + (q + kv) * c->hidden, kv, c->hidden);
         } else {
-            add_product(lm, layer->qkv, q + 2 * kv, c->hidden);
+            add_product(lm, &layer->w_qkv, layer->qkv, q + 2 * kv, c->hidden);
         }
-        add_product(lm, layer->o, c->hidden, q);
-        add_product(lm, layer->gate_up, 2 * (int64_t)c->intermediate, c->hidden);
-        add_product(lm, layer->down, c->hidden, c->intermediate);
+        add_product(lm, &layer->w_o, layer->o, c->hidden, q);
+        add_product(lm, &layer->w_gate_up, layer->gate_up, 2 * (int64_t)c->intermediate, c->hidden);
+        add_product(lm, &layer->w_down, layer->down, c->hidden, c->intermediate);
     }
-    add_product(lm, lm->head, c->vocab, c->hidden);
-    if (!c->tied_head) add_product(lm, lm->embed, c->vocab, c->hidden);
+    add_product(lm, &lm->w_head, lm->head, c->vocab, c->hidden);
+    if (!c->tied_head) add_product(lm, &lm->w_embed, lm->embed, c->vocab, c->hidden);
 }
 
 static dr_status create_weights(dr_lm *lm) {
     dr_backend *b = lm->backend;
     for (int32_t p = 0; p < lm->n_products; p++)
-        DR_TRY(b->ops->weight_create(b, lm->products[p].rows, lm->products[p].cols, &lm->products[p].w));
-    const lm_product *next = lm->products; // in the order of list_products
-    for (int32_t i = 0; i < lm->config.n_layers; i++) {
-        lm_layer *layer = &lm->layers[i];
-        if (lm->config.qk_norm) {
-            layer->w_q = next++->w;
-            layer->w_k = next++->w;
-            layer->w_v = next++->w;
-        } else {
-            layer->w_qkv = next++->w;
-        }
-        layer->w_o = next++->w;
-        layer->w_gate_up = next++->w;
-        layer->w_down = next++->w;
-    }
-    lm->w_head = next++->w;
-    lm->w_embed = lm->config.tied_head ? lm->w_head : next->w;
+        DR_TRY(b->ops->weight_create(b, lm->products[p].rows, lm->products[p].cols, lm->products[p].w));
+    if (lm->config.tied_head) lm->w_embed = lm->w_head;
     return DR_OK;
 }
 
@@ -200,7 +185,7 @@ destroy_lm:
 void dr_lm_destroy(dr_lm *lm) {
     if (!lm) return;
     dr_backend *b = lm->backend;
-    for (int32_t p = 0; p < lm->n_products; p++) b->ops->weight_destroy(b, lm->products[p].w);
+    for (int32_t p = 0; p < lm->n_products; p++) b->ops->weight_destroy(b, *lm->products[p].w);
     dr_free(lm->products);
     b->ops->memory_destroy(b, lm->params);
     dr_free(lm->layers);
@@ -242,7 +227,7 @@ dr_status dr_lm_weights_changed(dr_lm *lm) {
     dr_backend *b = lm->backend;
     DR_CHECK(!lm->is_frozen, DR_ERR_UNSUPPORTED, "a model that was loaded for reading cannot be changed");
     for (int32_t p = 0; p < lm->n_products; p++)
-        DR_TRY(b->ops->weight_pack(b, lm->products[p].w, lm->params + lm->products[p].at));
+        DR_TRY(b->ops->weight_pack(b, *lm->products[p].w, lm->params + lm->products[p].at));
     lm->version++;
     return DR_OK;
 }

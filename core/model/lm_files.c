@@ -72,7 +72,7 @@ static dr_status read_product(dr_lm *lm, const lm_product *p, const dr_safetenso
         if (dr_lm_is_vector(t) || t->offset < p->at || t->offset >= p->at + p->rows * p->cols) continue;
         DR_TRY(read_tensor(lm, t, weights, memory + (t->offset - p->at)));
     }
-    return lm->backend->ops->weight_pack(lm->backend, p->w, memory);
+    return lm->backend->ops->weight_pack(lm->backend, *p->w, memory);
 }
 
 static dr_status read_frozen(dr_lm *lm, const dr_safetensors_folder *weights) {

@@ -17,7 +17,7 @@ typedef struct lm_layer {
 
 // A weight matrix and where its values stand in the flat buffer: one tensor there, or several in a row.
 typedef struct lm_product {
-    dr_weight *w;
+    dr_weight **w; // in the layer or the model
     int64_t at, rows, cols;
 } lm_product;
 
