@@ -41,8 +41,8 @@ double bench_lm_weight_bytes(const dr_backend *backend, const dr_lm_config *c) {
     return values * (backend->precision == DR_BF16 ? 2 : 4);
 }
 
-double bench_kv_bytes(const dr_lm_config *c) {
-    return 2.0 * c->n_layers * c->n_kv_heads * c->head_size * sizeof(float);
+double bench_kv_bytes(const dr_backend *backend, const dr_lm_config *c) {
+    return 2.0 * c->n_layers * c->n_kv_heads * c->head_size * (double)dr_kv_bytes(backend);
 }
 
 double bench_attention_flops(const dr_lm_config *c, double context) {
@@ -236,7 +236,8 @@ static dr_status decode_figure(bench_engine *engine, bench_decoder *decoder, int
     double seconds = 0, least = 0, read = context + 0.5 * (STEPS + 1); // positions looked at, on average
     bench_product products[BENCH_LM_PRODUCTS];
     bench_lm_products(c, batch, batch, products);
-    bench_work work = {.bytes = bench_lm_weight_bytes(engine->backend, c) + batch * read * bench_kv_bytes(c),
+    bench_work work = {.bytes = bench_lm_weight_bytes(engine->backend, c) +
+                                batch * read * bench_kv_bytes(engine->backend, c),
                        .products = products,
                        .n_products = BENCH_LM_PRODUCTS,
                        .other_flops = batch * bench_attention_flops(c, read)};

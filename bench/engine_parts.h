@@ -50,7 +50,8 @@ enum { BENCH_LM_PRODUCTS = 8 };
 void bench_lm_products(const dr_lm_config *config, int64_t T, int64_t n_logits,
                        bench_product out[BENCH_LM_PRODUCTS]);
 double bench_lm_weight_bytes(const dr_backend *backend, const dr_lm_config *config); // read by one pass
-double bench_kv_bytes(const dr_lm_config *config); // keys and values of one position, all layers
+// Keys and values of one position, all layers
+double bench_kv_bytes(const dr_backend *backend, const dr_lm_config *config);
 // Floating-point operations of causal attention for one query token that looks at `context` positions.
 double bench_attention_flops(const dr_lm_config *config, double context);
 

@@ -250,8 +250,8 @@ static bench_work tick_work(const bench_engine *engine, const roller *r, bench_p
     }
     bench_lm_products(c, (int64_t)lround((double)s->decode_rows / ticks),
                       (int64_t)lround((double)s->sampled_tokens / ticks), products);
-    return (bench_work){.bytes =
-                            bench_lm_weight_bytes(engine->backend, c) + looked * bench_kv_bytes(c) / ticks,
+    return (bench_work){.bytes = bench_lm_weight_bytes(engine->backend, c) +
+                                 looked * bench_kv_bytes(engine->backend, c) / ticks,
                         .products = products,
                         .n_products = BENCH_LM_PRODUCTS,
                         .other_flops = bench_attention_flops(c, attended) / ticks};

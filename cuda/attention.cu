@@ -115,26 +115,58 @@ extern "C" dr_status dr_cuda_attention_forward(const char *op, const dr_cuda_att
     }
 }
 
+static __device__ __forceinline__ void put(float value, float *to) {
+    *to = value;
+}
+
+static __device__ __forceinline__ void put(float value, __nv_bfloat16 *to) {
+    *to = __float2bfloat16_rn(value);
+}
+
 // One block a new row.
+template <typename ELEMENT>
 static __global__ void __launch_bounds__(THREADS)
-    kv_store_kernel(dr_cuda_attention a, float *k_cache, float *v_cache) {
+    kv_store_kernel(dr_cuda_attention a, ELEMENT *k_cache, ELEMENT *v_cache) {
+    const float *k = (const float *)a.k, *v = (const float *)a.v;
     const int32_t s = dr_find_part(a.rows, a.n_spans, blockIdx.x);
     const dr_span span = a.spans[s];
     const int64_t i = blockIdx.x - a.rows[s], from = (span.row + i) * a.kv_stride;
     const int64_t to = dr_cache_offset(a.pages + span.first_page, span.n_before + i, a.G, 0, a.d);
     for (int32_t e = threadIdx.x; e < a.G * a.d; e += THREADS) {
-        k_cache[to + e] = a.k[from + e];
-        v_cache[to + e] = a.v[from + e];
+        put(k[from + e], k_cache + to + e);
+        put(v[from + e], v_cache + to + e);
     }
 }
 
-extern "C" dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, float *k_cache, float *v_cache,
+extern "C" dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, void *k_cache, void *v_cache,
                                       dr_cuda_stream stream) {
     const dr_cuda_attention &a = *attention;
     unsigned int blocks = 0;
     if (a.n_rows == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("kv_store", a.n_rows, 1, &blocks));
-    kv_store_kernel<<<blocks, THREADS, 0, stream>>>(a, k_cache, v_cache);
+    if (a.is_bf16)
+        kv_store_kernel<<<blocks, THREADS, 0, stream>>>(a, (__nv_bfloat16 *)k_cache,
+                                                        (__nv_bfloat16 *)v_cache);
+    else
+        kv_store_kernel<<<blocks, THREADS, 0, stream>>>(a, (float *)k_cache, (float *)v_cache);
     DR_CUDA_LAUNCHED("kv_store of %lld rows, %d heads of %d", (long long)a.n_rows, a.G, a.d);
+    return DR_OK;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    kv_round_kernel(float *k, float *v, int64_t stride, int64_t n, int64_t width) {
+    const int64_t i = dr_cuda_item(), at = i / width * stride + i % width;
+    if (i >= n) return;
+    k[at] = __bfloat162float(__float2bfloat16_rn(k[at]));
+    v[at] = __bfloat162float(__float2bfloat16_rn(v[at]));
+}
+
+extern "C" dr_status dr_cuda_kv_round(float *k, float *v, int64_t stride, int64_t T, int64_t width,
+                                      dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (T == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("kv_round", T * width, THREADS, &blocks));
+    kv_round_kernel<<<blocks, THREADS, 0, stream>>>(k, v, stride, T * width, width);
+    DR_CUDA_LAUNCHED("kv_round of %lld rows of %lld", (long long)T, (long long)width);
     return DR_OK;
 }

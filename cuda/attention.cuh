@@ -4,6 +4,8 @@
 #ifndef DR_CUDA_ATTENTION_CUH
 #define DR_CUDA_ATTENTION_CUH
 
+#include <cuda_bf16.h>
+
 #include "cuda/launch.cuh"
 
 enum {
@@ -51,7 +53,7 @@ static __device__ __forceinline__ void load_queries(const dr_cuda_attention &a, 
 }
 
 // Keys (or values) at positions first … first + n - 1 of what the span sees, 0 behind them.
-static __device__ __forceinline__ void load_keys(const dr_cuda_attention &a, const float *from,
+static __device__ __forceinline__ void load_keys(const dr_cuda_attention &a, const void *from,
                                                  const dr_span &span, int32_t g, int32_t first, int32_t n,
                                                  float *to) {
     const int pitch = dr_head_pitch(a.d);
@@ -61,7 +63,13 @@ static __device__ __forceinline__ void load_keys(const dr_cuda_attention &a, con
             offset = dr_cache_offset(a.pages + span.first_page, first + j, a.G, g, a.d);
         else if (j < n)
             offset = dr_span_key_row(&span, first + j) * a.kv_stride + g * a.d;
-        for (int e = threadIdx.x % 32; e < a.d; e += 32) to[j * pitch + e] = j < n ? from[offset + e] : 0.0f;
+        for (int e = threadIdx.x % 32; e < a.d; e += 32) {
+            float value = 0.0f;
+            if (j < n)
+                value = a.is_bf16 ? __bfloat162float(((const __nv_bfloat16 *)from)[offset + e])
+                                  : ((const float *)from)[offset + e];
+            to[j * pitch + e] = value;
+        }
     }
 }
 

@@ -76,9 +76,11 @@ dr_status dr_cuda_embedding_backward(const float *dout, const int32_t *ids, int6
 
 // ---- attention (attention.cu, attention_backward.cu) ----
 
-// The spans of one call and what they read. k and v are rows of a packed batch (pages NULL), or the cache.
+// The spans of one call and what they read. k and v are fp32 rows of a packed batch (pages NULL), or the
+// cache, of bf16 or fp32.
 typedef struct dr_cuda_attention {
-    const float *q, *k, *v;
+    const float *q;
+    const void *k, *v;
     int64_t q_stride, kv_stride;
     const dr_span *spans;
     const int64_t *query_tiles, *key_tiles, *rows; // [n_spans + 1]: tiles, and rows, of the spans before
@@ -86,6 +88,7 @@ typedef struct dr_cuda_attention {
     int64_t n_query_tiles, n_key_tiles, n_rows;    // of all spans
     int32_t n_spans, H, G, d;
     float scale;
+    bool is_bf16; // the cache
 } dr_cuda_attention;
 
 // lse may be NULL.
@@ -96,7 +99,10 @@ dr_status dr_cuda_attention_backward(const dr_cuda_attention *attention, int64_t
                                      const float *out, const float *lse, float *delta, float *dq, float *dk,
                                      float *dv, dr_cuda_stream stream);
 // The spans' rows of attention->k and v, strided, go to the cache; pages are those of the cache.
-dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, float *k_cache, float *v_cache,
+dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, void *k_cache, void *v_cache,
+                           dr_cuda_stream stream);
+// Rows k and v [T, width], T strided, become what bf16 can hold.
+dr_status dr_cuda_kv_round(float *k, float *v, int64_t stride, int64_t T, int64_t width,
                            dr_cuda_stream stream);
 
 // ---- head (head.cu) ----

@@ -86,7 +86,7 @@ static dr_status send_chunks(dr_cuda_state *state, const dr_attention_chunk *chu
 }
 
 // All but the sequences or chunks, which are sent. kv_stride means nothing where keys stand in pages.
-static dr_cuda_attention described(const float *q, const float *k, const float *v, int64_t q_stride,
+static dr_cuda_attention described(const float *q, const void *k, const void *v, int64_t q_stride,
                                    int64_t kv_stride, int32_t H, int32_t G, int32_t d) {
     return (dr_cuda_attention){.q = q,
                                .k = k,
@@ -124,8 +124,16 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
     return dr_cuda_attention_backward(&a, T, dout, out, lse, state->partials.data, dq, dk, dv, state->stream);
 }
 
+static void kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G, int32_t d) {
+    dr_cuda_state *state;
+    if (b->precision != DR_BF16) return;
+    dr_status status = dr_cuda_enter(b, &state);
+    if (status == DR_OK) status = dr_cuda_kv_round(k, v, kv_stride, T, (int64_t)G * d, state->stream);
+    dr_cuda_keep(b->state, status);
+}
+
 static dr_status store(dr_backend *b, const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size,
-                       dr_cuda_attention *a, float *k_cache, float *v_cache) {
+                       dr_cuda_attention *a, void *k_cache, void *v_cache) {
     dr_cuda_state *state;
     DR_TRY(check_sizes(a->H, a->G, a->d));
     DR_TRY(check_page(page_size));
@@ -136,16 +144,18 @@ static dr_status store(dr_backend *b, const dr_attention_chunk *chunks, int32_t 
 
 static void kv_store(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
                      const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
-                     int32_t d, float *k_cache, float *v_cache) {
+                     int32_t d, void *k_cache, void *v_cache) {
     dr_cuda_attention a = {.k = k, .v = v, .kv_stride = kv_stride, .H = G, .G = G, .d = d};
+    a.is_bf16 = b->precision == DR_BF16;
     dr_cuda_keep(b->state, store(b, chunks, n_chunks, page_size, &a, k_cache, v_cache));
 }
 
-static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_stride, const float *k_cache,
-                                  const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
+static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,
+                                  const void *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out) {
     dr_cuda_state *state;
     dr_cuda_attention a = described(q, k_cache, v_cache, q_stride, 0, H, G, d);
+    a.is_bf16 = b->precision == DR_BF16;
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(check_page(page_size));
     DR_TRY(dr_cuda_enter(b, &state));
@@ -156,6 +166,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
 void dr_cuda_fill_attention(dr_backend_ops *ops) {
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
+    ops->kv_round = kv_round;
     ops->kv_store = kv_store;
     ops->attention_cached = attention_cached;
 }

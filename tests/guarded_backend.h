@@ -221,17 +221,24 @@ static dr_status g_attention_backward(dr_backend *b, const float *dout, const fl
                                       G, d, dq, dk, dv));
 }
 
+static void g_kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G,
+                       int32_t d) {
+    (void)b;
+    OURS(k), OURS(v);
+    GUARDED(kv_round(guard_inner, k, v, kv_stride, T, G, d));
+}
+
 static void g_kv_store(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
                        const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
-                       int32_t d, float *k_cache, float *v_cache) {
+                       int32_t d, void *k_cache, void *v_cache) {
     (void)b;
     OURS(k), OURS(v), OURS(k_cache), OURS(v_cache);
     HOSTS(chunks);
     GUARDED(kv_store(guard_inner, k, v, kv_stride, chunks, n_chunks, page_size, G, d, k_cache, v_cache));
 }
 
-static dr_status g_attention_cached(dr_backend *b, const float *q, int64_t q_stride, const float *k_cache,
-                                    const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
+static dr_status g_attention_cached(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,
+                                    const void *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                     int32_t page_size, int32_t H, int32_t G, int32_t d, float *out) {
     (void)b;
     OURS(q), OURS(k_cache), OURS(v_cache), OURS(out);
@@ -333,6 +340,7 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .embedding_backward = g_embedding_backward,
                                        .attention_forward = g_attention_forward,
                                        .attention_backward = g_attention_backward,
+                                       .kv_round = g_kv_round,
                                        .kv_store = g_kv_store,
                                        .attention_cached = g_attention_cached,
                                        .sample = g_sample,

@@ -255,6 +255,11 @@ typedef struct cache_case {
     int32_t pages[SEQUENCES][PAGES], done[SEQUENCES];
 } cache_case;
 
+static void round_keys(pack_case *c) {
+    float *k = c->qkv + c->H * c->d;
+    c->b->ops->kv_round(c->b, k, k + c->G * c->d, c->stride, c->T, c->G, c->d);
+}
+
 // Runs n[s] more rows of each sequence, in the order `first`, first + 1, … of the sequences.
 static void cache_step(cache_case *c, const int32_t n[SEQUENCES], int first) {
     pack_case *p = &c->pack;
@@ -300,6 +305,7 @@ static void check_cached(dr_backend *packed_by, dr_backend *cached_by, int32_t H
     for (int i = 0; i < PAGES; i++) c.pages[i % SEQUENCES][i / SEQUENCES] = order[i];
     c.keys = op_poison(PAGES * PAGE * G * d); // what was never stored is never used
     c.values = op_poison(PAGES * PAGE * G * d);
+    round_keys(&c.pack);
     forward(&c.pack);
     c.pack.b = cached_by;
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) cache_step(&c, steps[i], (int)i % SEQUENCES);
@@ -316,6 +322,54 @@ static void test_cached_is_packed(void **state) {
         check_cached(op_two, op_one, heads[i][0], heads[i][1], heads[i][2]);
         check_cached(op_one, op_two, heads[i][0], heads[i][1], heads[i][2]);
     }
+}
+
+// bf16: a cache of two bytes an element gives the bits of a packed pass over what it can hold.
+static void test_cached_bf16(void **state) {
+    (void)state;
+    static const int32_t heads[][3] = {{4, 2, 20}, {2, 1, 64}, {3, 3, 80},
+                                       {8, 1, 16}, {1, 1, 5},  {2, 1, 256}};
+    dr_backend *one = NULL, *two = NULL;
+    check_ok(dr_backend_cpu_create(DR_BF16, 1, &one));
+    check_ok(dr_backend_cpu_create(DR_BF16, 2, &two));
+    assert_int_equal(dr_kv_bytes(one), 2);
+    assert_int_equal(dr_kv_bytes(op_one), 4);
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
+        check_cached(one, one, heads[i][0], heads[i][1], heads[i][2]);
+        check_cached(one, two, heads[i][0], heads[i][1], heads[i][2]);
+    }
+    dr_backend_cpu_destroy(one);
+    dr_backend_cpu_destroy(two);
+}
+
+// kv_round: to the nearest bf16, ties to even, in keys and values only; nothing in fp32.
+static void test_kv_round(void **state) {
+    (void)state;
+    static const int32_t lengths[] = {300};
+    dr_backend *backends[2] = {op_one};
+    check_ok(dr_backend_cpu_create(DR_BF16, 2, &backends[1]));
+    for (int i = 0; i < 2; i++) {
+        pack_case c = pack_make(backends[i], 3, 2, 5, lengths, NULL, 1);
+        const int64_t first = c.H * c.d, behind = first + 2 * c.G * c.d;
+        c.qkv[first] = 1.0f + 0x1p-8f;     // half-way: 1 is even
+        c.qkv[first + 1] = 1.0f + 0x3p-8f; // half-way: 1 + 2^-6 is
+        c.qkv[first + 2] = INFINITY;
+        float *before = op_copy(c.qkv, c.T * c.stride);
+        round_keys(&c);
+        for (int64_t t = 0; t < c.T; t++)
+            for (int64_t e = 0; e < c.stride; e++) {
+                float was = before[t * c.stride + e], is = c.qkv[t * c.stride + e];
+                bool rounds = i == 1 && e >= first && e < behind;
+                if (!rounds) assert_true(memcmp(&was, &is, sizeof is) == 0);
+                if (!rounds || !isfinite(was)) continue;
+                int power = 0;
+                double unit = (frexp((double)was, &power), ldexp(1.0, power - 8));
+                assert_true((double)is == nearbyint((double)was / unit) * unit);
+            }
+        assert_true(isinf(c.qkv[first + 2]));
+        op_free_arrays();
+    }
+    dr_backend_cpu_destroy(backends[1]);
 }
 
 // Pages that two sequences share: what one of them stores behind the common part is not seen by the other.
@@ -349,7 +403,8 @@ static void test_shared_pages(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         op_test(test_packed),           op_test(test_large_scores), op_test(test_sizes_refused),
-        op_test(test_cached_is_packed), op_test(test_shared_pages),
+        op_test(test_cached_is_packed), op_test(test_cached_bf16),  op_test(test_kv_round),
+        op_test(test_shared_pages),
     };
     return cmocka_run_group_tests(tests, op_group_setup, op_group_teardown);
 }

@@ -9,11 +9,12 @@
 enum { KEYS = DR_LANES, ROWS = 8, BACKWARD_ROWS = 48, MAX_HEAD = 256, LINE = 16, AHEAD = 2 }; // LINE: floats
 
 // Where the keys and values of one key/value head stand: block i at base + (pages ? pages[i] : i) *
-// block_stride.
+// block_stride elements.
 typedef struct key_blocks {
-    const float *k, *v;
+    const void *k, *v;
     const int32_t *pages;
     int64_t k_block_stride, v_block_stride, v_row_stride;
+    bool is_bf16; // blocks are dense then, values too
 } key_blocks;
 
 // Up to ROWS query rows that look at the first n_keys[r] keys.
@@ -33,6 +34,25 @@ DR_INLINE int64_t block_of(const key_blocks *blocks, int64_t i) {
 // them.
 DR_INLINE int64_t ahead_of(const key_blocks *blocks, int64_t i, int64_t n_blocks) {
     return block_of(blocks, i + AHEAD < n_blocks ? i + AHEAD : n_blocks - 1);
+}
+
+static DR_HOT void widen(const bf16 *from, const bf16 *ahead, int32_t n, float *to) {
+    for (int32_t i = 0; i < n; i += LINE) {
+        __builtin_prefetch(ahead + i);
+        for (int32_t l = 0; l < LINE; l++) to[i + l] = dr_bf16_value(from[i + l]);
+    }
+}
+
+// Block i of `base` as floats, where it stands or in `room`; *out_ahead is what to fetch meanwhile.
+DR_INLINE const float *block_at(const key_blocks *blocks, const void *base, int64_t stride, int64_t i,
+                                int64_t n_blocks, int32_t d, float *room, const float **out_ahead) {
+    int64_t at = block_of(blocks, i) * stride, ahead = ahead_of(blocks, i, n_blocks) * stride;
+    if (!blocks->is_bf16) {
+        *out_ahead = (const float *)base + ahead;
+        return (const float *)base + at;
+    }
+    widen((const bf16 *)base + at, (const bf16 *)base + ahead, KEYS * d, room);
+    return *out_ahead = room;
 }
 
 // scores[r][16 keys] of R rows, STEP of them at a time in 16/LANES vectors each. R is a constant where this
@@ -118,19 +138,21 @@ DR_INLINE void values_rest(int R, int32_t e, const float *scores, int64_t stride
             rows->n_keys[r] = rows->n_keys[0];                                                               \
         }                                                                                                    \
         int64_t n_blocks = (most + KEYS - 1) / KEYS, padded = n_blocks * KEYS;                               \
-        for (int64_t i = 0; i < n_blocks; i++)                                                               \
-            SCORES_OF(R, rows, blocks->k + block_of(blocks, i) * blocks->k_block_stride,                     \
-                      blocks->k + ahead_of(blocks, i, n_blocks) * blocks->k_block_stride, d,                 \
-                      scores + i * KEYS, padded);                                                            \
+        float room[KEYS * MAX_HEAD];                                                                         \
+        const float *ahead = NULL;                                                                           \
+        for (int64_t i = 0; i < n_blocks; i++) {                                                             \
+            const float *k =                                                                                 \
+                block_at(blocks, blocks->k, blocks->k_block_stride, i, n_blocks, d, room, &ahead);           \
+            SCORES_OF(R, rows, k, ahead, d, scores + i * KEYS, padded);                                      \
+        }                                                                                                    \
         float total[R], top[R], acc[R][MAX_HEAD];                                                            \
         for (int r = 0; r < R; r++)                                                                          \
             total[r] = softmax_row(scores + r * padded, rows->n_keys[r], padded, scale, &top[r]);            \
         memset(acc, 0, sizeof acc);                                                                          \
         for (int64_t i = 0; i < n_blocks; i++) {                                                             \
             int32_t count = most - i * KEYS < KEYS ? (int32_t)(most - i * KEYS) : KEYS;                      \
-            const float *p = scores + i * KEYS,                                                              \
-                        *v = blocks->v + block_of(blocks, i) * blocks->v_block_stride,                       \
-                        *ahead = blocks->v + ahead_of(blocks, i, n_blocks) * blocks->v_block_stride;         \
+            const float *p = scores + i * KEYS, *v = block_at(blocks, blocks->v, blocks->v_block_stride, i,  \
+                                                              n_blocks, d, room, &ahead);                    \
             int32_t e = VALUES_OF(0, p, padded, v, ahead, blocks->v_row_stride, count, d, acc);              \
             e = VALUES_ONE(e, p, padded, v, ahead, blocks->v_row_stride, count, d, acc);                     \
             values_rest(R, e, p, padded, v, blocks->v_row_stride, count, d, acc);                            \
@@ -440,30 +462,65 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
     return DR_OK;
 }
 
+static void kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G, int32_t d) {
+    if (b->precision != DR_BF16) return;
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > 256)
+    for (int64_t t = 0; t < T; t++) {
+        dr_bf16_round_floats(k + t * kv_stride, (int64_t)G * d, 1, k + t * kv_stride);
+        dr_bf16_round_floats(v + t * kv_stride, (int64_t)G * d, 1, v + t * kv_stride);
+    }
+}
+
+// One head's key and value [d] into slot `slot` of its block, number `block` of the cache.
+static void store_floats(const float *k, const float *v, int32_t d, int64_t block, int32_t slot,
+                         float *k_cache, float *v_cache) {
+    float *keys = k_cache + block * KEYS * d, *values = v_cache + block * KEYS * d;
+    for (int32_t e = 0; e < d; e++) keys[e * KEYS + slot] = k[e];
+    memcpy(values + slot * d, v, (size_t)d * sizeof(float));
+}
+
+static void store_bf16(const float *k, const float *v, int32_t d, int64_t block, int32_t slot, bf16 *k_cache,
+                       bf16 *v_cache) {
+    bf16 *keys = k_cache + block * KEYS * d, *values = v_cache + block * KEYS * d;
+    for (int32_t e = 0; e < d; e++) keys[e * KEYS + slot] = (bf16)dr_bf16_bits(k[e]);
+    dr_bf16_round(v, d, 1, values + slot * d);
+}
+
 static void kv_store(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
                      const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
-                     int32_t d, float *k_cache, float *v_cache) {
-    (void)b;
+                     int32_t d, void *k_cache, void *v_cache) {
     DR_ASSERT(page_size == KEYS);
     for (int32_t c = 0; c < n_chunks; c++)
         for (int32_t i = 0; i < chunks[c].n_new; i++) {
             int32_t position = chunks[c].n_past + i, slot = position % KEYS;
-            int64_t page = chunks[c].pages[position / KEYS], row = chunks[c].row + i;
+            int64_t page = chunks[c].pages[position / KEYS];
             for (int32_t g = 0; g < G; g++) {
-                float *keys = k_cache + (page * G + g) * KEYS * d,
-                      *values = v_cache + (page * G + g) * KEYS * d;
-                for (int32_t e = 0; e < d; e++) keys[e * KEYS + slot] = k[row * kv_stride + g * d + e];
-                memcpy(values + slot * d, v + row * kv_stride + g * d, (size_t)d * sizeof(float));
+                int64_t from = (chunks[c].row + i) * kv_stride + g * d;
+                if (b->precision == DR_BF16)
+                    store_bf16(k + from, v + from, d, page * G + g, slot, k_cache, v_cache);
+                else
+                    store_floats(k + from, v + from, d, page * G + g, slot, k_cache, v_cache);
             }
         }
 }
 
-static void cached_chunk(const packed_call *c, const dr_attention_chunk *chunk, int32_t g, float *scores,
+typedef struct cached_call {
+    const float *q;
+    const char *k, *v;
+    int64_t q_stride;
+    int32_t H, G, d;
+    float scale;
+    size_t element; // bytes of a cached one
+} cached_call;
+
+static void cached_chunk(const cached_call *c, const dr_attention_chunk *chunk, int32_t g, float *scores,
                          float *out) {
     int32_t group = c->H / c->G, d = c->d;
-    key_blocks blocks = {.k = c->k + (int64_t)g * KEYS * d,
-                         .v = c->v + (int64_t)g * KEYS * d,
+    size_t head = (size_t)g * KEYS * (size_t)d * c->element;
+    key_blocks blocks = {.k = c->k + head,
+                         .v = c->v + head,
                          .pages = chunk->pages,
+                         .is_bf16 = c->element == sizeof(bf16),
                          .k_block_stride = (int64_t)c->G * KEYS * d,
                          .v_block_stride = (int64_t)c->G * KEYS * d,
                          .v_row_stride = d};
@@ -480,8 +537,8 @@ static void cached_chunk(const packed_call *c, const dr_attention_chunk *chunk, 
     }
 }
 
-static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_stride, const float *k_cache,
-                                  const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
+static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,
+                                  const void *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out) {
     DR_TRY(check_sizes(H, G, d));
     DR_CHECK(page_size == KEYS, DR_ERR_UNSUPPORTED, "key/value pages of %d positions, expected %d", page_size,
@@ -490,7 +547,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     for (int32_t c = 0; c < n_chunks; c++)
         if (chunks[c].n_past + chunks[c].n_new > longest) longest = chunks[c].n_past + chunks[c].n_new;
     DR_TRY(reserve_threads(b, ROWS * padded_keys(longest)));
-    packed_call call = {q, k_cache, v_cache, q_stride, 0, H, G, d, 1.0f / sqrtf((float)d)};
+    cached_call call = {q, k_cache, v_cache, q_stride, H, G, d, 1.0f / sqrtf((float)d), dr_kv_bytes(b)};
     dr_cpu_state *state = dr_cpu_state_of(b);
 #pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
     for (int32_t task = 0; task < n_chunks * G; task++)
@@ -501,6 +558,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
 void dr_cpu_fill_attention(dr_backend_ops *ops) {
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
+    ops->kv_round = kv_round;
     ops->kv_store = kv_store;
     ops->attention_cached = attention_cached;
 }

@@ -171,14 +171,18 @@ typedef struct dr_backend_ops {
                                     int64_t kv_stride, const dr_sequences *sequences, int32_t H, int32_t G,
                                     int32_t d, float *dq, float *dk, float *dv);
 
-    // Paged cache of one layer: k_cache, v_cache [n_pages, page_size, G, d]. kv_store writes each chunk's
-    // rows at positions n_past …; attention_cached then attends causally over past and own rows. Same score,
-    // softmax and sum order per row as attention_forward, so that a row's bits agree between the two.
+    // Paged cache of one layer: k_cache, v_cache [n_pages, page_size, G, d] of dr_kv_bytes each. kv_round
+    // gives keys and values [T, G, d] (row stride in floats), in place, the values that a cache can hold;
+    // both passes go through it, so that a packed pass attends to what the cached one finds. kv_store writes
+    // each chunk's rows at positions n_past …; attention_cached then attends causally over past and own
+    // rows. Same score, softmax and sum order per row as attention_forward, so that a row's bits agree
+    // between the two.
+    void (*kv_round)(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G, int32_t d);
     void (*kv_store)(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
                      const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
-                     int32_t d, float *k_cache, float *v_cache);
-    dr_status (*attention_cached)(dr_backend *b, const float *q, int64_t q_stride, const float *k_cache,
-                                  const float *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
+                     int32_t d, void *k_cache, void *v_cache);
+    dr_status (*attention_cached)(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,
+                                  const void *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out);
 
     // One draw for each row of logits [T, V]: from the smallest set of most probable ids whose mass reaches
@@ -231,6 +235,11 @@ struct dr_backend {
     int n_threads;
     void *state;
 };
+
+// Bytes of a cached key's or value's element: bf16 where products round to it, else fp32.
+static inline size_t dr_kv_bytes(const dr_backend *b) {
+    return b->precision == DR_BF16 ? sizeof(uint16_t) : sizeof(float);
+}
 
 static inline void dr_backend_destroy(dr_backend *backend) { // NULL is fine
     if (backend) backend->ops->destroy(backend);

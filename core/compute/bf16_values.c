@@ -3,21 +3,12 @@
 
 enum { BLOCK = 32768 };
 
-DR_INLINE uint32_t round_bits(float x) {
-    union {
-        float f;
-        uint32_t u;
-    } v = {.f = x};
-    uint32_t rounded = (v.u + 0x7FFFu + (v.u >> 16 & 1)) >> 16;
-    return (v.u & 0x7FFFFFFFu) > 0x7F800000u ? v.u >> 16 | 0x40u : rounded;
-}
-
 static DR_HOT void round_block(const float *x, int64_t n, bf16 *out) {
-    for (int64_t i = 0; i < n; i++) out[i] = (bf16)round_bits(x[i]);
+    for (int64_t i = 0; i < n; i++) out[i] = (bf16)dr_bf16_bits(x[i]);
 }
 
 static DR_HOT void round_block_floats(const float *x, int64_t n, float *out) {
-    for (int64_t i = 0; i < n; i++) out[i] = dr_bf16_value(round_bits(x[i]));
+    for (int64_t i = 0; i < n; i++) out[i] = dr_bf16_value(dr_bf16_bits(x[i]));
 }
 
 void dr_bf16_round(const float *x, int64_t n, int n_threads, bf16 *out) {

@@ -100,7 +100,16 @@ DR_INLINE float dr_bf16_value(uint32_t bits) {
     return v.f;
 }
 
-// Rounds to nearest even; NaN stays NaN. The second keeps floats (bf16_values.c).
+DR_INLINE uint32_t dr_bf16_bits(float x) { // to nearest even; NaN stays NaN
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = x};
+    uint32_t rounded = (v.u + 0x7FFFu + (v.u >> 16 & 1)) >> 16;
+    return (v.u & 0x7FFFFFFFu) > 0x7F800000u ? v.u >> 16 | 0x40u : rounded;
+}
+
+// Rounds as dr_bf16_bits does. The second keeps floats; out may be x there (bf16_values.c).
 void dr_bf16_round(const float *x, int64_t n, int n_threads, bf16 *out);
 void dr_bf16_round_floats(const float *x, int64_t n, int n_threads, float *out);
 

@@ -13,7 +13,7 @@ typedef struct kv_sequence {
 struct dr_kv_cache {
     dr_lm *lm;
     int32_t n_pages, max_seqs;
-    float **k, **v;      // one block a layer: (n_pages, DR_KV_PAGE, G, d), laid out as the backend likes
+    void **k, **v;       // one block a layer: (n_pages, DR_KV_PAGE, G, d), laid out as the backend likes
     int32_t *references; // of each page
     int32_t *free_pages; // stack
     int32_t n_free;
@@ -23,8 +23,9 @@ struct dr_kv_cache {
     int64_t calls;
 };
 
-static int64_t page_floats(const dr_lm *lm) {
-    return (int64_t)DR_KV_PAGE * lm->config.n_kv_heads * lm->config.head_size;
+static size_t page_bytes(const dr_lm *lm) { // of keys, and of values, in one layer
+    return (size_t)DR_KV_PAGE * (size_t)lm->config.n_kv_heads * (size_t)lm->config.head_size *
+           dr_kv_bytes(lm->backend);
 }
 
 static dr_status kv_allocate(dr_kv_cache *kv) {
@@ -35,10 +36,9 @@ static dr_status kv_allocate(dr_kv_cache *kv) {
     DR_TRY(dr_alloc(&kv->references, "page references", kv->n_pages, sizeof *kv->references));
     DR_TRY(dr_alloc(&kv->free_pages, "free pages", kv->n_pages, sizeof *kv->free_pages));
     DR_TRY(dr_alloc(&kv->sequences, "sequences", kv->max_seqs, sizeof *kv->sequences));
-    int64_t n = kv->n_pages * page_floats(kv->lm);
     for (int32_t i = 0; i < n_layers; i++) {
-        DR_TRY(dr_memory_create(b, &kv->k[i], "keys", n, sizeof(float)));
-        DR_TRY(dr_memory_create(b, &kv->v[i], "values", n, sizeof(float)));
+        DR_TRY(dr_memory_create(b, &kv->k[i], "keys", kv->n_pages, page_bytes(kv->lm)));
+        DR_TRY(dr_memory_create(b, &kv->v[i], "values", kv->n_pages, page_bytes(kv->lm)));
     }
     for (int32_t i = 0; i < kv->n_pages; i++) kv->free_pages[kv->n_free++] = kv->n_pages - 1 - i;
     return DR_OK;
@@ -121,6 +121,12 @@ static void drop_page(dr_kv_cache *kv, int32_t page) {
     if (--kv->references[page] == 0) kv->free_pages[kv->n_free++] = page;
 }
 
+static void copy_page(dr_kv_cache *kv, void *block, int32_t from, int32_t to) {
+    dr_backend *b = kv->lm->backend;
+    size_t bytes = page_bytes(kv->lm);
+    b->ops->copy(b, (char *)block + (size_t)to * bytes, (char *)block + (size_t)from * bytes, bytes);
+}
+
 dr_status dr_kv_fork(dr_kv_cache *kv, int32_t seq, int32_t *out_seq) {
     kv_sequence *from = sequence_of(kv, seq);
     bool partial = from->length % DR_KV_PAGE != 0;
@@ -142,11 +148,9 @@ dr_status dr_kv_fork(dr_kv_cache *kv, int32_t seq, int32_t *out_seq) {
     to->length = from->length;
     if (partial) {
         int32_t page = take_page(kv);
-        dr_backend *b = kv->lm->backend;
-        int64_t n = page_floats(kv->lm), origin = from->pages[shared];
         for (int32_t i = 0; i < kv->lm->config.n_layers; i++) {
-            b->ops->copy(b, kv->k[i] + page * n, kv->k[i] + origin * n, (size_t)n * sizeof(float));
-            b->ops->copy(b, kv->v[i] + page * n, kv->v[i] + origin * n, (size_t)n * sizeof(float));
+            copy_page(kv, kv->k[i], from->pages[shared], page);
+            copy_page(kv, kv->v[i], from->pages[shared], page);
         }
         to->pages[to->n_pages++] = page;
     }
@@ -219,7 +223,7 @@ static dr_status scratch_reserve(dr_lm *lm, int64_t T, decode_scratch *s) {
 }
 
 // Queries, keys and values of a layer, the latter two into the cache.
-static dr_status layer_store(dr_lm *lm, const lm_layer *layer, float *k_cache, float *v_cache,
+static dr_status layer_store(dr_lm *lm, const lm_layer *layer, void *k_cache, void *v_cache,
                              const dr_attention_chunk *chunks, int32_t n_chunks, int64_t T,
                              const decode_scratch *s) {
     dr_backend *b = lm->backend;
@@ -233,7 +237,7 @@ static dr_status layer_store(dr_lm *lm, const lm_layer *layer, float *k_cache, f
 }
 
 // Into s->att, at the rows that the chunks name.
-static dr_status layer_attend(dr_lm *lm, const float *k_cache, const float *v_cache,
+static dr_status layer_attend(dr_lm *lm, const void *k_cache, const void *v_cache,
                               const dr_attention_chunk *chunks, int32_t n_chunks, int64_t T,
                               const decode_scratch *s) {
     dr_backend *b = lm->backend;

@@ -48,6 +48,7 @@ dr_status dr_lm_qkv_forward(dr_lm *lm, const lm_layer *layer, const float *x, co
     else
         DR_TRY(b->ops->linear_forward(b, layer->w_qkv, x, T, bias, qkv));
     rotate(lm, &at, positions, T, 1);
+    b->ops->kv_round(b, at.k, at.v, at.kv_stride, T, lm->config.n_kv_heads, lm->config.head_size);
     return DR_OK;
 }
 
