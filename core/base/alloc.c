@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,8 @@ enum { ALIGNMENT = 64 };
 
 static atomic_llong allocation_calls;
 
-static dr_status block_create(void **out_block, const char *label, int64_t count, size_t size) {
+static dr_status block_create(void **out_block, const char *label, int64_t count, size_t size,
+                              bool is_zeroed) {
     size_t bytes = 0;
     if (count < 0 || __builtin_mul_overflow((size_t)count, size, &bytes) || bytes > SIZE_MAX - ALIGNMENT)
         return DR_FAIL(DR_ERR_RANGE, "%s: %lld elements of %zu bytes do not fit in memory", label,
@@ -19,7 +21,7 @@ static dr_status block_create(void **out_block, const char *label, int64_t count
     size_t rounded = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
     void *block = aligned_alloc(ALIGNMENT, rounded);
     if (!block) return DR_FAIL(DR_ERR_MEMORY, "%s: cannot allocate %zu bytes", label, rounded);
-    memset(block, 0, rounded);
+    if (is_zeroed) memset(block, 0, rounded);
     atomic_fetch_add(&allocation_calls, 1);
     *out_block = block;
     return DR_OK;
@@ -27,7 +29,14 @@ static dr_status block_create(void **out_block, const char *label, int64_t count
 
 dr_status dr_alloc(void *out_pointer, const char *label, int64_t count, size_t size) {
     void *block = NULL;
-    DR_TRY(block_create(&block, label, count, size));
+    DR_TRY(block_create(&block, label, count, size, true));
+    memcpy(out_pointer, &block, sizeof block);
+    return DR_OK;
+}
+
+dr_status dr_alloc_unset(void *out_pointer, const char *label, int64_t count, size_t size) {
+    void *block = NULL;
+    DR_TRY(block_create(&block, label, count, size, false));
     memcpy(out_pointer, &block, sizeof block);
     return DR_OK;
 }
@@ -36,7 +45,7 @@ dr_status dr_grow(void *pointer_inout, const char *label, int64_t old_count, int
     DR_ASSERT(new_count >= old_count && old_count >= 0);
     void *block = NULL, *old = NULL;
     memcpy(&old, pointer_inout, sizeof old);
-    DR_TRY(block_create(&block, label, new_count, size));
+    DR_TRY(block_create(&block, label, new_count, size, true));
     if (old) memcpy(block, old, (size_t)old_count * size);
     free(old);
     memcpy(pointer_inout, &block, sizeof block);

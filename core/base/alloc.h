@@ -17,6 +17,9 @@ extern "C" {
 // the address of a pointer of any type. DR_ERR_RANGE: negative count or overflow; DR_ERR_MEMORY.
 dr_status dr_alloc(void *out_pointer, const char *label, int64_t count, size_t size);
 
+// The same with contents that are not set, for blocks that several threads are to touch first.
+dr_status dr_alloc_unset(void *out_pointer, const char *label, int64_t count, size_t size);
+
 // Grows *pointer_inout from old_count to new_count elements (new_count >= old_count), keeping contents and
 // zeroing the rest. On failure the old block is untouched.
 dr_status dr_grow(void *pointer_inout, const char *label, int64_t old_count, int64_t new_count, size_t size);

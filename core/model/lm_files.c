@@ -1,5 +1,6 @@
 // Loading and saving of Hugging Face folders: the weights on either side of the flat buffer, their names and
 // shapes checked before memory is taken. config.json is lm_config.c's, the shards are the store's.
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,6 +9,8 @@
 #include "core/base/file.h"
 #include "core/model/lm_internal.h"
 #include "core/store/safetensors_folder.h"
+
+enum { SLICE = 1 << 16 }; // values that one thread reads at a time
 
 static void tensor_shape(const dr_lm_tensor *t, int64_t shape[2], int32_t *n_dims) {
     bool vector = dr_lm_is_vector(t);
@@ -35,26 +38,39 @@ static dr_status check_weights(const dr_lm *lm, const dr_safetensors_folder *wei
     return DR_OK;
 }
 
-static dr_status check_values(const dr_safetensors_folder *weights, const dr_lm_tensor *t,
-                              const float *values) {
-    for (int64_t j = 0; j < t->rows * t->cols; j++)
-        DR_CHECK(isfinite(values[j]), DR_ERR_NUMERIC, "%s: tensor %s: value %lld is %g",
-                 dr_safetensors_folder_path(weights), t->name, (long long)j, (double)values[j]);
+// Values first … first + n - 1; the first of them that is no finite number, INT64_MAX: none.
+static int64_t read_slice(const dr_safetensor *tensor, int64_t first, int64_t n, float *out) {
+    bool is_bad = false;
+    dr_safetensor_values(tensor, first, n, out);
+    for (int64_t j = 0; j < n; j++) is_bad |= !(fabsf(out[j]) <= FLT_MAX);
+    for (int64_t j = 0; j < n && is_bad; j++)
+        if (!isfinite(out[j])) return first + j;
+    return INT64_MAX;
+}
+
+static dr_status read_values(const dr_safetensor *tensor, const char *path, int n_threads, float *out) {
+    int64_t n = tensor->n_values, bad = INT64_MAX;
+#pragma omp parallel for num_threads(n_threads) schedule(static) reduction(min : bad) if (n > 4 * SLICE)
+    for (int64_t first = 0; first < n; first += SLICE) {
+        int64_t found = read_slice(tensor, first, n - first < SLICE ? n - first : SLICE, out + first);
+        bad = found < bad ? found : bad;
+    }
+    dr_safetensor_release(tensor);
+    DR_CHECK(bad == INT64_MAX, DR_ERR_NUMERIC, "%s: tensor %s: value %lld is %g", path, tensor->name,
+             (long long)bad, (double)out[bad]);
     return DR_OK;
 }
 
-// memory: [rows * cols] of the backend.
+// memory: [rows * cols] of the backend; check_weights has passed.
 static dr_status read_tensor(dr_lm *lm, dr_lm_tensor *t, const dr_safetensors_folder *weights,
                              float *memory) {
-    int64_t shape[2], n = t->rows * t->cols;
-    int32_t n_dims;
+    const dr_safetensor *tensor = dr_safetensors_folder_find(weights, t->name);
     float *values;
-    tensor_shape(t, shape, &n_dims);
-    DR_TRY(dr_host_open(lm->backend, memory, n, DR_HOST_WRITES, &values));
-    dr_status status = dr_safetensors_folder_read(weights, t->name, shape, n_dims, values);
-    if (status == DR_OK) status = check_values(weights, t, values);
-    dr_host_close(lm->backend, memory, n, DR_HOST_WRITES, values);
-    t->dtype = dr_safetensors_folder_find(weights, t->name)->dtype;
+    DR_TRY(dr_host_open(lm->backend, memory, tensor->n_values, DR_HOST_WRITES, &values));
+    dr_status status =
+        read_values(tensor, dr_safetensors_folder_path(weights), lm->backend->n_threads, values);
+    dr_host_close(lm->backend, memory, tensor->n_values, DR_HOST_WRITES, values);
+    t->dtype = tensor->dtype;
     return status;
 }
 

@@ -295,10 +295,22 @@ dr_status dr_safetensors_check(const dr_safetensors *file, const char *name, con
     return DR_OK;
 }
 
-// The pages that only this tensor fills leave our memory; the system's cache keeps them, and whoever looks
-// again gets them from there. So a file that is read through never stands in memory beside what was made of
-// it.
-static void release_pages(const dr_safetensor *tensor, int64_t bytes) {
+void dr_safetensor_values(const dr_safetensor *tensor, int64_t first, int64_t n, float *out) {
+    DR_ASSERT(first >= 0 && n >= 0 && first + n <= tensor->n_values);
+    const char *bytes = (const char *)tensor->data + first * (tensor->dtype == DR_DTYPE_F32 ? 4 : 2);
+    if (tensor->dtype == DR_DTYPE_F32) {
+        memcpy(out, bytes, (size_t)n * 4);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t half;
+        memcpy(&half, bytes + 2 * i, 2);
+        out[i] = tensor->dtype == DR_DTYPE_BF16 ? from_bits((uint32_t)half << 16) : from_half(half);
+    }
+}
+
+void dr_safetensor_release(const dr_safetensor *tensor) {
+    int64_t bytes = tensor->n_values * (tensor->dtype == DR_DTYPE_F32 ? 4 : 2);
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)tensor->data;
     uintptr_t begin = (at + page - 1) / page * page, end = (at + (uintptr_t)bytes) / page * page;
     if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
@@ -308,17 +320,7 @@ dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, cons
                               int32_t n_dims, float *out) {
     DR_TRY(dr_safetensors_check(file, name, shape, n_dims));
     const dr_safetensor *tensor = dr_safetensors_find(file, name);
-    const char *bytes = tensor->data;
-    if (tensor->dtype == DR_DTYPE_F32) {
-        memcpy(out, bytes, (size_t)tensor->n_values * 4);
-        release_pages(tensor, 4 * tensor->n_values);
-        return DR_OK;
-    }
-    for (int64_t i = 0; i < tensor->n_values; i++) {
-        uint16_t half;
-        memcpy(&half, bytes + 2 * i, 2);
-        out[i] = tensor->dtype == DR_DTYPE_BF16 ? from_bits((uint32_t)half << 16) : from_half(half);
-    }
-    release_pages(tensor, 2 * tensor->n_values);
+    dr_safetensor_values(tensor, 0, tensor->n_values, out);
+    dr_safetensor_release(tensor);
     return DR_OK;
 }

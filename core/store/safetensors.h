@@ -39,6 +39,13 @@ dr_status dr_safetensors_check(const dr_safetensors *file, const char *name, con
 dr_status dr_safetensors_read(const dr_safetensors *file, const char *name, const int64_t *shape,
                               int32_t n_dims, float *out);
 
+// Values first … first + n - 1 of a tensor that dr_safetensors_check lets pass, as fp32: for several threads.
+void dr_safetensor_values(const dr_safetensor *tensor, int64_t first, int64_t n, float *out);
+// The pages that only this tensor fills leave our memory; the system's cache keeps them, and whoever looks
+// again gets them from there. So a file that is read through never stands in memory beside what was made of
+// it. dr_safetensors_read does it by itself.
+void dr_safetensor_release(const dr_safetensor *tensor);
+
 // One tensor to write, in F32, BF16 or F16 (rounded to nearest, ties to even); data borrowed until the call
 // returns.
 typedef struct dr_safetensor_source {
