@@ -163,10 +163,16 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     return dr_cuda_attention_forward("attention_cached", &a, out, NULL, state->stream);
 }
 
+static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
+    (void)b, (void)pass;
+    return ops(context);
+}
+
 void dr_cuda_fill_attention(dr_backend_ops *ops) {
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
     ops->kv_round = kv_round;
     ops->kv_store = kv_store;
     ops->attention_cached = attention_cached;
+    ops->cached_pass = cached_pass;
 }

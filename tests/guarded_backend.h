@@ -7,6 +7,7 @@
 
 #include "tests/check.h"
 
+#include <string.h>
 #include <sys/mman.h>
 
 #include "core/compute/backend.h"
@@ -27,9 +28,31 @@ static inline bool guard_holds(const void *pointer) {
     return at >= guard_at && at < guard_at + guard_used;
 }
 
+// What the ops of a cached pass named, so that a repeated pass can be seen to name the same.
+enum { GUARD_PASSES = 256 };
+typedef struct guard_pass {
+    dr_cached_pass pass;
+    uint64_t trace;
+} guard_pass;
+static guard_pass guard_passes[GUARD_PASSES];
+static int guard_n_passes, guard_repeated;
+static bool guard_is_tracing;
+static uint64_t guard_trace;
+
+static inline void guard_note(uint64_t word) {
+    guard_trace = (guard_trace ^ word) * 0x9E3779B97F4A7C15u;
+    guard_trace ^= guard_trace >> 29;
+}
+
 static inline void guard_is(bool is_backend, const char *op, const char *name, const void *pointer) {
     if (pointer && guard_holds(pointer) != is_backend)
         fail_msg("%s: %s is %s memory", op, name, is_backend ? "host" : "backend");
+    if (is_backend && guard_is_tracing) guard_note((uintptr_t)op), guard_note((uintptr_t)pointer);
+}
+
+// A pass can be repeated without its host code: nothing in it may move memory over or make any.
+static inline void guard_not_in_pass(const char *op) {
+    if (guard_is_tracing) fail_msg("%s within a cached pass", op);
 }
 
 // Inside a wrapper: arguments of either kind. NULL passes.
@@ -54,6 +77,7 @@ static inline void guard_is(bool is_backend, const char *op, const char *name, c
 // Never used again once given back, so that a use after destroy is seen.
 static dr_status g_memory_create(dr_backend *b, const char *label, size_t bytes, void **out_memory) {
     (void)b, (void)label;
+    guard_not_in_pass(__func__);
     size_t whole = (bytes + GUARD_PAGE) / GUARD_PAGE * GUARD_PAGE;
     assert_true(guard_used + whole <= GUARD_BYTES);
     *out_memory = guard_at + guard_used;
@@ -68,12 +92,14 @@ static void g_memory_destroy(dr_backend *b, void *memory) {
 
 static void g_copy_in(dr_backend *b, void *to_backend, const void *from_host, size_t bytes) {
     (void)b;
+    guard_not_in_pass(__func__);
     if (bytes > 0) OURS(to_backend), HOSTS(from_host);
     GUARDED(copy_in(guard_inner, to_backend, from_host, bytes));
 }
 
 static void g_copy_out(dr_backend *b, void *to_host, const void *from_backend, size_t bytes) {
     (void)b;
+    guard_not_in_pass(__func__);
     if (bytes > 0) HOSTS(to_host), OURS(from_backend);
     GUARDED(copy_out(guard_inner, to_host, from_backend, bytes));
 }
@@ -248,6 +274,29 @@ static dr_status g_attention_cached(dr_backend *b, const float *q, int64_t q_str
                                     H, G, d, out));
 }
 
+static dr_status g_cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
+    (void)b;
+    HOSTS(pass), HOSTS(pass->chunks);
+    for (int32_t c = 0; c < pass->n_chunks; c++) assert_int_equal(pass->chunks[c].n_new, 1);
+    assert_false(guard_is_tracing);
+    guard_is_tracing = true;
+    guard_trace = 0;
+    dr_status status = ops(context);
+    guard_is_tracing = false;
+    for (int i = 0; i < guard_n_passes; i++) {
+        const dr_cached_pass *before = &guard_passes[i].pass;
+        if (before->n_chunks != pass->n_chunks || before->group != pass->group ||
+            memcmp(before->places, pass->places, sizeof pass->places) != 0)
+            continue;
+        guard_repeated++;
+        if (guard_passes[i].trace != guard_trace) fail_msg("a repeated pass names other memory");
+        return status;
+    }
+    assert_true(guard_n_passes < GUARD_PASSES);
+    guard_passes[guard_n_passes++] = (guard_pass){*pass, guard_trace};
+    return status;
+}
+
 static dr_status g_sample(dr_backend *b, const float *logits, int64_t T, int64_t V,
                           const dr_sampling *settings, const uint32_t *bits, dr_sampled *out) {
     (void)b;
@@ -343,6 +392,7 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .kv_round = g_kv_round,
                                        .kv_store = g_kv_store,
                                        .attention_cached = g_attention_cached,
+                                       .cached_pass = g_cached_pass,
                                        .sample = g_sample,
                                        .softmax_stats = g_softmax_stats,
                                        .kept_lse = g_kept_lse,

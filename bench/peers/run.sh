@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # This engine beside PyTorch and beside a plain row-by-row program (matvec.c, fp32, one sequence), same model, same
-# threads, one after the other, ours twice: bench/peers/run.sh [--threads N] [--precision fp32|bf16] [--seconds S]. PYTHON names an interpreter with torch and safetensors (default python3).
+# threads, one after the other, ours twice: bench/peers/run.sh [--threads N] [--precision fp32|bf16] [--seconds S] [--only NAME,NAME].
+# PYTHON names an interpreter with torch and safetensors (default python3).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
-threads=$(nproc) seconds=1 before=
-for argument in "$@"; do
-    case $before in
-        --threads) threads=$argument ;;
-        --seconds) seconds=$argument ;;
+threads=$(nproc) seconds=1 precision=fp32 only= engine=()
+while [ $# -gt 0 ]; do
+    [ $# -gt 1 ] || { echo "bench/peers/run.sh: $1 without a value" >&2 && exit 2; }
+    case $1 in
+        --threads) threads=$2 ;;
+        --seconds) seconds=$2 ;;
+        --only) only=$2 ;;
+        --precision) precision=$2 ;;
+        *) echo "usage: bench/peers/run.sh [--threads N] [--precision fp32|bf16] [--seconds S] [--only NAME,NAME]" >&2 && exit 2 ;;
     esac
-    before=$argument
-    case $argument in
-        --threads | --precision | --seconds | [0-9]* | fp32 | bf16) ;;
-        *) echo "usage: bench/peers/run.sh [--threads N] [--precision fp32|bf16] [--seconds S]" >&2 && exit 2 ;;
-    esac
+    [ "$1" = --only ] || engine+=("$1" "$2")
+    shift 2
 done
 "$python" -c 'import torch, safetensors' || {
     echo "skipped: $python has no torch and safetensors (pip install torch safetensors, or PYTHON=...)" >&2
@@ -23,14 +25,16 @@ done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 ours() { # NAME: figures into NAME-decode.json and NAME-train.json
-    for part in decode train; do "$here/../run.sh" "${@:2}" --part $part --json "$work/$1-$part.json" > /dev/null; done
+    for part in decode train; do "$here/../run.sh" "${engine[@]}" --part $part --json "$work/$1-$part.json" > /dev/null; done
 }
-"$here/../run.sh" "$@" --write-model "$work/model" > /dev/null
-ours first "$@"
-"$python" "$here/torch_lm.py" "$work/model" "$@" --json "$work/torch.json"
-cmake --build "$here/../../build/bench" --target peer_matvec > /dev/null
-"$here/../../build/bench/peer_matvec" "$work/model" "$threads" "$seconds" "$work/matvec.json"
-ours second "$@"
+"$here/../run.sh" "${engine[@]}" --write-model "$work/model" > /dev/null
+ours first
+"$python" "$here/torch_lm.py" "$work/model" "${engine[@]}" --only "$only" --json "$work/torch.json"
+if [ "$precision" = fp32 ]; then
+    cmake --build "$here/../../build/bench" --target peer_matvec > /dev/null
+    "$here/../../build/bench/peer_matvec" "$work/model" "$threads" "$seconds" "$work/matvec.json"
+fi
+ours second
 "$python" - "$work" <<'PY'
 import glob
 import json

@@ -3,7 +3,7 @@ in a model written out by hand (fused query/key/value product, SDPA with grouped
 the rows of COMPILED, with torch.compile too; the better counts. In bf16 decoding has bf16 weights, training has fp32 weights under
 autocast, as here. The logits are compared with this program's before anything is timed.
 
-torch_lm.py FOLDER --threads N --precision fp32|bf16 --seconds S --json OUT"""
+torch_lm.py FOLDER --threads N --precision fp32|bf16 --seconds S --json OUT [--only NAME,NAME]"""
 import argparse
 import json
 import math
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 STEPS, PACK, LENGTH = 8, 4096, 512  # as in bench_engine
+SLOW = 60  # seconds after which no run is repeated
 COMPILED = ("decode.b1.c512", "decode.b32.c512", f"train.p{PACK}.c{LENGTH}")
 
 
@@ -80,6 +81,8 @@ def median_seconds(run, seconds):
     run()
     times, begun = [], time.perf_counter()
     while len(times) < 5 or time.perf_counter() - begun < seconds:
+        if times and time.perf_counter() - begun > SLOW:
+            break
         t = time.perf_counter()
         run()
         times.append(time.perf_counter() - t)
@@ -134,6 +137,7 @@ def main():
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     p.add_argument("--seconds", type=float, default=1)
     p.add_argument("--json", required=True)
+    p.add_argument("--only", default="", help="figures, with commas between; none: all")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
@@ -146,6 +150,11 @@ def main():
     works = [(f"decode.b{b}.c{c}", decoded, lambda f, b=b, c=c: b / decode_seconds(decoded, f, b, c, a.seconds))
              for c in (512, 2048) for b in (1, 8, 32, 128)]
     works.append((f"train.p{PACK}.c{LENGTH}", trained, lambda f: PACK / train_seconds(trained, f, a.precision, a.seconds)))
+    if a.only:
+        unknown = set(a.only.split(",")) - {name for name, _, _ in works}
+        if unknown:
+            raise SystemExit(f"torch_lm.py: --only: no figure {', '.join(sorted(unknown))}")
+        works = [work for work in works if work[0] in a.only.split(",")]
     with open(a.json, "w") as out:
         for name, model, work in works:
             best, how = 0.0, ""

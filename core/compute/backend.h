@@ -41,6 +41,16 @@ typedef struct dr_attention_chunk {
     const int32_t *pages; // page numbers of this sequence, enough for n_past + n_new positions (host memory)
 } dr_attention_chunk;
 
+// One pass of single rows over the cache, a row a chunk, as the decode loop repeats it. What its ops read and
+// write is the same memory in every pass whose `places` and n_chunks are the same; what is in the memory, and
+// how far the chunks are, is not.
+typedef struct dr_cached_pass {
+    const dr_attention_chunk *chunks; // those that its ops name, by this address; n_new 1 each
+    int32_t n_chunks, group;          // group: query heads a key head
+    const void *places[3];
+} dr_cached_pass;
+typedef dr_status dr_pass_ops(void *context); // calls the ops of a pass, in the same order each time
+
 // The sequences of a packed batch: sequence s owns rows cu_seqlens[s] … cu_seqlens[s+1]-1. prefix[s] = p: s
 // goes on where sequence p ends, so its rows also see all of p's, which is run once for all that share it; p
 // has no prefix itself, and those that share it stand right behind it. prefix[s] = -1, or prefix NULL: none.
@@ -184,6 +194,8 @@ typedef struct dr_backend_ops {
     dr_status (*attention_cached)(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,
                                   const void *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out);
+    // Runs a pass: calls `ops`, or repeats what an earlier call for the same places made the device do.
+    dr_status (*cached_pass)(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context);
 
     // One draw for each row of logits [T, V]: from the smallest set of most probable ids whose mass reaches
     // top_p, ties at its end to smaller ids; those of less than 2^-32 of the largest probability are never in

@@ -332,57 +332,86 @@ static dr_status last_layer(dr_lm *lm, dr_kv_cache *kv, int32_t n_chunks, int32_
     return layer_finish(lm, &lm->layers[last], s->qkv, n_rows, s->top, s);
 }
 
-// All layers over the chunks, appended to the cache; *out_x is the residual stream after the last one,
-// (*out_rows, D): of every row, or of the last row of each chunk that wants logits.
-static dr_status decode_body(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
-                             bool every_row, decode_scratch *s, const float **out_x, int64_t *out_rows) {
-    dr_backend *b = lm->backend;
-    int64_t T = 0;
-    DR_TRY(check_chunks(lm, kv, chunks, n_chunks, &T));
-    DR_TRY(scratch_reserve(lm, T, s));
-    DR_TRY(reserve_pages(kv, chunks, n_chunks));
-    DR_TRY(describe_chunks(lm, kv, chunks, n_chunks));
-    DR_TRY(b->ops->weight_rows(b, lm->w_embed, lm->numbers.ids, T, s->x));
-    int32_t n_rows = every_row ? (int32_t)T : wanted_rows(lm, kv, chunks, n_chunks);
-    for (int32_t i = 0; i < lm->config.n_layers; i++) {
-        DR_TRY(layer_store(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, n_chunks, T, s));
-        if (i + 1 == lm->config.n_layers && !every_row) {
-            if (n_rows > 0) DR_TRY(last_layer(lm, kv, n_chunks, n_rows, T, s));
-            break;
-        }
-        DR_TRY(layer_attend(lm, kv->k[i], kv->v[i], kv->chunks, n_chunks, T, s));
-        DR_TRY(layer_finish(lm, &lm->layers[i], s->att, T, s->x, s));
-    }
-    for (int32_t c = 0; c < n_chunks; c++) kv->sequences[chunks[c].seq].length += chunks[c].n;
-    *out_x = every_row ? s->x : s->top;
-    *out_rows = n_rows;
+// One call. Rows that go on to the head: all of them, or the last one of each chunk that wants logits.
+typedef struct decode_call {
+    dr_lm *lm;
+    dr_kv_cache *kv;
+    const dr_lm_chunk *chunks;
+    int32_t n_chunks, n_rows;
+    bool every_row;
+    int64_t T;
+    decode_scratch s;
+    float *logits; // [n_rows, vocab]
+} decode_call;
+
+static bool are_single_rows(const decode_call *call) {
+    bool all = call->T == call->n_chunks;
+    for (int32_t c = 0; c < call->n_chunks && all; c++) all = call->chunks[c].want_logits;
+    return all;
+}
+
+// Everything that the host decides: after it the call is ops alone.
+static dr_status decode_prepare(decode_call *call) {
+    dr_lm *lm = call->lm;
+    DR_TRY(check_chunks(lm, call->kv, call->chunks, call->n_chunks, &call->T));
+    DR_TRY(scratch_reserve(lm, call->T, &call->s));
+    DR_TRY(reserve_pages(call->kv, call->chunks, call->n_chunks));
+    DR_TRY(describe_chunks(lm, call->kv, call->chunks, call->n_chunks));
+    call->every_row = call->every_row || are_single_rows(call);
+    call->n_rows =
+        call->every_row ? (int32_t)call->T : wanted_rows(lm, call->kv, call->chunks, call->n_chunks);
     return DR_OK;
 }
 
-// Last norm and head of the dense rows x (n_rows, D).
-static dr_status decode_head(dr_lm *lm, const decode_scratch *s, const float *x, int64_t n_rows,
-                             float *out_logits) {
+// All layers over the chunks, appended to the cache, then the last norm and the head of the rows wanted.
+static dr_status decode_ops(void *context) {
+    decode_call *call = context;
+    dr_lm *lm = call->lm;
+    dr_kv_cache *kv = call->kv;
     dr_backend *b = lm->backend;
-    b->ops->rmsnorm_forward(b, x, lm->params + lm->final_norm, n_rows, lm->config.hidden, lm->config.rms_eps,
-                            s->norm, NULL);
-    return b->ops->linear_forward(b, lm->w_head, s->norm, n_rows, NULL, out_logits);
+    decode_scratch *s = &call->s;
+    DR_TRY(b->ops->weight_rows(b, lm->w_embed, lm->numbers.ids, call->T, s->x));
+    for (int32_t i = 0; i < lm->config.n_layers; i++) {
+        DR_TRY(layer_store(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, call->n_chunks, call->T, s));
+        if (i + 1 == lm->config.n_layers && !call->every_row) {
+            if (call->n_rows > 0) DR_TRY(last_layer(lm, kv, call->n_chunks, call->n_rows, call->T, s));
+            break;
+        }
+        DR_TRY(layer_attend(lm, kv->k[i], kv->v[i], kv->chunks, call->n_chunks, call->T, s));
+        DR_TRY(layer_finish(lm, &lm->layers[i], s->att, call->T, s->x, s));
+    }
+    if (call->n_rows == 0) return DR_OK;
+    b->ops->rmsnorm_forward(b, call->every_row ? s->x : s->top, lm->params + lm->final_norm, call->n_rows,
+                            lm->config.hidden, lm->config.rms_eps, s->norm, NULL);
+    return b->ops->linear_forward(b, lm->w_head, s->norm, call->n_rows, NULL, call->logits);
+}
+
+static dr_status decode(decode_call *call) {
+    DR_TRY(decode_prepare(call));
+    dr_backend *b = call->lm->backend;
+    const dr_cached_pass pass = {.chunks = call->kv->chunks,
+                                 .n_chunks = call->n_chunks,
+                                 .group = call->lm->config.n_heads / call->lm->config.n_kv_heads,
+                                 .places = {call->kv, call->s.x, call->logits}};
+    if (call->T == call->n_chunks && call->every_row)
+        DR_TRY(b->ops->cached_pass(b, &pass, decode_ops, call));
+    else
+        DR_TRY(decode_ops(call));
+    for (int32_t c = 0; c < call->n_chunks; c++)
+        call->kv->sequences[call->chunks[c].seq].length += call->chunks[c].n;
+    return DR_OK;
 }
 
 dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
                        float *out_logits) {
-    decode_scratch s;
-    const float *x = NULL;
-    int64_t n_rows = 0;
-    DR_TRY(decode_body(lm, kv, chunks, n_chunks, false, &s, &x, &n_rows));
-    return n_rows > 0 ? decode_head(lm, &s, x, n_rows, out_logits) : DR_OK;
+    decode_call call = {.lm = lm, .kv = kv, .chunks = chunks, .n_chunks = n_chunks, .logits = out_logits};
+    return decode(&call);
 }
 
 dr_status dr_lm_decode_rows(dr_lm *lm, dr_kv_cache *kv, int32_t seq, const int32_t *ids, int32_t n,
                             float *out_logits) {
-    decode_scratch s;
-    const float *x = NULL;
-    int64_t n_rows = 0;
     dr_lm_chunk chunk = {seq, n, ids, true};
-    DR_TRY(decode_body(lm, kv, &chunk, 1, true, &s, &x, &n_rows));
-    return decode_head(lm, &s, x, n_rows, out_logits);
+    decode_call call = {
+        .lm = lm, .kv = kv, .chunks = &chunk, .n_chunks = 1, .every_row = true, .logits = out_logits};
+    return decode(&call);
 }
