@@ -42,6 +42,10 @@ dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t *rounded, 
 
 dr_status dr_cuda_rmsnorm_forward(const float *x, const float *w, int64_t T, int64_t D, float eps, float *y,
                                   float *inv_rms, dr_cuda_stream stream);
+// x += residual first; y is not x.
+dr_status dr_cuda_rmsnorm_residual_forward(const float *residual, const float *w, int64_t T, int64_t D,
+                                           float eps, float *x, float *y, float *inv_rms,
+                                           dr_cuda_stream stream);
 dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, const float *w, const float *inv_rms,
                                    int64_t T, int64_t D, float *dx, dr_cuda_stream stream);
 dr_status dr_cuda_layernorm_forward(const float *x, const float *w, const float *bias, int64_t T, int64_t D,

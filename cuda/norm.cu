@@ -1,18 +1,44 @@
-// RMSNorm and LayerNorm, one block a row; sums within a row run in one fixed order, so a row's bits do not
-// depend on its place. Sums over rows (weights' gradients, column sums) go in two stages without atomics.
+// RMSNorm and LayerNorm, one block a row (RMSNorm's gradient: one block some rows); sums within a row run in
+// one fixed order, so a row's bits do not depend on its place. Sums over rows (weights' gradients, column
+// sums) go in two stages without atomics.
 #include "cuda/launch.cuh"
 
 enum { THREADS = 256 };
 
+// An element of x, which becomes the sum where there is a residual.
+static __device__ __forceinline__ float take(const float *x, const float *residual, float *sum, int64_t at) {
+    float value = x[at];
+    if (residual) sum[at] = value = __fadd_rn(value, residual[at]);
+    return value;
+}
+
+// The first OWN · THREADS values of a row stay in registers; what a longer row has beyond is read again.
+// residual NULL: none; otherwise sum is x.
+template <int OWN>
 static __global__ void __launch_bounds__(THREADS)
-    rmsnorm_forward_kernel(const float *x, const float *w, int64_t D, float eps, float *y, float *inv_rms) {
-    const int64_t t = blockIdx.x;
-    const float *row = x + t * D;
-    float sum = 0.0f;
-    for (int64_t j = threadIdx.x; j < D; j += THREADS) sum = fmaf(row[j], row[j], sum);
-    sum = dr_block_sum<THREADS>(sum);
-    float inv = 1.0f / sqrtf(sum / (float)D + eps);
-    for (int64_t j = threadIdx.x; j < D; j += THREADS) y[t * D + j] = row[j] * inv * w[j];
+    rmsnorm_forward_kernel(const float *x, const float *residual, const float *w, int64_t D, float eps,
+                           float *sum, float *y, float *inv_rms) {
+    const int64_t t = blockIdx.x, row = t * D;
+    float kept[OWN], squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        int64_t j = threadIdx.x + i * THREADS;
+        kept[i] = j < D ? take(x, residual, sum, row + j) : 0.0f;
+        squares = fmaf(kept[i], kept[i], squares);
+    }
+    for (int64_t j = threadIdx.x + OWN * THREADS; j < D; j += THREADS) {
+        float value = take(x, residual, sum, row + j);
+        squares = fmaf(value, value, squares);
+    }
+    float inv = 1.0f / sqrtf(dr_block_sum<THREADS>(squares) / (float)D + eps);
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        int64_t j = threadIdx.x + i * THREADS;
+        if (j < D) y[row + j] = kept[i] * inv * w[j];
+    }
+    const float *again = residual ? sum : x;
+    for (int64_t j = threadIdx.x + OWN * THREADS; j < D; j += THREADS)
+        y[row + j] = again[row + j] * inv * w[j];
     if (inv_rms && threadIdx.x == 0) inv_rms[t] = inv;
 }
 
@@ -58,14 +84,40 @@ static __global__ void __launch_bounds__(THREADS)
         dx[t * D + j] += inv * (g[j] * w[j] - by_one - (row[j] - mu) * by_x);
 }
 
-extern "C" dr_status dr_cuda_rmsnorm_forward(const float *x, const float *w, int64_t T, int64_t D, float eps,
-                                             float *y, float *inv_rms, dr_cuda_stream stream) {
+// Calls launch<OWN> with what a row of D wants.
+#define BY_WIDTH(D, launch)                                                                                  \
+    do {                                                                                                     \
+        if ((D) <= THREADS)                                                                                  \
+            launch(1);                                                                                       \
+        else if ((D) <= 4 * THREADS)                                                                         \
+            launch(4);                                                                                       \
+        else                                                                                                 \
+            launch(16);                                                                                      \
+    } while (0)
+
+static dr_status rmsnorm_launch(const char *op, const float *x, const float *residual, const float *w,
+                                int64_t T, int64_t D, float eps, float *sum, float *y, float *inv_rms,
+                                dr_cuda_stream stream) {
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
-    DR_TRY(dr_cuda_grid("rmsnorm_forward", T, 1, &blocks));
-    rmsnorm_forward_kernel<<<blocks, THREADS, 0, stream>>>(x, w, D, eps, y, inv_rms);
-    DR_CUDA_LAUNCHED("rmsnorm_forward of %lld x %lld", (long long)T, (long long)D);
+    DR_TRY(dr_cuda_grid(op, T, 1, &blocks));
+#define LAUNCH(OWN)                                                                                          \
+    rmsnorm_forward_kernel<OWN><<<blocks, THREADS, 0, stream>>>(x, residual, w, D, eps, sum, y, inv_rms)
+    BY_WIDTH(D, LAUNCH);
+#undef LAUNCH
+    DR_CUDA_LAUNCHED("%s of %lld x %lld", op, (long long)T, (long long)D);
     return DR_OK;
+}
+
+extern "C" dr_status dr_cuda_rmsnorm_forward(const float *x, const float *w, int64_t T, int64_t D, float eps,
+                                             float *y, float *inv_rms, dr_cuda_stream stream) {
+    return rmsnorm_launch("rmsnorm_forward", x, NULL, w, T, D, eps, NULL, y, inv_rms, stream);
+}
+
+extern "C" dr_status dr_cuda_rmsnorm_residual_forward(const float *residual, const float *w, int64_t T,
+                                                      int64_t D, float eps, float *x, float *y,
+                                                      float *inv_rms, dr_cuda_stream stream) {
+    return rmsnorm_launch("rmsnorm_residual_forward", x, residual, w, T, D, eps, x, y, inv_rms, stream);
 }
 
 extern "C" dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, const float *w,

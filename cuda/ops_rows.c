@@ -11,6 +11,14 @@ static void rmsnorm_forward(dr_backend *b, const float *x, const float *w, int64
     dr_cuda_keep(state, dr_cuda_rmsnorm_forward(x, w, T, D, eps, y, inv_rms, state->stream));
 }
 
+static void rmsnorm_residual_forward(dr_backend *b, const float *residual, const float *w, int64_t T,
+                                     int64_t D, float eps, float *x, float *y, float *inv_rms) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state,
+                 dr_cuda_rmsnorm_residual_forward(residual, w, T, D, eps, x, y, inv_rms, state->stream));
+}
+
 // sums [D] as dr_cuda_column_sums, with the backend's scratch; sums NULL: not wanted.
 static dr_status column_sums(dr_cuda_state *state, const char *op, const float *dy, const float *x,
                              const float *mean, const float *inv, int64_t T, int64_t D, float *sums) {
@@ -124,6 +132,7 @@ static double sum_of_squares(dr_backend *b, const float *x, int64_t n) {
 
 void dr_cuda_fill_rows(dr_backend_ops *ops) {
     ops->rmsnorm_forward = rmsnorm_forward;
+    ops->rmsnorm_residual_forward = rmsnorm_residual_forward;
     ops->rmsnorm_backward = rmsnorm_backward;
     ops->layernorm_forward = layernorm_forward;
     ops->layernorm_backward = layernorm_backward;

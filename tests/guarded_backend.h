@@ -179,6 +179,13 @@ static void g_rmsnorm_forward(dr_backend *b, const float *x, const float *w, int
     GUARDED(rmsnorm_forward(guard_inner, x, w, T, D, eps, y, inv_rms));
 }
 
+static void g_rmsnorm_residual_forward(dr_backend *b, const float *residual, const float *w, int64_t T,
+                                       int64_t D, float eps, float *x, float *y, float *inv_rms) {
+    (void)b;
+    OURS(residual), OURS(w), OURS(x), OURS(y), OURS(inv_rms);
+    GUARDED(rmsnorm_residual_forward(guard_inner, residual, w, T, D, eps, x, y, inv_rms));
+}
+
 static void g_rmsnorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
                                const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw) {
     (void)b;
@@ -380,6 +387,7 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .linear_backward_weight = g_linear_backward_weight,
                                        .gemm = g_gemm,
                                        .rmsnorm_forward = g_rmsnorm_forward,
+                                       .rmsnorm_residual_forward = g_rmsnorm_residual_forward,
                                        .rmsnorm_backward = g_rmsnorm_backward,
                                        .rope = g_rope,
                                        .swiglu_forward = g_swiglu_forward,

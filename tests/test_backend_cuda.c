@@ -187,6 +187,15 @@ static void run_norms(dr_backend *b, const int64_t *sizes, results *r) {
     give(r, "dx of layernorm", b, dx, n, gradient);
     give(r, "dw of layernorm", b, dw, D, gradient);
     give(r, "dbias of layernorm", b, dbias, D, gradient);
+    float *stream = put(b, op_normal(n, 0, 1), n), *sum = put(b, get(b, stream, n), n);
+    float *turn = put_poison(b, n), *turn_inv = put_poison(b, T);
+    b->ops->rmsnorm_residual_forward(b, x, w, T, D, 1e-6f, stream, y, inv);
+    b->ops->add(b, x, n, sum);
+    b->ops->rmsnorm_forward(b, sum, w, T, D, 1e-6f, turn, turn_inv);
+    check_same_bits("rmsnorm of a sum and the two ops in turn", get(b, y, n), get(b, turn, n), n);
+    check_same_bits("factor of a sum", get(b, inv, T), get(b, turn_inv, T), T);
+    give(r, "sum under the norm", b, stream, n, 0);
+    give(r, "rmsnorm of a sum", b, y, n, forward);
     b->ops->rmsnorm_forward(b, x, w, T, D, 1e-6f, x, NULL); // in place
     give(r, "rmsnorm in place", b, x, n, forward);
     b->ops->layernorm_forward(b, dy, w, bias, T, D, 1e-5f, y, NULL, NULL);
@@ -196,7 +205,7 @@ static void run_norms(dr_backend *b, const int64_t *sizes, results *r) {
 static void test_norms(void **state) {
     (void)state;
     if (!cuda) skip();
-    static const int64_t shapes[][2] = {{1, 2}, {3, 7}, {65, 257}, {20, 1030}, {16500, 3}};
+    static const int64_t shapes[][2] = {{1, 2}, {3, 7}, {65, 257}, {20, 1030}, {16500, 3}, {5, 4200}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) compare(run_norms, shapes[i], 100 * i);
 }
 

@@ -16,6 +16,7 @@ typedef struct row_case {
     const float *x, *w, *bias, *inv_freq;
     const int32_t *ids;
     float *values, *extra; // of the weight; a result beside the main one
+    float *stream;         // [ROWS, D], written by the op
 } row_case;
 typedef void (*row_op)(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out);
 
@@ -66,6 +67,11 @@ static void row_gemm_plain(dr_backend *b, const row_case *c, int64_t t0, int64_t
 
 static void row_rmsnorm(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
     b->ops->rmsnorm_forward(b, c->x + t0 * c->D, c->w, T, c->D, 1e-6f, out, c->extra);
+}
+
+static void row_residual(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    for (int64_t i = 0; i < T * c->D; i++) c->stream[i] = c->bias[i % c->D];
+    b->ops->rmsnorm_residual_forward(b, c->x + t0 * c->D, c->w, T, c->D, 1e-6f, c->stream, out, c->extra);
 }
 
 static void row_layernorm(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
@@ -124,6 +130,7 @@ static row_case row_make(int64_t D, int64_t n_out) {
     c.values = op_normal(n_out * D, 0, 0.5);
     c.ids = op_ids(ROWS, (uint32_t)n_out);
     c.extra = op_poison(2 * ROWS);
+    c.stream = op_poison(ROWS * D);
     c.inv_freq = inv_freq;
     return c;
 }
@@ -140,6 +147,7 @@ static void test_rows(void **state) {
         check_rows("gemm", row_gemm, &c, n_out, op_one, op_two);
         check_rows("gemm with beta", row_gemm_plain, &c, n_out, op_one, op_two);
         check_rows("rmsnorm", row_rmsnorm, &c, D, op_one, op_two);
+        check_rows("rmsnorm of a sum", row_residual, &c, D, op_one, op_two);
         check_rows("layernorm", row_layernorm, &c, D, op_one, op_two);
         if (D % 2 == 0) check_rows("rope", row_rope, &c, D, op_one, op_two);
         if (D % 2 == 0) check_rows("swiglu", row_swiglu, &c, D / 2, op_one, op_two);
@@ -151,6 +159,31 @@ static void test_rows(void **state) {
     row_case deep = row_make(1030, 40); // several blocks of inputs
     check_rows("deep linear", row_linear, &deep, 40, op_one, op_two);
     check_rows("deep head", row_head, &deep, 3, op_one, op_two);
+}
+
+// The bits of add and rmsnorm_forward in turn, with inv_rms and without.
+static void check_residual_norm(int64_t T, int64_t D, dr_backend *b) {
+    float *residual = op_normal(T * D, 0, 1), *w = op_normal(D, 1, 0.3), *x = op_normal(T * D, 0.3, 2);
+    float *sum = op_copy(x, T * D), *want = op_poison(T * D), *want_inv = op_poison(T);
+    b->ops->add(b, residual, T * D, sum);
+    b->ops->rmsnorm_forward(b, sum, w, T, D, 0.05f, want, want_inv);
+    for (int keeps = 0; keeps < 2; keeps++) {
+        float *stream = op_copy(x, T * D), *y = op_poison(T * D), *inv = op_poison(T);
+        b->ops->rmsnorm_residual_forward(b, residual, w, T, D, 0.05f, stream, y, keeps ? inv : NULL);
+        check_same_bits("stream", stream, sum, T * D);
+        check_same_bits("norm of the stream", y, want, T * D);
+        if (keeps) check_same_bits("factor of the norm", inv, want_inv, T);
+    }
+    op_free_arrays();
+}
+
+static void test_residual_norm(void **state) {
+    (void)state;
+    static const int64_t shapes[][2] = {{1, 2}, {3, 5}, {7, 16}, {131, 64}, {70, 100}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        check_residual_norm(shapes[i][0], shapes[i][1], op_one);
+        check_residual_norm(shapes[i][0], shapes[i][1], op_two);
+    }
 }
 
 // A row of attention is a function of its sequence up to there: the sequence alone, cut off behind the row,
@@ -513,6 +546,7 @@ static void test_backends_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         op_test(test_rows),
+        op_test(test_residual_norm),
         op_test(test_attention_rows),
         op_test(test_gradients_and_threads),
         op_test(test_narrow_products),

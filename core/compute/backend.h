@@ -133,9 +133,13 @@ typedef struct dr_backend_ops {
     dr_status (*gemm)(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                       const float *a, const float *b_matrix, float beta, float *c);
 
-    // y = x / sqrt(mean(x²) + eps) · w; inv_rms [T] is kept for backward. x, y [T, D]; w [D]. y may be x.
+    // y = x / sqrt(mean(x²) + eps) · w; inv_rms [T] is kept for backward, or NULL. x, y [T, D]; w [D]. y may
+    // be x.
     void (*rmsnorm_forward)(dr_backend *b, const float *x, const float *w, int64_t T, int64_t D, float eps,
                             float *y, float *inv_rms);
+    // x += residual, then rmsnorm_forward of x: bit for bit the two ops in turn. residual [T, D]; y is not x.
+    void (*rmsnorm_residual_forward)(dr_backend *b, const float *residual, const float *w, int64_t T,
+                                     int64_t D, float eps, float *x, float *y, float *inv_rms);
     // dx += …, dw += … (dw may be NULL).
     void (*rmsnorm_backward)(dr_backend *b, const float *dy, const float *x, const float *w,
                              const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw);

@@ -31,6 +31,22 @@ static void rmsnorm_forward(dr_backend *b, const float *x, const float *w, int64
                              inv_rms ? inv_rms + t : NULL);
 }
 
+static DR_HOT void add_rows(const float *residual, int64_t n, float *x) {
+    for (int64_t i = 0; i < n; i++) x[i] += residual[i];
+}
+
+static void rmsnorm_residual_forward(dr_backend *b, const float *residual, const float *w, int64_t T,
+                                     int64_t D, float eps, float *x, float *y, float *inv_rms) {
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > ROW_BLOCK)
+    for (int64_t t = 0; t < T; t += ROW_BLOCK) {
+        int64_t rows = T - t < ROW_BLOCK ? T - t : ROW_BLOCK;
+        for (int64_t i = t; i < t + rows; i++) { // a row is normed while it is near
+            add_rows(residual + i * D, D, x + i * D);
+            rmsnorm_forward_rows(x + i * D, w, 1, D, eps, y + i * D, inv_rms ? inv_rms + i : NULL);
+        }
+    }
+}
+
 static DR_HOT void rmsnorm_backward_rows(const float *dy, const float *x, const float *w,
                                          const float *inv_rms, int64_t T, int64_t D, float *dx) {
     for (int64_t t = 0; t < T; t++) {
@@ -111,6 +127,7 @@ static DR_HOT void layernorm_backward(dr_backend *b, const float *dy, const floa
 
 void dr_cpu_fill_norm(dr_backend_ops *ops) {
     ops->rmsnorm_forward = rmsnorm_forward;
+    ops->rmsnorm_residual_forward = rmsnorm_residual_forward;
     ops->rmsnorm_backward = rmsnorm_backward;
     ops->layernorm_forward = layernorm_forward;
     ops->layernorm_backward = layernorm_backward;

@@ -222,14 +222,13 @@ static dr_status scratch_reserve(dr_lm *lm, int64_t T, decode_scratch *s) {
     return DR_OK;
 }
 
-// Queries, keys and values of a layer, the latter two into the cache.
+// Queries, keys and values of a layer from its normalised input s->norm, the latter two into the cache.
 static dr_status layer_store(dr_lm *lm, const lm_layer *layer, void *k_cache, void *v_cache,
                              const dr_attention_chunk *chunks, int32_t n_chunks, int64_t T,
                              const decode_scratch *s) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     lm_qkv at = dr_lm_qkv_at(c, s->qkv, T);
-    b->ops->rmsnorm_forward(b, s->x, lm->params + layer->norm1, T, c->hidden, c->rms_eps, s->norm, NULL);
     DR_TRY(dr_lm_qkv_forward(lm, layer, s->norm, lm->numbers.positions, T, s->qkv, NULL, NULL));
     b->ops->kv_store(b, at.k, at.v, at.kv_stride, chunks, n_chunks, DR_KV_PAGE, c->n_kv_heads, c->head_size,
                      k_cache, v_cache);
@@ -247,19 +246,27 @@ static dr_status layer_attend(dr_lm *lm, const void *k_cache, const void *v_cach
                                     c->n_heads, c->n_kv_heads, c->head_size, s->att);
 }
 
-// What follows attention, on n rows: x (n, D) is the residual stream, att (n, A) may lie in s->qkv.
-static dr_status layer_finish(dr_lm *lm, const lm_layer *layer, const float *att, int64_t n, float *x,
+// x (n, D) += s->out; s->norm = x under the norm whose weight is at `weight` in the parameters.
+static void add_and_norm(dr_lm *lm, int64_t weight, int64_t n, float *x, const decode_scratch *s) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    b->ops->rmsnorm_residual_forward(b, s->out, lm->params + weight, n, c->hidden, c->rms_eps, x, s->norm,
+                                     NULL);
+}
+
+// What follows attention in layer i, on n rows: x (n, D) is the residual stream, att (n, A) may lie in
+// s->qkv. s->norm becomes what the next layer, or the head, reads.
+static dr_status layer_finish(dr_lm *lm, int32_t i, const float *att, int64_t n, float *x,
                               const decode_scratch *s) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t D = c->hidden;
+    const lm_layer *layer = &lm->layers[i];
     DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, s->out));
-    b->ops->add(b, s->out, n * D, x);
-    b->ops->rmsnorm_forward(b, x, lm->params + layer->norm2, n, D, c->rms_eps, s->norm, NULL);
+    add_and_norm(lm, layer->norm2, n, x, s);
     DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, s->norm, n, NULL, s->gate_up));
     b->ops->swiglu_forward(b, s->gate_up, n, c->intermediate, s->act);
     DR_TRY(b->ops->linear_forward(b, layer->w_down, s->act, n, NULL, s->out));
-    b->ops->add(b, s->out, n * D, x);
+    add_and_norm(lm, i + 1 < c->n_layers ? lm->layers[i + 1].norm1 : lm->final_norm, n, x, s);
     return DR_OK;
 }
 
@@ -329,7 +336,7 @@ static dr_status last_layer(dr_lm *lm, dr_kv_cache *kv, int32_t n_chunks, int32_
     const int32_t *rows = lm->numbers.rows;
     b->ops->embedding_forward(b, s->att, rows, n_rows, A, s->qkv); // gathers of rows; Q is more than A
     b->ops->embedding_forward(b, s->x, rows, n_rows, lm->config.hidden, s->top);
-    return layer_finish(lm, &lm->layers[last], s->qkv, n_rows, s->top, s);
+    return layer_finish(lm, last, s->qkv, n_rows, s->top, s);
 }
 
 // One call. Rows that go on to the head: all of them, or the last one of each chunk that wants logits.
@@ -363,7 +370,7 @@ static dr_status decode_prepare(decode_call *call) {
     return DR_OK;
 }
 
-// All layers over the chunks, appended to the cache, then the last norm and the head of the rows wanted.
+// All layers over the chunks, appended to the cache, then the head of the rows wanted.
 static dr_status decode_ops(void *context) {
     decode_call *call = context;
     dr_lm *lm = call->lm;
@@ -371,6 +378,8 @@ static dr_status decode_ops(void *context) {
     dr_backend *b = lm->backend;
     decode_scratch *s = &call->s;
     DR_TRY(b->ops->weight_rows(b, lm->w_embed, lm->numbers.ids, call->T, s->x));
+    b->ops->rmsnorm_forward(b, s->x, lm->params + lm->layers[0].norm1, call->T, lm->config.hidden,
+                            lm->config.rms_eps, s->norm, NULL);
     for (int32_t i = 0; i < lm->config.n_layers; i++) {
         DR_TRY(layer_store(lm, &lm->layers[i], kv->k[i], kv->v[i], kv->chunks, call->n_chunks, call->T, s));
         if (i + 1 == lm->config.n_layers && !call->every_row) {
@@ -378,11 +387,9 @@ static dr_status decode_ops(void *context) {
             break;
         }
         DR_TRY(layer_attend(lm, kv->k[i], kv->v[i], kv->chunks, call->n_chunks, call->T, s));
-        DR_TRY(layer_finish(lm, &lm->layers[i], s->att, call->T, s->x, s));
+        DR_TRY(layer_finish(lm, i, s->att, call->T, s->x, s));
     }
     if (call->n_rows == 0) return DR_OK;
-    b->ops->rmsnorm_forward(b, call->every_row ? s->x : s->top, lm->params + lm->final_norm, call->n_rows,
-                            lm->config.hidden, lm->config.rms_eps, s->norm, NULL);
     return b->ops->linear_forward(b, lm->w_head, s->norm, call->n_rows, NULL, call->logits);
 }
 

@@ -165,7 +165,13 @@ static dr_status check_pack(const dr_lm *lm, const dr_lm_workspace *w, const dr_
     return DR_OK;
 }
 
-// From a layer's input a->x to what attention gives for each row.
+static void layer_norm(dr_lm *lm, const lm_layer *layer, const layer_activations *a, int64_t T) {
+    dr_backend *b = lm->backend;
+    const dr_lm_config *c = &lm->config;
+    b->ops->rmsnorm_forward(b, a->x, lm->params + layer->norm1, T, c->hidden, c->rms_eps, a->norm1, a->inv1);
+}
+
+// From a layer's normalised input a->norm1 to what attention gives for each row.
 static dr_status layer_attend(dr_lm *lm, const lm_layer *layer, layer_activations *a, const dr_pack *pack,
                               const int32_t *positions) {
     dr_backend *b = lm->backend;
@@ -173,7 +179,6 @@ static dr_status layer_attend(dr_lm *lm, const lm_layer *layer, layer_activation
     int64_t T = pack->n_tokens;
     lm_qkv at = dr_lm_qkv_at(c, a->qkv, T);
     dr_sequences sequences = sequences_of(pack);
-    b->ops->rmsnorm_forward(b, a->x, lm->params + layer->norm1, T, c->hidden, c->rms_eps, a->norm1, a->inv1);
     DR_TRY(dr_lm_qkv_forward(lm, layer, a->norm1, positions, T, a->qkv, a->qk_raw, a->qk_inv));
     return b->ops->attention_forward(b, at.q, at.k, at.v, at.q_stride, at.kv_stride, &sequences, c->n_heads,
                                      c->n_kv_heads, c->head_size, a->att, a->lse);
@@ -186,19 +191,34 @@ static dr_status layer_activate(dr_lm *lm, const lm_layer *layer, layer_activati
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden;
     DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, a->mid));
-    b->ops->add(b, x, n * D, a->mid);
-    b->ops->rmsnorm_forward(b, a->mid, lm->params + layer->norm2, n, D, c->rms_eps, a->norm2, a->inv2);
+    b->ops->rmsnorm_residual_forward(b, x, lm->params + layer->norm2, n, D, c->rms_eps, a->mid, a->norm2,
+                                     a->inv2);
     DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, a->norm2, n, NULL, a->gate_up));
     b->ops->swiglu_forward(b, a->gate_up, n, c->intermediate, a->act);
     return DR_OK;
 }
 
+// Where a layer's result goes, and the norm that follows it: the next layer's first, or the last one.
+typedef struct layer_result {
+    float *x, *norm, *inv; // (n, D), (n, D), (n)
+    int64_t weight;        // of the norm, in the parameters
+} layer_result;
+
 static dr_status layer_finish(dr_lm *lm, const lm_layer *layer, const layer_activations *a, int64_t n,
-                              float *x_next) {
+                              const layer_result *to) {
     dr_backend *b = lm->backend;
-    DR_TRY(b->ops->linear_forward(b, layer->w_down, a->act, n, NULL, x_next));
-    b->ops->add(b, a->mid, n * lm->config.hidden, x_next);
+    const dr_lm_config *c = &lm->config;
+    DR_TRY(b->ops->linear_forward(b, layer->w_down, a->act, n, NULL, to->x));
+    b->ops->rmsnorm_residual_forward(b, a->mid, lm->params + to->weight, n, c->hidden, c->rms_eps, to->x,
+                                     to->norm, to->inv);
     return DR_OK;
+}
+
+static layer_result result_of(const dr_lm *lm, const dr_lm_workspace *w, int32_t layer) {
+    if (layer + 1 == lm->config.n_layers)
+        return (layer_result){w->x_out, w->rows, w->final_inv, lm->final_norm};
+    const layer_activations *next = &w->layers[layer + 1];
+    return (layer_result){next->x, next->norm1, next->inv1, lm->layers[layer + 1].norm1};
 }
 
 // Ids, positions and loss rows of a pack, to the backend.
@@ -223,6 +243,7 @@ static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
     int64_t T = pack->n_tokens, D = c->hidden;
     send_numbers(w, pack);
     DR_TRY(b->ops->weight_rows(b, lm->w_embed, w->numbers.ids, T, w->layers[0].x));
+    layer_norm(lm, &lm->layers[0], &w->layers[0], T);
     for (int32_t i = 0; i < c->n_layers; i++) {
         const lm_layer *layer = &lm->layers[i];
         layer_activations *a = &w->layers[i];
@@ -235,10 +256,9 @@ static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
             b->ops->embedding_forward(b, a->x, w->numbers.rows, n, D, w->top);
         }
         DR_TRY(layer_activate(lm, layer, a, is_last ? w->top_att : a->att, is_last ? w->top : a->x, n));
-        DR_TRY(layer_finish(lm, layer, a, n, is_last ? w->x_out : w->layers[i + 1].x));
+        layer_result to = result_of(lm, w, i);
+        DR_TRY(layer_finish(lm, layer, a, n, &to));
     }
-    b->ops->rmsnorm_forward(b, w->x_out, lm->params + lm->final_norm, pack->n_rows, D, c->rms_eps, w->rows,
-                            w->final_inv);
     return DR_OK;
 }
 
@@ -354,6 +374,7 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
         const lm_layer *layer = &lm->layers[i];
         layer_activations *a = &w->layers[i];
         if (w->activations == DR_RECOMPUTE) {
+            layer_norm(lm, layer, a, T);
             DR_TRY(layer_attend(lm, layer, a, pack, w->numbers.positions));
             DR_TRY(layer_activate(lm, layer, a, a->att, a->x, T));
         }
