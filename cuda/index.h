@@ -24,9 +24,11 @@ enum {
     DR_CUDA_ATTENTION_THREADS = 256,
     DR_CUDA_ATTENTION_OWN = 4, // rows of a tile that one warp owns
     DR_CUDA_MAX_HEAD = 256,
-    DR_CUDA_PAGE = 16,      // positions of a page of the key/value cache
-    DR_CUDA_CHUNKS = 256,   // most parts that a sum over rows is cut into
-    DR_CUDA_CHUNK_ROWS = 64 // least rows of such a part
+    DR_CUDA_PAGE = 16,         // positions of a page of the key/value cache
+    DR_CUDA_CHUNKS = 256,      // most parts that a sum over rows is cut into
+    DR_CUDA_CHUNK_ROWS = 64,   // least rows of such a part
+    DR_CUDA_NORM_PARTS = 1024, // the same for the gradient of RMSNorm, where a block goes through a part
+    DR_CUDA_NORM_ROWS = 4
 };
 
 typedef struct dr_place {
@@ -76,6 +78,15 @@ DR_INDEX int64_t dr_chunk_rows(int64_t T) {
 
 DR_INDEX int64_t dr_chunk_count(int64_t T) {
     return dr_ceil_div(T, dr_chunk_rows(T));
+}
+
+DR_INDEX int64_t dr_norm_rows(int64_t T) {
+    int64_t rows = dr_ceil_div(T, DR_CUDA_NORM_PARTS);
+    return rows < DR_CUDA_NORM_ROWS ? (int64_t)DR_CUDA_NORM_ROWS : rows;
+}
+
+DR_INDEX int64_t dr_norm_parts(int64_t T) {
+    return dr_ceil_div(T, dr_norm_rows(T));
 }
 
 // ---- attention ----

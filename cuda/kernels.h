@@ -46,8 +46,10 @@ dr_status dr_cuda_rmsnorm_forward(const float *x, const float *w, int64_t T, int
 dr_status dr_cuda_rmsnorm_residual_forward(const float *residual, const float *w, int64_t T, int64_t D,
                                            float eps, float *x, float *y, float *inv_rms,
                                            dr_cuda_stream stream);
+// One pass over the rows; dw NULL: not wanted. partials: dr_norm_parts(T) · D floats of scratch where it is.
 dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, const float *w, const float *inv_rms,
-                                   int64_t T, int64_t D, float *dx, dr_cuda_stream stream);
+                                   int64_t T, int64_t D, float *partials, float *dx, float *dw,
+                                   dr_cuda_stream stream);
 dr_status dr_cuda_layernorm_forward(const float *x, const float *w, const float *bias, int64_t T, int64_t D,
                                     float eps, float *y, float *mean, float *inv_std, dr_cuda_stream stream);
 dr_status dr_cuda_layernorm_backward(const float *dy, const float *x, const float *w, const float *mean,

@@ -42,15 +42,48 @@ static __global__ void __launch_bounds__(THREADS)
     if (inv_rms && threadIdx.x == 0) inv_rms[t] = inv;
 }
 
-static __global__ void __launch_bounds__(THREADS)
-    rmsnorm_backward_kernel(const float *dy, const float *x, const float *w, const float *inv_rms, int64_t D,
-                            float *dx) {
-    const int64_t t = blockIdx.x;
-    const float *g = dy + t * D, *row = x + t * D, inv = inv_rms[t];
-    float sum = 0.0f;
-    for (int64_t j = threadIdx.x; j < D; j += THREADS) sum = fmaf(g[j] * w[j], row[j], sum);
-    float scale = dr_block_sum<THREADS>(sum) * inv * inv * inv / (float)D;
-    for (int64_t j = threadIdx.x; j < D; j += THREADS) dx[t * D + j] += g[j] * w[j] * inv - row[j] * scale;
+static __device__ __forceinline__ float norm_gradient(float by_w, float value, float inv, float scale) {
+    return fmaf(by_w, inv, -__fmul_rn(value, scale));
+}
+
+// A block goes through one part of the rows, row by row: dx, and the part's own sums for dw (partials NULL:
+// not wanted). The first OWN · THREADS columns stay in registers, what is beyond goes through memory.
+template <int OWN>
+static __global__ void __launch_bounds__(THREADS, OWN > 4 ? 2 : 4)
+    rmsnorm_backward_kernel(const float *dy, const float *x, const float *w, const float *inv_rms, int64_t T,
+                            int64_t D, float *dx, float *partials) {
+    const int64_t begin = blockIdx.x * dr_norm_rows(T), end = min(begin + dr_norm_rows(T), T);
+    float sums[OWN] = {0};
+    float *part = partials ? partials + blockIdx.x * D : NULL;
+    for (int64_t t = begin; t < end; t++) {
+        const float *g = dy + t * D, *row = x + t * D, inv = inv_rms[t];
+        float by_w[OWN], sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < OWN; i++) {
+            int64_t j = threadIdx.x + i * THREADS;
+            float up = j < D ? g[j] : 0.0f, value = j < D ? row[j] : 0.0f;
+            by_w[i] = j < D ? __fmul_rn(up, w[j]) : 0.0f;
+            sum = fmaf(by_w[i], value, sum);
+            sums[i] = fmaf(up, __fmul_rn(value, inv), sums[i]);
+        }
+        for (int64_t j = threadIdx.x + OWN * THREADS; j < D; j += THREADS) {
+            sum = fmaf(__fmul_rn(g[j], w[j]), row[j], sum);
+            if (part) part[j] = fmaf(g[j], __fmul_rn(row[j], inv), t == begin ? 0.0f : part[j]);
+        }
+        float scale = dr_block_sum<THREADS>(sum) * inv * inv * inv / (float)D;
+#pragma unroll
+        for (int i = 0; i < OWN; i++) {
+            int64_t j = threadIdx.x + i * THREADS;
+            if (j < D) dx[t * D + j] += norm_gradient(by_w[i], row[j], inv, scale);
+        }
+        for (int64_t j = threadIdx.x + OWN * THREADS; j < D; j += THREADS)
+            dx[t * D + j] += norm_gradient(__fmul_rn(g[j], w[j]), row[j], inv, scale);
+    }
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        int64_t j = threadIdx.x + i * THREADS;
+        if (part && j < D) part[j] = sums[i];
+    }
 }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -120,17 +153,6 @@ extern "C" dr_status dr_cuda_rmsnorm_residual_forward(const float *residual, con
     return rmsnorm_launch("rmsnorm_residual_forward", x, residual, w, T, D, eps, x, y, inv_rms, stream);
 }
 
-extern "C" dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, const float *w,
-                                              const float *inv_rms, int64_t T, int64_t D, float *dx,
-                                              dr_cuda_stream stream) {
-    unsigned int blocks = 0;
-    if (T == 0) return DR_OK;
-    DR_TRY(dr_cuda_grid("rmsnorm_backward", T, 1, &blocks));
-    rmsnorm_backward_kernel<<<blocks, THREADS, 0, stream>>>(dy, x, w, inv_rms, D, dx);
-    DR_CUDA_LAUNCHED("rmsnorm_backward of %lld x %lld", (long long)T, (long long)D);
-    return DR_OK;
-}
-
 extern "C" dr_status dr_cuda_layernorm_forward(const float *x, const float *w, const float *bias, int64_t T,
                                                int64_t D, float eps, float *y, float *mean, float *inv_std,
                                                dr_cuda_stream stream) {
@@ -155,6 +177,8 @@ extern "C" dr_status dr_cuda_layernorm_backward(const float *dy, const float *x,
 
 // ---- sums over rows ----
 
+enum { COLUMNS = 32, GROUPS = 32 };
+
 // Block: one chunk of rows, THREADS columns; `across` blocks side by side hold all columns.
 static __global__ void partial_sums_kernel(const float *dy, const float *x, const float *mean,
                                            const float *inv, int64_t T, int64_t D, int64_t across,
@@ -171,12 +195,28 @@ static __global__ void partial_sums_kernel(const float *dy, const float *x, cons
     partials[chunk * D + j] = sum;
 }
 
-static __global__ void add_partials_kernel(const float *partials, int64_t n_chunks, int64_t D, float *sums) {
-    const int64_t j = dr_cuda_item();
-    if (j >= D) return;
+// Block: COLUMNS columns; a thread adds up every GROUPS-th part of one, and the first threads add up those.
+static __global__ void __launch_bounds__(COLUMNS *GROUPS)
+    add_partials_kernel(const float *partials, int64_t n_parts, int64_t D, float *sums) {
+    __shared__ float groups[GROUPS][COLUMNS];
+    const int column = threadIdx.x % COLUMNS, group = threadIdx.x / COLUMNS;
+    const int64_t j = (int64_t)blockIdx.x * COLUMNS + column;
     float sum = 0.0f;
-    for (int64_t chunk = 0; chunk < n_chunks; chunk++) sum += partials[chunk * D + j];
+    for (int64_t part = group; j < D && part < n_parts; part += GROUPS) sum += partials[part * D + j];
+    groups[group][column] = sum;
+    __syncthreads();
+    if (group > 0 || j >= D) return;
+    for (int i = 1; i < GROUPS; i++) sum += groups[i][column];
     sums[j] += sum;
+}
+
+static dr_status add_partials(const char *op, const float *partials, int64_t n_parts, int64_t D, float *sums,
+                              dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    DR_TRY(dr_cuda_grid(op, D, COLUMNS, &blocks));
+    add_partials_kernel<<<blocks, COLUMNS * GROUPS, 0, stream>>>(partials, n_parts, D, sums);
+    DR_CUDA_LAUNCHED("%s, sums of %lld parts of %lld", op, (long long)n_parts, (long long)D);
+    return DR_OK;
 }
 
 extern "C" dr_status dr_cuda_column_sums(const char *op, const float *dy, const float *x, const float *mean,
@@ -188,7 +228,20 @@ extern "C" dr_status dr_cuda_column_sums(const char *op, const float *dy, const 
     DR_TRY(dr_cuda_grid(op, dr_chunk_count(T) * across, 1, &blocks));
     partial_sums_kernel<<<blocks, THREADS, 0, stream>>>(dy, x, mean, inv, T, D, across, partials);
     DR_CUDA_LAUNCHED("%s, sums of %lld rows of %lld", op, (long long)T, (long long)D);
-    add_partials_kernel<<<across, THREADS, 0, stream>>>(partials, dr_chunk_count(T), D, sums);
-    DR_CUDA_LAUNCHED("%s, sums of %lld parts of %lld", op, (long long)dr_chunk_count(T), (long long)D);
-    return DR_OK;
+    return add_partials(op, partials, dr_chunk_count(T), D, sums, stream);
+}
+
+extern "C" dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, const float *w,
+                                              const float *inv_rms, int64_t T, int64_t D, float *partials,
+                                              float *dx, float *dw, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (T == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("rmsnorm_backward", dr_norm_parts(T), 1, &blocks));
+#define LAUNCH(OWN)                                                                                          \
+    rmsnorm_backward_kernel<OWN>                                                                             \
+        <<<blocks, THREADS, 0, stream>>>(dy, x, w, inv_rms, T, D, dx, dw ? partials : NULL)
+    BY_WIDTH(D, LAUNCH);
+#undef LAUNCH
+    DR_CUDA_LAUNCHED("rmsnorm_backward of %lld x %lld", (long long)T, (long long)D);
+    return dw ? add_partials("rmsnorm_backward", partials, dr_norm_parts(T), D, dw, stream) : DR_OK;
 }

@@ -28,12 +28,19 @@ static dr_status column_sums(dr_cuda_state *state, const char *op, const float *
     return dr_cuda_column_sums(op, dy, x, mean, inv, T, D, state->partials.data, sums, state->stream);
 }
 
+static dr_status norm_gradient(dr_cuda_state *state, const float *dy, const float *x, const float *w,
+                               const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw) {
+    if (dw)
+        DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
+                               dr_norm_parts(T) * D * (int64_t)sizeof(float)));
+    return dr_cuda_rmsnorm_backward(dy, x, w, inv_rms, T, D, state->partials.data, dx, dw, state->stream);
+}
+
 static void rmsnorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
                              const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw) {
     dr_cuda_state *state;
     if (dr_cuda_enter(b, &state) != DR_OK) return;
-    dr_cuda_keep(state, dr_cuda_rmsnorm_backward(dy, x, w, inv_rms, T, D, dx, state->stream));
-    dr_cuda_keep(state, column_sums(state, "rmsnorm_backward", dy, x, NULL, inv_rms, T, D, dw));
+    dr_cuda_keep(state, norm_gradient(state, dy, x, w, inv_rms, T, D, dx, dw));
 }
 
 static void layernorm_forward(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T,

@@ -66,18 +66,24 @@ static void test_tile_items(void **state) {
 
 // ---- sums over rows ----
 
+static void check_parts(int64_t T, int64_t rows, int64_t n, int64_t most_parts, int64_t least_rows) {
+    int32_t *counts = counters(T);
+    assert_true(n <= most_parts && rows >= least_rows);
+    for (int64_t part = 0; part < n; part++) {
+        assert_true(part * rows < T); // no empty one
+        for (int64_t t = part * rows; t < (part + 1) * rows && t < T; t++) counts[t]++;
+    }
+    check_each_once("rows", counts, T);
+}
+
 static void test_chunks(void **state) {
     (void)state;
-    static const int64_t sizes[] = {0, 1, 63, 64, 65, 16383, 16384, 16385, 16384 + 256, 524289};
+    static const int64_t sizes[] = {0,    1,    3,    4,     5,     63,    64,     65,
+                                    4095, 4096, 4097, 16383, 16384, 16385, 524289, 16384 + 256};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        int64_t T = sizes[i], rows = dr_chunk_rows(T), n = dr_chunk_count(T);
-        int32_t *counts = counters(T);
-        assert_true(n <= DR_CUDA_CHUNKS && rows >= DR_CUDA_CHUNK_ROWS);
-        for (int64_t chunk = 0; chunk < n; chunk++) {
-            assert_true(chunk * rows < T); // no empty one
-            for (int64_t t = chunk * rows; t < (chunk + 1) * rows && t < T; t++) counts[t]++;
-        }
-        check_each_once("rows", counts, T);
+        int64_t T = sizes[i];
+        check_parts(T, dr_chunk_rows(T), dr_chunk_count(T), DR_CUDA_CHUNKS, DR_CUDA_CHUNK_ROWS);
+        check_parts(T, dr_norm_rows(T), dr_norm_parts(T), DR_CUDA_NORM_PARTS, DR_CUDA_NORM_ROWS);
     }
 }
 
