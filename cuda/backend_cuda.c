@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "core/base/alloc.h"
+#include "core/base/log.h"
 #include "cuda/cuda_internal.h"
 
 dr_status dr_cuda_enter(dr_backend *b, dr_cuda_state **out_state) {
@@ -114,12 +115,16 @@ static void *host_view(dr_backend *b, void *memory) {
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
     if (bytes <= buffer->bytes) return DR_OK;
-    release(state, buffer->data);
-    *buffer = (dr_cuda_buffer){0};
+    dr_cuda_release(state, buffer);
     DR_CUDA_TRY(DR_ERR_MEMORY, cudaMalloc(&buffer->data, (size_t)bytes), "%s: %lld bytes", label,
                 (long long)bytes);
     buffer->bytes = bytes;
     return DR_OK;
+}
+
+void dr_cuda_release(dr_cuda_state *state, dr_cuda_buffer *buffer) {
+    release(state, buffer->data);
+    *buffer = (dr_cuda_buffer){0};
 }
 
 int64_t dr_cuda_stage_capacity(int64_t bytes) {
@@ -191,11 +196,30 @@ static dr_status state_open(dr_cuda_state *state) {
     return DR_OK;
 }
 
+static bool own_products_only;
+
+void dr_cuda_own_products_only(bool own) {
+    own_products_only = own;
+}
+
+// fp32's products are the own kernels' alone: no library adds in their order.
+static dr_status products_open(dr_cuda_state *state, dr_precision precision) {
+    const char *reason = "they were asked for";
+    if (precision == DR_FP32) return DR_OK;
+    if (!own_products_only) DR_TRY(dr_cuda_lt_open(state, precision, &reason));
+    if (state->lt) return DR_OK;
+    DR_CHECK(!dr_is_loose(precision), DR_ERR_UNSUPPORTED,
+             "cuda: products that sum in any order are cuBLASLt's, expected and not found: %s", reason);
+    dr_info("cuda: own kernels for bf16 products, not cuBLASLt's: %s", reason);
+    return DR_OK;
+}
+
 static void state_close(dr_cuda_state *state) {
-    release(state, state->partials.data);
-    release(state, state->logits.data);
-    release(state, state->kept_ids.data);
-    release(state, state->drawn.data);
+    dr_cuda_lt_close(state);
+    dr_cuda_release(state, &state->partials);
+    dr_cuda_release(state, &state->logits);
+    dr_cuda_release(state, &state->kept_ids);
+    dr_cuda_release(state, &state->drawn);
     dr_free(state->kept_host);
     dr_free(state->drawn_host);
     for (int i = 0; i < DR_CUDA_STAGES; i++) {
@@ -229,13 +253,12 @@ dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend 
     dr_backend *backend = NULL;
     dr_cuda_state *state = NULL;
     dr_status status;
-    DR_CHECK(precision == DR_FP32 || precision == DR_BF16, DR_ERR_UNSUPPORTED,
-             "cuda: products that sum in any order are the CPU body's alone; use fp32 or bf16");
     DR_TRY(check_device(device));
     DR_TRY(dr_alloc(&backend, "cuda backend", 1, sizeof *backend));
     DR_TRY_GOTO(status, dr_alloc(&state, "cuda backend state", 1, sizeof *state), free_backend);
     state->device = device;
     DR_TRY_GOTO(status, state_open(state), close_state);
+    DR_TRY_GOTO(status, products_open(state, precision), close_state);
     *backend = (dr_backend){.ops = table(), .precision = precision, .n_threads = 1, .state = state};
     *out_backend = backend;
     return DR_OK;

@@ -19,13 +19,20 @@ extern "C" {
 //   overwritten by copy_in at once: both come after the rounding. copy_in: from_host may be changed on
 //   return, but is not to be pinned memory. memory_destroy and weight_destroy wait for the ops that are under
 //   way.
+// DR_BF16 multiplies by weights whose sizes are multiples of 8 through cuBLASLt where that can be loaded, by
+// others with the own kernels; both are row-exact, their bits differ.
 // Errors of create: DR_ERR_ARGUMENT, no such device or none at all, in words; DR_ERR_UNSUPPORTED, a device
-// below compute capability 8.0, or DR_FP32_LOOSE; DR_ERR_MEMORY.
+// below compute capability 8.0, or a loose precision where cuBLASLt cannot be loaded; DR_ERR_MEMORY,
+// DR_ERR_INTERNAL.
 // Errors of ops: DR_ERR_MEMORY for a scratch buffer, DR_ERR_INTERNAL for what CUDA reports, DR_ERR_RANGE and
 // DR_ERR_UNSUPPORTED as in the CPU body. An op that returns no status keeps its failure, and every later op
 // that returns one returns it; copy_out then fills its target with NaNs, sum_of_squares returns one. A fault
 // inside a kernel is reported by a later op, not by the one that caused it.
 dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend **out_backend);
+
+// Tests only: bf16 backends made from now on multiply with the own kernels (true), or again through the
+// library where there is one.
+void dr_cuda_own_products_only(bool own);
 
 // Waits for what is under way, then frees the backend. Memory and weights must have been destroyed before.
 // NULL is fine.

@@ -4,6 +4,7 @@
 #define DR_CUDA_CUDA_INTERNAL_H
 
 #include "cuda/kernels.h"
+#include "cuda/linear_lt.h"
 
 enum { DR_CUDA_STAGES = 2 };
 
@@ -21,9 +22,12 @@ typedef struct dr_cuda_stage {
     struct CUevent_st *sent;
 } dr_cuda_stage;
 
+typedef struct dr_cuda_lt dr_cuda_lt; // the library of products, its descriptors, scratch and workspace
+
 typedef struct dr_cuda_state {
     int device;
     dr_cuda_stream stream;
+    dr_cuda_lt *lt;                 // NULL: the own kernels serve
     dr_status failed;               // of an op that returns no status; DR_OK so far
     dr_cuda_buffer partials;        // of sums over rows and of squares; delta of attention's gradient
     dr_cuda_buffer logits;          // one block of rows of the head
@@ -38,7 +42,7 @@ typedef struct dr_cuda_state {
 struct dr_weight {
     int64_t n_out, n_in;
     const float *values; // what was packed last; borrowed, [n_out, n_in]
-    uint16_t *rounded;   // the same as bf16 (bf16 body)
+    uint16_t *rounded;   // the same as bf16 (bf16 precisions)
 };
 
 // What every op begins with: makes the backend's device the thread's, or returns what failed before.
@@ -59,11 +63,39 @@ void dr_cuda_keep(dr_cuda_state *state, dr_status status);
 // At least `bytes` of scratch; what it held is lost. Waits for the stream when it grows.
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes);
 
+void dr_cuda_release(dr_cuda_state *state, dr_cuda_buffer *buffer); // waits for the stream
+
 // The next stage with room for `bytes`, free to be written; send starts its copy. What kernels read of
 // stage->device stays until the stage comes round again, in the order of the stream.
 dr_status dr_cuda_stage_open(dr_cuda_state *state, int64_t bytes, dr_cuda_stage **out_stage);
 dr_status dr_cuda_stage_send(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes);
 int64_t dr_cuda_stage_capacity(int64_t bytes); // what a stage that grows to hold `bytes` takes
+
+// ---- products through cuBLASLt (linear_lt.c) ----
+
+// n elements; `rounded`, where it is not NULL, holds the same as bf16.
+typedef struct dr_lt_operand {
+    const float *values;
+    const uint16_t *rounded;
+    int64_t n;
+} dr_lt_operand;
+
+// A product of T rows with a weight [n_out, n_in]; left and right are a and b of dr_lt_shape.
+typedef struct dr_lt_product {
+    dr_lt_op op;
+    int64_t n_out, n_in, T;
+    dr_lt_operand left, right;
+    const float *bias; // DR_LT_FORWARD_BIAS only
+    float *out;
+    bool accumulate; // out +=
+} dr_lt_product;
+
+// Loads the library for a state that has its device and stream. Where there is none state->lt stays NULL and
+// *out_reason, static storage, says why.
+dr_status dr_cuda_lt_open(dr_cuda_state *state, dr_precision precision, const char **out_reason);
+void dr_cuda_lt_close(dr_cuda_state *state); // without one: nothing
+// *out_served false: the own kernels must do it. Exact precisions: the same answer for every T but 0.
+dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *product, bool *out_served);
 
 // y [T, n_out] = x Wᵀ (+ bias) in the backend's precision; the other two products of a linear layer.
 dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,

@@ -19,6 +19,7 @@ enum {
     DR_CUDA_FP32_OWN = 4, // rows, and columns, of a tile that one thread owns
     DR_CUDA_BF16_DEPTH = 32,
     DR_CUDA_BF16_THREADS = 128,
+    DR_CUDA_ROUNDED = 8,  // values that one thread rounds to bf16
     DR_CUDA_QUERIES = 32, // flat query rows of one attention tile; also its keys
     DR_CUDA_KEYS = 32,
     DR_CUDA_ATTENTION_THREADS = 256,

@@ -36,6 +36,7 @@ typedef struct dr_cuda_product {
 dr_status dr_cuda_product_fp32(const dr_cuda_product *product, dr_cuda_stream stream);
 // Operands rounded to bf16, fp32 sums in steps of 16 k on the tensor cores. alpha 1, beta 0 or 1.
 dr_status dr_cuda_product_bf16(const dr_cuda_product *product, dr_cuda_stream stream);
+// rounded [n] = values as bf16, to nearest, ties to even; not overlapping.
 dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t *rounded, dr_cuda_stream stream);
 
 // ---- norms (norm.cu) ----

@@ -126,7 +126,7 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
 
 static void kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G, int32_t d) {
     dr_cuda_state *state;
-    if (b->precision != DR_BF16) return;
+    if (!dr_rounds_to_bf16(b->precision)) return;
     dr_status status = dr_cuda_enter(b, &state);
     if (status == DR_OK) status = dr_cuda_kv_round(k, v, kv_stride, T, (int64_t)G * d, state->stream);
     dr_cuda_keep(b->state, status);
@@ -146,7 +146,7 @@ static void kv_store(dr_backend *b, const float *k, const float *v, int64_t kv_s
                      const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
                      int32_t d, void *k_cache, void *v_cache) {
     dr_cuda_attention a = {.k = k, .v = v, .kv_stride = kv_stride, .H = G, .G = G, .d = d};
-    a.is_bf16 = b->precision == DR_BF16;
+    a.is_bf16 = dr_rounds_to_bf16(b->precision);
     dr_cuda_keep(b->state, store(b, chunks, n_chunks, page_size, &a, k_cache, v_cache));
 }
 
@@ -155,7 +155,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out) {
     dr_cuda_state *state;
     dr_cuda_attention a = described(q, k_cache, v_cache, q_stride, 0, H, G, d);
-    a.is_bf16 = b->precision == DR_BF16;
+    a.is_bf16 = dr_rounds_to_bf16(b->precision);
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(check_page(page_size));
     DR_TRY(dr_cuda_enter(b, &state));

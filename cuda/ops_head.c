@@ -52,10 +52,12 @@ static void kept_lse(dr_backend *b, const float *logits, int64_t T, int64_t V, f
     dr_cuda_keep(b->state, kept_stats(b, logits, T, V, temperature, kept, lse));
 }
 
-// A block of logits, and the stages at most: kept sets that are each the whole vocabulary.
+// A block of logits, the operands of its products where the library multiplies, and the stages at most: kept
+// sets that are each the whole vocabulary.
 static int64_t head_memory(dr_backend *b, int64_t V, int64_t D) {
-    (void)b, (void)D;
-    return HEAD_ROWS * V * (int64_t)sizeof(float) +
+    const dr_cuda_state *state = b->state;
+    int64_t operands = state->lt ? HEAD_ROWS * (V + D) * (int64_t)sizeof(uint16_t) : 0;
+    return operands + HEAD_ROWS * V * (int64_t)sizeof(float) +
            DR_CUDA_STAGES * dr_cuda_stage_capacity(kept_bytes(HEAD_ROWS, HEAD_ROWS * V));
 }
 

@@ -1,5 +1,6 @@
-// Linear layers and the general product as calls of the product kernels. Weights in fp32 are read where they
-// are; in bf16 a rounded copy is kept.
+// Linear layers and the general product: through cuBLASLt where the state has it and the weight's sizes suit
+// it, else as calls of the own kernels. Weights in fp32 are read where they are; in bf16 a rounded copy is
+// kept.
 #include "core/base/alloc.h"
 #include "cuda/cuda_internal.h"
 
@@ -10,7 +11,7 @@ static dr_status weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_we
     DR_TRY(dr_alloc(&w, "weight", 1, sizeof *w));
     w->n_out = n_out;
     w->n_in = n_in;
-    if (b->precision == DR_BF16) {
+    if (dr_rounds_to_bf16(b->precision)) {
         void *rounded = NULL;
         dr_status status = b->ops->memory_create(b, "rounded weight",
                                                  (size_t)n_out * (size_t)n_in * sizeof(uint16_t), &rounded);
@@ -45,16 +46,32 @@ static dr_status weight_rows(dr_backend *b, const dr_weight *w, const int32_t *i
     return dr_cuda_embedding_forward(w->values, ids, T, w->n_in, out, state->stream);
 }
 
-static dr_status multiply(dr_backend *b, const dr_cuda_product *product) {
+// The same product said twice: to the library, and to the own kernels.
+static dr_status multiply(dr_backend *b, const dr_lt_product *by_library, const dr_cuda_product *product) {
     dr_cuda_state *state;
+    bool is_served = false;
     DR_TRY(dr_cuda_enter(b, &state));
-    if (b->precision == DR_BF16) return dr_cuda_product_bf16(product, state->stream);
+    if (state->lt) DR_TRY(dr_cuda_lt_product(state, by_library, &is_served));
+    if (is_served) return DR_OK;
+    if (dr_rounds_to_bf16(b->precision)) return dr_cuda_product_bf16(product, state->stream);
     return dr_cuda_product_fp32(product, state->stream);
+}
+
+static dr_lt_operand weight_operand(const dr_weight *w) {
+    return (dr_lt_operand){w->values, w->rounded, w->n_out * w->n_in};
 }
 
 // y (t, o) = Σ_i x (t, i) · w (o, i)
 dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,
                          float *y) {
+    const dr_lt_product by_library = {.op = bias ? DR_LT_FORWARD_BIAS : DR_LT_FORWARD,
+                                      .n_out = w->n_out,
+                                      .n_in = w->n_in,
+                                      .T = T,
+                                      .left = weight_operand(w),
+                                      .right = {x, NULL, T * w->n_in},
+                                      .bias = bias,
+                                      .out = y};
     const dr_cuda_product product = {.op = "linear_forward",
                                      .a = {x, NULL, w->n_in, 1},
                                      .b = {w->values, w->rounded, w->n_in, 1},
@@ -64,12 +81,20 @@ dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int6
                                      .alpha = 1.0f,
                                      .bias = bias,
                                      .c = y};
-    return multiply(b, &product);
+    return multiply(b, &by_library, &product);
 }
 
 // dx (t, i) = Σ_o dy (t, o) · w (o, i)
 dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
                                bool accumulate) {
+    const dr_lt_product by_library = {.op = DR_LT_BACKWARD_INPUT,
+                                      .n_out = w->n_out,
+                                      .n_in = w->n_in,
+                                      .T = T,
+                                      .left = weight_operand(w),
+                                      .right = {dy, NULL, T * w->n_out},
+                                      .out = dx,
+                                      .accumulate = accumulate};
     const dr_cuda_product product = {.op = "linear_backward_input",
                                      .a = {dy, NULL, w->n_out, 1},
                                      .b = {w->values, w->rounded, 1, w->n_in},
@@ -79,12 +104,20 @@ dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *d
                                      .alpha = 1.0f,
                                      .beta = accumulate ? 1.0f : 0.0f,
                                      .c = dx};
-    return multiply(b, &product);
+    return multiply(b, &by_library, &product);
 }
 
 // dw (o, i) += Σ_t dy (t, o) · x (t, i)
 dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
                                 int64_t n_in, float *dw) {
+    const dr_lt_product by_library = {.op = DR_LT_BACKWARD_WEIGHT,
+                                      .n_out = n_out,
+                                      .n_in = n_in,
+                                      .T = T,
+                                      .left = {x, NULL, T * n_in},
+                                      .right = {dy, NULL, T * n_out},
+                                      .out = dw,
+                                      .accumulate = true};
     const dr_cuda_product product = {.op = "linear_backward_weight",
                                      .a = {dy, NULL, 1, n_out},
                                      .b = {x, NULL, 1, n_in},
@@ -94,7 +127,7 @@ dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, 
                                      .alpha = 1.0f,
                                      .beta = 1.0f,
                                      .c = dw};
-    return multiply(b, &product);
+    return multiply(b, &by_library, &product);
 }
 
 static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,

@@ -1,6 +1,6 @@
 // The CUDA body against the CPU body, op by op: values, rows alone, the same bits twice. No device: skipped.
 // labels: gpu
-#include "tests/op_check.h"
+#include "tests/cuda_memory.h"
 
 #include <stdio.h>
 
@@ -10,67 +10,7 @@
 #endif
 
 static dr_backend *cuda, *cuda_bf16; // NULL: no device
-enum { MAX_MEMORY = 512, MAX_RESULTS = 16 };
-
-// ---- memory of either backend, freed at the end of a case ----
-
-static struct {
-    dr_backend *b;
-    void *at;
-} memory[MAX_MEMORY];
-static int n_memory;
-
-static void *put_bytes(dr_backend *b, const void *values, size_t bytes) {
-    void *at = NULL;
-    check_ok(b->ops->memory_create(b, "test array", bytes, &at));
-    assert_true(n_memory < MAX_MEMORY);
-    memory[n_memory].b = b;
-    memory[n_memory++].at = at;
-    b->ops->copy_in(b, at, values, bytes);
-    return at;
-}
-
-static float *put(dr_backend *b, const float *values, int64_t n) {
-    return put_bytes(b, values, (size_t)n * sizeof(float));
-}
-
-static int32_t *put_ids(dr_backend *b, const int32_t *ids, int64_t n) {
-    return put_bytes(b, ids, (size_t)n * sizeof(int32_t));
-}
-
-static float *put_poison(dr_backend *b, int64_t n) {
-    return put(b, op_poison(n), n);
-}
-
-static float *get(dr_backend *b, const float *at, int64_t n) {
-    float *values = op_array(n, sizeof(float));
-    b->ops->copy_out(b, values, at, (size_t)n * sizeof(float));
-    return values;
-}
-
-static void free_memory(void) {
-    while (n_memory > 0) {
-        n_memory--;
-        memory[n_memory].b->ops->memory_destroy(memory[n_memory].b, memory[n_memory].at);
-    }
-}
-
-static void free_all(void) {
-    free_memory();
-    op_free_arrays();
-}
-
-static int case_teardown(void **state) {
-    free_memory();
-    return op_case_teardown(state);
-}
-
-static dr_weight *pack(dr_backend *b, int64_t n_out, int64_t n_in, const float *values) {
-    dr_weight *w = NULL;
-    check_ok(b->ops->weight_create(b, n_out, n_in, &w));
-    check_ok(b->ops->weight_pack(b, w, put(b, values, n_out * n_in)));
-    return w;
-}
+enum { MAX_RESULTS = 16 };
 
 // ---- one case on both backends ----
 
@@ -602,58 +542,6 @@ static void test_rows(void **state) {
     }
 }
 
-// ---- bf16 ----
-
-static float *rounded(const float *values, int64_t n) {
-    float *copy = op_copy(values, n);
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &copy[i], sizeof bits);
-        bits = (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u; // to nearest, ties to even
-        memcpy(&copy[i], &bits, sizeof bits);
-    }
-    return copy;
-}
-
-// The fp32 CPU body on operands that were rounded before is what the bf16 body must give.
-static void check_bf16(int64_t T, int64_t O, int64_t I) {
-    float *values = op_normal(O * I, 0, 1), *x = op_normal(T * I, 0, 1), *dy = op_normal(T * O, 0, 1),
-          *bias = op_normal(O, 0, 1), *start = op_normal(O * I, 0, 1), *got[2][5];
-    int32_t *ids = op_ids(T, (int32_t)O);
-    for (int i = 0; i < 2; i++) {
-        dr_backend *b = i ? cuda_bf16 : op_one;
-        dr_weight *w = pack(b, O, I, i ? values : rounded(values, O * I));
-        float *left = put(b, i ? x : rounded(x, T * I), T * I),
-              *up = put(b, i ? dy : rounded(dy, T * O), T * O);
-        float *y = put_poison(b, T * O), *dx = put_poison(b, T * I), *dw = put(b, start, O * I);
-        check_ok(b->ops->linear_forward(b, w, left, T, put(b, bias, O), y));
-        check_ok(b->ops->linear_backward_input(b, w, up, T, dx, false));
-        check_ok(b->ops->linear_backward_weight(b, left, up, T, O, I, dw, NULL));
-        got[i][0] = get(b, y, T * O);
-        got[i][1] = get(b, dx, T * I);
-        got[i][2] = get(b, dw, O * I);
-        check_ok(b->ops->linear_backward_input(b, w, up, T, dx, true));
-        got[i][3] = get(b, dx, T * I);
-        check_ok(b->ops->weight_rows(b, w, put_ids(b, ids, T), T, dx));
-        got[i][4] = get(b, dx, T * I);
-        b->ops->weight_destroy(b, w);
-    }
-    check_relative_error("bf16 linear", got[1][0], got[0][0], T * O, 5e-6);
-    check_relative_error("bf16 dx", got[1][1], got[0][1], T * I, 5e-6);
-    check_relative_error("bf16 dw", got[1][2], got[0][2], O * I, 5e-6);
-    check_relative_error("bf16 dx, added", got[1][3], got[0][3], T * I, 5e-6);
-    check_same_bits("rows of a bf16 weight", got[1][4], got[0][4], T * I);
-    free_all();
-}
-
-static void test_bf16(void **state) {
-    (void)state;
-    if (!cuda) skip();
-    static const int64_t shapes[][3] = {{1, 7, 5}, {3, 33, 17}, {64, 64, 32}, {45, 70, 301}, {530, 129, 24}};
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        check_bf16(shapes[i][0], shapes[i][1], shapes[i][2]);
-}
-
 // ---- the program ----
 
 static int setup(void **state) {
@@ -679,14 +567,11 @@ static int teardown(void **state) {
     return op_group_teardown(state);
 }
 
-#define cuda_test(function) cmocka_unit_test_teardown(function, case_teardown)
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cuda_test(test_products),       cuda_test(test_norms),   cuda_test(test_elements),
         cuda_test(test_head),           cuda_test(test_draws),   cuda_test(test_attention),
         cuda_test(test_attention_rows), cuda_test(test_refused), cuda_test(test_rows),
-        cuda_test(test_bf16),
     };
     int n_failed = cmocka_run_group_tests(tests, setup, teardown);
     return n_failed != 0 || cuda ? n_failed : 77; // 77: skipped

@@ -23,13 +23,23 @@ extern "C" {
 
 // Multiplication type of the linear ops. Inputs and outputs stay fp32 in memory; bf16 rounds the operands of
 // each product, and rows that weight_rows gives, and accumulates in fp32 (in units for it where the processor
-// has them). DR_FP32_LOOSE takes the forward products from a library that sums in any order: not row-exact,
-// there to measure what exactness costs.
-typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE } dr_precision;
+// has them). The loose two are there to measure what exactness costs: a library multiplies and sums in any
+// order, so they are not row-exact. On the CPU DR_FP32_LOOSE does so in the forward products, and
+// DR_BF16_LOOSE is DR_BF16, whose products have no faster way there; on CUDA both do in all three products of
+// a linear layer.
+typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE, DR_BF16_LOOSE } dr_precision;
+
+static inline bool dr_rounds_to_bf16(dr_precision precision) {
+    return precision == DR_BF16 || precision == DR_BF16_LOOSE;
+}
+
+static inline bool dr_is_loose(dr_precision precision) {
+    return precision == DR_FP32_LOOSE || precision == DR_BF16_LOOSE;
+}
 
 // A weight matrix [n_out, n_in] as the backend wants it. Filled by weight_pack from fp32 values in backend
 // memory, which stay in their place and may go on being read until the next weight_pack or weight_destroy; in
-// DR_BF16 the weight keeps its own rounded values, and they may go as soon as weight_pack returns.
+// bf16 the weight keeps its own rounded values, and they may go as soon as weight_pack returns.
 typedef struct dr_weight dr_weight;
 typedef struct dr_backend dr_backend;
 
@@ -254,7 +264,7 @@ struct dr_backend {
 
 // Bytes of a cached key's or value's element: bf16 where products round to it, else fp32.
 static inline size_t dr_kv_bytes(const dr_backend *b) {
-    return b->precision == DR_BF16 ? sizeof(uint16_t) : sizeof(float);
+    return dr_rounds_to_bf16(b->precision) ? sizeof(uint16_t) : sizeof(float);
 }
 
 static inline void dr_backend_destroy(dr_backend *backend) { // NULL is fine
@@ -273,7 +283,8 @@ dr_status dr_host_open(dr_backend *b, float *memory, int64_t n, dr_host_use use,
 void dr_host_close(dr_backend *b, float *memory, int64_t n, dr_host_use use, float *host);
 
 // The CPU body. n_threads 0: what OpenMP offers. DR_BF16 works on every processor; where none of its units
-// multiplies bf16 it halves what is read of weights and takes fp32's time.
+// multiplies bf16 it halves what is read of weights and takes fp32's time. DR_BF16_LOOSE gives a backend
+// whose precision is DR_BF16.
 dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backend **out_backend);
 void dr_backend_cpu_destroy(dr_backend *backend);
 bool dr_cpu_has_bf16(void); // AMX-BF16 or AVX512-BF16: units that multiply it

@@ -93,6 +93,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     static dr_backend_ops ops;
     DR_CHECK(n_threads >= 0 && n_threads <= DR_MAX_THREADS, DR_ERR_ARGUMENT,
              "threads: expected 0 to %d, found %d", DR_MAX_THREADS, n_threads);
+    if (precision == DR_BF16_LOOSE) precision = DR_BF16; // its one way to multiply them
     ops.name = "cpu";
     ops.destroy = dr_backend_cpu_destroy;
     ops.memory_create = memory_create;

@@ -142,7 +142,7 @@ dr_status dr_lm_load(dr_backend *backend, const char *dir, dr_lm **out_lm) {
 }
 
 dr_status dr_lm_load_frozen(dr_backend *backend, const char *dir, dr_lm **out_lm) {
-    return load(backend, dir, backend->precision == DR_BF16, out_lm);
+    return load(backend, dir, dr_rounds_to_bf16(backend->precision), out_lm);
 }
 
 // What config.json says: the type of all tensors, F32 where they differ.

@@ -1,0 +1,405 @@
+// Products of linear layers through cuBLASLt, loaded when a backend is made. bf16: operands are rounded into
+// scratch once a call, sums and results are fp32. One algorithm serves a weight and an operation whatever T
+// is, and no block shares an element's sum with another: rows are exact. The loose precisions take what the
+// library thinks best for a T.
+#include "cuda/linear_lt.h"
+
+#include "cuda/cuda_internal.h"
+
+#if defined(__has_include)
+#if __has_include(<cublasLt.h>)
+#include <cublasLt.h>
+#define HAVE_CUBLASLT 1
+#endif
+#endif
+
+#ifdef HAVE_CUBLASLT
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cuda_runtime_api.h>
+
+#include "core/base/alloc.h"
+#include "core/base/log.h"
+
+// What is called of the library; only the types come from the header.
+typedef struct library {
+    __typeof__(&cublasLtCreate) create;
+    __typeof__(&cublasLtDestroy) destroy;
+    __typeof__(&cublasLtGetStatusString) status_string;
+    __typeof__(&cublasLtMatmulDescCreate) desc_create;
+    __typeof__(&cublasLtMatmulDescDestroy) desc_destroy;
+    __typeof__(&cublasLtMatmulDescSetAttribute) desc_set;
+    __typeof__(&cublasLtMatrixLayoutCreate) layout_create;
+    __typeof__(&cublasLtMatrixLayoutDestroy) layout_destroy;
+    __typeof__(&cublasLtMatrixLayoutSetAttribute) layout_set;
+    __typeof__(&cublasLtMatmulPreferenceCreate) preference_create;
+    __typeof__(&cublasLtMatmulPreferenceDestroy) preference_destroy;
+    __typeof__(&cublasLtMatmulPreferenceSetAttribute) preference_set;
+    __typeof__(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+    __typeof__(&cublasLtMatmulAlgoCheck) check;
+    __typeof__(&cublasLtMatmulAlgoConfigGetAttribute) config_get;
+    __typeof__(&cublasLtMatmul) matmul;
+} library;
+
+// One key's descriptors and algorithm. Their columns are set to those of each call's T.
+typedef struct choice {
+    dr_lt_key key;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatmulAlgo_t algorithm;
+    bool is_served; // an algorithm was found; otherwise this program's own kernels serve
+} choice;
+
+struct dr_cuda_lt {
+    library lib;
+    cublasLtHandle_t handle;
+    bool is_bf16, is_loose;
+    choice *choices;
+    int64_t n_choices, capacity;
+    dr_cuda_buffer operands[2], result, bias; // rounded; results and bias only where an address is odd
+    dr_cuda_buffer workspace;                 // loose precisions only
+};
+
+#define LT_TRY(lt, call, what)                                                                               \
+    do {                                                                                                     \
+        cublasStatus_t lt_status_ = (call);                                                                  \
+        DR_CHECK(lt_status_ == CUBLAS_STATUS_SUCCESS, DR_ERR_INTERNAL, "cublasLt, %s: %s", what,             \
+                 (lt)->lib.status_string(lt_status_));                                                       \
+    } while (0)
+
+// ---- the library ----
+
+// false: not there; `reason` says what.
+static bool find(void *handle, const char *name, void *out_function, char *reason, size_t size) {
+    void *symbol = dlsym(handle, name);
+    if (!symbol) snprintf(reason, size, "the library has no %s", name);
+    memcpy(out_function, &symbol, sizeof symbol);
+    return symbol != NULL;
+}
+
+// The library stays open: other backends of this process may use it.
+static bool load(library *out, char *reason, size_t size) {
+    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12",
+                                        "/usr/local/cuda/lib64/libcublasLt.so"};
+    void *handle = NULL;
+    for (int i = 0; i < 3 && !handle; i++) {
+        handle = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+        const char *error = handle ? NULL : dlerror();
+        if (error && i == 0) snprintf(reason, size, "%s", error);
+    }
+    return handle && find(handle, "cublasLtCreate", &out->create, reason, size) &&
+           find(handle, "cublasLtDestroy", &out->destroy, reason, size) &&
+           find(handle, "cublasLtGetStatusString", &out->status_string, reason, size) &&
+           find(handle, "cublasLtMatmulDescCreate", &out->desc_create, reason, size) &&
+           find(handle, "cublasLtMatmulDescDestroy", &out->desc_destroy, reason, size) &&
+           find(handle, "cublasLtMatmulDescSetAttribute", &out->desc_set, reason, size) &&
+           find(handle, "cublasLtMatrixLayoutCreate", &out->layout_create, reason, size) &&
+           find(handle, "cublasLtMatrixLayoutDestroy", &out->layout_destroy, reason, size) &&
+           find(handle, "cublasLtMatrixLayoutSetAttribute", &out->layout_set, reason, size) &&
+           find(handle, "cublasLtMatmulPreferenceCreate", &out->preference_create, reason, size) &&
+           find(handle, "cublasLtMatmulPreferenceDestroy", &out->preference_destroy, reason, size) &&
+           find(handle, "cublasLtMatmulPreferenceSetAttribute", &out->preference_set, reason, size) &&
+           find(handle, "cublasLtMatmulAlgoGetHeuristic", &out->heuristic, reason, size) &&
+           find(handle, "cublasLtMatmulAlgoCheck", &out->check, reason, size) &&
+           find(handle, "cublasLtMatmulAlgoConfigGetAttribute", &out->config_get, reason, size) &&
+           find(handle, "cublasLtMatmul", &out->matmul, reason, size);
+}
+
+// ---- the choice of an algorithm ----
+
+static dr_status layout_make(const dr_cuda_lt *lt, const dr_lt_matrix *m, cudaDataType type,
+                             cublasLtMatrixLayout_t *out) {
+    LT_TRY(lt, lt->lib.layout_create(out, type, (uint64_t)m->rows, (uint64_t)m->columns, m->stride),
+           "layout");
+    return DR_OK;
+}
+
+static dr_status columns_set(const dr_cuda_lt *lt, cublasLtMatrixLayout_t layout, const dr_lt_matrix *m) {
+    const uint64_t columns = (uint64_t)m->columns;
+    LT_TRY(lt, lt->lib.layout_set(layout, CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof columns), "columns");
+    return DR_OK;
+}
+
+// The choice's layouts become those of a product of T rows.
+static dr_status rows_set(const dr_cuda_lt *lt, const choice *c, int64_t T) {
+    const dr_lt_shape shape = dr_lt_shape_of(c->key.op, c->key.n_out, c->key.n_in, T);
+    DR_TRY(columns_set(lt, c->a, &shape.a));
+    DR_TRY(columns_set(lt, c->b, &shape.b));
+    return columns_set(lt, c->d, &shape.d);
+}
+
+static dr_status bias_set(const dr_cuda_lt *lt, const choice *c, const float *bias) {
+    LT_TRY(lt, lt->lib.desc_set(c->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias), "bias");
+    return DR_OK;
+}
+
+static dr_status desc_make(const dr_cuda_lt *lt, choice *c, const dr_lt_shape *shape) {
+    const int32_t a = shape->a.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                  b = shape->b.is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const uint32_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    LT_TRY(lt, lt->lib.desc_create(&c->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "product");
+    LT_TRY(lt, lt->lib.desc_set(c->desc, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a), "left operand");
+    LT_TRY(lt, lt->lib.desc_set(c->desc, CUBLASLT_MATMUL_DESC_TRANSB, &b, sizeof b), "right operand");
+    if (c->key.op != DR_LT_FORWARD_BIAS) return DR_OK;
+    LT_TRY(lt, lt->lib.desc_set(c->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue),
+           "epilogue");
+    return bias_set(lt, c, (const float *)(uintptr_t)DR_LT_ALIGNMENT); // looked at for its alignment only
+}
+
+// What is asked for: the same alignments for every caller, and when exact nothing to sum over blocks with.
+static dr_status preference_fill(const dr_cuda_lt *lt, cublasLtMatmulPreference_t preference) {
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const uint32_t alignment = DR_LT_ALIGNMENT;
+    const uint32_t reductions =
+        lt->is_loose ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_NONE;
+    const uint64_t workspace = lt->is_loose ? DR_LT_WORKSPACE : 0;
+    for (int i = 0; i < 4; i++)
+        LT_TRY(lt, lt->lib.preference_set(preference, alignments[i], &alignment, sizeof alignment),
+               "alignment");
+    LT_TRY(lt,
+           lt->lib.preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
+                                  sizeof reductions),
+           "reductions");
+    LT_TRY(lt,
+           lt->lib.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                  sizeof workspace),
+           "workspace");
+    return DR_OK;
+}
+
+static dr_status is_exact(const dr_cuda_lt *lt, const cublasLtMatmulHeuristicResult_t *found, bool *out) {
+    int32_t n_splits = 0;
+    uint32_t reduction = 0;
+    size_t written = 0;
+    LT_TRY(lt,
+           lt->lib.config_get(&found->algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &n_splits, sizeof n_splits,
+                              &written),
+           "splits");
+    LT_TRY(lt,
+           lt->lib.config_get(&found->algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
+                              sizeof reduction, &written),
+           "reduction");
+    *out = dr_lt_is_exact(n_splits, reduction, found->workspaceSize);
+    return DR_OK;
+}
+
+// Whether the algorithm takes every T that the choice is for.
+static dr_status takes_rows(const dr_cuda_lt *lt, const choice *c, const cublasLtMatmulAlgo_t *algorithm,
+                            bool *out) {
+    int64_t rows[DR_LT_MOST_CHECKED];
+    int n = 0;
+    const size_t workspace = lt->is_loose ? DR_LT_WORKSPACE : 0;
+    dr_lt_checked(&c->key, rows, &n);
+    *out = true;
+    for (int i = 0; i < n && *out; i++) {
+        cublasLtMatmulHeuristicResult_t result;
+        DR_TRY(rows_set(lt, c, rows[i]));
+        cublasStatus_t status =
+            lt->lib.check(lt->handle, c->desc, c->a, c->b, c->d, c->d, algorithm, &result);
+        *out = status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= workspace;
+    }
+    return DR_OK;
+}
+
+enum { MOST_OFFERS = 64 };
+
+// The first of the library's offers, best first, that can serve.
+static dr_status choose(const dr_cuda_lt *lt, choice *c, cublasLtMatmulPreference_t preference) {
+    cublasLtMatmulHeuristicResult_t offers[MOST_OFFERS];
+    int n = 0;
+    DR_TRY(preference_fill(lt, preference));
+    DR_TRY(rows_set(lt, c, dr_lt_chosen_for(&c->key)));
+    cublasStatus_t status =
+        lt->lib.heuristic(lt->handle, c->desc, c->a, c->b, c->d, c->d, preference, MOST_OFFERS, offers, &n);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED)
+        n = 0;
+    else
+        LT_TRY(lt, status, "choice of an algorithm");
+    for (int i = 0; i < n && !c->is_served; i++) {
+        bool is_fit = true;
+        if (offers[i].state != CUBLAS_STATUS_SUCCESS) continue;
+        if (!lt->is_loose) DR_TRY(is_exact(lt, &offers[i], &is_fit));
+        if (is_fit) DR_TRY(takes_rows(lt, c, &offers[i].algo, &is_fit));
+        if (!is_fit) continue;
+        c->algorithm = offers[i].algo;
+        c->is_served = true;
+    }
+    if (!c->is_served)
+        dr_info("cublasLt: none of %d algorithms serves operation %d of a weight of %lld x %lld; the own "
+                "kernels do",
+                n, (int)c->key.op, (long long)c->key.n_out, (long long)c->key.n_in);
+    return DR_OK;
+}
+
+static void choice_free(const dr_cuda_lt *lt, const choice *c) {
+    if (c->desc) lt->lib.desc_destroy(c->desc);
+    if (c->a) lt->lib.layout_destroy(c->a);
+    if (c->b) lt->lib.layout_destroy(c->b);
+    if (c->d) lt->lib.layout_destroy(c->d);
+}
+
+static dr_status choice_fill(const dr_cuda_lt *lt, choice *c) {
+    const dr_lt_shape shape = dr_lt_shape_of(c->key.op, c->key.n_out, c->key.n_in, dr_lt_chosen_for(&c->key));
+    const cudaDataType type = lt->is_bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    cublasLtMatmulPreference_t preference = NULL;
+    DR_TRY(desc_make(lt, c, &shape));
+    DR_TRY(layout_make(lt, &shape.a, type, &c->a));
+    DR_TRY(layout_make(lt, &shape.b, type, &c->b));
+    DR_TRY(layout_make(lt, &shape.d, CUDA_R_32F, &c->d));
+    LT_TRY(lt, lt->lib.preference_create(&preference), "preference");
+    dr_status status = choose(lt, c, preference);
+    lt->lib.preference_destroy(preference);
+    return status;
+}
+
+static dr_status choice_of(dr_cuda_lt *lt, const dr_lt_key *key, const choice **out_choice) {
+    for (int64_t i = 0; i < lt->n_choices; i++)
+        if (dr_lt_key_equal(&lt->choices[i].key, key)) {
+            *out_choice = &lt->choices[i];
+            return DR_OK;
+        }
+    if (lt->n_choices == lt->capacity) {
+        int64_t bigger = lt->capacity ? 2 * lt->capacity : 64;
+        DR_TRY(dr_grow(&lt->choices, "product algorithms", lt->capacity, bigger, sizeof *lt->choices));
+        lt->capacity = bigger;
+    }
+    choice c = {.key = *key};
+    dr_status status = choice_fill(lt, &c);
+    if (status != DR_OK) {
+        choice_free(lt, &c);
+        return status;
+    }
+    lt->choices[lt->n_choices] = c;
+    *out_choice = &lt->choices[lt->n_choices++];
+    return DR_OK;
+}
+
+// ---- products ----
+
+static dr_status device_copy(dr_cuda_state *state, void *to, const void *from, int64_t bytes) {
+    DR_CUDA_TRY(DR_ERR_INTERNAL,
+                cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, state->stream),
+                "copy of %lld bytes", (long long)bytes);
+    return DR_OK;
+}
+
+// The operand in the type that is multiplied, at an address that the library takes: itself where it can be.
+static dr_status operand_of(dr_cuda_state *state, int at, const dr_lt_operand *from, const void **out) {
+    dr_cuda_lt *lt = state->lt;
+    dr_cuda_buffer *buffer = &lt->operands[at];
+    int64_t bytes = from->n * (int64_t)(lt->is_bf16 ? sizeof(uint16_t) : sizeof(float));
+    *out = lt->is_bf16 ? (const void *)from->rounded : from->values;
+    if (*out && dr_lt_is_aligned(*out)) return DR_OK;
+    DR_TRY(dr_cuda_reserve(state, buffer, "operand of a product", bytes));
+    *out = buffer->data;
+    if (!lt->is_bf16) return device_copy(state, buffer->data, from->values, bytes);
+    return dr_cuda_round_bf16(from->values, from->n, buffer->data, state->stream);
+}
+
+// Scratch in the place of `memory` where the library does not take its address.
+static dr_status stand_in(dr_cuda_state *state, dr_cuda_buffer *buffer, const float *memory, int64_t bytes,
+                          bool is_read, float **out) {
+    DR_TRY(dr_cuda_reserve(state, buffer, "result of a product", bytes));
+    *out = buffer->data;
+    return is_read ? device_copy(state, buffer->data, memory, bytes) : DR_OK;
+}
+
+static dr_status multiply(dr_cuda_state *state, const choice *c, const dr_lt_product *p, const void *left,
+                          const void *right, float *out) {
+    const dr_cuda_lt *lt = state->lt;
+    const float one = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
+    DR_TRY(rows_set(lt, c, p->T));
+    cublasStatus_t status =
+        lt->lib.matmul(lt->handle, c->desc, &one, left, c->a, right, c->b, &beta, out, c->d, out, c->d,
+                       &c->algorithm, lt->workspace.data, (size_t)lt->workspace.bytes, state->stream);
+    DR_CHECK(status == CUBLAS_STATUS_SUCCESS, DR_ERR_INTERNAL,
+             "cublasLt, operation %d of %lld rows and a weight of %lld x %lld: %s", (int)p->op,
+             (long long)p->T, (long long)p->n_out, (long long)p->n_in, lt->lib.status_string(status));
+    return DR_OK;
+}
+
+dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *p, bool *out_served) {
+    dr_cuda_lt *lt = state->lt;
+    *out_served = false;
+    if (p->T == 0 || !dr_lt_serves(lt->is_bf16, p->n_out, p->n_in)) return DR_OK;
+    const dr_lt_key key = dr_lt_key_of(p->op, p->n_out, p->n_in, p->T, lt->is_loose);
+    const dr_lt_shape shape = dr_lt_shape_of(p->op, p->n_out, p->n_in, p->T);
+    const int64_t bytes = shape.d.rows * shape.d.columns * (int64_t)sizeof(float);
+    const choice *c = NULL;
+    const void *left = NULL, *right = NULL;
+    float *out = p->out, *bias = NULL;
+    DR_TRY(choice_of(lt, &key, &c));
+    if (!c->is_served) return DR_OK;
+    DR_TRY(operand_of(state, 0, &p->left, &left));
+    DR_TRY(operand_of(state, 1, &p->right, &right));
+    if (!dr_lt_is_aligned(p->out)) DR_TRY(stand_in(state, &lt->result, p->out, bytes, p->accumulate, &out));
+    if (p->bias && !dr_lt_is_aligned(p->bias))
+        DR_TRY(stand_in(state, &lt->bias, p->bias, p->n_out * (int64_t)sizeof(float), true, &bias));
+    if (p->bias) DR_TRY(bias_set(lt, c, bias ? bias : p->bias));
+    DR_TRY(multiply(state, c, p, left, right, out));
+    *out_served = true;
+    return out == p->out ? DR_OK : device_copy(state, p->out, out, bytes);
+}
+
+// ---- start and end ----
+
+static dr_status start(dr_cuda_state *state) {
+    dr_cuda_lt *lt = state->lt;
+    LT_TRY(lt, lt->lib.create(&lt->handle), "start");
+    if (!lt->is_loose) return DR_OK;
+    return dr_cuda_reserve(state, &lt->workspace, "workspace of products", DR_LT_WORKSPACE);
+}
+
+dr_status dr_cuda_lt_open(dr_cuda_state *state, dr_precision precision, const char **out_reason) {
+    static char reason[256];
+    library lib;
+    if (!load(&lib, reason, sizeof reason)) {
+        *out_reason = reason;
+        return DR_OK;
+    }
+    DR_TRY(dr_alloc(&state->lt, "cublasLt", 1, sizeof *state->lt));
+    state->lt->lib = lib;
+    state->lt->is_bf16 = dr_rounds_to_bf16(precision);
+    state->lt->is_loose = dr_is_loose(precision);
+    return start(state);
+}
+
+void dr_cuda_lt_close(dr_cuda_state *state) {
+    dr_cuda_lt *lt = state->lt;
+    if (!lt) return;
+    for (int64_t i = 0; i < lt->n_choices; i++) choice_free(lt, &lt->choices[i]);
+    dr_cuda_release(state, &lt->operands[0]);
+    dr_cuda_release(state, &lt->operands[1]);
+    dr_cuda_release(state, &lt->result);
+    dr_cuda_release(state, &lt->bias);
+    dr_cuda_release(state, &lt->workspace);
+    if (lt->handle) lt->lib.destroy(lt->handle);
+    dr_free(lt->choices);
+    dr_free(lt);
+    state->lt = NULL;
+}
+
+#else
+
+dr_status dr_cuda_lt_open(dr_cuda_state *state, dr_precision precision, const char **out_reason) {
+    (void)state, (void)precision;
+    *out_reason = "this build was made without cublasLt.h";
+    return DR_OK;
+}
+
+void dr_cuda_lt_close(dr_cuda_state *state) {
+    (void)state;
+}
+
+dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *product, bool *out_served) {
+    (void)state, (void)product;
+    *out_served = false;
+    return DR_OK;
+}
+
+#endif

@@ -1,0 +1,70 @@
+// What the tests of the CUDA body share: memory of either backend that lives until the end of a case, packed
+// weights.
+#ifndef DR_TESTS_CUDA_MEMORY_H
+#define DR_TESTS_CUDA_MEMORY_H
+
+#include "tests/op_check.h"
+
+enum { MAX_MEMORY = 512 };
+
+static struct {
+    dr_backend *b;
+    void *at;
+} memory[MAX_MEMORY];
+static int n_memory;
+
+static inline void *put_bytes(dr_backend *b, const void *values, size_t bytes) {
+    void *at = NULL;
+    check_ok(b->ops->memory_create(b, "test array", bytes, &at));
+    assert_true(n_memory < MAX_MEMORY);
+    memory[n_memory].b = b;
+    memory[n_memory++].at = at;
+    b->ops->copy_in(b, at, values, bytes);
+    return at;
+}
+
+static inline float *put(dr_backend *b, const float *values, int64_t n) {
+    return put_bytes(b, values, (size_t)n * sizeof(float));
+}
+
+static inline int32_t *put_ids(dr_backend *b, const int32_t *ids, int64_t n) {
+    return put_bytes(b, ids, (size_t)n * sizeof(int32_t));
+}
+
+static inline float *put_poison(dr_backend *b, int64_t n) {
+    return put(b, op_poison(n), n);
+}
+
+static inline float *get(dr_backend *b, const float *at, int64_t n) {
+    float *values = op_array(n, sizeof(float));
+    b->ops->copy_out(b, values, at, (size_t)n * sizeof(float));
+    return values;
+}
+
+static inline void free_memory(void) {
+    while (n_memory > 0) {
+        n_memory--;
+        memory[n_memory].b->ops->memory_destroy(memory[n_memory].b, memory[n_memory].at);
+    }
+}
+
+static inline void free_all(void) {
+    free_memory();
+    op_free_arrays();
+}
+
+static inline int case_teardown(void **state) {
+    free_memory();
+    return op_case_teardown(state);
+}
+
+static inline dr_weight *pack(dr_backend *b, int64_t n_out, int64_t n_in, const float *values) {
+    dr_weight *w = NULL;
+    check_ok(b->ops->weight_create(b, n_out, n_in, &w));
+    check_ok(b->ops->weight_pack(b, w, put(b, values, n_out * n_in)));
+    return w;
+}
+
+#define cuda_test(function) cmocka_unit_test_teardown(function, case_teardown)
+
+#endif

@@ -1,0 +1,240 @@
+// Products of the CUDA body in bf16, through cuBLASLt and with the own kernels: values, rows alone, the same
+// bits twice; the loose precisions: values. No device: skipped.
+// labels: gpu
+#include "tests/cuda_memory.h"
+
+#include <stdio.h>
+
+#if DR_HAVE_CUDA_KERNELS
+#include "cuda/backend_cuda.h"
+#include "cuda/device_probe.h"
+#endif
+
+enum { LIBRARY, OWN, N_BODIES };
+static const char *const body_names[N_BODIES] = {"library", "own kernels"};
+static dr_backend *bodies[N_BODIES];        // DR_BF16; NULL: no device
+static dr_backend *loose_fp32, *loose_bf16; // NULL: no device, or no library there
+
+// ---- values ----
+
+static float *rounded(const float *values, int64_t n) {
+    float *copy = op_copy(values, n);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &copy[i], sizeof bits);
+        bits = (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u; // to nearest, ties to even
+        memcpy(&copy[i], &bits, sizeof bits);
+    }
+    return copy;
+}
+
+enum { PRODUCTS = 6 };
+static const char *const product_names[PRODUCTS] = {"linear with bias", "linear", "dx",
+                                                    "dx, added",        "dw",     "dw, added once more"};
+
+typedef struct operands {
+    int64_t T, O, I;
+    const float *values, *x, *dy, *bias, *start; // host memory; start: of dw
+} operands;
+
+static void run_products(dr_backend *b, const operands *o, float *got[PRODUCTS]) {
+    int64_t T = o->T, O = o->O, I = o->I;
+    dr_weight *w = pack(b, O, I, o->values);
+    float *x = put(b, o->x, T * I), *dy = put(b, o->dy, T * O), *bias = put(b, o->bias, O);
+    float *y = put_poison(b, T * O), *dx = put_poison(b, T * I), *dw = put(b, o->start, O * I);
+    check_ok(b->ops->linear_forward(b, w, x, T, bias, y));
+    got[0] = get(b, y, T * O);
+    check_ok(b->ops->linear_forward(b, w, x, T, NULL, y));
+    got[1] = get(b, y, T * O);
+    check_ok(b->ops->linear_backward_input(b, w, dy, T, dx, false));
+    got[2] = get(b, dx, T * I);
+    check_ok(b->ops->linear_backward_input(b, w, dy, T, dx, true));
+    got[3] = get(b, dx, T * I);
+    check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, NULL));
+    got[4] = get(b, dw, O * I);
+    check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, NULL));
+    got[5] = get(b, dw, O * I);
+    b->ops->weight_destroy(b, w);
+}
+
+// The fp32 CPU body, on operands that were rounded before where the other rounds, is what must come out.
+static void check_values(dr_backend *b, const char *name, bool is_exact, int64_t T, int64_t O, int64_t I) {
+    const operands plain = {T,
+                            O,
+                            I,
+                            op_normal(O * I, 0, 1),
+                            op_normal(T * I, 0, 1),
+                            op_normal(T * O, 0, 1),
+                            op_normal(O, 0, 1),
+                            op_normal(O * I, 0, 1)};
+    operands reference = plain;
+    float *want[PRODUCTS], *got[PRODUCTS], *again[PRODUCTS];
+    if (dr_rounds_to_bf16(b->precision)) {
+        reference.values = rounded(plain.values, O * I);
+        reference.x = rounded(plain.x, T * I);
+        reference.dy = rounded(plain.dy, T * O);
+    }
+    run_products(op_one, &reference, want);
+    run_products(b, &plain, got);
+    run_products(b, &plain, again);
+    for (int i = 0; i < PRODUCTS; i++) {
+        char text[96];
+        int64_t n = i < 2 ? T * O : i < 4 ? T * I : O * I;
+        snprintf(text, sizeof text, "%s, %s, %d rows, %d x %d", name, product_names[i], (int)T, (int)O,
+                 (int)I);
+        check_relative_error(text, got[i], want[i], n, 2e-5);
+        if (is_exact) check_same_bits(text, again[i], got[i], n);
+    }
+    free_all();
+}
+
+static const int64_t shapes[][2] = {{7, 5},    {33, 17},    {64, 32},  {72, 24},
+                                    {70, 301}, {136, 1000}, {129, 24}, {512, 896}};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+static const int64_t row_counts[] = {1, 2, 7, 8, 33, 128, 257, 1000};
+enum { N_COUNTS = sizeof row_counts / sizeof *row_counts, MOST_ROWS = 1000 };
+
+static void test_values(void **state) {
+    (void)state;
+    if (!bodies[OWN]) skip();
+    for (int body = 0; body < N_BODIES; body++)
+        for (int i = 0; i < N_SHAPES * N_COUNTS; i++)
+            check_values(bodies[body], body_names[body], true, row_counts[i % N_COUNTS],
+                         shapes[i / N_COUNTS][0], shapes[i / N_COUNTS][1]);
+}
+
+static void test_loose(void **state) {
+    (void)state;
+    if (!loose_fp32) skip();
+    for (int i = 0; i < N_SHAPES * N_COUNTS; i++) {
+        int64_t T = row_counts[i % N_COUNTS], O = shapes[i / N_COUNTS][0], I = shapes[i / N_COUNTS][1];
+        check_values(loose_fp32, "loose fp32", false, T, O, I);
+        check_values(loose_bf16, "loose bf16", false, T, O, I);
+    }
+}
+
+static void test_weight_rows(void **state) {
+    (void)state;
+    enum { T = 45, O = 70, I = 301 };
+    if (!bodies[OWN]) skip();
+    for (int body = 0; body < N_BODIES; body++) {
+        dr_backend *b = bodies[body];
+        float *values = op_normal(O * I, 0, 1), *out = put_poison(b, T * I), *want = op_poison(T * I);
+        const float *table = rounded(values, O * I);
+        const int32_t *ids = op_ids(T, O);
+        dr_weight *w = pack(b, O, I, values);
+        check_ok(b->ops->weight_rows(b, w, put_ids(b, ids, T), T, out));
+        for (int t = 0; t < T; t++) memcpy(want + t * I, table + ids[t] * I, I * sizeof *want);
+        check_same_bits("rows of a weight", get(b, out, T * I), want, T * I);
+        b->ops->weight_destroy(b, w);
+        free_all();
+    }
+}
+
+// ---- rows alone ----
+
+// Every row of a product of any number of rows has the bits of the product of that row alone.
+static void check_rows_alone(dr_backend *b, const char *name, int64_t O, int64_t I, bool has_bias) {
+    dr_weight *w = pack(b, O, I, op_normal(O * I, 0, 1));
+    float *x = put(b, op_normal(MOST_ROWS * I, 0, 1), MOST_ROWS * I), *y = put_poison(b, MOST_ROWS * O);
+    float *bias = has_bias ? put(b, op_normal(O, 0, 1), O) : NULL;
+    for (int64_t t = 0; t < MOST_ROWS; t++)
+        check_ok(b->ops->linear_forward(b, w, x + t * I, 1, bias, y + t * O));
+    const float *want = get(b, y, MOST_ROWS * O);
+    for (int i = 0; i < N_COUNTS; i++)
+        for (int64_t t0 = 0; t0 + row_counts[i] <= MOST_ROWS; t0 += 311) {
+            char text[96];
+            int64_t T = row_counts[i];
+            float *part = put_poison(b, T * O);
+            check_ok(b->ops->linear_forward(b, w, x + t0 * I, T, bias, part));
+            snprintf(text, sizeof text, "%s, %d x %d, %d rows from %d", name, (int)O, (int)I, (int)T,
+                     (int)t0);
+            check_same_bits(text, get(b, part, T * O), want + t0 * O, T * O);
+        }
+    b->ops->weight_destroy(b, w);
+    free_all();
+}
+
+static void test_rows_alone(void **state) {
+    (void)state;
+    if (!bodies[OWN]) skip();
+    for (int body = 0; body < N_BODIES; body++)
+        for (int i = 0; i < 2 * N_SHAPES; i++)
+            check_rows_alone(bodies[body], body_names[body], shapes[i / 2][0], shapes[i / 2][1], i % 2);
+}
+
+// The same bits where x, y, bias and the gradients do not begin at addresses that the library takes.
+static void test_odd_addresses(void **state) {
+    (void)state;
+    enum { T = 33, O = 72, I = 24 };
+    if (!bodies[OWN]) skip();
+    for (int body = 0; body < N_BODIES; body++) {
+        dr_backend *b = bodies[body];
+        const float *x = op_normal(T * I, 0, 1), *dy = op_normal(T * O, 0, 1), *bias = op_normal(O, 0, 1),
+                    *start = op_normal(O * I, 0, 1), *before = op_normal(T * I, 0, 1);
+        dr_weight *w = pack(b, O, I, op_normal(O * I, 0, 1));
+        const float *got[2][3];
+        for (int odd = 0; odd < 2; odd++) {
+            float *own_x = put_poison(b, T * I + 1) + odd, *own_dy = put_poison(b, T * O + 1) + odd,
+                  *own_bias = put_poison(b, O + 1) + odd, *y = put_poison(b, T * O + 1) + odd,
+                  *dx = put_poison(b, T * I + 1) + odd, *dw = put_poison(b, O * I + 1) + odd;
+            b->ops->copy_in(b, own_x, x, T * I * sizeof(float));
+            b->ops->copy_in(b, own_dy, dy, T * O * sizeof(float));
+            b->ops->copy_in(b, own_bias, bias, O * sizeof(float));
+            b->ops->copy_in(b, dx, before, T * I * sizeof(float));
+            b->ops->copy_in(b, dw, start, O * I * sizeof(float));
+            check_ok(b->ops->linear_forward(b, w, own_x, T, own_bias, y));
+            check_ok(b->ops->linear_backward_input(b, w, own_dy, T, dx, true));
+            check_ok(b->ops->linear_backward_weight(b, own_x, own_dy, T, O, I, dw, NULL));
+            got[odd][0] = get(b, y, T * O);
+            got[odd][1] = get(b, dx, T * I);
+            got[odd][2] = get(b, dw, O * I);
+        }
+        check_same_bits("y at an odd address", got[1][0], got[0][0], T * O);
+        check_same_bits("dx at an odd address", got[1][1], got[0][1], T * I);
+        check_same_bits("dw at an odd address", got[1][2], got[0][2], O * I);
+        b->ops->weight_destroy(b, w);
+        free_all();
+    }
+}
+
+// ---- the program ----
+
+static int setup(void **state) {
+#if DR_HAVE_CUDA_KERNELS
+    dr_device_probe probe = dr_device_probe_run();
+    if (probe.n_devices == 0) {
+        print_message("no device: %s\n", probe.reason);
+        return op_group_setup(state);
+    }
+    if (dr_backend_cuda_create(DR_BF16, 0, &bodies[LIBRARY]) != DR_OK) return -1;
+    dr_cuda_own_products_only(true);
+    if (dr_backend_cuda_create(DR_BF16, 0, &bodies[OWN]) != DR_OK) return -1;
+    dr_cuda_own_products_only(false);
+    dr_status status = dr_backend_cuda_create(DR_FP32_LOOSE, 0, &loose_fp32);
+    if (status == DR_OK) status = dr_backend_cuda_create(DR_BF16_LOOSE, 0, &loose_bf16);
+    if (status == DR_ERR_UNSUPPORTED) print_message("no cuBLASLt: %s\n", dr_last_error());
+    if (status != DR_OK && status != DR_ERR_UNSUPPORTED) return -1;
+#else
+    print_message("this build has no CUDA\n");
+#endif
+    return op_group_setup(state);
+}
+
+static int teardown(void **state) {
+#if DR_HAVE_CUDA_KERNELS
+    for (int i = 0; i < N_BODIES; i++) dr_backend_cuda_destroy(bodies[i]);
+    dr_backend_cuda_destroy(loose_fp32);
+    dr_backend_cuda_destroy(loose_bf16);
+#endif
+    return op_group_teardown(state);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cuda_test(test_values),     cuda_test(test_loose),         cuda_test(test_weight_rows),
+        cuda_test(test_rows_alone), cuda_test(test_odd_addresses),
+    };
+    int n_failed = cmocka_run_group_tests(tests, setup, teardown);
+    return n_failed != 0 || bodies[OWN] ? n_failed : 77; // 77: skipped
+}
