@@ -66,8 +66,7 @@ static dr_status long_figure(bench_engine *engine, long_case *c) {
     double seconds = 0, least = 0, loss = 0;
     DR_TRY(run_pass(c, DR_RECOMPUTE, LONG, N_ROWS, c->gradient, &bytes, &seconds));
     for (int32_t r = 0; r < N_ROWS; r++) loss -= c->logprob[r] / (double)N_ROWS;
-    double norm =
-        sqrt(engine->backend->ops->sum_of_squares(engine->backend, c->gradient, dr_lm_n_params(c->lm)));
+    double norm = sqrt(dr_sum_of_squares(engine->backend, c->gradient, dr_lm_n_params(c->lm)));
     DR_CHECK(fabs(loss - log(BENCH_VOCAB)) < 1 && isfinite(norm) && norm > 0, DR_ERR_INTERNAL,
              "check: loss %g of a uniform guess %g, gradient norm %g", loss, log(BENCH_VOCAB), norm);
     bench_lm_products(config, LONG, N_ROWS, products);

@@ -78,7 +78,7 @@ static dr_status check_slope(bench_engine *engine, trainer *t) {
     memset(t->gradient, 0, (size_t)n * sizeof(float));
     DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
     DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient));
-    double norm = sqrt(engine->backend->ops->sum_of_squares(engine->backend, t->gradient, n));
+    double norm = sqrt(dr_sum_of_squares(engine->backend, t->gradient, n));
     for (int side = 0; side < 2; side++) {
         float move = (float)((side == 0 ? -1 : 2) * step / norm); // to -step, then to +step
         for (int64_t i = 0; i < n; i++) w[i] += move * t->gradient[i];
@@ -148,7 +148,7 @@ dr_status bench_train_figures(bench_engine *engine) {
     fill_pack(t, engine->model.vocab, engine->is_large ? 1 : N_SEQS);
     DR_TRY_GOTO(status, dr_lm_create(engine->backend, &engine->model, 1, &t->lm), release);
     DR_TRY_GOTO(status, dr_lm_workspace_create(t->lm, t->n, DR_KEEP_ACTIVATIONS, &t->workspace), release);
-    DR_TRY_GOTO(status, dr_optimizer_create(t->lm, &settings, &t->optimizer), release);
+    DR_TRY_GOTO(status, dr_optimizer_create(t->lm, &settings, NULL, &t->optimizer), release);
     DR_TRY_GOTO(status, dr_alloc(&t->gradient, "gradient", dr_lm_n_params(t->lm), sizeof(float)), release);
     DR_TRY_GOTO(status, check_training(engine, t), release);
     bench_report_section(engine->report,

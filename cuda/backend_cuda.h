@@ -11,7 +11,7 @@ extern "C" {
 
 // A backend on device `device` (0 … number of devices - 1), owned by the caller; *out_backend is written on
 // success only. Its ops run one after another on one stream of its own and, but for copy_out, sample and
-// sum_of_squares, return before the device is done.
+// sums_of_squares, return before the device is done.
 //   Backend memory is what memory_create gives: device memory. Every pointer of the table is to it, ids,
 //   positions and targets too, except dr_sequences, dr_kept (the sets and their ids), dr_attention_chunk (the
 //   chunks and their pages) and all of a draw but its logits, which are host memory, read before the op
@@ -26,7 +26,7 @@ extern "C" {
 // DR_ERR_INTERNAL.
 // Errors of ops: DR_ERR_MEMORY for a scratch buffer, DR_ERR_INTERNAL for what CUDA reports, DR_ERR_RANGE and
 // DR_ERR_UNSUPPORTED as in the CPU body. An op that returns no status keeps its failure, and every later op
-// that returns one returns it; copy_out then fills its target with NaNs, sum_of_squares returns one. A fault
+// that returns one returns it; copy_out then fills its target with NaNs, and so does sums_of_squares. A fault
 // inside a kernel is reported by a later op, not by the one that caused it.
 dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend **out_backend);
 

@@ -1,6 +1,7 @@
-// The NCCL body of the collective seam: an all-gather in chunks into scratch memory, then copy and add in
-// rank order on the backend's stream. NCCL's own sum would be faster, but its order depends on topology and
-// size.
+// The NCCL body of the collective seam: a sum goes chunk by chunk to the rank that owns it, which copies and
+// adds in rank order on the backend's stream. NCCL's own sum would be faster, but its order depends on
+// topology and size. Shards go to everyone as broadcasts of one group: they need not be equal, as an
+// all-gather of NCCL's wants them.
 #include "cuda/collective_nccl.h"
 
 #if defined(__has_include)
@@ -27,7 +28,7 @@
 #include "cuda/cuda_internal.h"
 
 enum {
-    CHUNK = 4 << 20,          // values of one all-gather, at most
+    CHUNK = 4 << 20,          // values of one rank that are added at a time, at most
     MOST_GATHERED = 64 << 20, // values of all ranks in scratch, at most
     MOST_QUEUED = 256 // ops on the stream before it is waited for: a full stream blocks the next launch
 };
@@ -45,7 +46,11 @@ typedef struct library {
     __typeof__(&ncclCommGetAsyncError) comm_state;
     __typeof__(&ncclGetErrorString) error_string;
     __typeof__(&ncclGetLastError) last_error;
-    __typeof__(&ncclAllGather) all_gather;
+    __typeof__(&ncclGroupStart) group_start;
+    __typeof__(&ncclGroupEnd) group_end;
+    __typeof__(&ncclSend) send;
+    __typeof__(&ncclRecv) receive;
+    __typeof__(&ncclBroadcast) broadcast;
 } library;
 
 typedef struct group {
@@ -100,7 +105,11 @@ static dr_status load(library *out) {
     DR_TRY(find(handle, "ncclCommGetAsyncError", &out->comm_state));
     DR_TRY(find(handle, "ncclGetErrorString", &out->error_string));
     DR_TRY(find(handle, "ncclGetLastError", &out->last_error));
-    return find(handle, "ncclAllGather", &out->all_gather);
+    DR_TRY(find(handle, "ncclGroupStart", &out->group_start));
+    DR_TRY(find(handle, "ncclGroupEnd", &out->group_end));
+    DR_TRY(find(handle, "ncclSend", &out->send));
+    DR_TRY(find(handle, "ncclRecv", &out->receive));
+    return find(handle, "ncclBroadcast", &out->broadcast);
 }
 
 // ---- waiting and errors ----
@@ -181,27 +190,55 @@ static int64_t chunk_of(int size) { // values; a multiple of 16 bytes
     return most < CHUNK ? most : CHUNK;
 }
 
-// values [count] = the sum over ranks, put on the stream; waits only for NCCL to have queued its part, before
-// which nothing else may go on that stream.
-static dr_status sum_chunk(const group *g, float *values, int64_t count, const call *k) {
+// Values at … at + chunk - 1 of a rank's shard; empty behind its end.
+static dr_shard chunk_at(const group *g, int64_t n, int rank, int64_t at) {
+    dr_shard whole = dr_shard_of(n, rank, g->base.size);
+    int64_t begin = whole.begin + at, end = begin + chunk_of(g->base.size);
+    return (dr_shard){begin < whole.end ? begin : whole.end, end < whole.end ? end : whole.end};
+}
+
+static ncclResult_t queue_chunk(const group *g, const float *values, int64_t n, int64_t at,
+                                cudaStream_t stream) {
+    dr_shard own = chunk_at(g, n, g->base.rank, at);
+    int64_t count = own.end - own.begin;
+    ncclResult_t result = g->nccl.group_start();
+    for (int r = 0; r < g->base.size && result == ncclSuccess; r++) {
+        dr_shard theirs = chunk_at(g, n, r, at);
+        if (r == g->base.rank) continue;
+        if (theirs.begin < theirs.end)
+            result = g->nccl.send(values + theirs.begin, (size_t)(theirs.end - theirs.begin), ncclFloat32, r,
+                                  g->comm, stream);
+        if (count > 0 && (result == ncclSuccess || result == ncclInProgress))
+            result = g->nccl.receive(g->gathered + r * count, (size_t)count, ncclFloat32, r, g->comm, stream);
+        if (result == ncclInProgress) result = ncclSuccess; // the group's end settles what is under way
+    }
+    ncclResult_t ended = g->nccl.group_end();
+    return result == ncclSuccess ? ended : result;
+}
+
+// One chunk of every rank's shard goes to its owner, and the sum of the own one is put on the stream; waits
+// only for NCCL to have queued its part, before which nothing else may go on that stream.
+static dr_status sum_chunk(const group *g, float *values, int64_t n, int64_t at, const call *k) {
     dr_backend *b = g->backend;
     dr_cuda_state *state;
+    dr_shard own = chunk_at(g, n, g->base.rank, at);
+    int64_t count = own.end - own.begin;
+    size_t bytes = (size_t)count * sizeof(float);
     DR_TRY(dr_cuda_enter(b, &state));
-    ncclResult_t result =
-        g->nccl.all_gather(values, g->gathered, (size_t)count, ncclFloat32, g->comm, state->stream);
-    DR_TRY(judge(g, k, settle(g, result, k->end)));
-    b->ops->copy(b, values, g->gathered, (size_t)count * sizeof(float));
-    for (int r = 1; r < g->base.size; r++) b->ops->add(b, g->gathered + r * count, count, values);
+    DR_TRY(judge(g, k, settle(g, queue_chunk(g, values, n, at, state->stream), k->end)));
+    b->ops->copy(b, g->gathered + g->base.rank * count, values + own.begin, bytes);
+    b->ops->copy(b, values + own.begin, g->gathered, bytes);
+    for (int r = 1; r < g->base.size; r++) b->ops->add(b, g->gathered + r * count, count, values + own.begin);
     return DR_OK;
 }
 
 static dr_status sum_chunks(const group *g, float *values, int64_t n) {
-    const int64_t chunk = chunk_of(g->base.size);
+    const int64_t longest = dr_shard_of(n, 0, g->base.size).end, chunk = chunk_of(g->base.size);
     const call k = begin(g, "sum", n, "values");
     int queued = 0;
-    for (int64_t at = 0; at < n; at += chunk) {
-        DR_TRY(sum_chunk(g, values + at, n - at < chunk ? n - at : chunk, &k));
-        queued += g->base.size + 1; // all-gather, copy, an add for each other rank
+    for (int64_t at = 0; at < longest; at += chunk) {
+        DR_TRY(sum_chunk(g, values, n, at, &k));
+        queued += g->base.size + 2; // the exchange, two copies, an add for each other rank
         if (queued < MOST_QUEUED) continue;
         DR_TRY(wait_for_stream(g, &k));
         queued = 0;
@@ -209,14 +246,44 @@ static dr_status sum_chunks(const group *g, float *values, int64_t n) {
     return wait_for_stream(g, &k);
 }
 
-static dr_status sum_float(dr_collective *c, float *values, int64_t n) {
+static ncclResult_t queue_shards(const group *g, float *values, int64_t n, cudaStream_t stream) {
+    ncclResult_t result = g->nccl.group_start();
+    for (int r = 0; r < g->base.size && result == ncclSuccess; r++) {
+        dr_shard shard = dr_shard_of(n, r, g->base.size);
+        if (shard.begin == shard.end) continue;
+        result = g->nccl.broadcast(values + shard.begin, values + shard.begin,
+                                   (size_t)(shard.end - shard.begin), ncclFloat32, r, g->comm, stream);
+        if (result == ncclInProgress) result = ncclSuccess; // the group's end settles what is under way
+    }
+    ncclResult_t ended = g->nccl.group_end();
+    return result == ncclSuccess ? ended : result;
+}
+
+static dr_status gather_shards(const group *g, float *values, int64_t n) {
+    const call k = begin(g, "all-gather", n, "values");
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(g->backend, &state));
+    DR_TRY(judge(g, &k, settle(g, queue_shards(g, values, n, state->stream), k.end)));
+    return wait_for_stream(g, &k);
+}
+
+static dr_status run(dr_collective *c, dr_status (*operation)(const group *, float *, int64_t),
+                     const char *what, float *values, int64_t n) {
     group *g = c->state;
     if (n <= 0) return DR_OK;
-    DR_CHECK(g->comm, DR_ERR_PEER, "learner %d of %d: NCCL sum of %lld values: given up after a failure",
-             c->rank, c->size, (long long)n);
-    dr_status status = sum_chunks(g, values, n);
+    DR_CHECK(g->comm, DR_ERR_PEER, "learner %d of %d: NCCL %s of %lld values: given up after a failure",
+             c->rank, c->size, what, (long long)n);
+    dr_status status = operation(g, values, n);
     if (status != DR_OK) give_up(g);
     return status;
+}
+
+static dr_status reduce_scatter_sum(dr_collective *c, float *values, int64_t n) {
+    return run(c, sum_chunks, "sum", values, n);
+}
+
+static dr_status all_gather(dr_collective *c, float *values, int64_t n) {
+    return run(c, gather_shards, "all-gather", values, n);
 }
 
 static dr_status sum_double(dr_collective *c, double *values, int64_t n) {
@@ -307,7 +374,7 @@ static void destroy(dr_collective *c) {
     dr_free(g);
 }
 
-static const dr_collective_ops ops = {sum_float, sum_double, broadcast, destroy};
+static const dr_collective_ops ops = {reduce_scatter_sum, all_gather, sum_double, broadcast, destroy};
 
 dr_status dr_collective_nccl_create(dr_backend *backend, dr_collective *host,
                                     dr_collective **out_collective) {

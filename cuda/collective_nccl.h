@@ -1,5 +1,5 @@
-// The NCCL body of the collective seam: gradients are summed up in device memory. Compiled, never run: no
-// machine with two devices has seen it yet.
+// The NCCL body of the collective seam: gradients are summed up and weights handed round in device memory.
+// Compiled, never run: no machine with two devices has seen it yet.
 #ifndef DR_CUDA_COLLECTIVE_NCCL_H
 #define DR_CUDA_COLLECTIVE_NCCL_H
 
@@ -14,18 +14,18 @@ extern "C" {
 // host's. Called by all ranks of the group together, also by those whose backend is not CUDA: whether all of
 // them can is agreed on through host before any of them waits for another one. *out_collective is the
 // caller's, written on success only. backend and host are borrowed and must outlive it.
-//   allreduce_sum: values [n] are memory of `backend`, DEVICE memory, where the alone and MPI bodies take
-//   host memory. It goes behind what is on the backend's stream and returns when the sum is there. Rank order
-//   and single fp32 additions: the bits of the MPI body, on every rank, but for the payload of a NaN. The
+//   reduce_scatter_sum, all_gather: values [n] are memory of `backend`, DEVICE memory, where the alone and
+//   MPI bodies take host memory. They go behind what is on the backend's stream and return when the result is
+//   there. Rank order and single fp32 additions: the bits of the MPI body, but for the payload of a NaN. The
 //   deadline holds for the whole call, the work that was on the stream before it included. After a failure
-//   `values` are lost and the communicator is given up: every later sum is DR_ERR_PEER.
+//   `values` are lost and the communicator is given up: every later call of these two is DR_ERR_PEER.
 //   allreduce_sum_double and broadcast: host's, on host memory.
 // Takes size · chunk floats of backend memory once; a chunk is 4 Mi values, less from 17 ranks on: 256 MiB at
 // most. The library, libnccl.so.2, is looked for here and not when the program starts; it stays loaded.
 // Errors of create: DR_ERR_UNSUPPORTED, in words and on every rank, when the backend of a rank is not CUDA, a
 // rank cannot load the library or this build has no nccl.h (the caller may go on with host alone);
-// DR_ERR_PEER, another rank could not prepare; DR_ERR_MEMORY; and those of sums.
-// Errors of sums, each naming rank, operation and count: DR_ERR_TIMEOUT, deadline_s passed; DR_ERR_PEER, a
+// DR_ERR_PEER, another rank could not prepare; DR_ERR_MEMORY; and those of the two.
+// Errors of the two, each naming rank, operation and count: DR_ERR_TIMEOUT, deadline_s passed; DR_ERR_PEER, a
 // rank is gone; DR_ERR_IO, a system call of NCCL's failed; DR_ERR_ARGUMENT, NCCL calls it invalid usage, at
 // creation above all two ranks on one device; DR_ERR_INTERNAL, other errors of NCCL and CUDA.
 // destroy, before host's and the backend's, waits up to 10 s for the other ranks, then aborts.

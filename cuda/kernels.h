@@ -154,9 +154,8 @@ dr_status dr_cuda_sample(const float *logits, int64_t T, int64_t V, const dr_cud
 
 dr_status dr_cuda_adamw(float *weights, const float *gradient, float *m, float *v, int64_t n,
                         float gradient_scale, const dr_adamw_settings *settings, dr_cuda_stream stream);
-// partials: dr_cuda_square_partials(n) doubles of scratch, the first of which gets the result.
-int64_t dr_cuda_square_partials(int64_t n);
-dr_status dr_cuda_sum_of_squares(const float *x, int64_t n, double *partials, dr_cuda_stream stream);
+// sums [dr_square_blocks(n)].
+dr_status dr_cuda_sums_of_squares(const float *x, int64_t n, double *sums, dr_cuda_stream stream);
 
 #ifdef __cplusplus
 }

@@ -120,21 +120,20 @@ static void adamw(dr_backend *b, float *weights, const float *gradient, float *m
     dr_cuda_keep(state, dr_cuda_adamw(weights, gradient, m, v, n, gradient_scale, settings, state->stream));
 }
 
-static dr_status square_sum(dr_backend *b, const float *x, int64_t n, double *out_sum) {
+static dr_status square_sums(dr_backend *b, const float *x, int64_t n, double *out) {
     dr_cuda_state *state;
+    size_t bytes = (size_t)dr_square_blocks(n) * sizeof(double);
     DR_TRY(dr_cuda_enter(b, &state));
-    DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
-                           dr_cuda_square_partials(n) * (int64_t)sizeof(double)));
-    DR_TRY(dr_cuda_sum_of_squares(x, n, state->partials.data, state->stream));
-    b->ops->copy_out(b, out_sum, state->partials.data, sizeof *out_sum);
+    DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums", (int64_t)bytes));
+    DR_TRY(dr_cuda_sums_of_squares(x, n, state->partials.data, state->stream));
+    b->ops->copy_out(b, out, state->partials.data, bytes);
     return state->failed;
 }
 
-static double sum_of_squares(dr_backend *b, const float *x, int64_t n) {
-    double sum = 0;
-    dr_status status = square_sum(b, x, n, &sum);
+static void sums_of_squares(dr_backend *b, const float *x, int64_t n, double *out) {
+    dr_status status = n > 0 ? square_sums(b, x, n, out) : DR_OK;
     dr_cuda_keep(b->state, status);
-    return status == DR_OK ? sum : NAN;
+    for (int64_t i = 0; status != DR_OK && i < dr_square_blocks(n); i++) out[i] = NAN;
 }
 
 void dr_cuda_fill_rows(dr_backend_ops *ops) {
@@ -152,5 +151,5 @@ void dr_cuda_fill_rows(dr_backend_ops *ops) {
     ops->embedding_forward = embedding_forward;
     ops->embedding_backward = embedding_backward;
     ops->adamw = adamw;
-    ops->sum_of_squares = sum_of_squares;
+    ops->sums_of_squares = sums_of_squares;
 }

@@ -1,10 +1,10 @@
-// AdamW, element by element, and the sum of squares in double: blocks of 4,096 values, then the blocks' sums,
-// both in an order that the number of values alone decides.
+// AdamW, element by element, and sums of squares in double of blocks of values, each in an order that the
+// number of its values alone decides.
 #include "cuda/launch.cuh"
 
 #include <math.h>
 
-enum { THREADS = 256, BLOCK_VALUES = 4096 };
+enum { THREADS = 256 };
 
 typedef struct adamw_factors {
     float gradient_scale, correction1, correction2;
@@ -39,33 +39,18 @@ extern "C" dr_status dr_cuda_adamw(float *weights, const float *gradient, float 
 }
 
 static __global__ void __launch_bounds__(THREADS) squares_kernel(const float *x, int64_t n, double *sums) {
-    const int64_t begin = (int64_t)blockIdx.x * BLOCK_VALUES, end = min(begin + BLOCK_VALUES, n);
+    const int64_t begin = (int64_t)blockIdx.x * DR_SQUARE_BLOCK, end = min(begin + DR_SQUARE_BLOCK, n);
     double sum = 0.0;
     for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) sum = fma((double)x[i], (double)x[i], sum);
     sum = dr_block_sum<THREADS>(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// One block; the result replaces sums[0].
-static __global__ void __launch_bounds__(THREADS) add_squares_kernel(double *sums, int64_t n) {
-    double sum = 0.0;
-    for (int64_t i = threadIdx.x; i < n; i += THREADS) sum += sums[i];
-    sum = dr_block_sum<THREADS>(sum);
-    if (threadIdx.x == 0) sums[0] = sum;
-}
-
-extern "C" int64_t dr_cuda_square_partials(int64_t n) {
-    return n == 0 ? 1 : dr_ceil_div(n, BLOCK_VALUES);
-}
-
-extern "C" dr_status dr_cuda_sum_of_squares(const float *x, int64_t n, double *partials,
-                                            dr_cuda_stream stream) {
+extern "C" dr_status dr_cuda_sums_of_squares(const float *x, int64_t n, double *sums, dr_cuda_stream stream) {
     unsigned int blocks = 0;
-    int64_t n_partials = dr_cuda_square_partials(n);
-    DR_TRY(dr_cuda_grid("sum_of_squares", n_partials, 1, &blocks));
-    squares_kernel<<<blocks, THREADS, 0, stream>>>(x, n, partials);
-    DR_CUDA_LAUNCHED("sum_of_squares of %lld values", (long long)n);
-    add_squares_kernel<<<1, THREADS, 0, stream>>>(partials, n_partials);
-    DR_CUDA_LAUNCHED("sum_of_squares of %lld parts", (long long)n_partials);
+    if (n == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("sums_of_squares", dr_square_blocks(n), 1, &blocks));
+    squares_kernel<<<blocks, THREADS, 0, stream>>>(x, n, sums);
+    DR_CUDA_LAUNCHED("sums_of_squares of %lld values", (long long)n);
     return DR_OK;
 }

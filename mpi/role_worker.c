@@ -19,7 +19,6 @@ typedef struct worker {
     const dr_run_assets *assets;
     dr_layout layout;
     dr_mailbox box;
-    dr_collective *learners; // borrowed
     int index;
     dr_rollout *rollout;
     dr_optimizer *optimizer;
@@ -140,17 +139,9 @@ static dr_status update(worker *w, const dr_learn_item *items, int32_t n, float 
                         double *out_norm) {
     dr_backend *b = dr_lm_backend(w->assets->rollout.lm);
     int64_t n_params = dr_lm_n_params(w->assets->rollout.lm);
-    float *on_host = NULL;
     b->ops->zero(b, w->gradient, (size_t)n_params * sizeof(float));
     DR_TRY(dr_learner_accumulate(w->learner, items, n, &w->settings->loss, w->gradient, stats));
-    if (w->learners->takes_backend_memory) {
-        DR_TRY(w->learners->ops->allreduce_sum(w->learners, w->gradient, n_params));
-    } else if (w->learners->size > 1) {
-        DR_TRY(dr_host_open(b, w->gradient, n_params, DR_HOST_CHANGES, &on_host));
-        dr_status status = w->learners->ops->allreduce_sum(w->learners, on_host, n_params);
-        dr_host_close(b, w->gradient, n_params, DR_HOST_CHANGES, on_host);
-        DR_TRY(status);
-    }
+    DR_TRY(dr_optimizer_reduce(w->optimizer, w->gradient));
     return dr_optimizer_step(w->optimizer, w->gradient, rate, out_norm);
 }
 
@@ -339,11 +330,10 @@ dr_status dr_worker_create(const dr_run_settings *settings, const dr_run_assets 
     w->settings = settings;
     w->assets = assets;
     w->layout = *layout;
-    w->learners = learners;
     w->index = channel->rank - 1 - layout->n_shards;
     dr_lm *lm = assets->rollout.lm;
     dr_status status = dr_mailbox_init(&w->box, channel, ops.name, settings->deadline_s);
-    if (status == DR_OK) status = dr_optimizer_create(lm, &settings->optimizer, &w->optimizer);
+    if (status == DR_OK) status = dr_optimizer_create(lm, &settings->optimizer, learners, &w->optimizer);
     if (status == DR_OK) status = make_learner(w);
     if (status == DR_OK)
         status =

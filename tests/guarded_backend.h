@@ -358,13 +358,11 @@ static void g_adamw(dr_backend *b, float *weights, const float *gradient, float 
     GUARDED(adamw(guard_inner, weights, gradient, m, v, n, gradient_scale, settings));
 }
 
-static double g_sum_of_squares(dr_backend *b, const float *x, int64_t n) {
+static void g_sums_of_squares(dr_backend *b, const float *x, int64_t n, double *out) {
     (void)b;
     OURS(x);
-    guard_protect(PROT_READ);
-    double sum = guard_inner->ops->sum_of_squares(guard_inner, x, n);
-    guard_protect(PROT_NONE);
-    return sum;
+    HOSTS(out);
+    GUARDED(sums_of_squares(guard_inner, x, n, out));
 }
 
 // The ops of the language model; the retrieval model's own, layernorm and gelu, are left out and fault.
@@ -408,7 +406,7 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .head_memory = g_head_memory,
                                        .head_backward = g_head_backward,
                                        .adamw = g_adamw,
-                                       .sum_of_squares = g_sum_of_squares};
+                                       .sums_of_squares = g_sums_of_squares};
     guard_inner = inner;
     guard_used = 0;
     guard_at = mmap(NULL, GUARD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -661,18 +661,23 @@ static void test_sum_of_squares(void **state) {
             if (i % 1000 == 3) x[i] *= 1e15f; // its square does not fit in fp32's range of whole numbers
             want += (long double)x[i] * x[i];
         }
-        double got = op_one->ops->sum_of_squares(op_one, x, n),
-               other = op_two->ops->sum_of_squares(op_two, x, n);
+        double got = dr_sum_of_squares(op_one, x, n), other = dr_sum_of_squares(op_two, x, n);
         assert_memory_equal(&got, &other, sizeof got);
         assert_true(fabsl(got - want) <= 1e-14L * want);
     }
+    enum { N = 3 * DR_SQUARE_BLOCK + 11 }; // a part that begins with a block has the block's own bits
+    float *x = op_normal(N, 0, 1);
+    double whole[4], part[3];
+    op_one->ops->sums_of_squares(op_one, x, N, whole);
+    op_two->ops->sums_of_squares(op_two, x + DR_SQUARE_BLOCK, N - DR_SQUARE_BLOCK, part);
+    assert_memory_equal(part, whole + 1, sizeof part);
     float *bad = op_normal(5000, 0, 1);
     bad[4999] = 1e30f;
-    assert_true(isfinite(op_one->ops->sum_of_squares(op_one, bad, 5000)));
+    assert_true(isfinite(dr_sum_of_squares(op_one, bad, 5000)));
     bad[4999] = NAN;
-    assert_true(isnan(op_one->ops->sum_of_squares(op_one, bad, 5000)));
+    assert_true(isnan(dr_sum_of_squares(op_one, bad, 5000)));
     bad[4999] = -INFINITY;
-    assert_true(isinf(op_one->ops->sum_of_squares(op_one, bad, 5000)));
+    assert_true(isinf(dr_sum_of_squares(op_one, bad, 5000)));
 }
 
 int main(void) {

@@ -80,7 +80,7 @@ static void learn(dr_backend *b, dr_lm *lm, dr_activations activations, outcome 
         items[i] = (dr_learn_item){&out->set.sequences[i], i % 2 ? 1.0f : -0.5f, 0.01f};
     check_ok(dr_memory_create(b, &gradient, "gradient", dr_lm_n_params(lm), sizeof(float)));
     check_ok(dr_learner_create(lm, NULL, 200, 100, activations, &learner));
-    check_ok(dr_optimizer_create(lm, &settings, &optimizer));
+    check_ok(dr_optimizer_create(lm, &settings, NULL, &optimizer));
     for (int step = 0; step < 2; step++) {
         b->ops->zero(b, gradient, (size_t)dr_lm_n_params(lm) * sizeof(float));
         check_ok(dr_learner_accumulate(learner, items, out->set.n, &loss, gradient, &stats));

@@ -24,7 +24,9 @@ static void test_round_trip(void **state) {
     for (int32_t parts = 1; parts <= 3; parts++) {
         save_ok(run, parts, parts);
         check_found(run, parts);
-        for (int32_t step = 1; step <= parts; step++) check_loads(run, step);
+        for (int32_t step = 1; step <= parts; step++)
+            for (int size = 1; size <= 4; size++)
+                for (int rank = 0; rank < size; rank++) check_loads_as(run, step, rank, size);
     }
     dr_checkpoint_info info;
     char *dir = dir_of(run, 3);
@@ -77,30 +79,36 @@ static void test_weights_only(void **state) {
 // view.h5 shows every tensor of every part under its name, for whoever reads a checkpoint from outside.
 static void test_view(void **state) {
     (void)state;
-    const char *run = check_scratch_dir(), *groups[] = {"weights", "first_moment", "second_moment"};
+    const char *run = check_scratch_dir(), *moments[] = {"first_moment", "second_moment"};
     learner_state want = state_make(1);
     const dr_lm_tensor *tensors;
     dr_h5 *view = NULL;
     save_ok(run, 4, 3);
     state_advance(&want, 4);
-    const float *sources[] = {dr_lm_params(want.lm), dr_optimizer_first(want.optimizer),
-                              dr_optimizer_second(want.optimizer)};
+    const float *sources[] = {dr_optimizer_first(want.optimizer), dr_optimizer_second(want.optimizer)};
     char *path = file_of(run, 4, "view.h5"), name[160];
     check_ok(dr_h5_open(path, &view));
     int32_t n = dr_lm_tensors(want.lm, &tensors);
     assert_true(n > 20);
-    for (int32_t i = 0; i < n; i++)
-        for (int g = 0; g < 3; g++) {
-            int32_t n_dims = 0;
-            int64_t shape[4];
-            float *values = NULL;
-            snprintf(name, sizeof name, "%s/%s", groups[g], tensors[i].name);
-            check_ok(dr_h5_shape(view, name, &n_dims, shape));
-            assert_int_equal(shape[0] * (n_dims == 2 ? shape[1] : 1), tensors[i].rows * tensors[i].cols);
-            check_ok(dr_h5_read(view, name, DR_H5_F32, n_dims, shape, &values));
-            check_same_bits(name, values, sources[g] + tensors[i].offset, tensors[i].rows * tensors[i].cols);
-            dr_free(values);
-        }
+    for (int32_t i = 0; i < n; i++) {
+        int32_t n_dims = 0;
+        int64_t shape[4], offset = -1;
+        float *values = NULL;
+        snprintf(name, sizeof name, "weights/%s", tensors[i].name);
+        check_ok(dr_h5_shape(view, name, &n_dims, shape));
+        assert_int_equal(shape[0] * (n_dims == 2 ? shape[1] : 1), tensors[i].rows * tensors[i].cols);
+        check_ok(dr_h5_get_i64(view, name, "flat_offset", &offset));
+        assert_int_equal(offset, tensors[i].offset); // where its moments stand
+        check_ok(dr_h5_read(view, name, DR_H5_F32, n_dims, shape, &values));
+        check_same_bits(name, values, dr_lm_params(want.lm) + offset, tensors[i].rows * tensors[i].cols);
+        dr_free(values);
+    }
+    for (int g = 0; g < 2; g++) {
+        float *values = NULL;
+        check_ok(dr_h5_read(view, moments[g], DR_H5_F32, 1, &want.n, &values));
+        check_same_bits(moments[g], values, sources[g], want.n);
+        dr_free(values);
+    }
     dr_h5_close(view);
     dr_free(path);
     state_free(&want);
@@ -132,7 +140,7 @@ static void test_other_model(void **state) {
 static void test_no_manifest(void **state) {
     (void)state;
     const char *run = check_scratch_dir();
-    learner_state s = state_make(1);
+    learner_state s = state_make_part(1, 0, 2);
     dr_checkpoint_file file;
     dr_checkpoint_info info = {.step = 77};
     char *dir = dir_of(run, 5);
@@ -140,6 +148,8 @@ static void test_no_manifest(void **state) {
     check_ok(dr_checkpoint_write_part(s.lm, s.optimizer, dir, 0, 2, &file));
     check_found(run, -1); // parts without a manifest are nothing, and no error
     quiet();
+    check_error(dr_checkpoint_write_part(s.lm, s.optimizer, dir, 1, 2, &file), DR_ERR_ARGUMENT,
+                "part 1 of 2: expected moments");
     assert_int_not_equal(dr_checkpoint_verify(dir, &info), DR_OK);
     assert_int_equal(info.step, 77);
     assert_int_not_equal(dr_checkpoint_load(s.lm, s.optimizer, dir), DR_OK);
@@ -338,21 +348,22 @@ static void test_foreign_manifests(void **state) {
     check_manifest_refused(run, "", "manifest.json");
     check_manifest_refused(run, "[]", "manifest.json");
     check_manifest_refused(run, "{}", "version");
-    check_manifest_refused(run, "{\"version\": 4}", "version");
-    check_manifest_refused(run, "{\"version\": 3, \"step\": -1}", "step");
+    check_manifest_refused(run, "{\"version\": 5}", "version");
+    check_manifest_refused(run, "{\"version\": 3}", "version"); // whole moments, by tensor
+    check_manifest_refused(run, "{\"version\": 4, \"step\": -1}", "step");
     check_manifest_refused(
-        run, "{\"version\": 3, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": 3}", "files");
+        run, "{\"version\": 4, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": 3}", "files");
     check_manifest_refused(run,
-                           "{\"version\": 3, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+                           "{\"version\": 4, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
                            "[{\"name\": \"../step_000001/rank_0.h5\", \"bytes\": 1, \"xxh3\": \"\"}]}",
                            "bad name");
     check_manifest_refused(
         run,
-        "{\"version\": 3, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+        "{\"version\": 4, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
         "[{\"name\": \"a_name_that_is_longer_than_any_of_ours\", \"bytes\": 1, \"xxh3\": \"\"}]}",
         "bad name");
     check_manifest_refused(run,
-                           "{\"version\": 3, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+                           "{\"version\": 4, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
                            "[{\"name\": \"rank_0.h5\", \"xxh3\": \"\"}]}",
                            "bytes");
 }

@@ -8,7 +8,7 @@
 static void test_prune(void **state) {
     (void)state;
     const char *run = check_scratch_dir();
-    learner_state s = state_make(1);
+    learner_state s = state_make_part(1, 0, 2);
     dr_checkpoint_file file;
     static const int64_t steps[] = {1, 2, 5, 10, 100}; // in number's order, not in that of names
     for (int i = 0; i < 5; i++) save_ok(run, steps[i], 1 + i % 2);

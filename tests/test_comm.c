@@ -435,6 +435,31 @@ static void test_loopback_large(void **state) {
     free(bytes);
 }
 
+// ---- shards ----
+
+// Every value has one owner, whatever the sizes; shards follow each other and are equal but for the last.
+static void test_shards(void **state) {
+    (void)state;
+    enum { M = DR_SHARD_MULTIPLE };
+    static const int64_t around[] = {0, 1, M, 2 * M, 3 * M, 7 * M, 64 * M, (int64_t)1 << 33};
+    for (size_t a = 0; a < sizeof around / sizeof *around; a++)
+        for (int64_t n = around[a] > 2 ? around[a] - 2 : 0; n <= around[a] + 2; n++)
+            for (int size = 1; size <= 67; size++) {
+                int64_t at = 0, each = dr_shard_of(n, 0, size).end;
+                for (int rank = 0; rank < size; rank++) {
+                    dr_shard s = dr_shard_of(n, rank, size);
+                    int64_t want = n - at < each ? n - at : each;
+                    if (s.begin != at || s.end != at + want)
+                        fail_msg("%lld values: rank %d of %d has %lld to %lld", (long long)n, rank, size,
+                                 (long long)s.begin, (long long)s.end);
+                    assert_true(s.begin % M == 0 || s.begin == n);
+                    at = s.end;
+                }
+                assert_true(at == n);
+                assert_true(each * size - n < (int64_t)size * M); // rounded up by less than a multiple each
+            }
+}
+
 // ---- the collective of one ----
 
 static void test_alone(void **state) {
@@ -447,8 +472,9 @@ static void test_alone(void **state) {
     memcpy(kept_doubles, doubles, sizeof kept_doubles);
     check_ok(dr_collective_alone_create(&alone));
     assert_true(alone->rank == 0 && alone->size == 1 && alone->deadline_s > 0);
-    check_ok(alone->ops->allreduce_sum(alone, values, 5));
-    check_ok(alone->ops->allreduce_sum(alone, values, 0));
+    check_ok(alone->ops->reduce_scatter_sum(alone, values, 5));
+    check_ok(alone->ops->reduce_scatter_sum(alone, values, 0));
+    check_ok(alone->ops->all_gather(alone, values, 5));
     check_ok(alone->ops->allreduce_sum_double(alone, doubles, 3));
     check_ok(alone->ops->broadcast(alone, bytes, 4, 0));
     check_same_bits("sum of one", values, kept, 5);
@@ -467,7 +493,7 @@ int main(void) {
         quiet_test(test_bad_headers),    quiet_test(test_counts),
         quiet_test(test_short_payloads), cmocka_unit_test(test_loopback_order),
         quiet_test(test_loopback_edges), cmocka_unit_test(test_loopback_large),
-        cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_shards),   cmocka_unit_test(test_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

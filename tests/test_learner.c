@@ -184,7 +184,7 @@ static void clear(float *values) {
 }
 
 static double length_of(const float *values) {
-    return sqrt(backend->ops->sum_of_squares(backend, values, n_params));
+    return sqrt(dr_sum_of_squares(backend, values, n_params));
 }
 
 static void check_slopes(const char *name, int n, const dr_loss_settings *s) {
@@ -586,7 +586,7 @@ static void test_nan_is_named(void **state) {
     check_ok(dr_learner_create(lm, NULL, 64, LONGEST, DR_KEEP_ACTIVATIONS, &learner)); // the others are fine
     memset(sum, 0, (size_t)dr_lm_n_params(lm) * sizeof(float));
     check_ok(dr_learner_accumulate(learner, items, 4, &s, sum, &stats));
-    assert_true(isfinite(backend->ops->sum_of_squares(backend, sum, dr_lm_n_params(lm))));
+    assert_true(isfinite(dr_sum_of_squares(backend, sum, dr_lm_n_params(lm))));
     dr_learner_destroy(learner);
     dr_free(sum);
     dr_lm_destroy(lm);

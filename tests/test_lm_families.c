@@ -58,7 +58,7 @@ static void compare_gradients(const dr_lm *lm, const dr_safetensors *golden, con
 static void compare_training(dr_lm *lm, dr_lm_workspace *w, const sequence *s, const float *losses) {
     dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
     dr_optimizer *optimizer = NULL;
-    check_ok(dr_optimizer_create(lm, &settings, &optimizer));
+    check_ok(dr_optimizer_create(lm, &settings, NULL, &optimizer));
     int64_t n = dr_lm_n_params(lm), rows = s->pack.n_rows;
     float *gradient = NULL, logprob[64], entropy[64], dlogprob[64];
     check_ok(dr_alloc(&gradient, "gradient", n, sizeof(float)));
@@ -186,7 +186,7 @@ static void check_frozen(const char *dir, const sequence *s, int32_t n) {
     check_ok(dr_lm_workspace_create(frozen, 64, DR_KEEP_ACTIVATIONS, &w));
     dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
     dr_optimizer *none_made = NULL;
-    check_error(dr_optimizer_create(frozen, &settings, &none_made), DR_ERR_UNSUPPORTED, "fp32 weights");
+    check_error(dr_optimizer_create(frozen, &settings, NULL, &none_made), DR_ERR_UNSUPPORTED, "fp32 weights");
     check_error(dr_lm_start_copying(frozen, 1), DR_ERR_UNSUPPORTED, "for reading");
     check_error(dr_lm_weights_changed(frozen), DR_ERR_UNSUPPORTED, "for reading");
     check_error(dr_lm_backward(frozen, w, &s->pack, 1.0f, &none, &none), DR_ERR_UNSUPPORTED, "for reading");

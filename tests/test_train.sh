@@ -110,6 +110,11 @@ code=0
 train "$work/e" 4 --set run.stop_after=3 || code=$?
 train "$work/e" 3 --resume
 [ "$(wc -l < "$work/e/metrics.jsonl")" = 6 ] || fail "resumed on other ranks: lines of metrics"
+code=0
+train "$work/f" 6 --set run.stop_after=3 || code=$? # four learners, a part of the moments each
+[ -e "$work/f/checkpoints/step_000003/rank_3.h5" ] || fail "four learners write four parts"
+train "$work/f" 1 --resume
+[ "$(wc -l < "$work/f/metrics.jsonl")" = 6 ] || fail "four learners' checkpoint resumed by one: lines of metrics"
 
 # export opens, evaluation runs, unknown settings are named
 "$deeprec" export --checkpoint "$work/c/checkpoints/step_000006" --model "$work/warm" --out "$work/exported"

@@ -41,6 +41,7 @@ typedef struct learner_state {
     dr_lm *lm;
     dr_optimizer *optimizer;
     int64_t n;
+    dr_shard shard;
 } learner_state;
 
 static inline dr_lm_config small_config(void) {
@@ -54,14 +55,21 @@ static inline dr_lm_config small_config(void) {
     return config;
 }
 
-static inline learner_state state_make(uint64_t seed) {
+// Learner `rank` of `size`.
+static inline learner_state state_make_part(uint64_t seed, int rank, int size) {
     learner_state s = {0};
+    dr_collective place = {.rank = rank, .size = size}; // nothing is summed up here
     dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
     dr_lm_config config = small_config();
     check_ok(dr_lm_create(backend, &config, seed, &s.lm));
-    check_ok(dr_optimizer_create(s.lm, &settings, &s.optimizer));
+    check_ok(dr_optimizer_create(s.lm, &settings, &place, &s.optimizer));
     s.n = dr_lm_n_params(s.lm);
+    s.shard = dr_optimizer_shard(s.optimizer);
     return s;
+}
+
+static inline learner_state state_make(uint64_t seed) {
+    return state_make_part(seed, 0, 1);
 }
 
 static inline void state_free(learner_state *s) {
@@ -74,8 +82,11 @@ static inline void state_advance(learner_state *s, int64_t step) {
     dr_rng rng = dr_rng_make(61, (uint64_t)step);
     for (int64_t i = 0; i < s->n; i++) {
         dr_lm_params(s->lm)[i] = (float)dr_rng_normal(&rng);
-        dr_optimizer_first(s->optimizer)[i] = (float)dr_rng_normal(&rng) * 1e-20f;
-        dr_optimizer_second(s->optimizer)[i] = (float)dr_rng_normal(&rng) * 1e-41f; // not a normal number
+        float first = (float)dr_rng_normal(&rng) * 1e-20f;
+        float second = (float)dr_rng_normal(&rng) * 1e-41f; // not a normal number
+        if (i < s->shard.begin || i >= s->shard.end) continue;
+        dr_optimizer_first(s->optimizer)[i - s->shard.begin] = first;
+        dr_optimizer_second(s->optimizer)[i - s->shard.begin] = second;
     }
     dr_optimizer_set_updates(s->optimizer, 10 * step, 3 * step);
     check_ok(dr_lm_weights_changed(s->lm));
@@ -85,8 +96,11 @@ static inline void check_same_state(const char *name, const learner_state *got, 
     learner_state want = state_make(1);
     state_advance(&want, step);
     check_same_bits(name, dr_lm_params(got->lm), dr_lm_params(want.lm), want.n);
-    check_same_bits(name, dr_optimizer_first(got->optimizer), dr_optimizer_first(want.optimizer), want.n);
-    check_same_bits(name, dr_optimizer_second(got->optimizer), dr_optimizer_second(want.optimizer), want.n);
+    int64_t begin = got->shard.begin, own = got->shard.end - begin;
+    check_same_bits(name, dr_optimizer_first(got->optimizer), dr_optimizer_first(want.optimizer) + begin,
+                    own);
+    check_same_bits(name, dr_optimizer_second(got->optimizer), dr_optimizer_second(want.optimizer) + begin,
+                    own);
     assert_int_equal(dr_optimizer_updates(got->optimizer), 10 * step);
     assert_int_equal(dr_optimizer_age(got->optimizer), 3 * step);
     state_free(&want);
@@ -100,18 +114,19 @@ static inline char *dir_of(const char *run, int64_t step) {
 
 // The state of `step` by n_parts learners; the status of whatever fails first.
 static inline dr_status save(const char *run, int64_t step, int32_t n_parts) {
-    learner_state s = state_make(1);
     dr_checkpoint_file files[4];
     dr_checkpoint_info info = {.step = step, .updates = 10 * step, .n_files = n_parts, .files = files};
     dr_lm_config config = small_config();
     char *dir = dir_of(run, step);
     dr_status status = DR_OK;
     snprintf(info.config_hash, sizeof info.config_hash, "hash-%d", (int)step);
-    state_advance(&s, step);
-    for (int32_t part = n_parts - 1; part >= 0 && status == DR_OK; part--) // in any order
+    for (int32_t part = n_parts - 1; part >= 0 && status == DR_OK; part--) { // in any order
+        learner_state s = state_make_part(1, part, n_parts);
+        state_advance(&s, step);
         status = dr_checkpoint_write_part(s.lm, s.optimizer, dir, part, n_parts, &files[part]);
+        state_free(&s);
+    }
     if (status == DR_OK) status = dr_checkpoint_commit(&config, dir, &info);
-    state_free(&s);
     dr_free(dir);
     return status;
 }
@@ -126,8 +141,9 @@ static inline void check_found(const char *run, int64_t want) {
     if (step != want) fail_msg("found step %lld, expected %lld", (long long)step, (long long)want);
 }
 
-static inline void check_loads(const char *run, int64_t step) {
-    learner_state fresh = state_make(9);
+// Learner `rank` of `size` loads it, whoever wrote it.
+static inline void check_loads_as(const char *run, int64_t step, int rank, int size) {
+    learner_state fresh = state_make_part(9, rank, size);
     char *dir = dir_of(run, step);
     uint64_t version = dr_lm_weight_version(fresh.lm);
     check_ok(dr_checkpoint_load(fresh.lm, fresh.optimizer, dir));
@@ -135,6 +151,10 @@ static inline void check_loads(const char *run, int64_t step) {
     assert_true(dr_lm_weight_version(fresh.lm) > version);
     state_free(&fresh);
     dr_free(dir);
+}
+
+static inline void check_loads(const char *run, int64_t step) {
+    check_loads_as(run, step, 0, 1);
 }
 
 static inline char *file_of(const char *run, int64_t step, const char *name) {

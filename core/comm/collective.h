@@ -12,13 +12,26 @@
 extern "C" {
 #endif
 
+// Values begin … end - 1 of an array that every rank has: those of one rank.
+typedef struct dr_shard {
+    int64_t begin, end;
+} dr_shard;
+enum { DR_SHARD_MULTIPLE = 4096 };
+// n values in `size` equal shards that follow each other, rounded up to a multiple of DR_SHARD_MULTIPLE; the
+// last ones may be shorter, or empty.
+dr_shard dr_shard_of(int64_t n, int rank, int size);
+
 typedef struct dr_collective dr_collective;
 
 typedef struct dr_collective_ops {
-    // Element-wise sum over the group in rank order (rank 0 + rank 1 + …), the same bits on every rank and
-    // every run. In place.
-    dr_status (*allreduce_sum)(dr_collective *collective, float *values, int64_t n);
+    // Element-wise sum over the group in rank order (rank 0 + rank 1 + …), the same bits in every run. In
+    // place: values [n] get the sum within dr_shard_of(n, rank, size), and stay as they are outside.
+    dr_status (*reduce_scatter_sum)(dr_collective *collective, float *values, int64_t n);
+    // Each rank's shard of values [n] to every other rank, in place.
+    dr_status (*all_gather)(dr_collective *collective, float *values, int64_t n);
+    // The sum in rank order on every rank, in place. Host memory.
     dr_status (*allreduce_sum_double)(dr_collective *collective, double *values, int64_t n);
+    // Host memory.
     dr_status (*broadcast)(dr_collective *collective, void *bytes, int64_t n_bytes, int root);
     void (*destroy)(dr_collective *collective);
 } dr_collective_ops;
@@ -27,7 +40,8 @@ struct dr_collective {
     const dr_collective_ops *ops;
     int rank, size;            // in the group
     double deadline_s;         // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
-    bool takes_backend_memory; // allreduce_sum's values are memory of the learners' backend, not the host's
+    bool takes_backend_memory; // reduce_scatter_sum's and all_gather's values are memory of the learners'
+                               // backend, not the host's
     void *state;
 };
 

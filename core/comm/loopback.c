@@ -98,7 +98,7 @@ dr_status dr_loopback_create(int size, dr_channel **out_channels) {
     return status;
 }
 
-static dr_status alone_sum(dr_collective *c, float *values, int64_t n) {
+static dr_status alone_exchange(dr_collective *c, float *values, int64_t n) {
     (void)c, (void)values, (void)n;
     return DR_OK;
 }
@@ -117,7 +117,8 @@ static void alone_destroy(dr_collective *c) {
     dr_free(c);
 }
 
-static const dr_collective_ops alone_ops = {alone_sum, alone_sum_double, alone_broadcast, alone_destroy};
+static const dr_collective_ops alone_ops = {alone_exchange, alone_exchange, alone_sum_double, alone_broadcast,
+                                            alone_destroy};
 
 dr_status dr_collective_alone_create(dr_collective **out_collective) {
     dr_collective *c = NULL;

@@ -30,6 +30,18 @@ void dr_host_close(dr_backend *b, float *memory, int64_t n, dr_host_use use, flo
     dr_free(host);
 }
 
+double dr_sum_of_squares(dr_backend *b, const float *x, int64_t n) {
+    enum { BLOCKS = 256 }; // of one call
+    const int64_t piece = (int64_t)BLOCKS * DR_SQUARE_BLOCK;
+    double sums[BLOCKS], total = 0;
+    for (int64_t at = 0; at < n; at += piece) {
+        int64_t count = n - at < piece ? n - at : piece;
+        b->ops->sums_of_squares(b, x + at, count, sums);
+        for (int64_t i = 0; i < dr_square_blocks(count); i++) total += sums[i];
+    }
+    return total;
+}
+
 dr_status dr_sampling_check(const dr_sampling *settings) {
     float t = settings->temperature, p = settings->top_p;
     DR_CHECK(t == 0 || (t >= 1e-6f && isfinite(t)), DR_ERR_ARGUMENT,

@@ -108,6 +108,11 @@ typedef struct dr_adamw_settings {
     int64_t t; // 1-based number of this update, for the bias correction
 } dr_adamw_settings;
 
+enum { DR_SQUARE_BLOCK = 4096 };
+static inline int64_t dr_square_blocks(int64_t n) {
+    return (n + DR_SQUARE_BLOCK - 1) / DR_SQUARE_BLOCK;
+}
+
 typedef struct dr_backend_ops {
     const char *name; // "cpu"
 
@@ -244,8 +249,10 @@ typedef struct dr_backend_ops {
     // AdamW (Loshchilov & Hutter, arXiv 1711.05101) on n values; gradient is read, not cleared.
     void (*adamw)(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,
                   float gradient_scale, const dr_adamw_settings *settings);
-    // Σ x² in double, in a fixed order (independent of the thread count).
-    double (*sum_of_squares)(dr_backend *b, const float *x, int64_t n);
+    // Σ x² in double of each block of DR_SQUARE_BLOCK values (the last may be shorter), each in a fixed
+    // order: out [dr_square_blocks(n)], host memory. A part of x that begins with a block has the sums that x
+    // has there.
+    void (*sums_of_squares)(dr_backend *b, const float *x, int64_t n, double *out);
 } dr_backend_ops;
 
 // log softmax(logits / temperature)[id] from logits[id]. One fused operation, so that no compiler flag
@@ -274,6 +281,9 @@ static inline void dr_backend_destroy(dr_backend *backend) { // NULL is fine
 // Memory of `count` elements of `size` bytes, zeroed, for memory_destroy. out_pointer: address of the
 // caller's pointer, as of dr_alloc.
 dr_status dr_memory_create(dr_backend *b, void *out_pointer, const char *label, int64_t count, size_t size);
+
+// Σ x²: the blocks' sums, added in order.
+double dr_sum_of_squares(dr_backend *b, const float *x, int64_t n);
 
 // n floats of backend memory on the host: the memory itself where the host can use it, else a copy that close
 // brings back when the host writes. Each open wants its close, with the same arguments; host NULL is fine

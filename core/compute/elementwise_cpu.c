@@ -190,17 +190,17 @@ static void adamw(dr_backend *b, float *weights, const float *gradient, float *m
                     correction1, correction2);
 }
 
-// Blocks of 4,096 values in 8 double lanes; block sums are added in order: the bits do not depend on threads.
-static double sum_of_squares(dr_backend *b, const float *x, int64_t n) {
-    (void)b;
-    double total = 0;
-    for (int64_t begin = 0; begin < n; begin += 4096) {
-        int64_t end = begin + 4096 < n ? begin + 4096 : n;
-        double lanes[8] = {0};
-        for (int64_t i = begin; i < end; i++) lanes[(i - begin) & 7] += (double)x[i] * x[i];
-        for (int l = 0; l < 8; l++) total += lanes[l];
+// Each block in 8 double lanes.
+static void sums_of_squares(dr_backend *b, const float *x, int64_t n, double *out) {
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1)
+    for (int64_t block = 0; block < dr_square_blocks(n); block++) {
+        int64_t begin = block * DR_SQUARE_BLOCK, rest = n - begin;
+        int64_t count = rest < DR_SQUARE_BLOCK ? rest : DR_SQUARE_BLOCK;
+        double lanes[8] = {0}, sum = 0;
+        for (int64_t i = 0; i < count; i++) lanes[i & 7] += (double)x[begin + i] * x[begin + i];
+        for (int l = 0; l < 8; l++) sum += lanes[l];
+        out[block] = sum;
     }
-    return total;
 }
 
 void dr_cpu_fill_elementwise(dr_backend_ops *ops) {
@@ -213,5 +213,5 @@ void dr_cpu_fill_elementwise(dr_backend_ops *ops) {
     ops->embedding_forward = embedding_forward;
     ops->embedding_backward = embedding_backward;
     ops->adamw = adamw;
-    ops->sum_of_squares = sum_of_squares;
+    ops->sums_of_squares = sums_of_squares;
 }

@@ -1,6 +1,6 @@
-// Checkpoints: checkpoints/step_N/{rank_R.h5, view.h5, manifest.json}. Rank files hold named tensors (weights
-// and both moments) with their global shape; only a manifest, written last, makes a checkpoint real. Any
-// number of learners can load one.
+// Checkpoints: checkpoints/step_N/{rank_R.h5, view.h5, manifest.json}. Rank files hold named weights, whole
+// tensors, and the rank's own shard of both moments, flat, with its place in the whole; view.h5 shows them
+// together. Only a manifest, written last, makes a checkpoint real. Any number of learners can load one.
 #ifndef DR_CORE_LEARN_CHECKPOINT_H
 #define DR_CORE_LEARN_CHECKPOINT_H
 
@@ -31,8 +31,8 @@ void dr_checkpoint_info_reset(dr_checkpoint_info *info);
 // "RUN/checkpoints/step_000012" into a new string.
 dr_status dr_checkpoint_dir(const char *run_dir, int64_t step, char **out_dir);
 
-// Learner `part` of n_parts writes its tensors (every n_parts-th one) into dir/rank_PART.h5 and tells what it
-// wrote.
+// Learner `part` of n_parts writes its tensors (every n_parts-th one) and its optimizer's moments into
+// dir/rank_PART.h5 and tells what it wrote. DR_ERR_ARGUMENT: the optimizer has another part's moments.
 dr_status dr_checkpoint_write_part(dr_lm *lm, dr_optimizer *optimizer, const char *dir, int32_t part,
                                    int32_t n_parts, dr_checkpoint_file *out_file);
 // view.h5 (virtual datasets over all rank files), then manifest.json.
@@ -48,7 +48,8 @@ dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep);
 dr_status dr_checkpoint_find(const char *run_dir, int64_t *out_step);
 // manifest.json with the digests of all files checked, and its step against the folder's name.
 dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info);
-// Fills weights and, when optimizer is not NULL, moments and update count; then repacks the weights.
+// Fills weights and, when optimizer is not NULL, the moments of its shard and the update count; then repacks
+// the weights.
 dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir);
 
 #ifdef __cplusplus

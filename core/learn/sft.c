@@ -205,7 +205,7 @@ dr_status dr_sft_run(const dr_rollout_parts *parts, const dr_sft_options *option
     if (status == DR_OK && options->trajectories) status = read_own(&s, options->trajectories);
     if (status == DR_OK && !options->trajectories)
         status = dr_teacher_create(&s.rules, parts->trm, &options->teacher, &s.teacher);
-    if (status == DR_OK) status = dr_optimizer_create(parts->lm, &settings, &s.optimizer);
+    if (status == DR_OK) status = dr_optimizer_create(parts->lm, &settings, NULL, &s.optimizer);
     if (status == DR_OK)
         status = dr_learner_create(parts->lm, NULL, options->pack_tokens, parts->protocol.max_total_tokens,
                                    options->activations, &s.learner);

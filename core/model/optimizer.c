@@ -1,15 +1,22 @@
 // AdamW state and step; the arithmetic is the backend's.
 #include "core/model/optimizer.h"
 
+#include <assert.h>
 #include <math.h>
+#include <string.h>
 
 #include "core/base/alloc.h"
+
+static_assert(DR_SHARD_MULTIPLE % DR_SQUARE_BLOCK == 0, "a block of squares belongs to one learner");
 
 struct dr_optimizer {
     dr_backend *backend;
     dr_lm *lm;
+    dr_collective *learners; // NULL: alone
     dr_optimizer_settings settings;
-    float *m, *v;
+    dr_shard shard;
+    float *m, *v;         // of the shard
+    double *squares;      // [dr_square_blocks(n_params)] of the gradient
     int64_t updates, age; // in all; since the moments were zero
 };
 
@@ -22,19 +29,23 @@ float dr_schedule_rate(const dr_schedule *s, int64_t t) {
     return (float)(s->peak * (s->final_share + (1.0 - s->final_share) * share));
 }
 
-dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings,
+dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings, dr_collective *learners,
                               dr_optimizer **out_optimizer) {
     dr_optimizer *o = NULL;
+    int64_t n = dr_lm_n_params(lm);
     DR_CHECK(dr_lm_params(lm) != NULL, DR_ERR_UNSUPPORTED,
              "a model without its fp32 weights cannot be trained");
     DR_TRY(dr_alloc(&o, "optimizer", 1, sizeof *o));
     o->lm = lm;
     o->settings = *settings;
+    o->learners = learners;
+    o->shard = learners ? dr_shard_of(n, learners->rank, learners->size) : (dr_shard){0, n};
+    int64_t own = o->shard.end - o->shard.begin;
     dr_backend *b = o->backend = dr_lm_backend(lm);
     dr_status status;
-    DR_TRY_GOTO(status, dr_memory_create(b, &o->m, "first moments", dr_lm_n_params(lm), sizeof(float)),
-                destroy);
-    DR_TRY_GOTO(status, dr_memory_create(b, &o->v, "second moments", dr_lm_n_params(lm), sizeof(float)),
+    DR_TRY_GOTO(status, dr_memory_create(b, &o->m, "first moments", own, sizeof(float)), destroy);
+    DR_TRY_GOTO(status, dr_memory_create(b, &o->v, "second moments", own, sizeof(float)), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&o->squares, "sums of squares", dr_square_blocks(n), sizeof *o->squares),
                 destroy);
     *out_optimizer = o;
     return DR_OK;
@@ -48,13 +59,52 @@ void dr_optimizer_destroy(dr_optimizer *optimizer) {
     dr_backend *b = optimizer->backend;
     b->ops->memory_destroy(b, optimizer->m);
     b->ops->memory_destroy(b, optimizer->v);
+    dr_free(optimizer->squares);
     dr_free(optimizer);
 }
 
-dr_status dr_optimizer_step(dr_optimizer *o, const float *gradient, float learning_rate, double *out_norm) {
+dr_shard dr_optimizer_shard(const dr_optimizer *optimizer) {
+    return optimizer->shard;
+}
+
+static bool is_alone(const dr_optimizer *o) {
+    return !o->learners || o->learners->size == 1;
+}
+
+// An operation of the group on values [n_params], on the host where it cannot take backend memory.
+static dr_status exchange(dr_optimizer *o, dr_status (*operation)(dr_collective *, float *, int64_t),
+                          float *values) {
     int64_t n = dr_lm_n_params(o->lm);
-    dr_backend *b = dr_lm_backend(o->lm);
-    double norm = sqrt(b->ops->sum_of_squares(b, gradient, n));
+    float *host = NULL;
+    if (o->learners->takes_backend_memory) return operation(o->learners, values, n);
+    DR_TRY(dr_host_open(o->backend, values, n, DR_HOST_CHANGES, &host));
+    dr_status status = operation(o->learners, host, n);
+    dr_host_close(o->backend, values, n, DR_HOST_CHANGES, host);
+    return status;
+}
+
+dr_status dr_optimizer_reduce(dr_optimizer *o, float *gradient) {
+    return is_alone(o) ? DR_OK : exchange(o, o->learners->ops->reduce_scatter_sum, gradient);
+}
+
+// Every block's sum has one owner; zeros added to it do not change it.
+static dr_status gradient_norm(dr_optimizer *o, const float *gradient, double *out_norm) {
+    dr_backend *b = o->backend;
+    int64_t n_blocks = dr_square_blocks(dr_lm_n_params(o->lm)), begin = o->shard.begin;
+    double total = 0;
+    memset(o->squares, 0, (size_t)n_blocks * sizeof *o->squares);
+    b->ops->sums_of_squares(b, gradient + begin, o->shard.end - begin, o->squares + dr_square_blocks(begin));
+    if (!is_alone(o)) DR_TRY(o->learners->ops->allreduce_sum_double(o->learners, o->squares, n_blocks));
+    for (int64_t i = 0; i < n_blocks; i++) total += o->squares[i];
+    *out_norm = sqrt(total);
+    return DR_OK;
+}
+
+dr_status dr_optimizer_step(dr_optimizer *o, const float *gradient, float learning_rate, double *out_norm) {
+    int64_t begin = o->shard.begin;
+    dr_backend *b = o->backend;
+    double norm = 0;
+    DR_TRY(gradient_norm(o, gradient, &norm));
     DR_CHECK(isfinite(norm), DR_ERR_NUMERIC, "the gradient's norm is %g: no update is made", norm);
     float scale = o->settings.clip_norm > 0 && norm > o->settings.clip_norm
                       ? (float)(o->settings.clip_norm / norm)
@@ -65,7 +115,9 @@ dr_status dr_optimizer_step(dr_optimizer *o, const float *gradient, float learni
                                   .epsilon = o->settings.epsilon,
                                   .weight_decay = o->settings.weight_decay,
                                   .t = o->age + 1};
-    b->ops->adamw(b, dr_lm_params(o->lm), gradient, o->m, o->v, n, scale, &settings);
+    b->ops->adamw(b, dr_lm_params(o->lm) + begin, gradient + begin, o->m, o->v, o->shard.end - begin, scale,
+                  &settings);
+    if (!is_alone(o)) DR_TRY(exchange(o, o->learners->ops->all_gather, dr_lm_params(o->lm)));
     o->updates++;
     o->age++;
     DR_TRY(dr_lm_weights_changed(o->lm));
@@ -95,8 +147,8 @@ void dr_optimizer_set_updates(dr_optimizer *optimizer, int64_t updates, int64_t 
 }
 
 void dr_optimizer_restart(dr_optimizer *o) {
-    size_t bytes = (size_t)dr_lm_n_params(o->lm) * sizeof(float);
-    dr_backend *b = dr_lm_backend(o->lm);
+    size_t bytes = (size_t)(o->shard.end - o->shard.begin) * sizeof(float);
+    dr_backend *b = o->backend;
     b->ops->zero(b, o->m, bytes);
     b->ops->zero(b, o->v, bytes);
     o->age = 0;

@@ -1,7 +1,10 @@
-// AdamW over a model's flat parameters: moments, global-norm clipping, learning-rate schedule.
+// AdamW over a model's flat parameters: moments, global-norm clipping, learning-rate schedule. Several
+// learners share the work: each keeps the moments of its shard of the parameters only, updates that, and gets
+// the other shards from their owners (stage 1 of ZeRO, Rajbhandari et al., arXiv 1910.02054).
 #ifndef DR_CORE_MODEL_OPTIMIZER_H
 #define DR_CORE_MODEL_OPTIMIZER_H
 
+#include "core/comm/collective.h"
 #include "core/model/lm.h"
 
 #ifdef __cplusplus
@@ -29,19 +32,29 @@ typedef struct dr_optimizer_settings {
 } dr_optimizer_settings;
 
 typedef struct dr_optimizer dr_optimizer;
-dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings, dr_optimizer **out_optimizer);
+// learners: the group that makes every step together, borrowed; NULL: this learner alone.
+dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings, dr_collective *learners,
+                              dr_optimizer **out_optimizer);
 void dr_optimizer_destroy(dr_optimizer *optimizer);
 
-// One update with gradient [n_params] (backend memory; borrowed, unchanged) and the given rate; then repacks
-// the model's weights. *out_norm is the gradient's norm before clipping. DR_ERR_NUMERIC when it is not
-// finite: nothing has changed then.
+// The parameters that this learner updates.
+dr_shard dr_optimizer_shard(const dr_optimizer *optimizer);
+
+// Gradients [n_params] (backend memory) of all learners, summed up in rank order within this one's shard;
+// what is outside stays. A learner alone has nothing to do here.
+dr_status dr_optimizer_reduce(dr_optimizer *optimizer, float *gradient);
+// One update with gradient [n_params], of which this learner's shard is read (backend memory; borrowed,
+// unchanged), and the given rate; then all learners have all weights, and the model's are repacked. *out_norm
+// is the norm of the whole gradient before clipping. Norm and weights have the same bits for any number of
+// learners that share the same sum. DR_ERR_NUMERIC, on all of them, when the norm is not finite: nothing has
+// changed then.
 dr_status dr_optimizer_step(dr_optimizer *optimizer, const float *gradient, float learning_rate,
                             double *out_norm);
 
 // Zero moments, as at the start: what was learned of the gradients' sizes belongs to another objective.
 void dr_optimizer_restart(dr_optimizer *optimizer);
 
-// State for checkpoints: first and second moments [n_params] in backend memory, the number of updates done,
+// State for checkpoints: first and second moments of the shard in backend memory, the number of updates done,
 // and how many of them the moments have seen.
 float *dr_optimizer_first(dr_optimizer *optimizer);
 float *dr_optimizer_second(dr_optimizer *optimizer);

@@ -1,0 +1,233 @@
+// The MPI body of the collective seam on 2, 3 and 4 ranks: sums by hand, bytes sent, and optimizer steps that
+// do not depend on the number of learners.
+// labels: cpu
+#include "tests/check.h"
+
+#include <mpi.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "core/base/rng.h"
+#include "core/model/optimizer.h"
+#include "mpi/world.h"
+
+enum { MOST = 4 };
+static dr_world world;
+static dr_collective *group;
+static int64_t sent_bytes; // by this rank, to others
+
+// The profiling interface of MPI: every send of the program comes through here.
+int MPI_Isend(const void *bytes, int count, MPI_Datatype type, int to, int tag, MPI_Comm comm,
+              MPI_Request *request) {
+    int size = 0;
+    PMPI_Type_size(type, &size);
+    sent_bytes += (int64_t)count * size;
+    return PMPI_Isend(bytes, count, type, to, tag, comm, request);
+}
+
+static float *floats(int64_t n) {
+    float *values = NULL;
+    check_ok(dr_alloc(&values, "test array", n, sizeof *values));
+    return values;
+}
+
+static void fill(float *values, int64_t n, int rank) {
+    dr_rng rng = dr_rng_make(81, (uint64_t)rank);
+    uint32_t word = dr_rng_bits(&rng);
+    for (int64_t i = 0; i < n; i++) { // of sizes that make the order of a sum visible
+        word = word * 1664525u + 1013904223u;
+        values[i] = ((float)word / 4294967296.0f - 0.5f) * (word >> 28 ? 1.0f : 1e4f);
+    }
+}
+
+// What rank 0 + rank 1 + … of fill's values gives.
+static void sum_of_ranks(float *sum, float *part, int64_t n) {
+    fill(sum, n, 0);
+    for (int r = 1; r < group->size; r++) {
+        fill(part, n, r);
+        for (int64_t i = 0; i < n; i++) sum[i] += part[i];
+    }
+}
+
+// Around shards, around what is summed up at a time (256 Ki values of a rank), and shards that are empty.
+static const int64_t counts[] = {0,     1,     4095,    4096,    4097,    12289,
+                                 16384, 16385, 1 << 18, 1000003, 1048577, 2100001};
+
+static void test_sum_and_gather(void **state) {
+    (void)state;
+    for (size_t k = 0; k < sizeof counts / sizeof *counts; k++) {
+        int64_t n = counts[k];
+        float *values = floats(n), *want = floats(n), *own = floats(n);
+        dr_shard shard = dr_shard_of(n, group->rank, group->size);
+        sum_of_ranks(want, own, n);
+        fill(own, n, group->rank);
+        fill(values, n, group->rank);
+        check_ok(group->ops->reduce_scatter_sum(group, values, n));
+        check_same_bits("before the shard", values, own, shard.begin);
+        check_same_bits("shard", values + shard.begin, want + shard.begin, shard.end - shard.begin);
+        check_same_bits("behind the shard", values + shard.end, own + shard.end, n - shard.end);
+        check_ok(group->ops->all_gather(group, values, n));
+        check_same_bits("gathered", values, want, n);
+        dr_free(values);
+        dr_free(want);
+        dr_free(own);
+    }
+}
+
+static void test_sum_of_doubles(void **state) {
+    (void)state;
+    enum { N = 300001 };
+    double *values = NULL;
+    check_ok(dr_alloc(&values, "test array", N, sizeof *values));
+    for (int i = 0; i < N; i++) values[i] = 1.0 / (i + 1 + 1000 * group->rank);
+    check_ok(group->ops->allreduce_sum_double(group, values, N));
+    for (int i = 0; i < N; i++) {
+        double want = 1.0 / (i + 1);
+        for (int r = 1; r < group->size; r++) want += 1.0 / (i + 1 + 1000 * r);
+        if (values[i] != want) fail_msg("value %d is %.17g, expected %.17g", i, values[i], want);
+    }
+    dr_free(values);
+}
+
+// Both together send 2 (size - 1) / size of the values, an all-gather of everything (size - 1) times them.
+static void test_bytes(void **state) {
+    (void)state;
+    enum { N = 12 * DR_SHARD_MULTIPLE * 16 }; // equal shards
+    float *values = floats(N);
+    int64_t shard = N / group->size * (int64_t)sizeof(float), others = group->size - 1;
+    fill(values, N, group->rank);
+    sent_bytes = 0;
+    check_ok(group->ops->reduce_scatter_sum(group, values, N));
+    assert_int_equal(sent_bytes, others * shard);
+    check_ok(group->ops->all_gather(group, values, N));
+    assert_int_equal(sent_bytes, 2 * others * shard);
+    int64_t all_of_everything = others * N * (int64_t)sizeof(float);
+    if (group->rank == 0)
+        print_message(
+            "%d ranks, %d values: %lld bytes sent by each, an all-gather of everything sends %lld\n",
+            group->size, N, (long long)sent_bytes, (long long)all_of_everything);
+    if (group->size > 2) assert_true(sent_bytes < all_of_everything);
+    assert_true(sent_bytes * group->size == 2 * all_of_everything);
+    dr_free(values);
+}
+
+static void test_deadline(void **state) {
+    (void)state;
+    static float values[2 * DR_SHARD_MULTIPLE]; // outlives what is left open
+    double deadline_s = group->deadline_s;
+    if (group->rank == 0) {
+        group->deadline_s = 0.2;
+        dr_log_set_level(DR_LOG_ERROR + 1);
+        check_error(group->ops->all_gather(group, values, 2 * DR_SHARD_MULTIPLE), DR_ERR_TIMEOUT,
+                    "all-gather of 8192 values did not finish within 0 s");
+        dr_log_set_level(DR_LOG_INFO);
+        group->deadline_s = deadline_s;
+    }
+}
+
+// ---- the optimizer ----
+
+static dr_lm *make_model(dr_backend *backend) {
+    dr_lm_config config;
+    dr_lm *lm = NULL;
+    check_ok(dr_lm_preset("tiny", 97, &config));
+    check_ok(dr_lm_create(backend, &config, 5, &lm));
+    return lm;
+}
+
+// Some steps are clipped, one comes after a restart of the moments.
+static void one_step(dr_optimizer *o, int step, const float *gradient, double *out_norm) {
+    if (step == 4) dr_optimizer_restart(o);
+    check_ok(dr_optimizer_step(o, gradient, 0.01f, out_norm));
+}
+
+static void test_steps(void **state) {
+    (void)state;
+    static const dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, 0.1f, 1.0f};
+    dr_backend *backend = NULL;
+    dr_optimizer *alone = NULL, *shared = NULL;
+    check_ok(dr_backend_cpu_create(DR_FP32, 1, &backend));
+    dr_lm *want = make_model(backend), *got = make_model(backend);
+    int64_t n = dr_lm_n_params(want);
+    float *own = floats(n), *part = floats(n), *sum = floats(n);
+    assert_true(n > MOST * DR_SHARD_MULTIPLE); // a shard each
+    check_ok(dr_optimizer_create(want, &settings, NULL, &alone));
+    check_ok(dr_optimizer_create(got, &settings, group, &shared));
+    dr_shard shard = dr_optimizer_shard(shared);
+    assert_true(shard.begin < shard.end);
+    for (int step = 0; step < 6; step++) {
+        double norm[2] = {-1, -2};
+        sum_of_ranks(sum, part, n);
+        fill(own, n, group->rank);
+        for (int64_t i = 0; i < n && step % 2; i++) { // small: not clipped
+            own[i] *= 0x1p-20f;
+            sum[i] *= 0x1p-20f;
+        }
+        one_step(alone, step, sum, &norm[0]);
+        check_ok(dr_optimizer_reduce(shared, own));
+        one_step(shared, step, own, &norm[1]);
+        assert_true((norm[0] > 1) == (step % 2 == 0));
+        assert_memory_equal(&norm[0], &norm[1], sizeof *norm);
+        check_same_bits("weights", dr_lm_params(got), dr_lm_params(want), n);
+        check_same_bits("first moments", dr_optimizer_first(shared), dr_optimizer_first(alone) + shard.begin,
+                        shard.end - shard.begin);
+        check_same_bits("second moments", dr_optimizer_second(shared),
+                        dr_optimizer_second(alone) + shard.begin, shard.end - shard.begin);
+    }
+    // a value that is none in one shard is refused by all
+    double norm = -1;
+    memset(own, 0, (size_t)n * sizeof *own);
+    if (shard.end == n) own[n - 1] = NAN;
+    dr_log_set_level(DR_LOG_ERROR + 1);
+    check_error(dr_optimizer_step(shared, own, 0.01f, &norm), DR_ERR_NUMERIC, "no update is made");
+    dr_log_set_level(DR_LOG_INFO);
+    check_same_bits("weights", dr_lm_params(got), dr_lm_params(want), n);
+    assert_int_equal(dr_optimizer_updates(shared), 6);
+    dr_optimizer_destroy(alone);
+    dr_optimizer_destroy(shared);
+    dr_lm_destroy(want);
+    dr_lm_destroy(got);
+    dr_backend_cpu_destroy(backend);
+    dr_free(own);
+    dr_free(part);
+    dr_free(sum);
+}
+
+// ---- start ----
+
+// Started by hand or by ctest: starts itself on 2, 3 and 4 ranks.
+static int launch(const char *program) {
+    char command[2048];
+    if (system("command -v mpirun > /dev/null") != 0) {
+        printf("skipped: no mpirun\n");
+        return 0;
+    }
+    for (int ranks = 2; ranks <= MOST; ranks++) {
+        snprintf(command, sizeof command, ". %s/tests/mpi-env.sh; exec mpirun -n %d %s", DR_SOURCE_DIR, ranks,
+                 program);
+        if (system(command) != 0) {
+            fprintf(stderr, "failed on %d ranks\n", ranks);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sum_and_gather), cmocka_unit_test(test_sum_of_doubles),
+        cmocka_unit_test(test_bytes),          cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_deadline), // the last: what it leaves open never arrives
+    };
+    static const int processes[MOST] = {0, 1, 2, 3};
+    if (!dr_world_is_launched()) return launch(argv[0]);
+    check_ok(dr_world_init(&argc, &argv, &world));
+    check_ok(dr_collective_mpi_create(processes, world.size, 30.0, &group));
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (failed) dr_world_abort(1);
+    group->ops->destroy(group);
+    dr_world_finalize();
+    return 0;
+}
