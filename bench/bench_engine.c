@@ -1,5 +1,6 @@
-// bench_engine: what the CPU engine does with the small preset, each figure beside the ceiling measured in
-// the same run. Exit status 0 only when every check held and every figure was written.
+// bench_engine: what the engine does on the processor or on a device, with the small preset or the sizes of
+// Qwen2.5 models, each figure beside the ceiling measured in the same run. Exit status 0 only when every
+// check held and every figure was written.
 #include <getopt.h>
 #include <omp.h>
 #include <stdio.h>
@@ -16,30 +17,35 @@ typedef struct settings {
     const char *json_path;
     const char *part;  // NULL: all
     const char *model; // folder to write, NULL: none
-    bool is_large;     // a model of the shape of Qwen2.5-0.5B
+    const char *backend, *shape;
+    int n_layers; // 0: as many as the shape has
 } settings;
 
 // In the order they run in; the ceilings of the machine come first in any case.
 static const struct {
     const char *name;
     dr_status (*add_figures)(bench_engine *engine);
-    bool only_when_named, takes_shape;
-} parts[] = {
-    {"decode", bench_decode_figures, false, true},      {"train", bench_train_figures, false, true},
-    {"retrieve", bench_retrieve_figures, false, false}, {"rollout", bench_rollout_figures, false, false},
-    {"sample", bench_sample_figures, false, true},      {"long", bench_long_figures, true, false}};
+    bool only_when_named, takes_shape, on_device;
+} parts[] = {{"decode", bench_decode_figures, false, true, true},
+             {"train", bench_train_figures, false, true, true},
+             {"retrieve", bench_retrieve_figures, false, false, false},
+             {"rollout", bench_rollout_figures, false, false, true},
+             {"sample", bench_sample_figures, false, true, true},
+             {"long", bench_long_figures, true, true, true}};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static const char usage[] =
-    "bench_engine [--threads N] [--precision fp32|bf16] [--seconds S] [--json FILE] [--part NAME]\n"
-    "             [--shape small|0.5b] [--write-model FOLDER]\n"
+    "bench_engine [--backend cpu|cuda] [--threads N] [--precision fp32|bf16] [--seconds S] [--json FILE]\n"
+    "             [--part NAME] [--shape small|0.5b|1.5b|7b] [--layers N] [--write-model FOLDER]\n"
+    "  --backend    the processor, or device 0 (default cpu)\n"
     "  --threads    of the engine and of the ceilings (default: all)\n"
     "  --precision  of the linear layers (default fp32)\n"
     "  --seconds    aimed at for one figure, of which at least five repeats are taken (default 1)\n"
     "  --json       file for one JSON line a figure\n"
     "  --part       decode, train, retrieve, rollout or sample alone, or long, which is not in the rest\n"
-    "  --shape      model of the decode, train and sample parts: the small preset, or Qwen2.5-0.5B's sizes, "
-    "random\n"
+    "  --shape      model of the decode, train, sample and long parts: the small preset, or sizes of a "
+    "Qwen2.5 model, random\n"
+    "  --layers     a slice of so many layers of that model (default: all of them)\n"
     "  --write-model  write the decode part's model with check.safetensors (ids, their logits), and end\n";
 
 static bool is_part(const char *name) {
@@ -53,8 +59,9 @@ static dr_status read_options(int argc, char **argv, settings *out) {
         {"threads", required_argument, NULL, 't'}, {"precision", required_argument, NULL, 'p'},
         {"seconds", required_argument, NULL, 's'}, {"json", required_argument, NULL, 'j'},
         {"part", required_argument, NULL, 'a'},    {"write-model", required_argument, NULL, 'w'},
-        {"shape", required_argument, NULL, 'm'},   {0}};
-    settings s = {.seconds = 1};
+        {"shape", required_argument, NULL, 'm'},   {"backend", required_argument, NULL, 'b'},
+        {"layers", required_argument, NULL, 'l'},  {0}};
+    settings s = {.seconds = 1, .backend = "cpu", .shape = "small"};
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         char *end = NULL;
         bool is_good = true;
@@ -70,8 +77,15 @@ static dr_status read_options(int argc, char **argv, settings *out) {
         } else if (option == 'j') {
             s.json_path = optarg;
         } else if (option == 'm') {
-            is_good = strcmp(optarg, "small") == 0 || strcmp(optarg, "0.5b") == 0;
-            s.is_large = strcmp(optarg, "0.5b") == 0;
+            dr_lm_config unused;
+            s.shape = optarg;
+            is_good = bench_model_shape(optarg, &unused) == DR_OK;
+        } else if (option == 'b') {
+            s.backend = optarg;
+            is_good = strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0;
+        } else if (option == 'l') {
+            s.n_layers = (int)strtol(optarg, &end, 10);
+            is_good = *optarg && !*end && s.n_layers >= 1 && s.n_layers <= 1000;
         } else if (option == 'w') {
             s.model = optarg;
         } else if (option == 'a') {
@@ -88,15 +102,26 @@ static dr_status read_options(int argc, char **argv, settings *out) {
     return DR_OK;
 }
 
-static dr_status choose_model(bool is_large, dr_lm_config *out) {
-    DR_TRY(dr_lm_preset("small", BENCH_VOCAB, out));
-    if (!is_large) return DR_OK;
-    out->n_layers = 24;
-    out->hidden = 896;
-    out->n_heads = 14;
-    out->intermediate = 4864;
-    out->vocab = 151936;
-    return DR_OK;
+// The device's own copy and products; the copy is `memory` bytes/s.
+static dr_status add_device_figures(bench_engine *engine, double memory) {
+    bench_product side = {.m = 8192, .n = 8192, .k = 8192, .count = 1};
+    double seconds = 0;
+    DR_TRY(bench_products_seconds(engine->ceilings, &side, 1, &seconds));
+    double rate = bench_product_flops(&side, 1) / seconds;
+    bench_figure copy = {.name = "ceiling.copy",
+                         .unit = "GB/s",
+                         .value = memory * 1e-9,
+                         .note = "read and written together, 1 GiB"},
+                 product = {.name = "ceiling.gemm.8192",
+                            .unit = "TFLOP/s",
+                            .value = rate * 1e-12,
+                            .note = "linear_forward, 8192 x 8192 x 8192"};
+    if (engine->device.peak_flops > 0 && engine->backend->precision == DR_BF16) {
+        product.ceiling = engine->device.peak_flops * 1e-12;
+        product.bound = "data sheet";
+    }
+    DR_TRY(bench_report_add(engine->report, &copy));
+    return bench_report_add(engine->report, &product);
 }
 
 // Reading and products at their best; everything below is judged by these.
@@ -116,6 +141,7 @@ static dr_status add_machine_figures(bench_engine *engine) {
          .unit = "GFLOP/s",
          .value = bench_product_flops(&best, 1) / seconds * 1e-9,
          .note = "oneDNN, 1024 x 1024 x 1024"}};
+    if (!bench_is_cpu(engine->backend)) return add_device_figures(engine, memory);
     snprintf(note, sizeof note, "a block of %.1f MB, the weights' size", bytes * 1e-6);
     for (int i = 0; i < 3; i++) DR_TRY(bench_report_add(engine->report, &figures[i]));
     return DR_OK;
@@ -123,13 +149,19 @@ static dr_status add_machine_figures(bench_engine *engine) {
 
 static bool is_wanted(const bench_engine *engine, int part, const char *only) {
     if (only) return strcmp(parts[part].name, only) == 0;
+    if (!parts[part].on_device && !bench_is_cpu(engine->backend)) return false;
     return !parts[part].only_when_named && (parts[part].takes_shape || !engine->is_large);
 }
 
 static dr_status run_parts(bench_engine *engine, const char *only) {
     DR_TRY(add_machine_figures(engine));
     for (int i = 0; i < N_PARTS; i++)
-        if (is_wanted(engine, i, only)) DR_TRY(parts[i].add_figures(engine));
+        if (is_wanted(engine, i, only)) {
+            DR_CHECK(parts[i].on_device || bench_is_cpu(engine->backend), DR_ERR_UNSUPPORTED,
+                     "part %s: the retrieval model stays on the processor, expected --backend cpu",
+                     parts[i].name);
+            DR_TRY(parts[i].add_figures(engine));
+        }
     return DR_OK;
 }
 
@@ -139,24 +171,25 @@ static dr_status run(int argc, char **argv) {
     dr_status status;
     DR_TRY(read_options(argc, argv, &s));
     if (s.n_threads > 0) omp_set_num_threads(s.n_threads); // oneDNN's threads and the retrieval model's, too
-    DR_TRY(dr_backend_cpu_create(s.precision, s.n_threads, &engine.backend));
-    int n_threads = engine.backend->n_threads;
+    DR_TRY(bench_backend_open(s.backend, s.precision, s.n_threads, &engine.backend, &engine.device));
     engine.seconds = s.seconds;
-    engine.is_large = s.is_large;
-    DR_TRY_GOTO(status, choose_model(s.is_large, &engine.model), release);
+    engine.is_large = strcmp(s.shape, "small") != 0;
+    engine.is_slow = engine.is_large && bench_is_cpu(engine.backend);
+    DR_TRY_GOTO(status, bench_model_shape(s.shape, &engine.model), release);
+    if (s.n_layers > 0) engine.model.n_layers = s.n_layers;
     if (s.model) {
         status = bench_write_model(engine.backend, &engine.model, s.model);
         goto release;
     }
-    DR_TRY_GOTO(status, bench_ceilings_create(n_threads, s.precision, 0.1 * s.seconds, &engine.ceilings),
+    DR_TRY_GOTO(status, bench_ceilings_create(engine.backend, 0.1 * s.seconds, &engine.ceilings), release);
+    DR_TRY_GOTO(status, bench_report_open(s.json_path, engine.backend, engine.device.name, &engine.report),
                 release);
-    DR_TRY_GOTO(status, bench_report_open(s.json_path, s.precision, n_threads, &engine.report), release);
     status = run_parts(&engine, s.part);
     dr_status closed = bench_report_close(engine.report);
     if (status == DR_OK) status = closed;
 release:
     bench_ceilings_destroy(engine.ceilings);
-    dr_backend_cpu_destroy(engine.backend);
+    dr_backend_destroy(engine.backend);
     return status;
 }
 

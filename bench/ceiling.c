@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "bench/device.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "core/base/hot.h"
@@ -44,6 +45,8 @@ typedef struct measured_product {
 } measured_product;
 
 struct bench_ceilings {
+    dr_backend *device;           // NULL: the processor
+    double copy_rate, flops_rate; // of the device; 0: not measured yet
     int n_threads;
     bool bf16; // products of bf16 have units of their own; else they are fp32's
     double seconds;
@@ -61,13 +64,18 @@ static dr_status dnnl_try(dnnl_status_t status, const char *what) {
     return DR_OK;
 }
 
-dr_status bench_ceilings_create(int n_threads, dr_precision precision, double seconds, bench_ceilings **out) {
+dr_status bench_ceilings_create(dr_backend *backend, double seconds, bench_ceilings **out) {
     bench_ceilings *c = NULL;
     dr_status status;
     DR_TRY(dr_alloc(&c, "ceilings", 1, sizeof *c));
-    c->n_threads = n_threads;
-    c->bf16 = precision == DR_BF16 && dr_cpu_has_bf16();
     c->seconds = seconds;
+    if (!bench_is_cpu(backend)) {
+        c->device = backend;
+        *out = c;
+        return DR_OK;
+    }
+    c->n_threads = backend->n_threads;
+    c->bf16 = backend->precision == DR_BF16 && dr_cpu_has_bf16();
     long last_cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     c->block_bytes = last_cache > (64 << 20) ? 4 * (size_t)last_cache : (size_t)256 << 20;
     DR_TRY_GOTO(status, dr_alloc(&c->block, "block to read", (int64_t)c->block_bytes, 1), destroy);
@@ -128,7 +136,24 @@ static dr_status read_run(void *context, double *out_seconds) {
     return DR_OK;
 }
 
+static dr_status device_rates(bench_ceilings *c) {
+    enum { SIDE = 8192 };
+    const size_t bytes = (size_t)1 << 30;
+    double copy = 0, product = 0;
+    if (c->copy_rate > 0) return DR_OK;
+    DR_TRY(bench_device_copy(c->device, bytes, c->seconds, &copy));
+    DR_TRY(bench_device_product(c->device, SIDE, c->seconds, &product));
+    c->copy_rate = 2.0 * (double)bytes / copy;
+    c->flops_rate = 2.0 * SIDE * SIDE * SIDE / product;
+    return DR_OK;
+}
+
 dr_status bench_read_rate(bench_ceilings *c, size_t bytes, double *out_rate) {
+    if (c->device) {
+        DR_TRY(device_rates(c));
+        *out_rate = c->copy_rate;
+        return DR_OK;
+    }
     size_t unit = 8 * sizeof(lanes) * (size_t)c->n_threads;
     bytes = bytes == 0 || bytes > c->block_bytes ? c->block_bytes : bytes < unit ? unit : bytes;
     bytes = bytes / unit * unit; // what read_run reads
@@ -278,6 +303,11 @@ static dr_status product_seconds(bench_ceilings *c, const bench_product *shape, 
 dr_status bench_products_seconds(bench_ceilings *c, const bench_product *products, int32_t n,
                                  double *out_seconds) {
     double total = 0;
+    if (c->device) {
+        DR_TRY(device_rates(c));
+        *out_seconds = bench_product_flops(products, n) / c->flops_rate;
+        return DR_OK;
+    }
     for (int32_t i = 0; i < n; i++) {
         double seconds = 0;
         DR_TRY(product_seconds(c, &products[i], &seconds));
@@ -293,7 +323,7 @@ dr_status bench_roofline(bench_ceilings *c, const bench_work *work, double *out_
     DR_TRY(bench_read_rate(c, (size_t)work->bytes, &rate));
     DR_TRY(bench_products_seconds(c, work->products, work->n_products, &compute));
     double flops = bench_product_flops(work->products, work->n_products);
-    compute *= 1 + work->other_flops / flops;
+    if (flops > 0) compute *= 1 + work->other_flops / flops;
     double memory = work->bytes / rate;
     *out_seconds = memory > compute ? memory : compute;
     *out_bound = memory > compute ? "memory" : "compute";

@@ -1,5 +1,7 @@
-// What this machine can do at best, measured beside the figures it bounds: reading memory, and oneDNN's
-// products at given shapes, on all threads. Also the one way in which things are timed here: medians.
+// What this machine can do at best, measured beside the figures it bounds. On the processor: reading memory,
+// and oneDNN's products at given shapes, on all threads. On a device: the backend's own copy of a large
+// block, and its own linear_forward at 8192 x 8192 x 8192, one rate for all shapes. Also the one way in which
+// things are timed here: medians.
 #ifndef DR_BENCH_CEILING_H
 #define DR_BENCH_CEILING_H
 
@@ -19,7 +21,8 @@ typedef dr_status (*bench_run)(void *context, double *out_seconds);
 dr_status bench_median(bench_run run, void *context, double seconds, double *out_median_s);
 
 // c [m, n] = op(a) · op(b), op(a) [m, k], done `count` times in what is bounded. In the precision of the
-// ceilings: fp32 by dnnl_sgemm, bf16 by a matmul primitive with fp32 sums; is_fp32 keeps fp32 in any case.
+// ceilings: fp32 by dnnl_sgemm, bf16 by a matmul primitive with fp32 sums; is_fp32 keeps fp32 on the
+// processor in any case.
 typedef struct bench_product {
     int64_t m, n, k;
     bool trans_a, trans_b, is_fp32;
@@ -28,19 +31,25 @@ typedef struct bench_product {
 double bench_product_flops(const bench_product *products, int32_t n); // of all of them, counts included
 
 typedef struct bench_ceilings bench_ceilings;
-// seconds: what one measurement may take. Takes a block of four times the last cache (at least 256 MB).
-dr_status bench_ceilings_create(int n_threads, dr_precision precision, double seconds, bench_ceilings **out);
+// Of the kind, the threads and the precision of `backend`, borrowed. seconds: what one measurement may take.
+// On the processor takes a block of four times the last cache (at least 256 MB).
+dr_status bench_ceilings_create(dr_backend *backend, double seconds, bench_ceilings **out);
 void bench_ceilings_destroy(bench_ceilings *ceilings);
 
 // Bytes/s at which all threads together read `bytes` again and again, each its own part: the rate of the
-// cache level they fit in, that of memory for bytes 0 or more than the block has. Measured when first asked.
+// cache level they fit in, that of memory for bytes 0 or more than the block has. On a device: bytes read and
+// bytes written together, by its copy, whatever `bytes` is. Measured when first asked.
 dr_status bench_read_rate(bench_ceilings *ceilings, size_t bytes, double *out_rate);
 // Seconds that the products take at their measured rates. Measured when a shape is first asked for.
 dr_status bench_products_seconds(bench_ceilings *ceilings, const bench_product *products, int32_t n,
                                  double *out_seconds);
 
-// A piece of work: bytes that must be read at least once, products, and other floating-point operations,
-// which are taken to run at the products' mean rate.
+// On a device, seconds of one backend copy, or linear_forward of n rows by an [n, n] weight.
+dr_status bench_device_copy(dr_backend *b, size_t bytes, double seconds, double *out_seconds);
+dr_status bench_device_product(dr_backend *b, int64_t n, double seconds, double *out_seconds);
+
+// A piece of work: bytes that must be read at least once, products (there may be none), and other
+// floating-point operations, which are taken to run at the products' mean rate.
 typedef struct bench_work {
     double bytes;
     const bench_product *products;

@@ -9,7 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/rng.h"
 
-enum { STEPS = 8, MOST_SEQS = 128 };
+enum { STEPS = 8 };
 
 // ---- sizes ----
 
@@ -64,9 +64,10 @@ static dr_status cached_logits(dr_lm *lm, const int32_t *ids, float *logits) {
     dr_lm_chunk chunks[CHECK_SEQS];
     int64_t V = dr_lm_config_of(lm)->vocab, n_last = CHECK_LENGTH - CHECK_PREFILL;
     float *rows = NULL;
+    dr_backend *b = dr_lm_backend(lm);
     dr_status status;
     DR_TRY(dr_kv_create(lm, CHECK_SEQS * (CHECK_LENGTH / DR_KV_PAGE + 1), CHECK_SEQS, &kv));
-    DR_TRY_GOTO(status, dr_alloc(&rows, "logits", CHECK_SEQS * V, sizeof(float)), release);
+    DR_TRY_GOTO(status, dr_memory_create(b, &rows, "logits", CHECK_SEQS * V, sizeof(float)), release);
     for (int s = 0; s < CHECK_SEQS; s++) DR_TRY_GOTO(status, dr_kv_open(kv, &chunks[s].seq), release);
     for (int32_t at = 0; at < CHECK_LENGTH;) {
         int32_t left = CHECK_PREFILL - at;
@@ -76,11 +77,12 @@ static dr_status cached_logits(dr_lm *lm, const int32_t *ids, float *logits) {
             chunks[s] = (dr_lm_chunk){chunks[s].seq, n, ids + s * CHECK_LENGTH + at, wanted};
         DR_TRY_GOTO(status, dr_lm_decode(lm, kv, chunks, CHECK_SEQS, rows), release);
         for (int s = 0; s < CHECK_SEQS && wanted; s++)
-            memcpy(logits + (s * n_last + at - CHECK_PREFILL) * V, rows + s * V, (size_t)V * sizeof(float));
+            b->ops->copy_out(b, logits + (s * n_last + at - CHECK_PREFILL) * V, rows + s * V,
+                             (size_t)V * sizeof(float));
         at += n;
     }
 release:
-    dr_free(rows);
+    if (rows) b->ops->memory_destroy(b, rows);
     dr_kv_destroy(kv);
     return status;
 }
@@ -97,9 +99,17 @@ static dr_status packed_logits(dr_lm *lm, const int32_t *ids, float *logits) {
                     .n_seqs = CHECK_SEQS,
                     .n_rows = n_rows,
                     .rows = rows};
-    DR_TRY(dr_lm_workspace_create(lm, pack.n_tokens, DR_KEEP_ACTIVATIONS, &workspace));
-    dr_status status = dr_lm_logits(lm, workspace, &pack, logits);
+    dr_backend *b = dr_lm_backend(lm);
+    int64_t n = n_rows * (int64_t)dr_lm_config_of(lm)->vocab;
+    float *memory = NULL;
+    dr_status status;
+    DR_TRY(dr_memory_create(b, &memory, "packed logits", n, sizeof *memory));
+    DR_TRY_GOTO(status, dr_lm_workspace_create(lm, pack.n_tokens, DR_KEEP_ACTIVATIONS, &workspace), release);
+    DR_TRY_GOTO(status, dr_lm_logits(lm, workspace, &pack, memory), release);
+    b->ops->copy_out(b, logits, memory, (size_t)n * sizeof *memory);
+release:
     dr_lm_workspace_destroy(workspace);
+    b->ops->memory_destroy(b, memory);
     return status;
 }
 
@@ -140,7 +150,7 @@ struct bench_decoder {
     int32_t *seqs;       // [n_seqs], at the context reached
     int32_t *ids;        // [n_seqs], one token each
     dr_lm_chunk *chunks; // [n_seqs]
-    float *logits;       // [n_seqs, vocab]
+    float *logits;       // [n_seqs, vocab], backend memory
 };
 
 // Filling 128 sequences of 2,048 positions with the real model would take minutes and serve nothing: what a
@@ -171,7 +181,8 @@ dr_status bench_decoder_create(bench_engine *engine, dr_lm *lm, int32_t n_seqs, 
     DR_TRY_GOTO(status, dr_alloc(&d->seqs, "sequences", n_seqs, sizeof *d->seqs), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->ids, "ids", n_seqs, sizeof *d->ids), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->chunks, "chunks", n_seqs, sizeof *d->chunks), destroy);
-    DR_TRY_GOTO(status, dr_alloc(&d->logits, "logits", n_seqs * V, sizeof(float)), destroy);
+    DR_TRY_GOTO(status, dr_memory_create(engine->backend, &d->logits, "logits", n_seqs * V, sizeof(float)),
+                destroy);
     for (int32_t s = 0; s < n_seqs; s++) DR_TRY_GOTO(status, dr_kv_open(d->kv, &d->seqs[s]), destroy);
     bench_fill_ids(2, (int32_t)V, n_seqs, d->ids);
     *out = d;
@@ -188,7 +199,7 @@ void bench_decoder_destroy(bench_decoder *d) {
     dr_free(d->seqs);
     dr_free(d->ids);
     dr_free(d->chunks);
-    dr_free(d->logits);
+    if (d->logits) d->engine->backend->ops->memory_destroy(d->engine->backend, d->logits);
     dr_free(d);
 }
 
@@ -213,6 +224,7 @@ static dr_status decode_run(void *context, double *out_seconds) {
     }
     double begun = dr_clock_seconds();
     for (int i = 0; i < STEPS; i++) DR_TRY(dr_lm_decode(d->lm, d->kv, d->chunks, d->batch, d->logits));
+    DR_TRY(bench_wait(d->engine->backend, d->logits));
     *out_seconds = (dr_clock_seconds() - begun) / STEPS;
     for (int32_t s = 0; s < d->batch; s++) dr_kv_close(d->kv, d->chunks[s].seq);
     return DR_OK;
@@ -221,10 +233,13 @@ static dr_status decode_run(void *context, double *out_seconds) {
 dr_status bench_decoder_step(bench_decoder *d, int32_t batch, double seconds, double *out_seconds) {
     d->batch = batch;
     DR_TRY(bench_median(decode_run, d, seconds, out_seconds));
-    int64_t n = (int64_t)batch * dr_lm_config_of(d->lm)->vocab;
-    for (int64_t i = 0; i < n; i++)
-        DR_CHECK(isfinite(d->logits[i]), DR_ERR_INTERNAL, "check: logit %lld of a step is %g", (long long)i,
-                 (double)d->logits[i]);
+    int64_t n = (int64_t)batch * dr_lm_config_of(d->lm)->vocab, i = 0;
+    float *logits = NULL;
+    DR_TRY(dr_host_open(d->engine->backend, d->logits, n, DR_HOST_READS, &logits));
+    while (i < n && isfinite(logits[i])) i++;
+    double wrong = i < n ? logits[i] : 0;
+    dr_host_close(d->engine->backend, d->logits, n, DR_HOST_READS, logits);
+    DR_CHECK(i == n, DR_ERR_INTERNAL, "check: logit %lld of a step is %g", (long long)i, wrong);
     return DR_OK;
 }
 
@@ -254,16 +269,18 @@ static dr_status decode_figure(bench_engine *engine, bench_decoder *decoder, int
 }
 
 dr_status bench_decode_figures(bench_engine *engine) {
-    static const int32_t contexts[] = {128, 512, 2048}, batches[] = {1, 8, 32, MOST_SEQS};
-    int32_t n_batches = engine->is_large ? 3 : 4, most = batches[n_batches - 1];
+    static const int32_t contexts[] = {128, 512, 2048, 4096}, batches[] = {1, 8, 32, 128, 256};
+    bool is_device = !bench_is_cpu(engine->backend);
+    int32_t n_batches = is_device ? 5 : engine->is_slow ? 3 : 4, most = batches[n_batches - 1];
+    int32_t n_contexts = is_device ? 4 : 3;
     dr_lm *lm = NULL;
     bench_decoder *decoder = NULL;
     DR_TRY(dr_lm_create(engine->backend, &engine->model, 1, &lm));
     dr_status status;
     DR_TRY_GOTO(status, check_decode(engine, lm), release);
-    DR_TRY_GOTO(status, bench_decoder_create(engine, lm, most, 2048, &decoder), release);
+    DR_TRY_GOTO(status, bench_decoder_create(engine, lm, most, contexts[n_contexts - 1], &decoder), release);
     bench_report_section(engine->report, "Decode: one token for each of b sequences at context c");
-    for (size_t c = 0; c < sizeof contexts / sizeof *contexts; c++) {
+    for (int32_t c = 0; c < n_contexts; c++) {
         DR_TRY_GOTO(status, bench_decoder_extend(decoder, contexts[c]), release);
         for (int32_t b = 0; b < n_batches; b++)
             DR_TRY_GOTO(status, decode_figure(engine, decoder, batches[b], contexts[c]), release);

@@ -4,6 +4,7 @@
 #define DR_BENCH_ENGINE_PARTS_H
 
 #include "bench/ceiling.h"
+#include "bench/device.h"
 #include "bench/report.h"
 #include "core/model/lm.h"
 #include "core/rec/trm.h"
@@ -17,12 +18,18 @@ enum { BENCH_VOCAB = 4096 };
 
 typedef struct bench_engine {
     dr_backend *backend;
+    bench_device device;
     bench_ceilings *ceilings;
     bench_report *report;
     double seconds;     // aimed at for one figure
     dr_lm_config model; // of the decode and train parts
-    bool is_large;      // a model that takes seconds a step: smaller batches, a shorter pack
+    bool is_large;      // not the small preset
+    bool is_slow;       // a large model on the processor, seconds a step: smaller batches, a shorter pack
 } bench_engine;
+
+// A shape by its name: "small", the preset, or "0.5b", "1.5b", "7b": sizes of Qwen2.5's models.
+// DR_ERR_ARGUMENT for another.
+dr_status bench_model_shape(const char *name, dr_lm_config *out);
 
 dr_status bench_decode_figures(bench_engine *engine);
 // The model that decoding is measured with, as a Hugging Face folder, and check.safetensors in it: "ids" [64]
@@ -36,12 +43,18 @@ dr_status bench_long_figures(bench_engine *engine); // minutes: only when asked 
 
 // ---- shared between parts ----
 
-// A synthetic catalogue of 3,700 items, and a retrieval model of the usual size on it, hardly trained.
+// Floating-point operations a second beside the device's peak, as ", MFU 41.2% of 989 TFLOP/s"; "" where no
+// peak is known or products are not bf16.
+void bench_mfu_note(const bench_engine *engine, double flops_per_s, char *out, size_t size);
+
+// A synthetic catalogue of 3,700 items, and a retrieval model of the usual size on it, hardly trained; both
+// stay on the processor.
 typedef struct bench_world {
+    dr_backend *backend; // of the retrieval model: the CPU body
     dr_dataset *dataset;
     dr_trm *trm;
 } bench_world;
-dr_status bench_world_create(dr_backend *backend, bench_world *out);
+dr_status bench_world_create(dr_precision precision, int n_threads, bench_world *out);
 void bench_world_reset(bench_world *world);
 
 // The linear layers of one pass of T rows, of which n_logits go through the last layer's second half and the

@@ -145,7 +145,7 @@ dr_status bench_retrieve_figures(bench_engine *engine) {
     bench_world world = {0};
     retriever *r = NULL;
     dr_status status;
-    DR_TRY(bench_world_create(engine->backend, &world));
+    DR_TRY(bench_world_create(engine->backend->precision, engine->backend->n_threads, &world));
     DR_TRY_GOTO(status, dr_alloc(&r, "retriever", 1, sizeof *r), reset_world);
     status = measure(engine, &world, r);
     dr_free(r->texts);

@@ -51,14 +51,14 @@ static dr_status train_tokenizer(const dr_dataset *d, dr_tokenizer **out) {
 
 // Layers that add little; embeddings that all point along dimension 0, so that column 0 of the head acts as a
 // bias: tags are likely, ids that the tokenizer does not have are next to impossible.
-static void lean(dr_lm *lm, const dr_lm_tensor *tensor, const dr_tokenizer *tokenizer) {
+static void lean(float *params, const dr_lm_tensor *tensor, const dr_tokenizer *tokenizer) {
     static const struct {
         const char *text;
         float lean;
     } leans[] = {{DR_TAG_PREFERENCE, 0.56f}, {DR_TAG_PREFERENCE_END, 0.36f}};
     bool is_head = strcmp(tensor->name, "lm_head.weight") == 0,
          is_embedding = strcmp(tensor->name, "model.embed_tokens.weight") == 0;
-    float *w = dr_lm_params(lm) + tensor->offset;
+    float *w = params + tensor->offset;
     dr_rng rng = dr_rng_make(17, is_head);
     int32_t size = dr_tokenizer_size(tokenizer);
     if (!is_head && !is_embedding && tensor->rows > 1)
@@ -81,7 +81,10 @@ static dr_status create_policy(dr_backend *backend, const dr_tokenizer *tokenize
     config.eos_id = dr_tokenizer_special(tokenizer, "<|endoftext|>");
     DR_TRY(dr_lm_create(backend, &config, 5, out));
     int32_t n = dr_lm_tensors(*out, &tensors);
-    for (int32_t i = 0; i < n; i++) lean(*out, &tensors[i], tokenizer);
+    float *params = NULL;
+    DR_TRY(dr_host_open(backend, dr_lm_params(*out), dr_lm_n_params(*out), DR_HOST_CHANGES, &params));
+    for (int32_t i = 0; i < n; i++) lean(params, &tensors[i], tokenizer);
+    dr_host_close(backend, dr_lm_params(*out), dr_lm_n_params(*out), DR_HOST_CHANGES, params);
     return dr_lm_weights_changed(*out);
 }
 
@@ -300,7 +303,9 @@ dr_status bench_rollout_figures(bench_engine *engine) {
     bench_world world = {0};
     roller *r = NULL;
     dr_status status;
-    DR_TRY(bench_world_create(engine->backend, &world));
+    bool is_cpu = bench_is_cpu(engine->backend); // beside a device: as `deeprec train` sets it up
+    DR_TRY(bench_world_create(is_cpu ? engine->backend->precision : DR_FP32,
+                              is_cpu ? engine->backend->n_threads : 0, &world));
     DR_TRY_GOTO(status, dr_alloc(&r, "rollout benchmark", 1, sizeof *r), reset_world);
     r->n_prompts = PROMPTS;
     DR_TRY_GOTO(status, create_parts(engine, &world, r), release);

@@ -16,7 +16,8 @@ static const dr_sampling nucleus = {.temperature = 1.0f, .top_p = 0.95f};
 typedef struct drawer {
     dr_backend *backend;
     int32_t vocab;
-    float *logits; // [BATCH, vocab]
+    float *logits; // [BATCH, vocab], backend memory
+    float *host;   // a copy, for the check
     dr_rng rng;
 } drawer;
 
@@ -24,8 +25,9 @@ typedef struct drawer {
 // policy's.
 static void fill_logits(drawer *d, double deviation) {
     dr_rng rng = dr_rng_make(7, 5);
-    for (int64_t i = 0; i < (int64_t)BATCH * d->vocab; i++)
-        d->logits[i] = (float)(deviation * dr_rng_normal(&rng));
+    int64_t n = (int64_t)BATCH * d->vocab;
+    for (int64_t i = 0; i < n; i++) d->host[i] = (float)(deviation * dr_rng_normal(&rng));
+    d->backend->ops->copy_in(d->backend, d->logits, d->host, (size_t)n * sizeof(float));
 }
 
 // ---- the check ----
@@ -43,7 +45,8 @@ static int by_probability(const void *a, const void *b) {
 
 // Draws of one row against probabilities sorted in full: each token is within the nucleus, and both
 // log-probabilities are those of the softmax and of the nucleus.
-static dr_status check_row(drawer *d, const float *logits, ranked *sorted) {
+static dr_status check_row(drawer *d, int64_t row, ranked *sorted) {
+    const float *logits = d->host + row * d->vocab;
     double total = 0, kept = 0;
     for (int32_t i = 0; i < d->vocab; i++) total += sorted[i].p = exp((double)logits[i]);
     for (int32_t i = 0; i < d->vocab; i++) sorted[i].id = i;
@@ -54,7 +57,8 @@ static dr_status check_row(drawer *d, const float *logits, ranked *sorted) {
     for (int i = 0; i < DRAWS_CHECKED; i++) {
         dr_sampled token;
         uint32_t bits = dr_rng_bits(&d->rng);
-        DR_TRY(d->backend->ops->sample(d->backend, logits, 1, d->vocab, &nucleus, &bits, &token));
+        DR_TRY(d->backend->ops->sample(d->backend, d->logits + row * d->vocab, 1, d->vocab, &nucleus, &bits,
+                                       &token));
         double p = exp((double)logits[token.id]);
         DR_CHECK(p >= least * (1 - 1e-4) && fabs(token.logprob - log(p / total)) < 1e-4 &&
                      fabs(token.logprob_kept - log(p / kept)) < 1e-3,
@@ -69,8 +73,7 @@ static dr_status check_sampling(drawer *d) {
     ranked *sorted = NULL;
     dr_status status = DR_OK;
     DR_TRY(dr_alloc(&sorted, "sorted probabilities", d->vocab, sizeof *sorted));
-    for (int64_t row = 0; row < 4 && status == DR_OK; row++)
-        status = check_row(d, d->logits + row * d->vocab, sorted);
+    for (int64_t row = 0; row < 4 && status == DR_OK; row++) status = check_row(d, row, sorted);
     dr_free(sorted);
     return status;
 }
@@ -132,16 +135,19 @@ static dr_status draw_figure(bench_engine *engine, drawer *d, const char *kind, 
 static dr_status sample_figures(bench_engine *engine, int32_t vocab) {
     drawer d = {.backend = engine->backend, .vocab = vocab, .rng = dr_rng_make(7, 6)};
     double decode = 0;
-    DR_TRY(dr_alloc(&d.logits, "logits", (int64_t)BATCH * vocab, sizeof(float)));
-    dr_status status = decode_seconds(engine, vocab, &decode);
+    int64_t n = (int64_t)BATCH * vocab;
+    DR_TRY(dr_memory_create(d.backend, &d.logits, "logits", n, sizeof(float)));
+    dr_status status = dr_alloc(&d.host, "logits", n, sizeof(float));
+    if (status == DR_OK) status = decode_seconds(engine, vocab, &decode);
     if (status == DR_OK) status = draw_figure(engine, &d, "flat", 2.5, decode);
     if (status == DR_OK) status = draw_figure(engine, &d, "sharp", 5, decode);
-    dr_free(d.logits);
+    dr_free(d.host);
+    d.backend->ops->memory_destroy(d.backend, d.logits);
     return status;
 }
 
 dr_status bench_sample_figures(bench_engine *engine) {
     bench_report_section(engine->report, "Sampling: temperature 1, top-p 0.95, vocabulary v");
     if (!engine->is_large) DR_TRY(sample_figures(engine, BENCH_VOCAB));
-    return sample_figures(engine, 151936);
+    return sample_figures(engine, engine->is_large ? engine->model.vocab : 151936);
 }

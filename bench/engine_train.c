@@ -18,7 +18,7 @@ typedef struct trainer {
     int32_t ids[PACK], bounds[N_SEQS + 1], rows[N_ROWS], targets[N_ROWS];
     float logprob[N_ROWS], entropy[N_ROWS], dlogprob[N_ROWS];
     dr_pack pack;
-    float *gradient;                        // [n_params]
+    float *gradient;                        // [n_params], backend memory
     double loss, norm;                      // of the last step: mean -log p, gradient norm
     double forward_s, backward_s, update_s; // of the last step
 } trainer;
@@ -51,15 +51,22 @@ static double mean_loss(const trainer *t) {
     return loss;
 }
 
+static void zero_gradient(trainer *t) {
+    dr_backend *b = dr_lm_backend(t->lm);
+    b->ops->zero(b, t->gradient, (size_t)dr_lm_n_params(t->lm) * sizeof(float));
+}
+
 static dr_status train_step(void *context, double *out_seconds) {
     trainer *t = context;
     double begun = dr_clock_seconds();
-    memset(t->gradient, 0, (size_t)dr_lm_n_params(t->lm) * sizeof(float));
+    zero_gradient(t);
     DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
     double forward = dr_clock_seconds();
     DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient));
+    DR_TRY(bench_wait(dr_lm_backend(t->lm), t->gradient));
     double backward = dr_clock_seconds();
     DR_TRY(dr_optimizer_step(t->optimizer, t->gradient, 1e-3f, &t->norm));
+    DR_TRY(bench_wait(dr_lm_backend(t->lm), t->gradient));
     double end = dr_clock_seconds();
     t->loss = mean_loss(t);
     t->forward_s = forward - begun;
@@ -69,20 +76,31 @@ static dr_status train_step(void *context, double *out_seconds) {
     return DR_OK;
 }
 
+// The weights by `move` times the gradient.
+static dr_status move_weights(trainer *t, float move) {
+    dr_backend *b = dr_lm_backend(t->lm);
+    int64_t n = dr_lm_n_params(t->lm);
+    float *w = NULL, *g = NULL;
+    DR_TRY(dr_host_open(b, dr_lm_params(t->lm), n, DR_HOST_CHANGES, &w));
+    dr_status status = dr_host_open(b, t->gradient, n, DR_HOST_READS, &g);
+    for (int64_t i = 0; i < n && status == DR_OK; i++) w[i] += move * g[i];
+    dr_host_close(b, t->gradient, n, DR_HOST_READS, g);
+    dr_host_close(b, dr_lm_params(t->lm), n, DR_HOST_CHANGES, w);
+    return status == DR_OK ? dr_lm_weights_changed(t->lm) : status;
+}
+
 // The loss's slope along its gradient is the gradient's norm; by central differences, a short way to each
 // side. fp32 only: so short a way is lost when weights are rounded to bf16.
 static dr_status check_slope(bench_engine *engine, trainer *t) {
-    float *w = dr_lm_params(t->lm);
     double step = 0.02, loss[2];
     int64_t n = dr_lm_n_params(t->lm);
-    memset(t->gradient, 0, (size_t)n * sizeof(float));
+    zero_gradient(t);
     DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
     DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient));
     double norm = sqrt(dr_sum_of_squares(engine->backend, t->gradient, n));
     for (int side = 0; side < 2; side++) {
         float move = (float)((side == 0 ? -1 : 2) * step / norm); // to -step, then to +step
-        for (int64_t i = 0; i < n; i++) w[i] += move * t->gradient[i];
-        DR_TRY(dr_lm_weights_changed(t->lm));
+        DR_TRY(move_weights(t, move));
         DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
         loss[side] = mean_loss(t);
     }
@@ -121,7 +139,7 @@ static void train_products(const trainer *t, const dr_lm_config *c,
 static dr_status train_figure(bench_engine *engine, trainer *t) {
     const dr_lm_config *c = dr_lm_config_of(t->lm);
     bench_product products[3 * BENCH_LM_PRODUCTS];
-    char name[64], note[128];
+    char name[64], note[192], mfu[48];
     double seconds = 0, least = 0;
     train_products(t, c, products);
     // Causal attention: half of the 2 · 2 · L · H · d · T of a full square forward, twice that backward.
@@ -134,8 +152,10 @@ static dr_status train_figure(bench_engine *engine, trainer *t) {
     figure.value = t->n / seconds;
     figure.ceiling = t->n / ((linear + attention) / rate);
     snprintf(name, sizeof name, "train.p%d.c%d", t->n, LENGTH);
-    snprintf(note, sizeof note, "%.1f of %.1f GFLOP/s; forward %.2f s, backward %.2f s, AdamW %.3f s",
-             (linear + attention) / seconds * 1e-9, rate * 1e-9, t->forward_s, t->backward_s, t->update_s);
+    bench_mfu_note(engine, (linear + attention) / seconds, mfu, sizeof mfu);
+    snprintf(note, sizeof note, "%.1f of %.1f GFLOP/s; forward %.4g s, backward %.4g s, AdamW %.4g s%s",
+             (linear + attention) / seconds * 1e-9, rate * 1e-9, t->forward_s, t->backward_s, t->update_s,
+             mfu);
     return bench_report_add(engine->report, &figure);
 }
 
@@ -143,19 +163,21 @@ dr_status bench_train_figures(bench_engine *engine) {
     static const dr_optimizer_settings settings = {
         .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.01f, .clip_norm = 1.0f};
     trainer *t = NULL;
+    dr_backend *b = engine->backend;
     dr_status status;
     DR_TRY(dr_alloc(&t, "trainer", 1, sizeof *t));
-    fill_pack(t, engine->model.vocab, engine->is_large ? 1 : N_SEQS);
+    fill_pack(t, engine->model.vocab, engine->is_slow ? 1 : N_SEQS);
     DR_TRY_GOTO(status, dr_lm_create(engine->backend, &engine->model, 1, &t->lm), release);
     DR_TRY_GOTO(status, dr_lm_workspace_create(t->lm, t->n, DR_KEEP_ACTIVATIONS, &t->workspace), release);
     DR_TRY_GOTO(status, dr_optimizer_create(t->lm, &settings, NULL, &t->optimizer), release);
-    DR_TRY_GOTO(status, dr_alloc(&t->gradient, "gradient", dr_lm_n_params(t->lm), sizeof(float)), release);
+    DR_TRY_GOTO(status, dr_memory_create(b, &t->gradient, "gradient", dr_lm_n_params(t->lm), sizeof(float)),
+                release);
     DR_TRY_GOTO(status, check_training(engine, t), release);
     bench_report_section(engine->report,
                          "Training: forward, backward and AdamW on a pack p of sequences of c");
     status = train_figure(engine, t);
 release:
-    dr_free(t->gradient);
+    if (t->gradient) b->ops->memory_destroy(b, t->gradient);
     dr_optimizer_destroy(t->optimizer);
     dr_lm_workspace_destroy(t->workspace);
     dr_lm_destroy(t->lm);

@@ -39,13 +39,14 @@ static dr_status create_dataset(dr_dataset **out) {
     return status;
 }
 
-dr_status bench_world_create(dr_backend *backend, bench_world *out) {
+dr_status bench_world_create(dr_precision precision, int n_threads, bench_world *out) {
     dr_trm_train_options options = dr_trm_train_defaults();
     bench_world world = {0};
     options.max_epochs = 1;
     options.samples_per_epoch = options.batch = 64; // one update: only sizes matter here
-    dr_status status = create_dataset(&world.dataset);
-    if (status == DR_OK) status = dr_trm_train(backend, world.dataset, &options, &world.trm);
+    dr_status status = dr_backend_cpu_create(precision, n_threads, &world.backend);
+    if (status == DR_OK) status = create_dataset(&world.dataset);
+    if (status == DR_OK) status = dr_trm_train(world.backend, world.dataset, &options, &world.trm);
     if (status == DR_OK && world.dataset->n_items != ITEMS)
         status = DR_FAIL(DR_ERR_INTERNAL, "the catalogue has %d items, expected %d", world.dataset->n_items,
                          ITEMS);
@@ -60,5 +61,6 @@ dr_status bench_world_create(dr_backend *backend, bench_world *out) {
 void bench_world_reset(bench_world *world) {
     dr_trm_destroy(world->trm);
     dr_dataset_destroy(world->dataset);
+    dr_backend_cpu_destroy(world->backend);
     memset(world, 0, sizeof *world);
 }

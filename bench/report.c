@@ -17,7 +17,7 @@ struct bench_report {
     FILE *json; // NULL: not wanted
     int n_threads;
     const char *precision;
-    char processor[128];
+    char processor[128], device[128]; // device "": the processor's figures
 };
 
 // "AMD EPYC, family 25 model 1": some virtual machines hide the model's name, the numbers stay.
@@ -53,16 +53,18 @@ static void print_heading(const bench_report *r) {
     dr_dnnl_version(library, sizeof library);
     printf("%s; %s; %d of %d threads; load before the start %.2f\n", stamp, r->processor, r->n_threads,
            omp_get_num_procs(), load_average());
+    if (r->device[0]) printf("device %s\n", r->device);
     printf("precision %s; oneDNN %s; OMP_WAIT_POLICY %s, GOMP_SPINCOUNT %s\n", r->precision, library,
            policy ? policy : "not set", spins ? spins : "not set");
 }
 
-dr_status bench_report_open(const char *json_path, dr_precision precision, int n_threads,
+dr_status bench_report_open(const char *json_path, const dr_backend *backend, const char *device,
                             bench_report **out) {
     bench_report *r = NULL;
     DR_TRY(dr_alloc(&r, "report", 1, sizeof *r));
-    r->n_threads = n_threads;
-    r->precision = precision == DR_BF16 ? "bf16" : "fp32";
+    r->n_threads = backend->n_threads;
+    r->precision = backend->precision == DR_BF16 ? "bf16" : "fp32";
+    snprintf(r->device, sizeof r->device, "%s", device);
     read_processor(r->processor, sizeof r->processor);
     if (json_path) {
         r->json = fopen(json_path, "w");
@@ -78,7 +80,7 @@ dr_status bench_report_open(const char *json_path, dr_precision precision, int n
 
 void bench_report_section(bench_report *r, const char *title) {
     (void)r;
-    printf("\n%s\n  %-26s %12s %-10s %12s %6s  %s\n", title, "figure", "value", "unit", "ceiling", "share",
+    printf("\n%s\n  %-34s %12s %-10s %12s %6s  %s\n", title, "figure", "value", "unit", "ceiling", "share",
            "");
     fflush(stdout);
 }
@@ -98,10 +100,11 @@ static void format_number(double value, char out[16]) {
 static dr_status write_json(bench_report *r, const bench_figure *f) {
     bool has = f->ceiling > 0;
     json_t *line =
-        json_pack("{s:s, s:f, s:s, s:o, s:o, s:s?, s:i, s:s, s:s, s:s?}", "name", f->name, "value", f->value,
-                  "unit", f->unit, "ceiling", has ? json_real(f->ceiling) : json_null(), "share",
+        json_pack("{s:s, s:f, s:s, s:o, s:o, s:s?, s:i, s:s, s:s, s:s?, s:s?}", "name", f->name, "value",
+                  f->value, "unit", f->unit, "ceiling", has ? json_real(f->ceiling) : json_null(), "share",
                   has ? json_real(f->value / f->ceiling) : json_null(), "bound", f->bound, "threads",
-                  r->n_threads, "precision", r->precision, "processor", r->processor, "note", f->note);
+                  r->n_threads, "precision", r->precision, "processor", r->processor, "device",
+                  r->device[0] ? r->device : NULL, "note", f->note);
     DR_CHECK(line, DR_ERR_MEMORY, "report: cannot build the line of %s", f->name);
     bool failed = json_dumpf(line, r->json, JSON_COMPACT | JSON_REAL_PRECISION(6)) != 0;
     failed = fputc('\n', r->json) == EOF || failed;
@@ -119,7 +122,7 @@ dr_status bench_report_add(bench_report *r, const bench_figure *f) {
         format_number(f->ceiling, ceiling);
         snprintf(share, sizeof share, "%.0f%%", 100 * f->value / f->ceiling);
     }
-    printf("  %-26s %12s %-10s %12s %6s  %s%s%s\n", f->name, value, f->unit, ceiling, share,
+    printf("  %-34s %12s %-10s %12s %6s  %s%s%s\n", f->name, value, f->unit, ceiling, share,
            f->bound ? f->bound : "", f->bound && f->note ? "; " : "", f->note ? f->note : "");
     fflush(stdout);
     return r->json ? write_json(r, f) : DR_OK;

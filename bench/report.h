@@ -18,8 +18,10 @@ typedef struct bench_figure {
 } bench_figure;
 
 typedef struct bench_report bench_report;
-// json_path NULL: table only. The heading names processor, threads, precision, oneDNN and the machine's load.
-dr_status bench_report_open(const char *json_path, dr_precision precision, int n_threads, bench_report **out);
+// json_path NULL: table only. The heading names processor, threads, precision, oneDNN, the machine's load
+// and, when it is not "", the device.
+dr_status bench_report_open(const char *json_path, const dr_backend *backend, const char *device,
+                            bench_report **out);
 // DR_ERR_NUMERIC for a value that is not a positive number: such a figure must not look measured.
 dr_status bench_report_add(bench_report *report, const bench_figure *figure);
 void bench_report_section(bench_report *report, const char *title);

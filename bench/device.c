@@ -1,0 +1,66 @@
+// Opening, waiting, filling.
+#include "bench/device.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/rng.h"
+
+#if DR_HAVE_CUDA_KERNELS
+#include "cuda/backend_cuda.h"
+#include "cuda/device_probe.h"
+
+static dr_status open_device(dr_precision precision, dr_backend **out_backend, bench_device *out) {
+    dr_device_probe probe = dr_device_probe_run();
+    DR_CHECK(probe.n_devices > 0, DR_ERR_UNSUPPORTED, "backend cuda: %s", probe.reason);
+    const char *name = probe.devices[0].name;
+    snprintf(out->name, sizeof out->name, "%s", name);
+    bool is_sxm = strstr(name, "PCIe") == NULL && strstr(name, "NVL") == NULL; // the others are clocked lower
+    if (is_sxm && (strstr(name, "H100") || strstr(name, "H200"))) out->peak_flops = 989e12;
+    return dr_backend_cuda_create(precision, 0, out_backend);
+}
+#else
+static dr_status open_device(dr_precision precision, dr_backend **out_backend, bench_device *out) {
+    (void)precision, (void)out_backend, (void)out;
+    return DR_FAIL(DR_ERR_UNSUPPORTED, "backend cuda: this build has no CUDA kernels");
+}
+#endif
+
+dr_status bench_backend_open(const char *kind, dr_precision precision, int n_threads,
+                             dr_backend **out_backend, bench_device *out_device) {
+    *out_device = (bench_device){0};
+    if (strcmp(kind, "cpu") == 0) return dr_backend_cpu_create(precision, n_threads, out_backend);
+    DR_CHECK(strcmp(kind, "cuda") == 0, DR_ERR_ARGUMENT, "backend %s: expected cpu or cuda", kind);
+    return open_device(precision, out_backend, out_device);
+}
+
+bool bench_is_cpu(const dr_backend *backend) {
+    return strcmp(backend->ops->name, "cpu") == 0;
+}
+
+dr_status bench_wait(dr_backend *b, const void *memory) {
+    uint32_t word = 0;
+    void *probe = NULL;
+    b->ops->copy_out(b, &word, memory, sizeof word);
+    if (word != UINT32_MAX) return DR_OK;                          // what copy_out leaves after a failure
+    DR_TRY(b->ops->memory_create(b, "word", sizeof word, &probe)); // returns what an op without status kept
+    b->ops->memory_destroy(b, probe);
+    return DR_OK;
+}
+
+dr_status bench_normal(dr_backend *b, int64_t n, double mean, double deviation, uint64_t stream,
+                       float **out_memory) {
+    enum { BLOCK = 1000003 }; // no multiple of a row's length
+    int64_t block = n < BLOCK ? n : BLOCK;
+    float *values = NULL, *memory = NULL;
+    dr_rng rng = dr_rng_make(23, stream);
+    DR_TRY(dr_alloc(&values, "values", block, sizeof *values));
+    for (int64_t i = 0; i < block; i++) values[i] = (float)(mean + deviation * dr_rng_normal(&rng));
+    dr_status status = dr_memory_create(b, &memory, "values", n, sizeof *memory);
+    for (int64_t at = 0; at < n && status == DR_OK; at += block)
+        b->ops->copy_in(b, memory + at, values, (size_t)(n - at < block ? n - at : block) * sizeof *values);
+    dr_free(values);
+    if (status == DR_OK) *out_memory = memory;
+    return status;
+}

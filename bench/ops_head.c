@@ -1,0 +1,124 @@
+// The loss head, softmax over the vocabulary, and draws.
+#include "bench/ops_parts.h"
+
+static double element(const bench_call *c) {
+    return c->b->precision == DR_BF16 ? 2 : 4;
+}
+
+// x[0] h, x[1] logprob, x[2] entropy, x[3] lse, x[4] dlogprob, x[5] dh, x[6] dw
+static dr_status prepare_head(bench_call *c) {
+    int64_t D = c->m->hidden, V = c->m->vocab;
+    float *values = NULL;
+    DR_TRY(bench_call_weight(c, V, D, &values));
+    DR_TRY(bench_call_normal(c, c->T * D, &c->x[0]));
+    for (int i = 1; i < 4; i++) {
+        DR_TRY(bench_call_zeros(c, c->T, &c->x[i]));
+        bench_call_compare(c, c->x[i], c->T);
+    }
+    DR_TRY(bench_call_ids(c, c->T, c->m->vocab, &c->ids));
+    c->product = (bench_product){.m = c->T, .n = V, .k = D, .trans_b = true, .count = 1};
+    c->bytes = element(c) * (double)(V * D) + 4.0 * (double)(c->T * D);
+    return DR_OK;
+}
+
+static dr_status run_head(bench_call *c) {
+    return c->b->ops->head_forward(c->b, c->w, c->x[0], c->ids, NULL, c->T, 1, c->x[1], c->x[2], c->x[3]);
+}
+
+static dr_status prepare_head_backward(bench_call *c) {
+    int64_t D = c->m->hidden, V = c->m->vocab;
+    DR_TRY(prepare_head(c));
+    DR_TRY(run_head(c));
+    DR_TRY(bench_call_normal(c, c->T, &c->x[4]));
+    DR_TRY(bench_call_zeros(c, c->T * D, &c->x[5]));
+    DR_TRY(bench_call_zeros(c, V * D, &c->x[6]));
+    c->out[0].values = c->x[5];
+    c->out[0].n = c->T * D;
+    c->out[1].values = c->x[6];
+    c->out[1].n = V * D;
+    c->product.count = 3; // logits again, dh, dw
+    c->bytes += 8.0 * (double)(V * D);
+    return DR_OK;
+}
+
+static dr_status run_head_backward(bench_call *c) {
+    return c->b->ops->head_backward(c->b, c->w, c->x[0], c->ids, NULL, c->T, 1, c->x[3], c->x[4], c->x[5],
+                                    c->x[6]);
+}
+
+// x[0] logits, x[1] lse, x[2] entropy
+static dr_status prepare_logits(bench_call *c) {
+    int64_t n = c->T * c->m->vocab;
+    DR_TRY(bench_call_normal(c, n, &c->x[0]));
+    DR_TRY(bench_call_zeros(c, c->T, &c->x[1]));
+    DR_TRY(bench_call_zeros(c, c->T, &c->x[2]));
+    bench_call_compare(c, c->x[1], c->T);
+    c->bytes = 4.0 * (double)n;
+    return DR_OK;
+}
+
+static dr_status prepare_stats(bench_call *c) {
+    DR_TRY(prepare_logits(c));
+    bench_call_compare(c, c->x[2], c->T);
+    return DR_OK;
+}
+
+static dr_status run_stats(bench_call *c) {
+    c->b->ops->softmax_stats(c->b, c->x[0], c->T, c->m->vocab, 1, c->x[1], c->x[2]);
+    return DR_OK;
+}
+
+// Every tenth id is kept.
+static dr_status prepare_kept(bench_call *c) {
+    enum { ONE_IN = 10 };
+    int32_t n = (c->m->vocab + ONE_IN - 1) / ONE_IN, *ids = NULL;
+    dr_kept *kept = NULL;
+    DR_TRY(prepare_logits(c));
+    DR_TRY(bench_call_host(c, 0, c->T, sizeof *kept, &kept));
+    DR_TRY(bench_call_host(c, 1, n, sizeof *ids, &ids));
+    for (int32_t i = 0; i < n; i++) ids[i] = ONE_IN * i;
+    for (int64_t t = 0; t < c->T; t++) kept[t] = (dr_kept){ids, n};
+    c->bytes = 8.0 * (double)(c->T * n); // an id and a logit each
+    return DR_OK;
+}
+
+static dr_status run_kept(bench_call *c) {
+    c->b->ops->kept_lse(c->b, c->x[0], c->T, c->m->vocab, 1, c->host[0], c->x[1]);
+    return DR_OK;
+}
+
+// out_host: id, logprob and logprob_kept of each row
+static dr_status prepare_sample(bench_call *c) {
+    dr_sampling *settings = NULL;
+    uint32_t *bits = NULL;
+    dr_sampled *drawn = NULL;
+    DR_TRY(prepare_logits(c));
+    DR_TRY(bench_call_host(c, 0, c->T, sizeof *settings, &settings));
+    DR_TRY(bench_call_host(c, 1, c->T, sizeof *bits, &bits));
+    DR_TRY(bench_call_host(c, 2, c->T, sizeof *drawn, &drawn));
+    DR_TRY(bench_call_host(c, 3, 3 * c->T, sizeof(float), &c->out_host));
+    c->n_out_host = 3 * c->T;
+    for (int64_t t = 0; t < c->T; t++) {
+        settings[t] = (dr_sampling){.temperature = 1, .top_p = 0.95f};
+        bits[t] = (uint32_t)t * 2654435761u;
+    }
+    return DR_OK;
+}
+
+static dr_status run_sample(bench_call *c) {
+    dr_sampled *drawn = c->host[2];
+    DR_TRY(c->b->ops->sample(c->b, c->x[0], c->T, c->m->vocab, c->host[0], c->host[1], drawn));
+    for (int64_t t = 0; t < c->T; t++) {
+        c->out_host[3 * t] = (float)drawn[t].id;
+        c->out_host[3 * t + 1] = drawn[t].logprob;
+        c->out_host[3 * t + 2] = drawn[t].logprob_kept;
+    }
+    return DR_OK;
+}
+
+static const bench_op ops[] = {{"head_forward", prepare_head, run_head, NULL, false, true},
+                               {"head_backward", prepare_head_backward, run_head_backward, NULL, false, true},
+                               {"softmax_stats", prepare_stats, run_stats, NULL, true, false},
+                               {"kept_lse", prepare_kept, run_kept, NULL, true, false},
+                               {"sample", prepare_sample, run_sample, NULL, true, false}};
+const bench_ops_part bench_ops_head = {"head", "Head, softmax and draws", ops, sizeof ops / sizeof *ops};

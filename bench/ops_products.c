@@ -1,0 +1,170 @@
+// Memory and products: weights of a layer's largest matrix (gate and up) unless the name says another.
+#include "bench/ops_parts.h"
+
+static double element(const bench_call *c) { // bytes of a weight as products read it
+    return c->b->precision == DR_BF16 ? 2 : 4;
+}
+
+// x [T, n_in], y [T, n_out]
+static dr_status prepare_linear(bench_call *c, int64_t n_out, int64_t n_in) {
+    float *values = NULL;
+    DR_TRY(bench_call_weight(c, n_out, n_in, &values));
+    DR_TRY(bench_call_normal(c, c->T * n_in, &c->x[0]));
+    DR_TRY(bench_call_zeros(c, c->T * n_out, &c->x[1]));
+    bench_call_compare(c, c->x[1], c->T * n_out);
+    c->product = (bench_product){.m = c->T, .n = n_out, .k = n_in, .trans_b = true, .count = 1};
+    c->bytes = element(c) * (double)(n_out * n_in) + 4.0 * (double)(c->T * (n_in + n_out));
+    return DR_OK;
+}
+
+static dr_status prepare_qkv(bench_call *c) {
+    int64_t heads = c->m->n_heads + 2 * c->m->n_kv_heads;
+    return prepare_linear(c, heads * c->m->head_size, c->m->hidden);
+}
+
+static dr_status prepare_gate_up(bench_call *c) {
+    return prepare_linear(c, 2 * (int64_t)c->m->intermediate, c->m->hidden);
+}
+
+static dr_status prepare_down(bench_call *c) {
+    return prepare_linear(c, c->m->hidden, c->m->intermediate);
+}
+
+static dr_status prepare_head(bench_call *c) {
+    return prepare_linear(c, c->m->vocab, c->m->hidden);
+}
+
+static dr_status run_forward(bench_call *c) {
+    return c->b->ops->linear_forward(c->b, c->w, c->x[0], c->T, NULL, c->x[1]);
+}
+
+static dr_status prepare_backward_input(bench_call *c) {
+    int64_t O = 2 * (int64_t)c->m->intermediate, I = c->m->hidden;
+    float *values = NULL;
+    DR_TRY(bench_call_weight(c, O, I, &values));
+    DR_TRY(bench_call_normal(c, c->T * O, &c->x[0]));
+    DR_TRY(bench_call_zeros(c, c->T * I, &c->x[1]));
+    bench_call_compare(c, c->x[1], c->T * I);
+    c->product = (bench_product){.m = c->T, .n = I, .k = O, .count = 1};
+    c->bytes = element(c) * (double)(O * I) + 4.0 * (double)(c->T * (O + I));
+    return DR_OK;
+}
+
+static dr_status run_backward_input(bench_call *c) {
+    return c->b->ops->linear_backward_input(c->b, c->w, c->x[0], c->T, c->x[1], false);
+}
+
+static dr_status prepare_backward_weight(bench_call *c) {
+    int64_t O = 2 * (int64_t)c->m->intermediate, I = c->m->hidden;
+    DR_TRY(bench_call_normal(c, c->T * I, &c->x[0]));
+    DR_TRY(bench_call_normal(c, c->T * O, &c->x[1]));
+    DR_TRY(bench_call_zeros(c, O * I, &c->x[2]));
+    bench_call_compare(c, c->x[2], O * I);
+    c->product = (bench_product){.m = O, .n = I, .k = c->T, .trans_a = true, .count = 1};
+    c->bytes = 4.0 * (double)(c->T * (O + I)) + 8.0 * (double)(O * I);
+    return DR_OK;
+}
+
+static dr_status run_backward_weight(bench_call *c) {
+    return c->b->ops->linear_backward_weight(c->b, c->x[0], c->x[1], c->T, 2 * (int64_t)c->m->intermediate,
+                                             c->m->hidden, c->x[2], NULL);
+}
+
+static dr_status prepare_gemm(bench_call *c) {
+    int64_t D = c->m->hidden;
+    DR_TRY(bench_call_normal(c, c->T * D, &c->x[0]));
+    DR_TRY(bench_call_normal(c, D * D, &c->x[1]));
+    DR_TRY(bench_call_zeros(c, c->T * D, &c->x[2]));
+    bench_call_compare(c, c->x[2], c->T * D);
+    c->product = (bench_product){.m = c->T, .n = D, .k = D, .trans_b = true, .is_fp32 = true, .count = 1};
+    c->bytes = 4.0 * (double)(2 * c->T * D + D * D);
+    return DR_OK;
+}
+
+static dr_status run_gemm(bench_call *c) {
+    int64_t D = c->m->hidden;
+    return c->b->ops->gemm(c->b, false, true, c->T, D, D, 1, c->x[0], c->x[1], 0, c->x[2]);
+}
+
+// The embedding's rows, or a weight packed again: rows of it show what it holds.
+static dr_status prepare_rows(bench_call *c) {
+    int64_t D = c->m->hidden;
+    DR_TRY(bench_call_weight(c, c->m->vocab, D, &c->x[0]));
+    DR_TRY(bench_call_ids(c, c->T, c->m->vocab, &c->ids));
+    DR_TRY(bench_call_zeros(c, c->T * D, &c->x[1]));
+    bench_call_compare(c, c->x[1], c->T * D);
+    c->bytes = (element(c) + 4) * (double)(c->T * D);
+    return DR_OK;
+}
+
+static dr_status run_rows(bench_call *c) {
+    return c->b->ops->weight_rows(c->b, c->w, c->ids, c->T, c->x[1]);
+}
+
+static dr_status prepare_pack(bench_call *c) {
+    DR_TRY(prepare_rows(c));
+    c->bytes = (element(c) + 4) * (double)c->m->vocab * (double)c->m->hidden;
+    return DR_OK;
+}
+
+static dr_status run_pack(bench_call *c) {
+    return c->b->ops->weight_pack(c->b, c->w, c->x[0]);
+}
+
+static dr_status prepare_copy(bench_call *c) {
+    int64_t n = c->T * c->m->hidden;
+    void *host = NULL;
+    DR_TRY(bench_call_normal(c, n, &c->x[0]));
+    DR_TRY(bench_call_normal(c, n, &c->x[1]));
+    DR_TRY(bench_call_host(c, 0, n, sizeof(float), &host));
+    c->b->ops->copy_out(c->b, host, c->x[0], (size_t)n * sizeof(float));
+    bench_call_compare(c, c->x[1], n);
+    c->bytes = 8.0 * (double)n;
+    return DR_OK;
+}
+
+static size_t copy_bytes(const bench_call *c) {
+    return (size_t)(c->T * c->m->hidden) * sizeof(float);
+}
+
+static dr_status run_copy(bench_call *c) {
+    c->b->ops->copy(c->b, c->x[1], c->x[0], copy_bytes(c));
+    return DR_OK;
+}
+
+static dr_status run_copy_in(bench_call *c) {
+    c->b->ops->copy_in(c->b, c->x[1], c->host[0], copy_bytes(c));
+    return DR_OK;
+}
+
+static dr_status run_copy_out(bench_call *c) {
+    c->b->ops->copy_out(c->b, c->host[0], c->x[1], copy_bytes(c));
+    return DR_OK;
+}
+
+static dr_status run_zero(bench_call *c) {
+    c->b->ops->zero(c->b, c->x[1], copy_bytes(c));
+    return DR_OK;
+}
+
+// Back into backend memory, where it is compared.
+static dr_status finish_copy_out(bench_call *c) {
+    c->b->ops->zero(c->b, c->x[1], copy_bytes(c));
+    return run_copy_in(c);
+}
+
+static const bench_op ops[] = {
+    {"linear_forward.qkv", prepare_qkv, run_forward, NULL, true, true},
+    {"linear_forward.gate_up", prepare_gate_up, run_forward, NULL, true, true},
+    {"linear_forward.down", prepare_down, run_forward, NULL, true, true},
+    {"linear_forward.head", prepare_head, run_forward, NULL, true, false},
+    {"linear_backward_input", prepare_backward_input, run_backward_input, NULL, false, true},
+    {"linear_backward_weight", prepare_backward_weight, run_backward_weight, NULL, false, true},
+    {"gemm", prepare_gemm, run_gemm, NULL, true, true},
+    {"weight_pack.embedding", prepare_pack, run_pack, run_rows, false, true},
+    {"weight_rows.embedding", prepare_rows, run_rows, NULL, true, true},
+    {"copy", prepare_copy, run_copy, NULL, false, true},
+    {"copy_in", prepare_copy, run_copy_in, NULL, false, true},
+    {"copy_out", prepare_copy, run_copy_out, finish_copy_out, true, true},
+    {"zero", prepare_copy, run_zero, NULL, false, true}};
+const bench_ops_part bench_ops_products = {"products", "Memory and products", ops, sizeof ops / sizeof *ops};
