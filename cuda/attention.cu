@@ -95,7 +95,7 @@ static dr_status launch_forward(const char *op, const dr_cuda_attention &a, floa
     const size_t bytes =
         ((size_t)(QUERIES + KEYS) * dr_head_pitch(a.d) + QUERIES * SCORE_PITCH) * sizeof(float);
     DR_TRY(dr_cuda_grid(op, a.n_query_tiles, 1, &blocks));
-    DR_TRY(allow_shared(op, forward_kernel<COLUMNS>, bytes, a.d));
+    DR_TRY(dr_cuda_allow_shared(op, forward_kernel<COLUMNS>, bytes, a.d));
     forward_kernel<COLUMNS><<<dim3(blocks, (unsigned int)a.G), THREADS, bytes, stream>>>(a, out, lse);
     DR_CUDA_LAUNCHED("%s of %d sequences, %d/%d heads of %d, %lld tiles", op, a.n_spans, a.H, a.G, a.d,
                      (long long)a.n_query_tiles);

@@ -98,18 +98,4 @@ static __device__ __forceinline__ void read_columns(const float *row, int d, flo
     }
 }
 
-// Lets a kernel have more shared memory than every kernel may have unasked.
-template <typename KERNEL>
-static dr_status allow_shared(const char *op, KERNEL kernel, size_t bytes, int32_t d) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    if (error != cudaSuccess) {
-        cudaGetLastError(); // clears it
-        return DR_FAIL(
-            DR_ERR_UNSUPPORTED,
-            "cuda %s: heads of %d need %zu bytes of shared memory a block, which this device refuses: %s", op,
-            d, bytes, cudaGetErrorString(error));
-    }
-    return DR_OK;
-}
-
 #endif

@@ -13,6 +13,16 @@ static __global__ void delta_kernel(const float *dout, const float *out, int64_t
     if (threadIdx.x % 32 == 0) delta[item] = sum;
 }
 
+extern "C" dr_status dr_cuda_attention_delta(const float *dout, const float *out, int64_t n, int32_t d,
+                                             float *delta, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (n == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("attention_backward", n, THREADS / 32, &blocks));
+    delta_kernel<<<blocks, THREADS, 0, stream>>>(dout, out, n, d, delta);
+    DR_CUDA_LAUNCHED("attention_backward, delta of %lld rows of %d", (long long)n, d);
+    return DR_OK;
+}
+
 struct backward_arguments {
     dr_cuda_attention in;
     const float *dout, *lse, *delta;
@@ -185,8 +195,8 @@ template <int COLUMNS>
 static dr_status launch_backward(const backward_arguments &c, unsigned int query_blocks,
                                  unsigned int key_blocks, dr_cuda_stream stream) {
     const size_t bytes = shared_bytes(c.in.d);
-    DR_TRY(allow_shared("attention_backward", dq_kernel<COLUMNS>, bytes, c.in.d));
-    DR_TRY(allow_shared("attention_backward", dkv_kernel<COLUMNS>, bytes, c.in.d));
+    DR_TRY(dr_cuda_allow_shared("attention_backward", dq_kernel<COLUMNS>, bytes, c.in.d));
+    DR_TRY(dr_cuda_allow_shared("attention_backward", dkv_kernel<COLUMNS>, bytes, c.in.d));
     dq_kernel<COLUMNS><<<dim3(query_blocks, (unsigned int)c.in.G), THREADS, bytes, stream>>>(c);
     DR_CUDA_LAUNCHED("attention_backward, dq of %d sequences, %d/%d heads of %d", c.in.n_spans, c.in.H,
                      c.in.G, c.in.d);
@@ -196,18 +206,14 @@ static dr_status launch_backward(const backward_arguments &c, unsigned int query
     return DR_OK;
 }
 
-extern "C" dr_status dr_cuda_attention_backward(const dr_cuda_attention *attention, int64_t T,
-                                                const float *dout, const float *out, const float *lse,
-                                                float *delta, float *dq, float *dk, float *dv,
-                                                dr_cuda_stream stream) {
+extern "C" dr_status dr_cuda_attention_backward(const dr_cuda_attention *attention, const float *dout,
+                                                const float *lse, const float *delta, float *dq, float *dk,
+                                                float *dv, dr_cuda_stream stream) {
     const dr_cuda_attention &a = *attention;
-    unsigned int warps = 0, query_blocks = 0, key_blocks = 0;
+    unsigned int query_blocks = 0, key_blocks = 0;
     if (a.n_query_tiles == 0) return DR_OK;
-    DR_TRY(dr_cuda_grid("attention_backward", T * a.H, THREADS / 32, &warps));
     DR_TRY(dr_cuda_grid("attention_backward", a.n_query_tiles, 1, &query_blocks));
     DR_TRY(dr_cuda_grid("attention_backward", a.n_key_tiles, 1, &key_blocks));
-    delta_kernel<<<warps, THREADS, 0, stream>>>(dout, out, T * a.H, a.d, delta);
-    DR_CUDA_LAUNCHED("attention_backward, %lld rows of %d heads of %d", (long long)T, a.H, a.d);
     backward_arguments c;
     c.in = a;
     c.dout = dout;

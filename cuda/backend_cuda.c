@@ -150,12 +150,17 @@ static dr_status stage_grow(dr_cuda_state *state, dr_cuda_stage *stage, int64_t 
     return DR_OK;
 }
 
-dr_status dr_cuda_stage_open(dr_cuda_state *state, int64_t bytes, dr_cuda_stage **out_stage) {
-    dr_cuda_stage *stage = &state->stages[state->next_stage];
-    state->next_stage = (state->next_stage + 1) % DR_CUDA_STAGES;
+dr_status dr_cuda_stage_reserve(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes) {
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventSynchronize(stage->sent), "descriptors of %lld bytes",
                 (long long)bytes);
     if (bytes > stage->bytes) DR_TRY(stage_grow(state, stage, bytes));
+    return DR_OK;
+}
+
+dr_status dr_cuda_stage_open(dr_cuda_state *state, int64_t bytes, dr_cuda_stage **out_stage) {
+    dr_cuda_stage *stage = &state->stages[state->next_stage];
+    state->next_stage = (state->next_stage + 1) % DR_CUDA_STAGES;
+    DR_TRY(dr_cuda_stage_reserve(state, stage, bytes));
     *out_stage = stage;
     return DR_OK;
 }
@@ -186,14 +191,24 @@ static dr_status check_device(int device) {
     return DR_OK;
 }
 
+static dr_status stage_create(dr_cuda_state *state, dr_cuda_stage *stage) {
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventCreateWithFlags(&stage->sent, cudaEventDisableTiming),
+                "event of device %d", state->device);
+    return DR_OK;
+}
+
+static void stage_destroy(dr_cuda_state *state, dr_cuda_stage *stage) {
+    stage_free(state, stage);
+    if (stage->sent) cudaEventDestroy(stage->sent);
+}
+
 static dr_status state_open(dr_cuda_state *state) {
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaSetDevice(state->device), "device %d", state->device);
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking),
                 "stream of device %d", state->device);
-    for (int i = 0; i < DR_CUDA_STAGES; i++)
-        DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventCreateWithFlags(&state->stages[i].sent, cudaEventDisableTiming),
-                    "event of device %d", state->device);
-    return DR_OK;
+    for (int i = 0; i < DR_CUDA_STAGES; i++) DR_TRY(stage_create(state, &state->stages[i]));
+    DR_TRY(stage_create(state, &state->packed.stage));
+    return stage_create(state, &state->cached.stage);
 }
 
 static bool own_products_only;
@@ -220,12 +235,12 @@ static void state_close(dr_cuda_state *state) {
     dr_cuda_release(state, &state->logits);
     dr_cuda_release(state, &state->kept_ids);
     dr_cuda_release(state, &state->drawn);
+    dr_cuda_release(state, &state->rounded);
     dr_free(state->kept_host);
     dr_free(state->drawn_host);
-    for (int i = 0; i < DR_CUDA_STAGES; i++) {
-        stage_free(state, &state->stages[i]);
-        if (state->stages[i].sent) cudaEventDestroy(state->stages[i].sent);
-    }
+    for (int i = 0; i < DR_CUDA_STAGES; i++) stage_destroy(state, &state->stages[i]);
+    stage_destroy(state, &state->packed.stage);
+    stage_destroy(state, &state->cached.stage);
     if (state->stream) cudaStreamDestroy(state->stream);
     dr_free(state);
 }

@@ -23,13 +23,22 @@ typedef struct dr_cuda_stage {
 } dr_cuda_stage;
 
 typedef struct dr_cuda_lt dr_cuda_lt; // the library of products, its descriptors, scratch and workspace
+// The spans, tiles and pages of the last call on packed sequences, or on the cache (ops_attention.c).
+typedef struct dr_cuda_plan {
+    dr_cuda_stage stage;
+    dr_cuda_attention work; // what the stage holds; no operands
+    int64_t pages;          // where they stand in the stage
+    int32_t group;
+    bool is_mma, is_sent; // with tiles for the tensor cores; the stage holds a plan
+} dr_cuda_plan;
 
 typedef struct dr_cuda_state {
     int device;
     dr_cuda_stream stream;
     dr_cuda_lt *lt;                 // NULL: the own kernels serve
     dr_status failed;               // of an op that returns no status; DR_OK so far
-    dr_cuda_buffer partials;        // of sums over rows and of squares; delta of attention's gradient
+    dr_cuda_buffer partials;        // of sums over rows and of squares; attention's delta and splits
+    dr_cuda_buffer rounded;         // attention's operands in bf16
     dr_cuda_buffer logits;          // one block of rows of the head
     dr_cuda_buffer kept_ids, drawn; // of one call of sample, and the same in host memory
     int32_t *kept_host;
@@ -37,6 +46,7 @@ typedef struct dr_cuda_state {
     int64_t n_kept_ids, n_drawn;
     dr_cuda_stage stages[DR_CUDA_STAGES];
     int next_stage;
+    dr_cuda_plan packed, cached;
 } dr_cuda_state;
 
 struct dr_weight {
@@ -68,6 +78,8 @@ void dr_cuda_release(dr_cuda_state *state, dr_cuda_buffer *buffer); // waits for
 // The next stage with room for `bytes`, free to be written; send starts its copy. What kernels read of
 // stage->device stays until the stage comes round again, in the order of the stream.
 dr_status dr_cuda_stage_open(dr_cuda_state *state, int64_t bytes, dr_cuda_stage **out_stage);
+// The same for a stage of one's own.
+dr_status dr_cuda_stage_reserve(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes);
 dr_status dr_cuda_stage_send(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes);
 int64_t dr_cuda_stage_capacity(int64_t bytes); // what a stage that grows to hold `bytes` takes
 

@@ -25,6 +25,11 @@ enum {
     DR_CUDA_ATTENTION_THREADS = 256,
     DR_CUDA_ATTENTION_OWN = 4, // rows of a tile that one warp owns
     DR_CUDA_MAX_HEAD = 256,
+    DR_CUDA_MMA_ROWS = 64, // rows (queries × query heads of a key head) of a tile of bf16 attention
+    DR_CUDA_MMA_KEYS = 64,
+    DR_CUDA_MMA_THREADS = 128,
+    DR_CUDA_MMA_HEAD = 128,    // largest head of bf16 attention
+    DR_CUDA_SPLIT = 256,       // keys that one softmax of bf16 attention goes over before results are merged
     DR_CUDA_PAGE = 16,         // positions of a page of the key/value cache
     DR_CUDA_CHUNKS = 256,      // most parts that a sum over rows is cut into
     DR_CUDA_CHUNK_ROWS = 64,   // least rows of such a part
@@ -156,6 +161,37 @@ DR_INDEX int dr_head_pitch(int32_t d) {
 // Columns of a head that one lane of a warp holds, lane + 32 · c: a power of two, so that few kernels do.
 DR_INDEX int dr_head_columns(int32_t d) {
     return d <= 64 ? 2 : d <= 128 ? 4 : 8;
+}
+
+// ---- attention in bf16 (attention_plan.h) ----
+
+// A row of q, with all of its heads.
+typedef struct dr_query {
+    int32_t row;  // in q and out
+    int32_t seen; // keys, its own included
+    int32_t part; // place of what its first split gives, the others' behind it; -1: nobody waits for it
+} dr_query;
+
+// Queries first … of the list, and keys first_key … first_key + n_keys - 1 of what they see, found through
+// `span`: their own, or one that has these keys on the same pages.
+typedef struct dr_query_tile {
+    int32_t span, query, n_queries, first_key, n_keys;
+} dr_query_tile;
+
+// A span's own keys first … first + DR_CUDA_MMA_KEYS - 1; n_viewers: rows that see any of them.
+typedef struct dr_key_tile {
+    int32_t span, first, n_viewers;
+} dr_key_tile;
+
+// Whether the tensor cores' kernels take these heads: by their sizes alone, so that every pass does.
+DR_INDEX bool dr_mma_takes(int32_t group, int32_t d) {
+    return d % 8 == 0 && d <= DR_CUDA_MMA_HEAD && group <= DR_CUDA_MMA_ROWS;
+}
+
+// Place, in 16 bytes, of those that are `column` of a row of a tile, `columns` (8 or 16) a row. Eight rows'
+// equal columns, and eight neighbouring columns of a row, lie in different banks.
+DR_INDEX int dr_swizzled(int row, int column, int columns) {
+    return row * columns + (column ^ (row % 8));
 }
 
 // ---- kept sets ----

@@ -81,7 +81,7 @@ dr_status dr_cuda_rounded_rows(const uint16_t *table, const int32_t *ids, int64_
 dr_status dr_cuda_embedding_backward(const float *dout, const int32_t *ids, int64_t T, int64_t D,
                                      float *dtable, dr_cuda_stream stream);
 
-// ---- attention (attention.cu, attention_backward.cu) ----
+// ---- attention (attention.cu, attention_backward.cu; attention_bf16.cu, attention_bf16_backward.cu) ----
 
 // The spans of one call and what they read. k and v are fp32 rows of a packed batch (pages NULL), or the
 // cache, of bf16 or fp32.
@@ -96,15 +96,35 @@ typedef struct dr_cuda_attention {
     int32_t n_spans, H, G, d;
     float scale;
     bool is_bf16; // the cache
+    // What the bf16 kernels go by (attention_plan.h), and their results of splits of keys.
+    const dr_query *queries;
+    const dr_query_tile *mma_query_tiles;
+    const dr_key_tile *mma_key_tiles;
+    int64_t n_queries, n_mma_query_tiles, n_mma_key_tiles, n_parts;
+    float *part_sums;  // [n_parts, H, d]
+    float *part_stats; // [n_parts, H, 2]: maximum of the scores, sum of exponentials
 } dr_cuda_attention;
 
 // lse may be NULL.
 dr_status dr_cuda_attention_forward(const char *op, const dr_cuda_attention *attention, float *out,
                                     float *lse, dr_cuda_stream stream);
-// delta: T · H floats of scratch.
-dr_status dr_cuda_attention_backward(const dr_cuda_attention *attention, int64_t T, const float *dout,
-                                     const float *out, const float *lse, float *delta, float *dq, float *dk,
-                                     float *dv, dr_cuda_stream stream);
+// delta [n] = Σ dout · out over each of n rows of d: what the gradients take, [T, H].
+dr_status dr_cuda_attention_delta(const float *dout, const float *out, int64_t n, int32_t d, float *delta,
+                                  dr_cuda_stream stream);
+dr_status dr_cuda_attention_backward(const dr_cuda_attention *attention, const float *dout, const float *lse,
+                                     const float *delta, float *dq, float *dk, float *dv,
+                                     dr_cuda_stream stream);
+// Both with keys and values as bf16 (the cache's, or dense rows [T, G, d] of a packed batch), products on the
+// tensor cores and fp32 sums; heads that dr_mma_takes. q may be any fp32 rows in the forward pass.
+dr_status dr_cuda_attention_bf16_forward(const char *op, const dr_cuda_attention *attention, float *out,
+                                         float *lse, dr_cuda_stream stream);
+// q, dout: [T, H, d], dense, as bf16. dq, dk, dv are fp32 rows with attention's strides.
+dr_status dr_cuda_attention_bf16_backward(const dr_cuda_attention *attention, const uint16_t *q,
+                                          const uint16_t *dout, const float *lse, const float *delta,
+                                          float *dq, float *dk, float *dv, dr_cuda_stream stream);
+// rounded [T, width], dense and bf16, from rows [T, width] with a stride in floats.
+dr_status dr_cuda_round_rows(const float *values, int64_t stride, int64_t T, int64_t width, uint16_t *rounded,
+                             dr_cuda_stream stream);
 // The spans' rows of attention->k and v, strided, go to the cache; pages are those of the cache.
 dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, void *k_cache, void *v_cache,
                            dr_cuda_stream stream);

@@ -24,6 +24,20 @@ static inline dr_status dr_cuda_grid(const char *op, int64_t n, int64_t size, un
     return DR_OK;
 }
 
+// Lets a kernel have more shared memory than every kernel may have unasked.
+template <typename KERNEL>
+static dr_status dr_cuda_allow_shared(const char *op, KERNEL kernel, size_t bytes, int32_t d) {
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess) {
+        cudaGetLastError(); // clears it
+        return DR_FAIL(
+            DR_ERR_UNSUPPORTED,
+            "cuda %s: heads of %d need %zu bytes of shared memory a block, which this device refuses: %s", op,
+            d, bytes, cudaGetErrorString(error));
+    }
+    return DR_OK;
+}
+
 // Number of this thread in the whole grid.
 static __device__ __forceinline__ int64_t dr_cuda_item() {
     return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,8 +1,9 @@
-// Attention, packed and cached: sequences or chunks of host memory become spans, are sent to the device in
-// one stage, and the kernels run over them.
+// Attention, packed and cached: sequences or chunks of host memory become a plan of spans and tiles, which is
+// sent to the device once for all layers of a pass, and the kernels run over it.
 #include <math.h>
 #include <string.h>
 
+#include "cuda/attention_plan.h"
 #include "cuda/cuda_internal.h"
 
 static dr_status check_sizes(int32_t H, int32_t G, int32_t d) {
@@ -17,97 +18,201 @@ static dr_status check_page(int32_t page_size) {
     return DR_OK;
 }
 
-// Places, in a stage, of what describes n spans: the same offsets on host and device.
-typedef struct span_layout {
-    int64_t query_tiles, key_tiles, rows, pages, bytes; // the spans themselves stand at 0
-} span_layout;
+// What a plan is made from: sequences of a packed batch, or chunks of a call on the cache. group 0: whoever
+// asks needs no tiles, so that any group's plan will do.
+typedef struct span_source {
+    const dr_sequences *sequences; // or NULL
+    const dr_attention_chunk *chunks;
+    int32_t n, group;
+    bool is_mma;
+} span_source;
 
-static span_layout layout_of(int32_t n, int64_t n_pages) {
-    int64_t starts = (n + 1) * (int64_t)sizeof(int64_t);
-    span_layout at;
-    at.query_tiles = n * (int64_t)sizeof(dr_span);
+static dr_span span_at(const span_source *from, int32_t s, int32_t first_page) {
+    return from->sequences ? dr_span_of_sequence(from->sequences, s)
+                           : dr_span_of_chunk(&from->chunks[s], first_page);
+}
+
+static int32_t pages_of(const span_source *from, int32_t s) {
+    return from->sequences ? 0 : (int32_t)dr_chunk_pages(&from->chunks[s]);
+}
+
+// Places, in a stage, of what a plan holds: the same offsets on host and device.
+typedef struct plan_layout {
+    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, pages,
+        bytes; // the spans themselves stand at 0
+} plan_layout;
+
+static plan_layout layout_of(const span_source *from) {
+    int64_t starts = (from->n + 1) * (int64_t)sizeof(int64_t), n_pages = 0, queries = 0, tiles = 0, keys = 0;
+    for (int32_t s = 0; s < from->n; s++) {
+        dr_span span = span_at(from, s, 0);
+        n_pages += pages_of(from, s);
+        if (!from->is_mma) continue;
+        queries += span.n_rows;
+        tiles += dr_span_most_tiles(&span, from->group, !from->sequences);
+        if (from->sequences) keys += dr_span_mma_key_tiles(&span);
+    }
+    plan_layout at;
+    at.query_tiles = from->n * (int64_t)sizeof(dr_span);
     at.key_tiles = at.query_tiles + starts;
     at.rows = at.key_tiles + starts;
-    at.pages = at.rows + starts;
+    at.queries = at.rows + starts;
+    at.mma_query_tiles = at.queries + queries * (int64_t)sizeof(dr_query);
+    at.mma_key_tiles = at.mma_query_tiles + tiles * (int64_t)sizeof(dr_query_tile);
+    at.pages = at.mma_key_tiles + keys * (int64_t)sizeof(dr_key_tile);
     at.bytes = at.pages + n_pages * (int64_t)sizeof(int32_t);
     return at;
 }
 
-// The spans stand in the stage: counts their tiles, sends all and points `a` at the copies.
-static dr_status send_spans(dr_cuda_state *state, dr_cuda_stage *stage, const span_layout *at, int32_t n,
-                            dr_cuda_attention *a) {
-    const dr_span *spans = (const dr_span *)stage->host;
-    int64_t *query_tiles = (int64_t *)(stage->host + at->query_tiles),
-            *key_tiles = (int64_t *)(stage->host + at->key_tiles),
-            *rows = (int64_t *)(stage->host + at->rows);
+// Whether the plan's copy on the host says what `from` says: one comparison instead of a new plan in each
+// layer of a pass.
+static bool is_planned(const dr_cuda_plan *plan, const span_source *from) {
+    const dr_span *spans = (const dr_span *)plan->stage.host;
+    const int32_t *pages = (const int32_t *)(plan->stage.host + plan->pages);
+    int32_t first_page = 0;
+    if (!plan->is_sent || plan->work.n_spans != from->n) return false;
+    if (from->group != 0 && (plan->group != from->group || plan->is_mma != from->is_mma)) return false;
+    for (int32_t s = 0; s < from->n; s++) {
+        dr_span span = span_at(from, s, first_page);
+        size_t bytes = (size_t)pages_of(from, s) * sizeof *pages;
+        if (memcmp(&span, &spans[s], sizeof span) != 0) return false;
+        if (bytes > 0 && memcmp(pages + first_page, from->chunks[s].pages, bytes) != 0) return false;
+        first_page += pages_of(from, s);
+    }
+    return true;
+}
+
+static void write_spans(const span_source *from, dr_span *spans, int32_t *pages) {
+    int32_t first_page = 0;
+    for (int32_t s = 0; s < from->n; s++) {
+        int32_t count = pages_of(from, s);
+        spans[s] = span_at(from, s, first_page);
+        if (count > 0) memcpy(pages + first_page, from->chunks[s].pages, (size_t)count * sizeof *pages);
+        first_page += count;
+    }
+}
+
+// Fills the stage's host memory and points `work` at what will be its copies.
+static void write_plan(const span_source *from, const plan_layout *at, const dr_cuda_stage *stage,
+                       dr_cuda_attention *work) {
+    char *host = stage->host, *device = stage->device;
+    int32_t n = from->n, group = from->group ? from->group : 1, *pages = (int32_t *)(host + at->pages);
+    dr_span *spans = (dr_span *)host;
+    int64_t *query_tiles = (int64_t *)(host + at->query_tiles),
+            *key_tiles = (int64_t *)(host + at->key_tiles), *rows = (int64_t *)(host + at->rows);
+    write_spans(from, spans, pages);
     query_tiles[0] = key_tiles[0] = rows[0] = 0;
     for (int32_t s = 0; s < n; s++) {
-        query_tiles[s + 1] = query_tiles[s] + dr_span_query_tiles(&spans[s], a->H / a->G);
+        query_tiles[s + 1] = query_tiles[s] + dr_span_query_tiles(&spans[s], group);
         key_tiles[s + 1] = key_tiles[s] + dr_span_key_tiles(&spans[s]);
         rows[s + 1] = rows[s] + spans[s].n_rows;
     }
-    a->n_spans = n;
-    a->n_query_tiles = query_tiles[n];
-    a->n_key_tiles = key_tiles[n];
-    a->n_rows = rows[n];
-    a->spans = (const dr_span *)stage->device;
-    a->query_tiles = (const int64_t *)(stage->device + at->query_tiles);
-    a->key_tiles = (const int64_t *)(stage->device + at->key_tiles);
-    a->rows = (const int64_t *)(stage->device + at->rows);
-    return dr_cuda_stage_send(state, stage, at->bytes);
+    *work = (dr_cuda_attention){.spans = (const dr_span *)device,
+                                .query_tiles = (const int64_t *)(device + at->query_tiles),
+                                .key_tiles = (const int64_t *)(device + at->key_tiles),
+                                .rows = (const int64_t *)(device + at->rows),
+                                .pages = from->sequences ? NULL : (const int32_t *)(device + at->pages),
+                                .n_query_tiles = query_tiles[n],
+                                .n_key_tiles = key_tiles[n],
+                                .n_rows = rows[n],
+                                .n_spans = n,
+                                .queries = (const dr_query *)(device + at->queries),
+                                .mma_query_tiles = (const dr_query_tile *)(device + at->mma_query_tiles),
+                                .mma_key_tiles = (const dr_key_tile *)(device + at->mma_key_tiles)};
+    if (!from->is_mma) return;
+    dr_query *queries = (dr_query *)(host + at->queries);
+    work->n_queries = rows[n];
+    work->n_parts = dr_plan_queries(spans, n, group, !from->sequences, queries);
+    work->n_mma_query_tiles = dr_plan_query_tiles(spans, n, group, rows, from->sequences ? NULL : pages,
+                                                  queries, (dr_query_tile *)(host + at->mma_query_tiles));
+    if (from->sequences)
+        work->n_mma_key_tiles = dr_plan_key_tiles(spans, n, (dr_key_tile *)(host + at->mma_key_tiles));
 }
 
-static dr_status send_sequences(dr_cuda_state *state, const dr_sequences *sequences, dr_cuda_attention *a) {
-    span_layout at = layout_of(sequences->n, 0);
-    dr_cuda_stage *stage;
-    DR_TRY(dr_cuda_stage_open(state, at.bytes, &stage));
-    dr_span *spans = (dr_span *)stage->host;
-    for (int32_t s = 0; s < sequences->n; s++) spans[s] = dr_span_of_sequence(sequences, s);
-    return send_spans(state, stage, &at, sequences->n, a);
-}
-
-static dr_status send_chunks(dr_cuda_state *state, const dr_attention_chunk *chunks, int32_t n,
-                             dr_cuda_attention *a) {
-    int64_t n_pages = 0;
-    for (int32_t c = 0; c < n; c++) n_pages += dr_chunk_pages(&chunks[c]);
-    span_layout at = layout_of(n, n_pages);
-    dr_cuda_stage *stage;
-    DR_TRY(dr_cuda_stage_open(state, at.bytes, &stage));
-    dr_span *spans = (dr_span *)stage->host;
-    int32_t *pages = (int32_t *)(stage->host + at.pages), first_page = 0;
-    for (int32_t c = 0; c < n; c++) {
-        int32_t count = (int32_t)dr_chunk_pages(&chunks[c]);
-        spans[c] = dr_span_of_chunk(&chunks[c], first_page);
-        if (count > 0) memcpy(pages + first_page, chunks[c].pages, (size_t)count * sizeof *pages);
-        first_page += count;
+// The spans, tiles and pages of a call, in device memory; the caller adds what they are read from.
+static dr_status planned(dr_cuda_state *state, const span_source *from, dr_cuda_attention *out_work) {
+    dr_cuda_plan *plan = from->sequences ? &state->packed : &state->cached;
+    if (!is_planned(plan, from)) {
+        plan_layout at = layout_of(from);
+        plan->is_sent = false;
+        DR_TRY(dr_cuda_stage_reserve(state, &plan->stage, at.bytes));
+        write_plan(from, &at, &plan->stage, &plan->work);
+        DR_TRY(dr_cuda_stage_send(state, &plan->stage, at.bytes));
+        plan->pages = at.pages;
+        plan->group = from->group;
+        plan->is_mma = from->is_mma;
+        plan->is_sent = true;
     }
-    a->pages = (const int32_t *)(stage->device + at.pages);
-    return send_spans(state, stage, &at, n, a);
+    *out_work = plan->work;
+    return DR_OK;
 }
 
-// All but the sequences or chunks, which are sent. kv_stride means nothing where keys stand in pages.
-static dr_cuda_attention described(const float *q, const void *k, const void *v, int64_t q_stride,
-                                   int64_t kv_stride, int32_t H, int32_t G, int32_t d) {
-    return (dr_cuda_attention){.q = q,
-                               .k = k,
-                               .v = v,
-                               .q_stride = q_stride,
-                               .kv_stride = kv_stride,
-                               .H = H,
-                               .G = G,
-                               .d = d,
-                               .scale = 1.0f / sqrtf((float)d)};
+static bool takes_mma(const dr_backend *b, int32_t H, int32_t G, int32_t d) {
+    return dr_rounds_to_bf16(b->precision) && dr_mma_takes(H / G, d);
+}
+
+static dr_status planned_sequences(dr_backend *b, dr_cuda_state *state, const dr_sequences *sequences,
+                                   int32_t H, int32_t G, int32_t d, dr_cuda_attention *out_work) {
+    span_source from = {sequences, NULL, sequences->n, H / G, takes_mma(b, H, G, d)};
+    return planned(state, &from, out_work);
+}
+
+// What the plan does not say. kv_stride means nothing where keys stand in pages.
+static void describe(dr_cuda_attention *a, const float *q, const void *k, const void *v, int64_t q_stride,
+                     int64_t kv_stride, int32_t H, int32_t G, int32_t d) {
+    a->q = q;
+    a->k = k;
+    a->v = v;
+    a->q_stride = q_stride;
+    a->kv_stride = kv_stride;
+    a->H = H;
+    a->G = G;
+    a->d = d;
+    a->scale = 1.0f / sqrtf((float)d);
+}
+
+// Rows of one operand in scratch, as bf16, behind those that are there already.
+static dr_status round_rows(dr_cuda_state *state, const float *values, int64_t stride, int64_t T,
+                            int64_t width, uint16_t **next, const uint16_t **out_rows) {
+    *out_rows = *next;
+    *next += T * width;
+    return dr_cuda_round_rows(values, stride, T, width, *next - T * width, state->stream);
+}
+
+// A packed batch's keys and values as bf16 [T, G, d], once for all tiles that read them: most rows are read
+// many times, and what is bf16 in memory can be copied to shared memory without passing through registers.
+static dr_status round_keys(dr_cuda_state *state, int64_t T, dr_cuda_attention *a, uint16_t **next) {
+    const uint16_t *k, *v;
+    DR_TRY(round_rows(state, a->k, a->kv_stride, T, (int64_t)a->G * a->d, next, &k));
+    DR_TRY(round_rows(state, a->v, a->kv_stride, T, (int64_t)a->G * a->d, next, &v));
+    a->k = k;
+    a->v = v;
+    return DR_OK;
+}
+
+static dr_status reserve_rounded(dr_cuda_state *state, int64_t elements, uint16_t **out_memory) {
+    DR_TRY(dr_cuda_reserve(state, &state->rounded, "attention's operands in bf16",
+                           elements * (int64_t)sizeof(uint16_t)));
+    *out_memory = state->rounded.data;
+    return DR_OK;
 }
 
 static dr_status attention_forward(dr_backend *b, const float *q, const float *k, const float *v,
                                    int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
                                    int32_t H, int32_t G, int32_t d, float *out, float *lse) {
     dr_cuda_state *state;
-    dr_cuda_attention a = described(q, k, v, q_stride, kv_stride, H, G, d);
+    dr_cuda_attention a;
+    uint16_t *next;
+    int64_t T = sequences->cu_seqlens[sequences->n];
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(dr_cuda_enter(b, &state));
-    DR_TRY(send_sequences(state, sequences, &a));
-    return dr_cuda_attention_forward("attention_forward", &a, out, lse, state->stream);
+    DR_TRY(planned_sequences(b, state, sequences, H, G, d, &a));
+    describe(&a, q, k, v, q_stride, kv_stride, H, G, d);
+    if (!takes_mma(b, H, G, d))
+        return dr_cuda_attention_forward("attention_forward", &a, out, lse, state->stream);
+    DR_TRY(reserve_rounded(state, T * 2 * G * d, &next));
+    DR_TRY(round_keys(state, T, &a, &next));
+    return dr_cuda_attention_bf16_forward("attention_forward", &a, out, lse, state->stream);
 }
 
 static dr_status attention_backward(dr_backend *b, const float *dout, const float *q, const float *k,
@@ -115,13 +220,25 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
                                     int64_t kv_stride, const dr_sequences *sequences, int32_t H, int32_t G,
                                     int32_t d, float *dq, float *dk, float *dv) {
     dr_cuda_state *state;
+    dr_cuda_attention a;
+    uint16_t *next;
+    const uint16_t *q_rounded, *dout_rounded;
     int64_t T = sequences->cu_seqlens[sequences->n];
-    dr_cuda_attention a = described(q, k, v, q_stride, kv_stride, H, G, d);
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(dr_cuda_reserve(state, &state->partials, "attention's delta", T * H * (int64_t)sizeof(float)));
-    DR_TRY(send_sequences(state, sequences, &a));
-    return dr_cuda_attention_backward(&a, T, dout, out, lse, state->partials.data, dq, dk, dv, state->stream);
+    float *delta = state->partials.data;
+    DR_TRY(planned_sequences(b, state, sequences, H, G, d, &a));
+    describe(&a, q, k, v, q_stride, kv_stride, H, G, d);
+    DR_TRY(dr_cuda_attention_delta(dout, out, T * H, d, delta, state->stream));
+    if (!takes_mma(b, H, G, d))
+        return dr_cuda_attention_backward(&a, dout, lse, delta, dq, dk, dv, state->stream);
+    DR_TRY(reserve_rounded(state, T * 2 * (H + G) * d, &next));
+    DR_TRY(round_keys(state, T, &a, &next));
+    DR_TRY(round_rows(state, q, q_stride, T, (int64_t)H * d, &next, &q_rounded));
+    DR_TRY(round_rows(state, dout, (int64_t)H * d, T, (int64_t)H * d, &next, &dout_rounded));
+    return dr_cuda_attention_bf16_backward(&a, q_rounded, dout_rounded, lse, delta, dq, dk, dv,
+                                           state->stream);
 }
 
 static void kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G, int32_t d) {
@@ -132,35 +249,52 @@ static void kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64
     dr_cuda_keep(b->state, status);
 }
 
-static dr_status store(dr_backend *b, const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size,
-                       dr_cuda_attention *a, void *k_cache, void *v_cache) {
+static dr_status store(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
+                       const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
+                       int32_t d, void *k_cache, void *v_cache) {
     dr_cuda_state *state;
-    DR_TRY(check_sizes(a->H, a->G, a->d));
+    dr_cuda_attention a;
+    span_source from = {.chunks = chunks, .n = n_chunks};
+    DR_TRY(check_sizes(G, G, d));
     DR_TRY(check_page(page_size));
     DR_TRY(dr_cuda_enter(b, &state));
-    DR_TRY(send_chunks(state, chunks, n_chunks, a));
-    return dr_cuda_kv_store(a, k_cache, v_cache, state->stream);
+    DR_TRY(planned(state, &from, &a));
+    describe(&a, NULL, k, v, 0, kv_stride, G, G, d);
+    a.is_bf16 = dr_rounds_to_bf16(b->precision);
+    return dr_cuda_kv_store(&a, k_cache, v_cache, state->stream);
 }
 
 static void kv_store(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
                      const dr_attention_chunk *chunks, int32_t n_chunks, int32_t page_size, int32_t G,
                      int32_t d, void *k_cache, void *v_cache) {
-    dr_cuda_attention a = {.k = k, .v = v, .kv_stride = kv_stride, .H = G, .G = G, .d = d};
-    a.is_bf16 = dr_rounds_to_bf16(b->precision);
-    dr_cuda_keep(b->state, store(b, chunks, n_chunks, page_size, &a, k_cache, v_cache));
+    dr_cuda_keep(b->state, store(b, k, v, kv_stride, chunks, n_chunks, page_size, G, d, k_cache, v_cache));
+}
+
+// Room for what splits of keys give: sums of values, then maxima and sums of exponentials.
+static dr_status reserve_parts(dr_cuda_state *state, dr_cuda_attention *a) {
+    int64_t rows = a->n_parts * a->H;
+    DR_TRY(dr_cuda_reserve(state, &state->partials, "attention's splits",
+                           rows * (a->d + 2) * (int64_t)sizeof(float)));
+    a->part_sums = state->partials.data;
+    a->part_stats = a->part_sums + rows * a->d;
+    return DR_OK;
 }
 
 static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,
                                   const void *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out) {
     dr_cuda_state *state;
-    dr_cuda_attention a = described(q, k_cache, v_cache, q_stride, 0, H, G, d);
-    a.is_bf16 = dr_rounds_to_bf16(b->precision);
+    dr_cuda_attention a;
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(check_page(page_size));
+    span_source from = {NULL, chunks, n_chunks, H / G, takes_mma(b, H, G, d)};
     DR_TRY(dr_cuda_enter(b, &state));
-    DR_TRY(send_chunks(state, chunks, n_chunks, &a));
-    return dr_cuda_attention_forward("attention_cached", &a, out, NULL, state->stream);
+    DR_TRY(planned(state, &from, &a));
+    describe(&a, q, k_cache, v_cache, q_stride, 0, H, G, d);
+    a.is_bf16 = dr_rounds_to_bf16(b->precision);
+    if (!from.is_mma) return dr_cuda_attention_forward("attention_cached", &a, out, NULL, state->stream);
+    DR_TRY(reserve_parts(state, &a));
+    return dr_cuda_attention_bf16_forward("attention_cached", &a, out, NULL, state->stream);
 }
 
 static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {

@@ -58,6 +58,18 @@ static inline int case_teardown(void **state) {
     return op_case_teardown(state);
 }
 
+// The values, rounded to bf16.
+static inline float *rounded(const float *values, int64_t n) {
+    float *copy = op_copy(values, n);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &copy[i], sizeof bits);
+        bits = (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u; // to nearest, ties to even
+        memcpy(&copy[i], &bits, sizeof bits);
+    }
+    return copy;
+}
+
 static inline dr_weight *pack(dr_backend *b, int64_t n_out, int64_t n_in, const float *values) {
     dr_weight *w = NULL;
     check_ok(b->ops->weight_create(b, n_out, n_in, &w));

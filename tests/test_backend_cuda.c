@@ -1,56 +1,7 @@
 // The CUDA body against the CPU body, op by op: values, rows alone, the same bits twice. No device: skipped.
 // labels: gpu
-#include "tests/cuda_memory.h"
-
-#include <stdio.h>
-
-#if DR_HAVE_CUDA_KERNELS
-#include "cuda/backend_cuda.h"
-#include "cuda/device_probe.h"
-#endif
-
-static dr_backend *cuda, *cuda_bf16; // NULL: no device
-enum { MAX_RESULTS = 16 };
-
-// ---- one case on both backends ----
-
-typedef struct results {
-    int n;
-    struct {
-        const char *name;
-        float *values;
-        int64_t n;
-        double limit; // of the normalised error
-    } item[MAX_RESULTS];
-} results;
-typedef void (*op_case)(dr_backend *b, const int64_t *sizes, results *r);
-
-static void give(results *r, const char *name, dr_backend *b, const float *at, int64_t n, double limit) {
-    assert_true(r->n < MAX_RESULTS);
-    r->item[r->n].name = name;
-    r->item[r->n].values = get(b, at, n);
-    r->item[r->n].n = n;
-    r->item[r->n++].limit = limit;
-}
-
-static const double forward = 1e-6, gradient = 1e-5;
-
-static void compare(op_case run, const int64_t *sizes, uint64_t stream) {
-    results want = {0}, got = {0}, again = {0};
-    op_stream = stream;
-    run(op_one, sizes, &want);
-    op_stream = stream;
-    run(cuda, sizes, &got);
-    op_stream = stream;
-    run(cuda, sizes, &again);
-    for (int i = 0; i < want.n; i++) {
-        double limit = want.item[i].limit * want.item[i].limit; // op_close compares squares
-        op_close(want.item[i].name, got.item[i].values, op_double(want.item[i].values, want.item[i].n),
-                 want.item[i].n, limit);
-        check_same_bits(want.item[i].name, again.item[i].values, got.item[i].values, want.item[i].n);
-    }
-    free_all();
-}
+// Attention has a file of its own (test_attention_cuda.c).
+#include "tests/cuda_check.h"
 
 // sizes: T, n_out, n_in
 static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
@@ -310,103 +261,6 @@ static void test_draws(void **state) {
                 "row 1: logit 1 is");
 }
 
-// ---- attention ----
-
-enum { PAGE = 16, MAX_SEQUENCES = 8 };
-
-typedef struct packing {
-    int32_t n, lengths[MAX_SEQUENCES], prefix[MAX_SEQUENCES];
-} packing;
-
-static const packing packings[] = {
-    {1, {1}, {-1}},
-    {3, {1, 5, 17}, {-1, -1, -1}},
-    {6, {0, 16, 0, 33, 2, 149}, {-1, -1, -1, -1, -1, -1}},
-    {8, {19, 18, 0, 61, 0, 5, 50, 3}, {-1, 0, 0, 0, -1, 4, -1, 6}},
-};
-
-// sizes: packing, H, G, d; q, k, v in one merged buffer with a gap behind each row.
-static void run_attention(dr_backend *b, const int64_t *sizes, results *r) {
-    const packing *p = &packings[sizes[0]];
-    int32_t H = (int32_t)sizes[1], G = (int32_t)sizes[2], d = (int32_t)sizes[3], cu[MAX_SEQUENCES + 1] = {0};
-    for (int32_t s = 0; s < p->n; s++) cu[s + 1] = cu[s] + p->lengths[s];
-    const dr_sequences sequences = {p->n, cu, p->prefix};
-    int64_t T = cu[p->n], stride = (int64_t)(H + 2 * G) * d + 3, width = (int64_t)H * d;
-    float *q = put(b, op_normal(T * stride, 0, 1), T * stride), *k = q + width, *v = k + G * d;
-    float *out = put_poison(b, T * width), *lse = put_poison(b, T * H), *dq = op_poison(T * stride);
-    float *dout = put(b, op_normal(T * width, 0, 1), T * width);
-    for (int64_t t = 0; t < T; t++) // gaps that can be compared, and must stay
-        for (int i = 0; i < 3; i++) dq[t * stride + stride - 3 + i] = 7;
-    float *gradients = put(b, dq, T * stride);
-    check_ok(b->ops->attention_forward(b, q, k, v, stride, stride, &sequences, H, G, d, out, lse));
-    check_ok(b->ops->attention_backward(b, dout, q, k, v, out, lse, stride, stride, &sequences, H, G, d,
-                                        gradients, gradients + width, gradients + width + G * d));
-    give(r, "attention", b, out, T * width, forward);
-    give(r, "log-sum-exp of scores", b, lse, T * H, forward);
-    give(r, "dq, dk, dv", b, gradients, T * stride, gradient);
-}
-
-static void test_attention(void **state) {
-    (void)state;
-    if (!cuda) skip();
-    static const int64_t heads[][3] = {{1, 1, 1},   {4, 1, 7},  {6, 2, 16},  {2, 1, 64}, {3, 3, 80},
-                                       {4, 2, 128}, {9, 1, 17}, {2, 2, 255}, {2, 1, 256}};
-    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
-        for (int64_t p = 0; p < 4; p++) {
-            const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2]};
-            compare(run_attention, sizes, 100 * i);
-        }
-}
-
-// The rows of one sequence: alone up to each length, cut in two with the second part twice behind the first,
-// and from the cache in chunks. All must have the bits of the whole.
-static void check_attention_rows(int32_t H, int32_t G, int32_t d) {
-    enum { N = 75, PAGES = 5 };
-    dr_backend *b = cuda;
-    int64_t stride = (int64_t)(H + 2 * G) * d, width = (int64_t)H * d;
-    float *host = op_normal(N * stride, 0, 1), *q = put(b, host, N * stride), *k = q + width, *v = k + G * d;
-    float *out = put_poison(b, 2 * N * width), *lse = put_poison(b, 2 * N * H);
-    const int32_t whole[] = {0, N};
-    const dr_sequences all = {1, whole, NULL};
-    check_ok(b->ops->attention_forward(b, q, k, v, stride, stride, &all, H, G, d, out, lse));
-    float *want = get(b, out, N * width), *want_lse = get(b, lse, N * H);
-    for (int32_t n = 1; n <= N; n += 7) {
-        const int32_t ends[] = {0, n}, cut[] = {0, n, N, N + N - n}, prefix[] = {-1, 0, 0};
-        const dr_sequences alone = {1, ends, NULL}, shared = {3, cut, prefix};
-        float *twice = op_array((2 * N - n) * stride, sizeof(float));
-        memcpy(twice, host, (size_t)(N * stride) * sizeof(float));
-        memcpy(twice + N * stride, host + n * stride, (size_t)((N - n) * stride) * sizeof(float));
-        float *both = put(b, twice, (2 * N - n) * stride);
-        check_ok(b->ops->attention_forward(b, q, k, v, stride, stride, &alone, H, G, d, out, lse));
-        check_same_bits("rows alone", get(b, out, n * width), want, n * width);
-        check_same_bits("log-sum-exp alone", get(b, lse, n * H), want_lse, n * H);
-        check_ok(b->ops->attention_forward(b, both, both + width, both + width + G * d, stride, stride,
-                                           &shared, H, G, d, out, lse));
-        float *got = get(b, out, (2 * N - n) * width);
-        check_same_bits("rows behind a prefix", got, want, N * width);
-        check_same_bits("rows of the second sharer", got + N * width, want + n * width, (N - n) * width);
-    }
-    static const int32_t pages[PAGES] = {4, 1, 3, 0, 2}, steps[] = {1, 16, 1, 30, 27};
-    float *keys = put_poison(b, PAGES * PAGE * G * d), *values = put_poison(b, PAGES * PAGE * G * d);
-    out = put_poison(b, N * width);
-    for (int32_t i = 0, past = 0; i < 5; past += steps[i++]) {
-        const dr_attention_chunk chunk = {past, steps[i], past, pages};
-        b->ops->kv_store(b, k, v, stride, &chunk, 1, PAGE, G, d, keys, values);
-        check_ok(b->ops->attention_cached(b, q, stride, keys, values, &chunk, 1, PAGE, H, G, d, out));
-    }
-    check_same_bits("rows from the cache", get(b, out, N * width), want, N * width);
-    free_all();
-}
-
-static void test_attention_rows(void **state) {
-    (void)state;
-    if (!cuda) skip();
-    static const int32_t heads[][3] = {{4, 2, 16}, {2, 1, 64},  {3, 1, 80},
-                                       {6, 2, 13}, {8, 1, 128}, {2, 2, 256}};
-    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
-        check_attention_rows(heads[i][0], heads[i][1], heads[i][2]);
-}
-
 static void test_refused(void **state) {
     (void)state;
     if (!cuda) skip();
@@ -542,37 +396,10 @@ static void test_rows(void **state) {
     }
 }
 
-// ---- the program ----
-
-static int setup(void **state) {
-#if DR_HAVE_CUDA_KERNELS
-    dr_device_probe probe = dr_device_probe_run();
-    if (probe.n_devices == 0) {
-        print_message("no device: %s\n", probe.reason);
-    } else if (dr_backend_cuda_create(DR_FP32, 0, &cuda) != DR_OK ||
-               dr_backend_cuda_create(DR_BF16, 0, &cuda_bf16) != DR_OK) {
-        return -1;
-    }
-#else
-    print_message("this build has no CUDA\n");
-#endif
-    return op_group_setup(state);
-}
-
-static int teardown(void **state) {
-#if DR_HAVE_CUDA_KERNELS
-    dr_backend_cuda_destroy(cuda);
-    dr_backend_cuda_destroy(cuda_bf16);
-#endif
-    return op_group_teardown(state);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_products),       cuda_test(test_norms),   cuda_test(test_elements),
-        cuda_test(test_head),           cuda_test(test_draws),   cuda_test(test_attention),
-        cuda_test(test_attention_rows), cuda_test(test_refused), cuda_test(test_rows),
+        cuda_test(test_products), cuda_test(test_norms),   cuda_test(test_elements), cuda_test(test_head),
+        cuda_test(test_draws),    cuda_test(test_refused), cuda_test(test_rows),
     };
-    int n_failed = cmocka_run_group_tests(tests, setup, teardown);
-    return n_failed != 0 || cuda ? n_failed : 77; // 77: skipped
+    cuda_run(tests);
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/alloc.h"
+#include "cuda/attention_plan.h"
 #include "cuda/index.h"
 
 static int32_t *counters(int64_t n) {
@@ -256,6 +257,179 @@ static void test_cached_spans(void **state) {
     dr_free(counts);
 }
 
+// ---- attention in bf16 ----
+
+// What one instruction reads or writes of a tile at a time is eight places of 16 bytes: all banks once.
+static void test_swizzle(void **state) {
+    (void)state;
+    for (int columns = 8; columns <= 16; columns += 8) {
+        int32_t *places = counters(DR_CUDA_MMA_ROWS * columns);
+        for (int row = 0; row < DR_CUDA_MMA_ROWS; row++)
+            for (int column = 0; column < columns; column++) {
+                int down = 0, along = 0;
+                places[dr_swizzled(row, column, columns)]++;
+                for (int i = 0; i < 8; i++) {
+                    down |= 1 << dr_swizzled(row / 8 * 8 + i, column, columns) % 8;
+                    along |= 1 << dr_swizzled(row, column / 8 * 8 + i, columns) % 8;
+                }
+                assert_int_equal(down, 0xFF);
+                assert_int_equal(along, 0xFF);
+            }
+        check_each_once("a swizzled tile", places, DR_CUDA_MMA_ROWS * columns);
+    }
+    assert_int_equal(DR_CUDA_SPLIT % DR_CUDA_MMA_KEYS, 0);
+    assert_int_equal(DR_CUDA_SPLIT % DR_CUDA_PAGE, 0);
+    assert_int_equal(DR_CUDA_MMA_THREADS / 32 * 16, DR_CUDA_MMA_ROWS);
+    assert_true(dr_mma_takes(7, 128) && dr_mma_takes(64, 64) && dr_mma_takes(1, 8));
+    assert_false(dr_mma_takes(7, 136) || dr_mma_takes(65, 64) || dr_mma_takes(1, 20));
+}
+
+enum { MAX_TILES = 256, MAX_PLAN_PAGES = 512 };
+
+// A call on the cache as the backend describes it.
+typedef struct cached_plan {
+    int32_t n, group, pages[MAX_PLAN_PAGES];
+    dr_span spans[MAX_SPANS];
+    int64_t starts[MAX_SPANS + 1], n_tiles, n_parts;
+    dr_query queries[MAX_ROWS];
+    dr_query_tile tiles[MAX_TILES];
+} cached_plan;
+
+static void plan_cached(cached_plan *p, const dr_attention_chunk *chunks, int32_t n, int32_t group) {
+    int32_t first_page = 0;
+    int64_t most = 0;
+    *p = (cached_plan){.n = n, .group = group};
+    for (int32_t s = 0; s < n; s++) {
+        int32_t count = (int32_t)dr_chunk_pages(&chunks[s]);
+        assert_true(first_page + count <= MAX_PLAN_PAGES);
+        p->spans[s] = dr_span_of_chunk(&chunks[s], first_page);
+        if (count > 0) memcpy(p->pages + first_page, chunks[s].pages, (size_t)count * sizeof *p->pages);
+        first_page += count;
+        p->starts[s + 1] = p->starts[s] + chunks[s].n_new;
+        most += dr_span_most_tiles(&p->spans[s], group, true);
+    }
+    assert_true(most <= MAX_TILES && p->starts[n] <= MAX_ROWS);
+    p->n_parts = dr_plan_queries(p->spans, n, group, true, p->queries);
+    p->n_tiles = dr_plan_query_tiles(p->spans, n, group, p->starts, p->pages, p->queries, p->tiles);
+    assert_true(p->n_tiles <= most);
+}
+
+static int32_t page_at(const cached_plan *p, int32_t span, int32_t key) {
+    return p->pages[p->spans[span].first_page + key / DR_CUDA_PAGE];
+}
+
+// Each query meets each split that it sees once, on its own pages, its last key included; those that are
+// split have a place of their own for each result.
+static void check_cached_plan(const cached_plan *p) {
+    enum { SPLITS = 8 };
+    int64_t n_queries = p->starts[p->n];
+    int32_t *met = counters(n_queries * SPLITS), *parts = counters(p->n_parts);
+    for (int64_t i = 0; i < p->n_tiles; i++) {
+        const dr_query_tile *tile = &p->tiles[i];
+        int32_t end = tile->first_key + tile->n_keys;
+        assert_true(i == 0 || p->tiles[i - 1].n_keys >= tile->n_keys);
+        assert_true(tile->n_keys > 0 && tile->n_queries > 0 && tile->first_key % DR_CUDA_SPLIT == 0);
+        assert_true(tile->n_queries * p->group <= DR_CUDA_MMA_ROWS);
+        for (int64_t q = tile->query; q < tile->query + tile->n_queries; q++) {
+            int32_t own = dr_find_part(p->starts, p->n, q), seen = p->queries[q].seen;
+            bool is_split = p->queries[q].part >= 0;
+            assert_int_equal(is_split, p->queries[tile->query].part >= 0);
+            assert_true(!is_split || end <= tile->first_key + DR_CUDA_SPLIT);
+            for (int32_t key = tile->first_key; key < end && key < seen; key++)
+                assert_int_equal(page_at(p, tile->span, key), page_at(p, own, key));
+            for (int32_t c = tile->first_key / DR_CUDA_SPLIT; c * DR_CUDA_SPLIT < end; c++) {
+                int32_t last = (c + 1) * DR_CUDA_SPLIT < seen ? (c + 1) * DR_CUDA_SPLIT : seen;
+                if (c * DR_CUDA_SPLIT >= seen) continue;
+                assert_true(last <= end);
+                met[q * SPLITS + c]++;
+                if (is_split) parts[p->queries[q].part + c]++;
+            }
+        }
+    }
+    for (int64_t q = 0; q < n_queries; q++)
+        for (int32_t c = 0; c < SPLITS; c++)
+            assert_int_equal(met[q * SPLITS + c], c < dr_splits_of(p->queries[q].seen));
+    dr_free(met);
+    check_each_once("results of splits", parts, p->n_parts);
+}
+
+// Sequences 0 to 3 share their first 17 pages, one split, 0 and 1 also the second; 4 has the pages of 3 from
+// the second split on; 5 is long enough in new rows not to be split; 7 has few keys.
+static void test_cached_plans(void **state) {
+    (void)state;
+    enum { N = 8, PAGES = 100 };
+    int32_t pages[N][PAGES];
+    for (int32_t s = 0; s < N; s++)
+        for (int32_t i = 0; i < PAGES; i++) {
+            bool is_shared = (s < 4 && i < 17) || (s < 2 && i < 40);
+            pages[s][i] = is_shared ? i : s == 4 && i >= 16 ? pages[3][i] : s * PAGES + i;
+        }
+    const dr_attention_chunk chunks[N] = {
+        {0, 1, 800, pages[0]}, {1, 1, 700, pages[1]},  {2, 3, 510, pages[2]},  {5, 1, 799, pages[3]},
+        {6, 1, 799, pages[4]}, {7, 90, 300, pages[5]}, {97, 0, 512, pages[6]}, {97, 2, 200, pages[7]}};
+    for (int32_t group = 1; group <= DR_CUDA_MMA_ROWS; group = group * 2 + (group == 3)) {
+        cached_plan p;
+        for (int32_t n = 1; n <= N; n++) {
+            plan_cached(&p, chunks, n, group);
+            check_cached_plan(&p);
+        }
+    }
+    cached_plan p;
+    plan_cached(&p, chunks, N, 7);
+    int32_t at_first = 0, with_four = 0;
+    for (int64_t i = 0; i < p.n_tiles; i++) {
+        bool is_split = p.queries[p.tiles[i].query].part >= 0;
+        at_first += is_split && p.tiles[i].first_key == 0;
+        with_four += p.tiles[i].span == 3 && p.tiles[i].n_queries == 2;
+    }
+    assert_int_equal(at_first, 2);  // 0 to 3 together, 4 alone
+    assert_int_equal(with_four, 2); // 3 and 4: whole splits behind the first
+}
+
+// A packed batch's: each row once, all keys that the tile's last row sees; key tiles cover own keys.
+static void test_packed_plans(void **state) {
+    (void)state;
+    static const int32_t lengths[] = {19, 18, 0, 61, 0, 65, 50, 3, 33},
+                         prefix[] = {-1, 0, 0, 0, -1, 4, -1, 6, 6};
+    for (int32_t group = 1; group <= DR_CUDA_MMA_ROWS; group++) {
+        packing p;
+        dr_query queries[MAX_ROWS];
+        dr_query_tile tiles[MAX_ROWS];
+        dr_key_tile keys[MAX_ROWS];
+        int64_t starts[MAX_SPANS + 1] = {0}, most = 0;
+        pack(&p, lengths, prefix, 9, group);
+        for (int32_t s = 0; s < 9; s++) {
+            starts[s + 1] = starts[s] + lengths[s];
+            most += dr_span_most_tiles(&p.spans[s], group, false);
+        }
+        int32_t *rows = counters(starts[9]), *owned = counters(starts[9]);
+        assert_int_equal(dr_plan_queries(p.spans, 9, group, false, queries), 0);
+        int64_t n = dr_plan_query_tiles(p.spans, 9, group, starts, NULL, queries, tiles);
+        assert_int_equal(n, most);
+        for (int64_t i = 0; i < n; i++) {
+            const dr_span *span = &p.spans[tiles[i].span];
+            int32_t last = tiles[i].query + tiles[i].n_queries - 1;
+            assert_true(tiles[i].n_queries * group <= DR_CUDA_MMA_ROWS && queries[last].part == -1);
+            assert_true(queries[tiles[i].query].row >= span->row &&
+                        queries[last].row < span->row + span->n_rows);
+            assert_int_equal(tiles[i].n_keys, queries[last].seen);
+            for (int32_t q = tiles[i].query; q <= last; q++) {
+                rows[queries[q].row]++;
+                assert_int_equal(queries[q].seen, span->n_before + queries[q].row - span->row + 1);
+            }
+        }
+        check_each_once("rows", rows, starts[9]);
+        int64_t n_keys = dr_plan_key_tiles(p.spans, 9, keys);
+        for (int64_t i = 0; i < n_keys; i++) {
+            const dr_span *span = &p.spans[keys[i].span];
+            assert_true(i == 0 || keys[i - 1].n_viewers >= keys[i].n_viewers);
+            for (int32_t j = keys[i].first; j < keys[i].first + DR_CUDA_MMA_KEYS && j < span->n_rows; j++)
+                owned[span->row + j]++;
+        }
+        check_each_once("keys", owned, starts[9]);
+    }
+}
+
 // ---- kept sets ----
 
 static void test_ids(void **state) {
@@ -274,7 +448,9 @@ int main(void) {
         cmocka_unit_test(test_tiles),        cmocka_unit_test(test_tile_items),
         cmocka_unit_test(test_chunks),       cmocka_unit_test(test_score_tile),
         cmocka_unit_test(test_parts),        cmocka_unit_test(test_packed_spans),
-        cmocka_unit_test(test_cached_spans), cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_cached_spans), cmocka_unit_test(test_swizzle),
+        cmocka_unit_test(test_cached_plans), cmocka_unit_test(test_packed_plans),
+        cmocka_unit_test(test_ids),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

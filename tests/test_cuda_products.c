@@ -17,17 +17,6 @@ static dr_backend *loose_fp32, *loose_bf16; // NULL: no device, or no library th
 
 // ---- values ----
 
-static float *rounded(const float *values, int64_t n) {
-    float *copy = op_copy(values, n);
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &copy[i], sizeof bits);
-        bits = (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u; // to nearest, ties to even
-        memcpy(&copy[i], &bits, sizeof bits);
-    }
-    return copy;
-}
-
 enum { PRODUCTS = 6 };
 static const char *const product_names[PRODUCTS] = {"linear with bias", "linear", "dx",
                                                     "dx, added",        "dw",     "dw, added once more"};
