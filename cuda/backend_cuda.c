@@ -111,7 +111,27 @@ static void *host_view(dr_backend *b, void *memory) {
     return NULL;
 }
 
+static dr_status memory_free(dr_backend *b, int64_t *out_free, int64_t *out_total) {
+    dr_cuda_state *state;
+    size_t left = 0, total = 0;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaMemGetInfo(&left, &total), "memory of device %d", state->device);
+    *out_free = (int64_t)left;
+    *out_total = (int64_t)total;
+    return DR_OK;
+}
+
 // ---- scratch and stages ----
+
+// Partial sums or attention's delta, whichever is more, and draws with their kept sets. The stages are the
+// loss head's, whose kept sets are the most that goes through them.
+static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
+    (void)b;
+    int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in, sums = dr_chunk_count(s->T) * widest,
+            delta = s->T * s->H, ids = s->n_draws * s->V;
+    return ((sums > delta ? sums : delta) + ids) * (int64_t)sizeof(float) +
+           s->n_draws * (int64_t)sizeof(dr_cuda_drawn);
+}
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
     if (bytes <= buffer->bytes) return DR_OK;
@@ -256,6 +276,8 @@ static const dr_backend_ops *table(void) {
     ops.copy = copy;
     ops.zero = zero;
     ops.host_view = host_view;
+    ops.memory_free = memory_free;
+    ops.pass_memory = pass_memory;
     dr_cuda_fill_linear(&ops);
     dr_cuda_fill_rows(&ops);
     dr_cuda_fill_attention(&ops);

@@ -312,6 +312,7 @@ static dr_status prepare(group *g) {
     size_t bytes = (size_t)chunk_of(g->base.size) * (size_t)g->base.size * sizeof(float);
     DR_TRY(b->ops->memory_create(b, "NCCL chunks", bytes, &gathered));
     g->gathered = gathered;
+    g->base.memory = (int64_t)bytes;
     if (g->base.rank != 0) return DR_OK;
     call k = begin(g, "address", g->base.size, "ranks");
     return judge(g, &k, g->nccl.get_unique_id(&g->id));

@@ -31,6 +31,10 @@ static void weight_destroy(dr_backend *b, dr_weight *w) {
     dr_free(w);
 }
 
+static int64_t weight_memory(dr_backend *b, int64_t n_out, int64_t n_in) {
+    return b->precision == DR_BF16 ? n_out * n_in * (int64_t)sizeof(uint16_t) : 0;
+}
+
 static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(b, &state));
@@ -161,6 +165,7 @@ static dr_status gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int6
 void dr_cuda_fill_linear(dr_backend_ops *ops) {
     ops->weight_create = weight_create;
     ops->weight_destroy = weight_destroy;
+    ops->weight_memory = weight_memory;
     ops->weight_pack = weight_pack;
     ops->weight_rows = weight_rows;
     ops->linear_forward = dr_cuda_linear;

@@ -69,6 +69,14 @@ dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_ba
     return DR_OK;
 }
 
+int dr_backend_sharers(const dr_backend_choice *choice, const dr_backend *backend) {
+    const char *reason;
+    if (strcmp(backend->ops->name, "cuda") != 0) return choice->n_workers;
+    int n_devices = count_devices(&reason), n = 0;
+    for (int w = choice->worker % n_devices; w < choice->n_workers; w += n_devices) n++;
+    return n;
+}
+
 dr_status dr_backend_collective(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
                                 dr_collective **out) {
     *out = NULL;

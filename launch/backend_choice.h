@@ -26,6 +26,9 @@ typedef struct dr_backend_choice {
 // share.
 dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_backend);
 
+// Workers of this node that share the memory of that backend, this one among them.
+int dr_backend_sharers(const dr_backend_choice *choice, const dr_backend *backend);
+
 // The learners' collective on their devices, through NCCL; *out NULL: `host` (the MPI body, borrowed) serves,
 // and one line says why where devices were asked for. Called by all learners together. Destroyed before
 // `host` and the backend.

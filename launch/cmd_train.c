@@ -16,6 +16,7 @@ static const dr_setting options[] = {
     DR_TEXT_LIST("set", "[]", "KEY=VALUE", "overrides one setting of the configuration; may be repeated"),
     DR_BOOL("resume", "false",
             "continue from the newest usable checkpoint in run.dir, or start when there is none"),
+    DR_BOOL("plan", "false", "say what memory each worker will take and what is free, and stop there"),
 };
 
 // config.yaml (what is in force) and run.json (what ran) in the run folder; rank 0 writes them.
@@ -54,8 +55,9 @@ static dr_status train(const dr_cli *cli, const dr_config *config) {
     dr_wiring_settings(config, hash, &settings);
     settings.resume = dr_config_bool(cli->options, "resume");
     settings.stop_requested = dr_signals_watch();
-    DR_TRY(describe_run(cli, config, hash));
-    DR_TRY(dr_wiring_run(cli, config, &settings, &interrupted));
+    bool is_plan = dr_config_bool(cli->options, "plan");
+    if (!is_plan) DR_TRY(describe_run(cli, config, hash));
+    DR_TRY(dr_wiring_run(cli, config, &settings, is_plan, &interrupted));
     if (interrupted) dr_info("stopped early with a checkpoint; --resume goes on");
     return interrupted ? DR_ERR_INTERRUPTED : DR_OK;
 }

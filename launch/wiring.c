@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
+#include "core/learn/memory_plan.h"
 #include "mpi/world.h"
 
 enum { MAX_ENDPOINTS = 4096 };
@@ -141,7 +142,7 @@ static dr_backend_choice choose_backend(const dr_config *c, const placement *p, 
     return choice;
 }
 
-static dr_status open_parts(const dr_config *c, const placement *p, int threads, dr_policy_parts *parts) {
+static dr_status choose_parts(const dr_config *c, const placement *p, int threads, dr_policy_parts *parts) {
     dr_policy_choice choice = {
         .dataset = dr_config_string(c, "data.dataset"),
         .trm = dr_config_string(c, "model.trm"),
@@ -156,8 +157,33 @@ static dr_status open_parts(const dr_config *c, const placement *p, int threads,
                      .max_total_tokens = (int32_t)dr_config_int(c, "protocol.max_total_tokens"),
                      .exclude_history = dr_config_bool(c, "protocol.exclude_history")},
         .max_live = (int32_t)dr_config_int(c, "rollout.max_live")};
-    DR_TRY(dr_policy_parts_choose(&choice, parts));
-    return dr_policy_parts_model(parts, dr_config_string(c, "model.policy"));
+    return dr_policy_parts_choose(&choice, parts);
+}
+
+// What the worker of this process will take, in one line, before it takes it.
+static dr_status plan_memory(const dr_config *c, const dr_run_settings *settings,
+                             const dr_policy_parts *parts, const dr_collective *learners,
+                             const dr_memory_place *place) {
+    dr_rollout_parts rollout = dr_policy_parts_rollout(parts);
+    dr_memory_needs needs = {.rollout = &rollout,
+                             .pack_tokens = settings->pack_tokens,
+                             .activations = settings->activations,
+                             .has_reference = settings->loss.kl != DR_KL_OFF,
+                             .n_learners = learners->size,
+                             .collective = learners->memory};
+    for (int s = 0; s < DR_STAGES; s++)
+        if (settings->stages[s].samples > needs.n_samples) needs.n_samples = settings->stages[s].samples;
+    rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
+    dr_memory_plan plan;
+    dr_buf line = {0};
+    DR_TRY(dr_lm_outline_of(parts->backend, dr_config_string(c, "model.policy"), &rollout.lm));
+    dr_status status = dr_memory_plan_make(&needs, &plan);
+    if (status == DR_OK) status = dr_memory_plan_print(&plan, place, &line);
+    if (status == DR_OK) dr_info("memory of worker %d: %s", learners->rank, line.data);
+    if (status == DR_OK) status = dr_memory_plan_check(&plan, place);
+    dr_buf_reset(&line);
+    dr_lm_destroy(rollout.lm);
+    return status;
 }
 
 static dr_status create_roles(const placement *p, const dr_run_settings *settings,
@@ -189,41 +215,72 @@ static dr_status connect(const placement *p, double deadline_s, dr_channel **cha
     return dr_collective_mpi_create(workers, p->layout.n_workers, deadline_s, learners);
 }
 
-static dr_status run_placed(const dr_config *c, dr_run_settings *settings, placement *p,
+// What a process holds while it runs; learners: NULL where no worker lives.
+typedef struct process_parts {
+    dr_policy_parts policy;
+    dr_channel *channels[MAX_ENDPOINTS];
+    dr_collective *learners, *on_devices;
+    dr_role *roles[MAX_ENDPOINTS];
+    int n_roles;
+} process_parts;
+
+// Everything but the policy and the roles, and what those will take. What is free is looked at before any
+// worker of this node can have begun to take it: connecting waits for all processes.
+static dr_status prepare(const dr_config *c, const placement *p, const dr_run_settings *settings, int threads,
+                         process_parts *own) {
+    dr_backend_choice choice = choose_backend(c, p, threads);
+    dr_memory_place place = {0};
+    bool works = has_worker(p, p->world.rank);
+    DR_TRY(choose_parts(c, p, threads, &own->policy));
+    dr_backend *b = own->policy.backend;
+    if (works) {
+        DR_TRY(b->ops->memory_free(b, &place.free, &place.total));
+        place.n_workers = dr_backend_sharers(&choice, b);
+    }
+    DR_TRY(connect(p, settings->deadline_s, own->channels, &own->learners));
+    DR_TRY(dr_backend_collective(&choice, b, own->learners, &own->on_devices));
+    dr_collective *learners = own->on_devices ? own->on_devices : own->learners;
+    return works ? plan_memory(c, settings, &own->policy, learners, &place) : DR_OK;
+}
+
+static dr_status run_prepared(const dr_config *c, const placement *p, const dr_run_settings *settings,
+                              process_parts *own, int *out_interrupted) {
+    DR_TRY(dr_policy_parts_model(&own->policy, dr_config_string(c, "model.policy")));
+    if (p->world.size > 1) DR_TRY(dr_world_meet()); // deadlines begin when the slowest has its weights
+    dr_run_assets assets = {.rollout = dr_policy_parts_rollout(&own->policy), .backend = own->policy.backend};
+    assets.rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
+    dr_status status =
+        create_roles(p, settings, &assets, own->channels, own->on_devices ? own->on_devices : own->learners,
+                     own->roles, &own->n_roles);
+    if (status == DR_OK) status = dr_run_roles(own->roles, own->n_roles);
+    if (own->n_roles > 0 && own->roles[0]) *out_interrupted = own->roles[0]->was_interrupted;
+    for (int r = 0; r < own->n_roles; r++) own->roles[r]->ops->destroy(own->roles[r]);
+    return status;
+}
+
+static dr_status run_placed(const dr_config *c, const dr_run_settings *settings, bool is_plan, placement *p,
                             int *out_interrupted) {
-    dr_policy_parts parts = {0};
-    dr_channel *channels[MAX_ENDPOINTS] = {0};
-    dr_role *roles[MAX_ENDPOINTS] = {0};
-    dr_collective *learners = NULL, *on_devices = NULL;
-    int n_roles = 0;
+    process_parts *own = NULL;
     DR_TRY(place(c, p));
+    DR_TRY(dr_alloc(&own, "parts of a process", 1, sizeof *own));
     int threads = choose_threads(c, &p->world);
     if (p->world.rank == 0)
         dr_info("%d process%s: coordinator, %d reward shard%s, %d worker%s; %d thread%s each", p->world.size,
                 p->world.size > 1 ? "es" : "", p->layout.n_shards, p->layout.n_shards > 1 ? "s" : "",
                 p->layout.n_workers, p->layout.n_workers > 1 ? "s" : "", threads, threads > 1 ? "s" : "");
-    dr_status status = open_parts(c, p, threads, &parts);
-    dr_run_assets assets = {.rollout = dr_policy_parts_rollout(&parts), .backend = parts.backend};
-    assets.rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
-    if (status == DR_OK) status = connect(p, settings->deadline_s, channels, &learners);
-    dr_backend_choice choice = choose_backend(c, p, threads);
-    if (status == DR_OK) status = dr_backend_collective(&choice, parts.backend, learners, &on_devices);
-    if (status == DR_OK)
-        status =
-            create_roles(p, settings, &assets, channels, on_devices ? on_devices : learners, roles, &n_roles);
-    if (status == DR_OK) status = dr_run_roles(roles, n_roles);
-    if (n_roles > 0 && roles[0]) *out_interrupted = roles[0]->was_interrupted;
-    for (int r = 0; r < n_roles; r++) roles[r]->ops->destroy(roles[r]);
+    dr_status status = prepare(c, p, settings, threads, own);
+    if (status == DR_OK && !is_plan) status = run_prepared(c, p, settings, own, out_interrupted);
     for (int e = 0; e < dr_layout_endpoints(&p->layout); e++)
-        if (channels[e]) channels[e]->ops->destroy(channels[e]);
-    if (on_devices) on_devices->ops->destroy(on_devices);
-    if (learners) learners->ops->destroy(learners);
-    dr_policy_parts_close(&parts);
+        if (own->channels[e]) own->channels[e]->ops->destroy(own->channels[e]);
+    if (own->on_devices) own->on_devices->ops->destroy(own->on_devices);
+    if (own->learners) own->learners->ops->destroy(own->learners);
+    dr_policy_parts_close(&own->policy);
+    dr_free(own);
     return status;
 }
 
-dr_status dr_wiring_run(const dr_cli *cli, const dr_config *config, dr_run_settings *settings,
-                        int *out_interrupted) {
+dr_status dr_wiring_run(const dr_cli *cli, const dr_config *config, const dr_run_settings *settings,
+                        bool is_plan, int *out_interrupted) {
     placement *p = NULL;
     DR_TRY(dr_alloc(&p, "placement", 1, sizeof *p));
     p->world = (dr_world){.size = 1, .local_size = 1};
@@ -232,7 +289,7 @@ dr_status dr_wiring_run(const dr_cli *cli, const dr_config *config, dr_run_setti
     bool launched = dr_world_is_launched();
     dr_status status = launched ? dr_world_init(&argc, &argv, &p->world) : DR_OK;
     if (status == DR_OK && p->world.size > 1) dr_log_set_identity("rank", p->world.rank);
-    if (status == DR_OK) status = run_placed(config, settings, p, out_interrupted);
+    if (status == DR_OK) status = run_placed(config, settings, is_plan, p, out_interrupted);
     if (launched && status != DR_OK && p->world.size > 1)
         dr_world_abort(1); // the others wait for a peer that has failed
     if (launched) dr_world_finalize();

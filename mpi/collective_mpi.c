@@ -160,6 +160,7 @@ dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_
     *c = (dr_collective){.ops = &ops, .size = n, .deadline_s = deadline_s, .state = g};
     DR_MPI(MPI_Comm_rank(comm, &c->rank));
     g->piece = piece_of(n);
+    c->memory = n * g->piece * (int64_t)sizeof(float);
     DR_TRY(dr_alloc(&g->gathered, "collective pieces", n * g->piece, sizeof(float)));
     DR_TRY(dr_alloc(&g->requests, "collective requests", 2 * (int64_t)n, sizeof *g->requests));
     *out = c;

@@ -112,13 +112,9 @@ static int by_key(const void *a, const void *b) {
 }
 
 static dr_status make_learner(worker *w) {
-    DR_TRY(dr_learner_create(w->assets->rollout.lm, w->reference, w->settings->pack_tokens,
+    return dr_learner_create(w->assets->rollout.lm, w->reference, w->settings->pack_tokens,
                              w->assets->rollout.protocol.max_total_tokens, w->settings->activations,
-                             &w->learner));
-    if (w->index == 0)
-        dr_info("each learner: %.1f MB for activations and the loss head",
-                (double)dr_learner_bytes(w->learner) * 1e-6);
-    return DR_OK;
+                             &w->learner);
 }
 
 // Loads the frozen policy when the stage's one is another than the one held.

@@ -43,6 +43,16 @@ dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world) {
     return DR_OK;
 }
 
+dr_status dr_world_meet(void) {
+    MPI_Request request;
+    DR_MPI(MPI_Ibarrier(MPI_COMM_WORLD, &request));
+    for (int all_here = 0;;) {
+        DR_MPI(MPI_Test(&request, &all_here, MPI_STATUS_IGNORE));
+        if (all_here) return DR_OK;
+        dr_clock_sleep(0.001);
+    }
+}
+
 void dr_world_finalize(void) {
     MPI_Finalize();
 }

@@ -18,6 +18,8 @@ typedef struct dr_world {
 int dr_world_is_launched(void);
 // MPI_Init with errors returned, then a short silence: Open MPI's TCP start races with early messages.
 dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world);
+// Waits, asleep, until every process of the job has come here: at the start, before any role has a deadline.
+dr_status dr_world_meet(void);
 void dr_world_finalize(void);
 // Ends every process of the job with `code`; one line must have been logged before.
 void dr_world_abort(int code) __attribute__((noreturn));

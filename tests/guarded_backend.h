@@ -122,6 +122,19 @@ static void *g_host_view(dr_backend *b, void *memory) {
     return NULL;
 }
 
+static dr_status g_memory_free(dr_backend *b, int64_t *out_free, int64_t *out_total) {
+    (void)b;
+    HOSTS(out_free), HOSTS(out_total);
+    *out_free = (int64_t)(GUARD_BYTES - guard_used);
+    *out_total = (int64_t)GUARD_BYTES;
+    return DR_OK;
+}
+
+static int64_t g_pass_memory(dr_backend *b, const dr_pass_shape *shape) {
+    (void)b;
+    return guard_inner->ops->pass_memory(guard_inner, shape);
+}
+
 static dr_status g_weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight) {
     (void)b;
     GUARDED_STATUS(weight_create(guard_inner, n_out, n_in, out_weight));
@@ -130,6 +143,11 @@ static dr_status g_weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_
 static void g_weight_destroy(dr_backend *b, dr_weight *w) {
     (void)b;
     GUARDED(weight_destroy(guard_inner, w));
+}
+
+static int64_t g_weight_memory(dr_backend *b, int64_t n_out, int64_t n_in) {
+    (void)b;
+    return guard_inner->ops->weight_memory(guard_inner, n_out, n_in);
 }
 
 static dr_status g_weight_pack(dr_backend *b, dr_weight *w, const float *values) {
@@ -376,8 +394,11 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .copy = g_copy,
                                        .zero = g_zero,
                                        .host_view = g_host_view,
+                                       .memory_free = g_memory_free,
+                                       .pass_memory = g_pass_memory,
                                        .weight_create = g_weight_create,
                                        .weight_destroy = g_weight_destroy,
+                                       .weight_memory = g_weight_memory,
                                        .weight_pack = g_weight_pack,
                                        .weight_rows = g_weight_rows,
                                        .linear_forward = g_linear_forward,

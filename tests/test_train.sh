@@ -46,6 +46,16 @@ same() { # FOLDER FOLDER WHAT
     done
 }
 
+# the memory plan: told and nothing begun; a plan that is larger than the machine ends the run before it begins
+DR_LOG=info train "$work/plan" 1 --plan 2> "$work/planned"
+grep -q 'memory of worker 0: weights .* in all .* MB; free are .* MB' "$work/planned" || fail "no memory plan"
+[ ! -e "$work/plan" ] || fail "--plan makes a run folder"
+DR_LOG=info train "$work/plan" 4 --plan 2> "$work/planned"
+[ "$(grep -c 'memory of worker [01]: .*, of 2 workers here ' "$work/planned")" = 2 ] || fail "no memory plans of 2 workers"
+if train "$work/plan" 1 --set learn.pack_tokens=10000000 --set rollout.max_live=65536 --set protocol.max_total_tokens=10000000 \
+    2> "$work/refusal"; then fail "a plan of terabytes was begun"; fi
+grep -q 'the plan does not fit: weights ' "$work/refusal" || fail "the refusal does not tell the plan"
+
 train "$work/a" 1
 [ "$(wc -l < "$work/a/metrics.jsonl")" = 6 ] || fail "six steps make six lines"
 [ -e "$work/a/policy_stage1/model.safetensors" ] || fail "no policy after stage 1"

@@ -42,6 +42,7 @@ struct dr_collective {
     double deadline_s;         // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
     bool takes_backend_memory; // reduce_scatter_sum's and all_gather's values are memory of the learners'
                                // backend, not the host's
+    int64_t memory;            // bytes of its own buffers
     void *state;
 };
 

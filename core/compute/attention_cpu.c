@@ -433,6 +433,18 @@ static int64_t prefix_floats(const dr_sequences *sequences, int32_t d) {
     return 2 * longest * d;
 }
 
+// A sequence sees all tokens of a pass at most; the backward takes more than the forward.
+int64_t dr_cpu_attention_floats(const dr_pass_shape *s) {
+    backward_scratch none;
+    int64_t forward = (2 * s->d + ROWS) * padded_keys(s->T),
+            backward = backward_carve(NULL, s->T, s->d, &none);
+    return forward > backward ? forward : backward;
+}
+
+int64_t dr_cpu_prefix_floats(const dr_pass_shape *s) {
+    return 2 * s->T * s->d * s->n_sharing * s->G;
+}
+
 // All sequences by themselves, then what they give to their prefixes, in their order.
 static dr_status attention_backward(dr_backend *b, const float *dout, const float *q, const float *k,
                                     const float *v, const float *out, const float *lse, int64_t q_stride,

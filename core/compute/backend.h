@@ -113,6 +113,15 @@ static inline int64_t dr_square_blocks(int64_t n) {
     return (n + DR_SQUARE_BLOCK - 1) / DR_SQUARE_BLOCK;
 }
 
+// What a model's passes hand to the ops at most, for the memory that ops take beside their arguments.
+typedef struct dr_pass_shape {
+    int64_t T;           // tokens of a training pass
+    int64_t n_out, n_in; // the largest of any weight but the head's
+    int64_t V, n_draws;  // vocabulary; rows drawn at a time
+    int64_t n_sharing;   // sequences of one prefix, itself among them
+    int32_t H, G, d;
+} dr_pass_shape;
+
 typedef struct dr_backend_ops {
     const char *name; // "cpu"
 
@@ -127,11 +136,17 @@ typedef struct dr_backend_ops {
     void (*zero)(dr_backend *b, void *memory, size_t bytes);
     // The same memory where the host can use it as its own, else NULL.
     void *(*host_view)(dr_backend *b, void *memory);
+    // Bytes of it that may still be taken, and bytes in all.
+    dr_status (*memory_free)(dr_backend *b, int64_t *out_free, int64_t *out_total);
+    // Bytes that the ops keep for themselves at most, the loss head (head_memory) and weights left out.
+    int64_t (*pass_memory)(dr_backend *b, const dr_pass_shape *shape);
 
     // Linear layers. y = x Wᵀ (+ bias): x [T, n_in], y [T, n_out], bias [n_out] or NULL. linear_forward is
     // row-exact.
     dr_status (*weight_create)(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight);
     void (*weight_destroy)(dr_backend *b, dr_weight *w);
+    // Bytes that a packed weight takes beside the fp32 values.
+    int64_t (*weight_memory)(dr_backend *b, int64_t n_out, int64_t n_in);
     dr_status (*weight_pack)(dr_backend *b, dr_weight *w, const float *values); // again after every update
     // out [T, n_in] = rows of W as the products see them: W[ids[t]].
     dr_status (*weight_rows)(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "core/base/alloc.h"
+#include "core/base/host_memory.h"
 #include "core/compute/cpu_internal.h"
 
 // The threads zero it together: what takes time is the system's giving of pages, and each may ask for its
@@ -37,6 +38,27 @@ static void zero(dr_backend *b, void *memory, size_t bytes) {
 static void *host_view(dr_backend *b, void *memory) {
     (void)b;
     return memory;
+}
+
+static dr_status memory_free(dr_backend *b, int64_t *out_free, int64_t *out_total) {
+    (void)b;
+    return dr_host_memory(out_free, out_total);
+}
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+// Of each scratch the largest that any op asks for, a quarter more as it grows (dr_scratch_reserve).
+static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
+    int64_t deepest = larger(s->n_out, s->T), depth = deepest < DR_DEPTH ? deepest : DR_DEPTH;
+    int64_t shared = larger(dr_panels_floats(depth, s->n_in), dr_cpu_prefix_floats(s));
+    int64_t thread = larger(larger(dr_cpu_attention_floats(s), dr_cpu_weight_floats(s)),
+                            larger(dr_cpu_draw_floats(s), DR_PANEL * s->n_in)); // a panel: bf16 in lanes
+    int64_t bytes = (shared + thread * b->n_threads + dr_cpu_turns_floats(s)) * (int64_t)sizeof(float);
+    if (b->precision == DR_BF16)
+        bytes += dr_cpu_state_of(b)->bf16 ? dr_bf16_memory(s) : dr_bf16_lanes_rounded(b, s);
+    return bytes + bytes / 4;
 }
 
 dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {
@@ -103,6 +125,8 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     ops.copy = copy;
     ops.zero = zero;
     ops.host_view = host_view;
+    ops.memory_free = memory_free;
+    ops.pass_memory = pass_memory;
     dr_cpu_fill_linear(&ops);
     dr_cpu_fill_norm(&ops);
     dr_cpu_fill_elementwise(&ops);

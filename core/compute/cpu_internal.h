@@ -216,6 +216,16 @@ DR_INLINE float dr_largest(const float *x, int64_t n) {
     return top;
 }
 
+// What ops ask of the scratch for passes of a shape, in floats; of a thread's scratch the first three.
+int64_t dr_cpu_attention_floats(const dr_pass_shape *shape);
+int64_t dr_cpu_weight_floats(const dr_pass_shape *shape);
+int64_t dr_cpu_draw_floats(const dr_pass_shape *shape);
+int64_t dr_cpu_prefix_floats(const dr_pass_shape *shape);
+int64_t dr_cpu_turns_floats(const dr_pass_shape *shape);
+// Bytes of the rounded operands of bf16 products: in lanes, and through oneDNN.
+int64_t dr_bf16_lanes_rounded(const dr_backend *b, const dr_pass_shape *shape);
+int64_t dr_bf16_memory(const dr_pass_shape *shape);
+
 // Op families; each file fills its entries.
 void dr_cpu_fill_linear(dr_backend_ops *ops);
 void dr_cpu_fill_norm(dr_backend_ops *ops);

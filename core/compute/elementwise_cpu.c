@@ -25,6 +25,11 @@ static dr_status turns_reserve(dr_turns *turns, const float *inv_freq, int64_t h
     return DR_OK;
 }
 
+int64_t dr_cpu_turns_floats(const dr_pass_shape *s) {
+    int64_t n = 2 * s->T > 256 ? 2 * s->T : 256;
+    return (n < MOST_TURNS ? n : MOST_TURNS) * s->d + s->d / 2;
+}
+
 static DR_HOT void turn_row(float *x, const float *cosine, const float *sine, int64_t n_heads, int64_t d,
                             float sign) {
     int64_t half = d / 2;

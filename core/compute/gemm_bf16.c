@@ -215,3 +215,8 @@ dr_status dr_bf16_backward_weight(struct dr_bf16 *self, const float *x, const fl
     }
     return DR_OK;
 }
+
+int64_t dr_bf16_memory(const dr_pass_shape *s) {
+    int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in;
+    return ROW_CHUNK * widest * (int64_t)(2 * sizeof(bf16) + sizeof(float)); // both operands and the result
+}

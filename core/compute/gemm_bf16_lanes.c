@@ -296,3 +296,8 @@ int64_t dr_bf16_lanes_memory(const dr_backend *b, int64_t T, int64_t n_out, int6
             (int64_t)DR_PANEL * n_in * b->n_threads) *
            (int64_t)sizeof(float);
 }
+
+int64_t dr_bf16_lanes_rounded(const dr_backend *b, const dr_pass_shape *s) {
+    int64_t T = chunk_of(b, s->T), rows = W_ROWS > T ? W_ROWS : T;
+    return (T * s->n_out + rows * (s->n_in > s->n_out ? s->n_in : s->n_out)) * (int64_t)sizeof(float);
+}

@@ -169,6 +169,11 @@ static void run_piece(const dr_weight *w, const float *x, int64_t T, int64_t beg
     many_tokens(scratch, T, w->n_in, w->values, begin, end, turned, y, w->n_out);
 }
 
+int64_t dr_cpu_weight_floats(const dr_pass_shape *s) {
+    int64_t tokens = s->T < TOKENS ? s->T : TOKENS;
+    return dr_panels_floats(s->n_in, tokens) + W_ROWS * tokens;
+}
+
 dr_status dr_cpu_apply_weight(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
     dr_cpu_state *state = dr_cpu_state_of(b);
     if (T == 0) return DR_OK;

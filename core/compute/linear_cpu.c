@@ -25,6 +25,12 @@ static void weight_destroy(dr_backend *b, dr_weight *w) {
     dr_free(w);
 }
 
+static int64_t weight_memory(dr_backend *b, int64_t n_out, int64_t n_in) {
+    if (b->precision != DR_BF16) return 0;
+    bool has_units = dr_cpu_state_of(b)->bf16 != NULL; // else in panels
+    return (has_units ? n_out * n_in : dr_panels_floats(n_in, n_out)) * (int64_t)sizeof(bf16);
+}
+
 static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
     w->values = b->precision == DR_BF16 ? NULL : values;
@@ -115,6 +121,7 @@ static dr_status gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int6
 void dr_cpu_fill_linear(dr_backend_ops *ops) {
     ops->weight_create = weight_create;
     ops->weight_destroy = weight_destroy;
+    ops->weight_memory = weight_memory;
     ops->weight_pack = weight_pack;
     ops->weight_rows = weight_rows;
     ops->linear_forward = linear_forward;

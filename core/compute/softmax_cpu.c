@@ -340,6 +340,10 @@ static dr_status draw_row(const float *z, int64_t V, const dr_sampling *how, uin
     return DR_OK;
 }
 
+int64_t dr_cpu_draw_floats(const dr_pass_shape *s) {
+    return ROW_ARRAYS * s->V;
+}
+
 static dr_status reserve_rows(dr_backend *b, int64_t T, int64_t V) {
     dr_cpu_state *state = dr_cpu_state_of(b);
     if (T > state->n_kept) {

@@ -57,19 +57,33 @@ static dr_status create_buffers(dr_rollout *r) {
     return DR_OK;
 }
 
+static int32_t longest_of(const dr_rollout_parts *p) {
+    int32_t most = dr_lm_config_of(p->lm)->max_positions;
+    return p->protocol.max_total_tokens < most ? p->protocol.max_total_tokens : most;
+}
+
 // One episode's worst case, plus one page for the copy of a partly filled one while its origin is still
 // there. Most episodes are far from the cap, so by default a third of everybody's worst case is set aside.
-static dr_status create_cache(dr_rollout *r) {
-    int64_t one = dr_rollout_pages(0, r->rules.protocol.max_total_tokens) + 1;
-    int64_t all = (r->parts.max_live + 1) * one + 1, pages = r->parts.kv_pages;
+static dr_status count_pages(const dr_rollout_parts *p, int32_t *out_pages) {
+    int64_t one = dr_rollout_pages(0, longest_of(p)) + 1, all = (p->max_live + 1) * one + 1,
+            pages = p->kv_pages;
     if (pages == 0) pages = all / 3 > 2 * one ? all / 3 : 2 * one;
     if (pages > all) pages = all;
     DR_CHECK(pages >= one, DR_ERR_ARGUMENT,
              "rollout: %lld cache pages, one episode of %d tokens may need %lld", (long long)pages,
-             r->rules.protocol.max_total_tokens, (long long)one);
+             longest_of(p), (long long)one);
     DR_CHECK(pages <= INT32_MAX, DR_ERR_RANGE, "rollout: %lld cache pages are too many", (long long)pages);
-    r->n_pages = (int32_t)pages;
-    return dr_kv_create(r->parts.lm, r->n_pages, 2 * r->parts.max_live + 2, &r->kv);
+    *out_pages = (int32_t)pages;
+    return DR_OK;
+}
+
+dr_status dr_rollout_memory(const dr_rollout_parts *p, int64_t *out_cache, int64_t *out_passes) {
+    int32_t pages = 0;
+    DR_TRY(count_pages(p, &pages));
+    *out_cache = dr_kv_memory(p->lm, pages);
+    *out_passes = dr_lm_decode_memory(p->lm, (int64_t)p->max_live + p->prefill_tokens) +
+                  (int64_t)p->max_live * dr_lm_config_of(p->lm)->vocab * (int64_t)sizeof(float);
+    return DR_OK;
 }
 
 dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_rollout) {
@@ -86,10 +100,11 @@ dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_roll
     r->rules =
         (dr_episode_rules){parts->tokenizer, parts->prompt_template, parts->dataset, parts->protocol, {0}};
     dr_episode_rules_eos(&r->rules, lm->eos_id);
-    if (r->rules.protocol.max_total_tokens > lm->max_positions)
-        r->rules.protocol.max_total_tokens = lm->max_positions;
+    r->rules.protocol.max_total_tokens = longest_of(parts);
     DR_TRY_GOTO(status, create_buffers(r), destroy_rollout);
-    DR_TRY_GOTO(status, create_cache(r), destroy_rollout);
+    DR_TRY_GOTO(status, count_pages(parts, &r->n_pages), destroy_rollout);
+    DR_TRY_GOTO(status, dr_kv_create(parts->lm, r->n_pages, 2 * parts->max_live + 2, &r->kv),
+                destroy_rollout);
     *out_rollout = r;
     return DR_OK;
 destroy_rollout:

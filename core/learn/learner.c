@@ -56,11 +56,13 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
     return DR_OK;
 }
 
-int64_t dr_learner_bytes(const dr_learner *l) {
-    dr_backend *b = dr_lm_backend(l->lm);
-    return dr_lm_workspace_bytes(l->workspace) +
-           (l->reference_workspace ? dr_lm_workspace_bytes(l->reference_workspace) : 0) +
-           b->ops->head_memory(b, dr_lm_config_of(l->lm)->vocab, dr_lm_config_of(l->lm)->hidden);
+int64_t dr_learner_memory(const dr_lm *lm, bool has_reference, int64_t pack_tokens, int64_t longest,
+                          dr_activations activations) {
+    enum { NUMBERS = 8 }; // of a row, in the learner
+    int64_t n = pack_tokens > longest ? pack_tokens : longest;
+    return dr_lm_workspace_memory(lm, n, activations) +
+           (has_reference ? dr_lm_workspace_memory(lm, n, DR_RECOMPUTE) : 0) + dr_micro_batch_memory(n) +
+           n * (int64_t)(NUMBERS * sizeof(float));
 }
 
 void dr_learner_destroy(dr_learner *l) {

@@ -46,7 +46,9 @@ typedef struct dr_learner dr_learner;
 // longest: longest trajectory that may come. The reference model's pass keeps nothing for a backward.
 dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, int64_t longest,
                             dr_activations activations, dr_learner **out_learner);
-int64_t dr_learner_bytes(const dr_learner *learner); // activations, and blocks of logits in the loss head
+// Bytes that it will take, an outline of lm is enough; the reference model, its weights left out, is like lm.
+int64_t dr_learner_memory(const dr_lm *lm, bool has_reference, int64_t pack_tokens, int64_t longest,
+                          dr_activations activations);
 void dr_learner_destroy(dr_learner *learner);
 // gradient [n_params] (backend memory) += gradient of the objective's part; stats are added to.
 // DR_ERR_NUMERIC names the first trajectory with a log-probability that is not finite.

@@ -29,6 +29,10 @@ dr_status dr_micro_batch_create(int64_t max_tokens, dr_micro_batch *out) {
     return DR_OK;
 }
 
+int64_t dr_micro_batch_memory(int64_t max_tokens) {
+    return (11 * max_tokens + 1) * (int64_t)sizeof(int32_t) + max_tokens * (int64_t)sizeof(dr_kept);
+}
+
 void dr_micro_batch_reset(dr_micro_batch *m) {
     int32_t *owned[] = {m->ids, m->cu_seqlens, m->prefix, m->rows, m->targets};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);

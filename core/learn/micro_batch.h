@@ -26,7 +26,8 @@ typedef struct dr_micro_batch {
 
 // Starts empty.
 dr_status dr_micro_batch_create(int64_t max_tokens, dr_micro_batch *out);
-void dr_micro_batch_reset(dr_micro_batch *m); // frees what it owns and zeroes it
+void dr_micro_batch_reset(dr_micro_batch *m);      // frees what it owns and zeroes it
+int64_t dr_micro_batch_memory(int64_t max_tokens); // bytes
 void dr_micro_batch_clear(dr_micro_batch *m);
 
 // True when a sequence of n tokens (the last one is only a target), the first n_prompt of which are its

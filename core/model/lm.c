@@ -223,6 +223,34 @@ destroy:
     return status;
 }
 
+int64_t dr_lm_numbers_memory(int64_t capacity) {
+    return capacity * (int64_t)(6 * sizeof(int32_t));
+}
+
+int64_t dr_lm_weights_memory(const dr_lm *lm) {
+    return lm->n_floats * (int64_t)sizeof(float);
+}
+
+int64_t dr_lm_products_memory(const dr_lm *lm) {
+    dr_backend *b = lm->backend;
+    int64_t bytes = 0;
+    for (int32_t p = 0; p < lm->n_products; p++)
+        bytes += b->ops->weight_memory(b, lm->products[p].rows, lm->products[p].cols);
+    return bytes;
+}
+
+dr_pass_shape dr_lm_pass_shape(const dr_lm *lm, int64_t T) {
+    const dr_lm_config *c = &lm->config;
+    dr_pass_shape shape = {.T = T, .V = c->vocab, .H = c->n_heads, .G = c->n_kv_heads, .d = c->head_size};
+    for (int32_t p = 0; p < lm->n_products; p++) {
+        const lm_product *product = &lm->products[p];
+        if (product->w == &lm->w_head || product->w == &lm->w_embed) continue;
+        if (product->rows > shape.n_out) shape.n_out = product->rows;
+        if (product->cols > shape.n_in) shape.n_in = product->cols;
+    }
+    return shape;
+}
+
 dr_status dr_lm_weights_changed(dr_lm *lm) {
     dr_backend *b = lm->backend;
     DR_CHECK(!lm->is_frozen, DR_ERR_UNSUPPORTED, "a model that was loaded for reading cannot be changed");

@@ -166,6 +166,16 @@ dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, in
 dr_status dr_lm_decode_rows(dr_lm *lm, dr_kv_cache *kv, int32_t seq, const int32_t *ids, int32_t n,
                             float *out_logits);
 
+// ---- memory: what the above takes, in bytes; an outline is enough ----
+
+int64_t dr_lm_weights_memory(const dr_lm *lm);  // the flat fp32 buffer
+int64_t dr_lm_products_memory(const dr_lm *lm); // what the linear ops keep beside it
+int64_t dr_lm_workspace_memory(const dr_lm *lm, int64_t max_tokens, dr_activations activations);
+int64_t dr_kv_memory(const dr_lm *lm, int64_t n_pages);
+int64_t dr_lm_decode_memory(const dr_lm *lm, int64_t tokens); // scratch of a call with so many in all chunks
+// The model's part of a shape: T tokens; what is drawn and shared is 0.
+dr_pass_shape dr_lm_pass_shape(const dr_lm *lm, int64_t T);
+
 #ifdef __cplusplus
 }
 #endif

@@ -28,6 +28,10 @@ static size_t page_bytes(const dr_lm *lm) { // of keys, and of values, in one la
            dr_kv_bytes(lm->backend);
 }
 
+int64_t dr_kv_memory(const dr_lm *lm, int64_t n_pages) {
+    return 2 * lm->config.n_layers * n_pages * (int64_t)page_bytes(lm);
+}
+
 static dr_status kv_allocate(dr_kv_cache *kv) {
     dr_backend *b = kv->lm->backend;
     int32_t n_layers = kv->lm->config.n_layers;
@@ -194,10 +198,21 @@ typedef struct decode_scratch {
     float *top; // rows of x that go on after the last layer's attention
 } decode_scratch;
 
+static int64_t scratch_floats(const dr_lm *lm, int64_t T) {
+    const dr_lm_config *c = &lm->config;
+    return T * (4 * (int64_t)c->hidden + lm_qkv_width(c) + (int64_t)c->n_heads * c->head_size +
+                3 * (int64_t)c->intermediate);
+}
+
+int64_t dr_lm_decode_memory(const dr_lm *lm, int64_t tokens) {
+    int64_t floats = scratch_floats(lm, tokens);
+    return (floats + floats / 4) * (int64_t)sizeof(float) + dr_lm_numbers_memory(2 * tokens);
+}
+
 static dr_status scratch_reserve(dr_lm *lm, int64_t T, decode_scratch *s) {
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden, Q = lm_qkv_width(c), A = (int64_t)c->n_heads * c->head_size, F = c->intermediate;
-    int64_t need = T * (4 * D + Q + A + 3 * F);
+    int64_t need = scratch_floats(lm, T);
     dr_backend *b = lm->backend;
     if (need > lm->scratch_count) {
         b->ops->memory_destroy(b, lm->scratch);

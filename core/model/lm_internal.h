@@ -81,6 +81,7 @@ dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, c
                              float *dx, float *gradient);
 
 dr_status dr_lm_numbers_create(dr_backend *backend, int64_t capacity, lm_numbers *out);
+int64_t dr_lm_numbers_memory(int64_t capacity); // bytes
 void dr_lm_numbers_destroy(dr_backend *backend, lm_numbers *numbers);
 static inline void lm_send(dr_backend *b, int32_t *to_backend, const int32_t *from_host, int64_t n) {
     b->ops->copy_in(b, to_backend, from_host, (size_t)n * sizeof *from_host);

@@ -40,17 +40,18 @@ struct dr_lm_workspace {
     int32_t *targets;                        // (R), backend memory
 };
 
+// Floats in all. base NULL: only counts, and there need be no layers.
 static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w) {
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden, Q = lm_qkv_width(c), A = (int64_t)c->n_heads * c->head_size, F = c->intermediate;
     int64_t at = 0, raw = c->qk_norm ? T * lm_qk_width(c) : 0; // floats
 #define TAKE(pointer, count) ((pointer) = base ? base + at : NULL, at += ((count) + 15) / 16 * 16)
     for (int32_t i = 0; i < c->n_layers; i++) {
-        layer_activations *l = &w->layers[i];
+        layer_activations counted, *l = w->layers ? &w->layers[i] : &counted;
         TAKE(l->x, T * D);
         if (i > 0 && w->activations == DR_RECOMPUTE) {
             float *x = l->x;
-            *l = w->layers[0];
+            if (w->layers) *l = w->layers[0];
             l->x = x;
             continue;
         }
@@ -119,6 +120,12 @@ void dr_lm_workspace_destroy(dr_lm_workspace *w) {
     dr_lm_numbers_destroy(w->backend, &w->numbers);
     dr_free(w->layers);
     dr_free(w);
+}
+
+int64_t dr_lm_workspace_memory(const dr_lm *lm, int64_t max_tokens, dr_activations activations) {
+    dr_lm_workspace counted = {.activations = activations};
+    return carve(lm, max_tokens, NULL, &counted) * (int64_t)sizeof(float) + dr_lm_numbers_memory(max_tokens) +
+           max_tokens * (int64_t)sizeof(int32_t);
 }
 
 int64_t dr_lm_workspace_bytes(const dr_lm_workspace *w) {

@@ -54,6 +54,10 @@ destroy:
     return status;
 }
 
+int64_t dr_optimizer_memory(const dr_lm *lm, int n_learners) {
+    return 2 * dr_shard_of(dr_lm_n_params(lm), 0, n_learners).end * (int64_t)sizeof(float);
+}
+
 void dr_optimizer_destroy(dr_optimizer *optimizer) {
     if (!optimizer) return;
     dr_backend *b = optimizer->backend;

@@ -36,6 +36,8 @@ typedef struct dr_optimizer dr_optimizer;
 dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings, dr_collective *learners,
                               dr_optimizer **out_optimizer);
 void dr_optimizer_destroy(dr_optimizer *optimizer);
+// Bytes of the moments of one of n learners, at most; an outline is enough.
+int64_t dr_optimizer_memory(const dr_lm *lm, int n_learners);
 
 // The parameters that this learner updates.
 dr_shard dr_optimizer_shard(const dr_optimizer *optimizer);

@@ -1,0 +1,57 @@
+// What a worker takes of memory, counted from shapes before anything large is allocated.
+#ifndef DR_CORE_LEARN_MEMORY_PLAN_H
+#define DR_CORE_LEARN_MEMORY_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/alloc.h"
+#include "core/episode/rollout.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// What the worker is going to make.
+typedef struct dr_memory_needs {
+    const dr_rollout_parts
+        *rollout; // borrowed; lm may be an outline, what is not the policy's is not looked at
+    int64_t pack_tokens;
+    dr_activations activations;
+    bool has_reference; // a frozen policy of the same shape
+    int32_t n_samples;  // of one prompt at most
+    int n_learners;     // that share the moments
+    int64_t collective; // bytes of the collective's buffers
+} dr_memory_needs;
+
+typedef struct dr_memory_part {
+    const char *name;
+    int64_t bytes;
+} dr_memory_part;
+
+enum { DR_MEMORY_PARTS = 11 };
+typedef struct dr_memory_plan {
+    dr_memory_part parts[DR_MEMORY_PARTS];
+    int64_t bytes; // of all parts
+} dr_memory_plan;
+
+// Backend memory, where the parts of the learner and of the collective that live on the host are counted as
+// well. Left out: text, trajectories, the retrieval model and what libraries take for themselves. Errors are
+// those of dr_rollout_create.
+dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan);
+
+// Where the plan has to fit.
+typedef struct dr_memory_place {
+    int64_t free, total; // bytes
+    int n_workers;       // that take as much each of it
+} dr_memory_place;
+
+// Appends one line, in MB of 10^6 bytes: each part, the sum, and what is free.
+dr_status dr_memory_plan_print(const dr_memory_plan *plan, const dr_memory_place *place, dr_buf *out);
+// DR_ERR_MEMORY with that line when all workers together need more than is free.
+dr_status dr_memory_plan_check(const dr_memory_plan *plan, const dr_memory_place *place);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

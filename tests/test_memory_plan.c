@@ -1,0 +1,307 @@
+// The memory plan against what a worker's parts really take, the refusal, and what counts as free.
+// labels: cpu
+#include "tests/check.h"
+
+#include <malloc.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/base/host_memory.h"
+#include "core/base/log.h"
+#include "core/compute/cpu_internal.h"
+#include "core/learn/learner.h"
+#include "core/learn/memory_plan.h"
+#include "core/model/optimizer.h"
+#include "tests/tiny_catalogue.h"
+#include "tests/tiny_policy.h"
+#include "tests/tiny_trm.h"
+
+enum { SAMPLES = 6, MOST = TINY_USERS * SAMPLES, PACK = 1024 };
+static dr_dataset data;
+static dr_backend *trm_backend;
+static dr_tokenizer *tokenizer;
+static dr_trm *trm;
+static dr_template *compact;
+
+static int setup(void **state) {
+    (void)state;
+    data = tiny_catalogue();
+    if (dr_backend_cpu_create(DR_FP32, 1, &trm_backend) != DR_OK) return -1;
+    if (tiny_tokenizer(&tokenizer) != DR_OK || tiny_trm(trm_backend, &data, &trm) != DR_OK) return -1;
+    return dr_template_load("compact", &compact) == DR_OK ? 0 : -1;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    dr_template_destroy(compact);
+    dr_trm_destroy(trm);
+    dr_tokenizer_destroy(tokenizer);
+    dr_backend_cpu_destroy(trm_backend);
+    tiny_catalogue_reset(&data);
+    return 0;
+}
+
+// ---- a worker's parts ----
+
+static dr_lm_config policy_config(void) {
+    dr_lm_config config;
+    check_ok(dr_lm_preset("small", 4096, &config));
+    return config;
+}
+
+static dr_rollout_parts parts_of(dr_lm *lm) {
+    dr_rollout_parts parts = {.lm = lm,
+                              .tokenizer = tokenizer,
+                              .trm = trm,
+                              .dataset = &data,
+                              .prompt_template = compact,
+                              .protocol = tiny_protocol,
+                              .max_live = 8,
+                              .prefill_tokens = 64};
+    parts.protocol.max_total_tokens = 1000;
+    return parts;
+}
+
+static dr_memory_plan plan_of(dr_backend *b, dr_activations activations, bool has_reference) {
+    dr_lm_config config = policy_config();
+    dr_lm *outline = NULL;
+    dr_memory_plan plan;
+    check_ok(dr_lm_outline(b, &config, &outline));
+    dr_rollout_parts parts = parts_of(outline);
+    dr_memory_needs needs = {.rollout = &parts,
+                             .pack_tokens = PACK,
+                             .activations = activations,
+                             .has_reference = has_reference,
+                             .n_samples = SAMPLES,
+                             .n_learners = 1};
+    check_ok(dr_memory_plan_make(&needs, &plan));
+    dr_lm_destroy(outline);
+    return plan;
+}
+
+typedef struct worker {
+    dr_lm *lm, *reference;
+    dr_optimizer *optimizer;
+    dr_learner *learner;
+    dr_rollout *rollout;
+    float *gradient;
+} worker;
+
+static void worker_make(dr_backend *b, dr_activations activations, bool has_reference, worker *w) {
+    dr_lm_config config = policy_config();
+    const dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, 0.0f, 1.0f};
+    check_ok(dr_lm_create(b, &config, 3, &w->lm));
+    if (has_reference) check_ok(dr_lm_create(b, &config, 3, &w->reference));
+    dr_rollout_parts parts = parts_of(w->lm);
+    check_ok(dr_optimizer_create(w->lm, &settings, NULL, &w->optimizer));
+    check_ok(dr_learner_create(w->lm, w->reference, PACK, parts.protocol.max_total_tokens, activations,
+                               &w->learner));
+    check_ok(dr_memory_create(b, &w->gradient, "gradient", dr_lm_n_params(w->lm), sizeof(float)));
+    check_ok(dr_rollout_create(&parts, &w->rollout));
+}
+
+static void worker_free(dr_backend *b, worker *w) {
+    dr_rollout_destroy(w->rollout);
+    b->ops->memory_destroy(b, w->gradient);
+    dr_learner_destroy(w->learner);
+    dr_optimizer_destroy(w->optimizer);
+    dr_lm_destroy(w->reference);
+    dr_lm_destroy(w->lm);
+}
+
+// One step: SAMPLES trajectories of each user, and an update from all of them.
+static void worker_step(worker *w, bool has_reference) {
+    dr_trajectory trajectories[MOST];
+    dr_learn_item items[MOST];
+    int n = 0;
+    double norm = 0;
+    for (int u = 0; u < TINY_USERS; u++) {
+        dr_example e;
+        assert_true(dr_dataset_example(&data, u, DR_SPLIT_TEST, &e));
+        dr_rollout_request request = {.seed = 5,
+                                      .prompt = (uint32_t)u,
+                                      .n_samples = SAMPLES,
+
+                                      .user = u,
+                                      .target = e.target,
+                                      .history = e.history,
+                                      .n_history = e.n_history,
+                                      .sampling = {1.0f, 0.95f}};
+        check_ok(dr_rollout_submit(w->rollout, &request));
+    }
+    while (dr_rollout_pending(w->rollout) > 0) {
+        check_ok(dr_rollout_tick(w->rollout));
+        while (dr_rollout_take(w->rollout, &trajectories[n])) n++;
+    }
+    assert_int_equal(n, MOST);
+    for (int i = 0; i < n; i++) items[i] = (dr_learn_item){&trajectories[i], i % 2 ? -1.0f : 1.0f, 0.01f};
+    const dr_loss_settings loss = {.kind = DR_LOSS_POLICY,
+                                   .temperature = 1.0f,
+                                   .clip_low = 0.2f,
+                                   .clip_high = 0.28f,
+                                   .kl = has_reference ? DR_KL_K3 : DR_KL_OFF,
+                                   .kl_weight = 0.1f};
+    dr_learn_stats stats = {0};
+    check_ok(dr_learner_accumulate(w->learner, items, n, &loss, w->gradient, &stats));
+    assert_true(stats.run_tokens > PACK); // more than one micro-batch: the workspace is full
+    check_ok(dr_optimizer_step(w->optimizer, w->gradient, 1e-5f, &norm));
+    for (int i = 0; i < n; i++) dr_trajectory_reset(&trajectories[i]);
+}
+
+static double in_use(void) {
+    struct mallinfo2 info = mallinfo2();
+    return (double)info.uordblks + (double)info.hblkhd;
+}
+
+// What is planned is at least what is taken, and at most a third more: scratch is counted for the longest
+// sequences and largest matrices that could meet.
+static void compare(dr_precision precision, dr_activations activations, bool has_reference) {
+    dr_backend *b = NULL;
+    worker w = {0};
+    double before = in_use();
+    check_ok(dr_backend_cpu_create(precision, 2, &b));
+    dr_memory_plan plan = plan_of(b, activations, has_reference);
+    worker_make(b, activations, has_reference, &w);
+    worker_step(&w, has_reference);
+    double taken = in_use() - before, planned = (double)plan.bytes;
+    print_message("planned %.1f MB, taken %.1f MB\n", planned * 1e-6, taken * 1e-6);
+    if (planned < taken) fail_msg("%.0f bytes were planned, %.0f are taken", planned, taken);
+    if (planned > 4.0 / 3.0 * taken) fail_msg("%.0f bytes were planned, only %.0f are taken", planned, taken);
+    worker_free(b, &w);
+    dr_backend_cpu_destroy(b);
+}
+
+static void test_taken(void **state) {
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip(); // its allocator has other counters
+#endif
+    compare(DR_FP32, DR_KEEP_ACTIVATIONS, false);
+    compare(DR_FP32, DR_RECOMPUTE, true);
+    dr_cpu_lanes_only(true);
+    compare(DR_BF16, DR_KEEP_ACTIVATIONS, false);
+    dr_cpu_lanes_only(false);
+    compare(DR_BF16, DR_RECOMPUTE, false);
+}
+
+static int64_t part(const dr_memory_plan *plan, const char *name) {
+    for (int i = 0; i < DR_MEMORY_PARTS; i++)
+        if (strcmp(plan->parts[i].name, name) == 0) return plan->parts[i].bytes;
+    fail_msg("the plan has no %s", name);
+    return 0;
+}
+
+static void test_parts(void **state) {
+    (void)state;
+    dr_backend *b = NULL;
+    dr_lm *lm = NULL;
+    dr_lm_config config = policy_config();
+    check_ok(dr_backend_cpu_create(DR_FP32, 1, &b));
+    check_ok(dr_lm_outline(b, &config, &lm));
+    int64_t n = dr_lm_n_params(lm), sum = 0;
+    dr_memory_plan kept = plan_of(b, DR_KEEP_ACTIVATIONS, false), again = plan_of(b, DR_RECOMPUTE, true);
+    assert_int_equal(part(&kept, "weights"), 4 * n);
+    assert_int_equal(part(&kept, "weights in bf16"), 0);
+    assert_int_equal(part(&kept, "gradient"), 4 * n);
+    assert_int_equal(part(&kept, "moments"), 8 * n);
+    assert_int_equal(part(&kept, "frozen policy"), 0);
+    assert_int_equal(part(&again, "frozen policy"), 4 * n);
+    assert_true(part(&again, "activations") < part(&kept, "activations"));
+    for (int i = 0; i < DR_MEMORY_PARTS; i++) sum += kept.parts[i].bytes;
+    assert_int_equal(sum, kept.bytes);
+    dr_lm_destroy(lm);
+    dr_backend_cpu_destroy(b);
+}
+
+static void test_refusal(void **state) {
+    (void)state;
+    dr_memory_plan plan = {.parts = {{"weights", 70000000}, {"gradient", 30000000}}, .bytes = 100000000};
+    for (int i = 2; i < DR_MEMORY_PARTS; i++) plan.parts[i].name = "nothing";
+    check_ok(dr_memory_plan_check(&plan, &(dr_memory_place){100000000, 500000000, 1}));
+    check_ok(dr_memory_plan_check(&plan, &(dr_memory_place){400000000, 500000000, 4}));
+    dr_log_set_level(DR_LOG_ERROR + 1);
+    check_error(dr_memory_plan_check(&plan, &(dr_memory_place){99999999, 500000000, 1}), DR_ERR_MEMORY,
+                "weights 70.0, gradient 30.0, in all 100.0 MB; free are 100.0 of 500.0 MB");
+    check_error(dr_memory_plan_check(&plan, &(dr_memory_place){399000000, 500000000, 4}), DR_ERR_MEMORY,
+                "in all 100.0 MB, of 4 workers here 400.0 MB; free are 399.0 of 500.0 MB");
+    dr_log_set_level(DR_LOG_INFO);
+}
+
+// ---- what is free ----
+
+static void put(const char *root, const char *folder, const char *name, const char *text) {
+    char *dir = NULL;
+    check_ok(dr_path_join(&dir, root, folder));
+    check_ok(dr_dir_make(dir));
+    check_write_file(check_path(dir, name), text, strlen(text));
+    dr_free(dir);
+}
+
+static const char *machine(const char *groups) {
+    const char *root = check_scratch_dir();
+    put(root, "proc", "meminfo", "MemTotal:  8000 kB\nMemFree:  10 kB\nMemAvailable:   5000 kB\n");
+    if (groups) put(root, "proc/self", "cgroup", groups);
+    return root;
+}
+
+static void check_memory(const char *root, int64_t want_free, int64_t want_total) {
+    int64_t free = -1, total = -1;
+    check_ok(dr_host_memory_under(root, &free, &total));
+    assert_int_equal(free, want_free);
+    assert_int_equal(total, want_total);
+}
+
+static void test_free_without_limits(void **state) {
+    (void)state;
+    check_memory(machine(NULL), 5000 * 1024, 8000 * 1024);
+    check_memory(machine("0::/not/mounted/here\n4:memory:/nor/here\nnonsense\n"), 5000 * 1024, 8000 * 1024);
+    const char *root = machine("0::/a\n");
+    put(root, "sys/fs/cgroup/a", "memory.max", "max\n");
+    put(root, "sys/fs/cgroup/a", "memory.current", "1000\n");
+    check_memory(root, 5000 * 1024, 8000 * 1024);
+}
+
+static void test_free_in_groups(void **state) {
+    (void)state;
+    const char *root = machine("0::/a/b\n");
+    put(root, "sys/fs/cgroup/a/b", "memory.max", "3000000\n");
+    put(root, "sys/fs/cgroup/a/b", "memory.current", "2000000\n");
+    put(root, "sys/fs/cgroup/a/b", "memory.stat", "anon 1\ninactive_file 500000\nfile 9\n");
+    check_memory(root, 1500000, 3000000);
+    put(root, "sys/fs/cgroup/a", "memory.max", "4000000\n"); // above it, and with less left
+    put(root, "sys/fs/cgroup/a", "memory.current", "3900000\n");
+    check_memory(root, 100000, 3000000);
+    put(root, "sys/fs/cgroup/a", "memory.current", "4100000\n"); // over its limit
+    check_memory(root, 0, 3000000);
+    root = machine("9:name=systemd:/x\n4:cpu,memory:/job\n");
+    put(root, "sys/fs/cgroup/memory/job", "memory.limit_in_bytes", "2000000\n");
+    put(root, "sys/fs/cgroup/memory/job", "memory.usage_in_bytes", "700000\n");
+    put(root, "sys/fs/cgroup/memory/job", "memory.stat", "inactive_file 1\ntotal_inactive_file 200000\n");
+    put(root, "sys/fs/cgroup/memory", "memory.limit_in_bytes", "9223372036854771712\n");
+    put(root, "sys/fs/cgroup/memory", "memory.usage_in_bytes", "900000\n");
+    check_memory(root, 1500000, 2000000);
+}
+
+static void test_free_here(void **state) {
+    (void)state;
+    int64_t free = -1, total = -1;
+    dr_log_set_level(DR_LOG_ERROR + 1);
+    check_error(dr_host_memory_under(check_scratch_dir(), &free, &total), DR_ERR_IO, "proc/meminfo");
+    const char *root = check_scratch_dir();
+    put(root, "proc", "meminfo", "MemTotal:  8000 kB\n");
+    check_error(dr_host_memory_under(root, &free, &total), DR_ERR_FORMAT, "MemAvailable");
+    dr_log_set_level(DR_LOG_INFO);
+    assert_int_equal(free, -1);
+    check_ok(trm_backend->ops->memory_free(trm_backend, &free, &total));
+    assert_true(free >= 0 && total > 0 && free <= total);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_taken),          cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_refusal),        cmocka_unit_test(test_free_without_limits),
+        cmocka_unit_test(test_free_in_groups), cmocka_unit_test(test_free_here),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
