@@ -84,6 +84,18 @@ if check "configure release" cmake --preset release -DDR_CUDA=AUTO && check "bui
 fi
 
 if [ $quick = 0 ]; then
+    say "GPU"
+    line=$(tests/gpu.sh 2>&1)
+    status=$?
+    echo "$line"
+    if [ $status = 0 ] && [[ $line = "skipped: "* ]]; then
+        skipped=$((skipped + 1))
+    elif [ $status = 0 ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        failures+=("tests/gpu.sh")
+    fi
     say "sanitizer build"
     if check "configure asan" cmake --preset asan && check "build asan" cmake --build --preset asan -j "$jobs"; then
         say "sanitizer tests"

@@ -1,0 +1,347 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one command of at most nine minutes and one report: tests/gpu.sh [REPORT] (default
+# build/gpu-report.md, or gpu-report.md in $OUT when that is a folder). Without a GPU: one line "skipped: ..." and status 0.
+# A step that fails says so and the next one runs; the status is 1 when any failed.
+#   --pack DIR       only makes DIR: programs for GPUs of compute capability 9.0, their libraries, and Open MPI
+#   --prebuilt DIR   uses such a folder in the place of a build
+#   --backend cpu    rehearsal on the processor: the same steps, but for those that are about a device
+set -u
+cd "$(dirname "$0")/.." || exit 2
+root=$PWD
+export LC_ALL=C
+
+# ---- programs ----
+
+programs="deeprec bench_ops bench_engine test_backend_cuda gpu_nccl"
+
+build() { # FOLDER ARCHITECTURES
+    local cuda=(-DDR_CUDA=OFF) targets="deeprec bench_ops bench_engine"
+    [ "$2" = none ] || cuda=(-DDR_CUDA=AUTO "-DCMAKE_CUDA_ARCHITECTURES=$2") targets=$programs
+    cmake -S . -B "$1" -G Ninja -DCMAKE_BUILD_TYPE=Release "${cuda[@]}" &&
+        cmake --build "$1" -j "$(nproc)" --target $targets | tail -n 3
+    return "${PIPESTATUS[0]}"
+}
+
+# "90" for compute capability 9.0, "90a" where the kernels ask for what only that chip has
+architecture() {
+    if [ "$1" = 90 ] && grep -q '90a' CMakeLists.txt; then echo 90a-real; else echo "$1-real"; fi
+}
+
+pack() {
+    local dir=$1 built=build/gpu-pack file plugins pmix
+    build "$built" "$(architecture 90)" || return 1
+    rm -rf "$dir/bin" "$dir/lib" "$dir/lib.tar.gz" "$dir/share"
+    mkdir -p "$dir/bin" "$dir/lib/plugins" "$dir/lib/pmix" "$dir/share" || return 1
+    for file in $programs; do
+        [ -x "$built/$file" ] || { echo "$built/$file is not there: no CUDA toolkit?" >&2; return 1; }
+        strip -o "$dir/bin/$file" "$built/$file" || return 1
+    done
+    for file in mpirun orted; do cp -L "$(command -v $file)" "$dir/bin/" || return 1; done
+    plugins=$(ompi_info --parsable --path pkglibdir | sed 's/.*://')
+    cp "$plugins"/*.so "$dir/lib/plugins/" || return 1
+    pmix=$(ldd "$plugins"/mca_pmix_*.so | awk '$1 ~ /^libpmix/ { print $3; exit }')
+    [ -z "$pmix" ] || cp "$(dirname "$(readlink -f "$pmix")")"/pmix/*.so "$dir/lib/pmix/" || return 1
+    cp -r /usr/share/openmpi "$dir/share/" 2>/dev/null || echo "without Open MPI's help texts"
+    # All but the C library, which belongs to the machine's loader, and what the driver brings. Plugins for networks that
+    # need more than the programs do are left out.
+    for file in "$dir"/lib/plugins/*; do
+        case $file in *ucx* | *ofi* | *psm* | *portals* | *verbs* | *openib* | *usnic*) rm "$file" ;; esac
+    done
+    ldd "$dir"/bin/* "$dir"/lib/plugins/*.so "$dir"/lib/pmix/*.so | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
+        grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libutil|ld-linux[^/]*|libcuda|libnvidia[^/]*|libnccl)\.so' |
+        while read -r file; do cp -L "$file" "$dir/lib/"; done
+    tar -C "$dir" -czf "$dir/lib.tar.gz" lib && rm -rf "$dir/lib" || return 1
+    local kib
+    kib=$(du -sk "$dir" | cut -f1)
+    echo "$dir: $((kib / 1024)) MiB"
+    [ "$kib" -lt 65536 ] || { echo "more than 64 MiB" >&2; return 1; }
+}
+
+use_prebuilt() {
+    bin=$1/bin
+    tar -C "$work" -xzf "$1/lib.tar.gz" || return 1
+    export LD_LIBRARY_PATH=$work/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} PATH=$1/bin:$PATH
+    export OPAL_PREFIX=$1 OMPI_MCA_mca_base_component_path=$work/lib/plugins
+    export PMIX_MCA_mca_base_component_path=$work/lib/pmix
+}
+
+# ---- steps: functions of their own process; 77 is skipped, the last line says why ----
+
+skip() { # REASON
+    echo "skipped: $1"
+    exit 77
+}
+
+on_device() { [ "$backend" = cuda ] || skip "about a device, and this is a rehearsal on the processor"; }
+
+work_file() { [ -e "$work/$1" ] || skip "the step before left no $1"; }
+
+step_machine() {
+    uname -srm
+    nproc
+    [ "$backend" = cuda ] || return 0
+    nvidia-smi
+    nvidia-smi --query-gpu=name,compute_cap,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
+    command -v nvcc >/dev/null && nvcc --version | tail -n 2
+    ldconfig -p | grep -E 'libnccl|libcublasLt' || echo "no NCCL or cuBLASLt in the loader's cache"
+}
+
+step_packages() {
+    [ -z "$prebuilt" ] || skip "prebuilt programs"
+    . launch/deps.sh
+    local missing=""
+    for tool in cmake ninja gcc pkg-config mpicc mpirun; do command -v $tool >/dev/null || missing="$missing $tool"; done
+    [ "$backend" = cpu ] || command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || missing="$missing nvcc"
+    echo "tools that are missing:${missing:- none}"
+    command -v dpkg-query >/dev/null || { echo "not a Debian system"; [ -z "$missing" ]; return; }
+    echo "packages that are missing: $(deeprec_missing $deeprec_packages)"
+    deeprec_install
+}
+
+step_build() {
+    [ -z "$prebuilt" ] || skip "prebuilt programs in $prebuilt"
+    local wanted=none capability
+    if [ "$backend" = cuda ]; then
+        capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
+        wanted=$(architecture "${capability/./}")
+    fi
+    build "$root/build/gpu-$backend" "$wanted"
+}
+
+step_doctor() { "$bin/deeprec" doctor; }
+
+step_ops_test() {
+    on_device
+    "$bin/test_backend_cuda"
+}
+
+small_job="--k 5 --k-retrieve 6 --max-retrievals 2 --max-turn-tokens 48 --max-total-tokens 384"
+
+step_job() { # data, retrieval model, warmed-up policy, all on the processor
+    cd "$work" || return 1
+    "$bin/deeprec" prepare synthetic --users 40 --catalogue 60 --length 12 --out data.h5 &&
+        "$bin/deeprec" trm train --dataset data.h5 --out trm --epochs 2 --hidden 16 --text-dim 64 --experts 2 --batch 64 &&
+        "$bin/deeprec" init --dataset data.h5 --out fresh --preset tiny --vocab 700 &&
+        "$bin/deeprec" sft --model fresh --trm trm --dataset data.h5 --out warm.part --steps 12 --batch-tokens 2048 --rate 0.005 \
+            $small_job && mv warm.part warm && cat > run.yaml <<'Y'
+protocol: {k: 5, k_retrieve: 6, max_retrievals: 2, max_turn_tokens: 48, max_total_tokens: 384}
+learn: {rate: 1e-3, pack_tokens: 1024}
+stage1: {steps: 1, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
+stage2: {steps: 2, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
+checkpoint: {every: 1, keep: 3}
+Y
+}
+
+# The sanitizer slows kernels down a hundredfold: a few draws and passes of the smallest model.
+step_sanitizer() {
+    on_device
+    work_file warm
+    local tool
+    tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || skip "no compute-sanitizer here"
+    "$tool" --tool memcheck --error-exitcode 9 "$bin/deeprec" verify --backend cuda --model "$work/warm" --tokens 200 --live 4 \
+        --alone 4
+}
+
+train() { # FOLDER RANKS EXTRA...
+    local folder=$1 ranks=$2 launcher=""
+    shift 2
+    [ "$ranks" = 1 ] || launcher="mpirun -n $ranks"
+    $launcher "$bin/deeprec" train "$work/run.yaml" --set "run.dir=$folder" --set "data.dataset=$work/data.h5" \
+        --set "model.trm=$work/trm" --set "model.policy=$work/warm" --set "model.backend=$backend" "$@"
+}
+
+# One worker twice, then two workers on one device: a coordinator, a reward shard and they. From the same weights the first
+# step is the same bytes whatever the workers; the same run is the same bytes to its end.
+step_train() {
+    work_file run.yaml
+    train "$work/one" 1 && train "$work/again" 1 && train "$work/two" 4 --set ranks.share_devices=true || return 1
+    local first=trajectories/step_000001_shard_0.h5 same=0
+    cmp "$work/one/policy/model.safetensors" "$work/again/policy/model.safetensors" || same=1
+    cmp "$work/one/$first" "$work/two/$first" || same=1
+    [ $same = 0 ] && echo "one worker twice: the same weights; two workers: the same first step"
+    return $same
+}
+
+# What the processor draws in fp32, the device draws: sums in another order move log-probabilities by some 1e-6, and a draw
+# changes only where it was that close.
+step_same_draws() {
+    work_file warm
+    local user body different=0
+    for user in u1 u2 u3 u5 u8; do
+        for body in cpu "$backend"; do
+            "$bin/deeprec" recommend --model "$work/warm" --trm "$work/trm" --dataset "$work/data.h5" --user $user --temperature 1 \
+                --backend $body $small_job > "$work/draws_$body.$user" || return 1
+        done
+        cmp "$work/draws_cpu.$user" "$work/draws_$backend.$user" || different=1
+    done
+    [ $different = 0 ] && echo "five sampled trajectories: the same texts on cpu and $backend"
+    return $different
+}
+
+step_nccl() {
+    on_device
+    ldconfig -p | grep -q libnccl || skip "no NCCL in the loader's cache"
+    local ranks failed=0
+    for ranks in 2 4; do
+        NCCL_DEBUG=WARN timeout 40 mpirun -n $ranks "$bin/gpu_nccl" || { echo "$ranks ranks: status $?"; failed=1; }
+    done
+    return $failed
+}
+
+step_verify() {
+    work_file warm
+    local dtype failed=0
+    "$bin/bench_engine" --shape small --write-model "$work/small" || return 1
+    for dtype in fp32 bf16; do
+        echo "-- $dtype"
+        "$bin/deeprec" verify --backend "$backend" --dtype $dtype --model "$work/warm" --tokens 3000 || failed=1
+        "$bin/deeprec" verify --backend "$backend" --dtype $dtype --model "$work/small" --tokens "$verify_tokens" || failed=1
+    done
+    return $failed
+}
+
+step_ops_bf16() { "$bin/bench_ops" --backend "$backend" --precision bf16 --seconds "$seconds" $ops_options; }
+step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --seconds "$seconds" --shape small $ops_options; }
+
+engine() { "$bin/bench_engine" --backend "$backend" --precision bf16 --seconds "$seconds" "$@"; }
+step_engine_decode() { engine --part decode --shape "$shape"; }
+step_engine_train() { engine --part train --shape "$shape"; }
+step_engine_rollout() { engine --part rollout; }
+step_engine_long() {
+    on_device
+    engine --part long --shape "$shape" --layers 4
+}
+step_engine_7b() {
+    on_device
+    engine --part train --shape 7b --layers 1 && engine --part decode --shape 7b --layers 1
+}
+
+step_peers() {
+    on_device
+    "${PYTHON:-python3}" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || skip "no torch with CUDA here"
+    BENCH_ENGINE=$bin/bench_engine bench/peers/run.sh --device cuda --precision bf16 --seconds "$seconds"
+}
+
+# ---- the run ----
+
+started=$SECONDS
+budget=540 # seconds for everything, on a device
+rows=() failed=0
+
+run_step() { # NAME LIMIT WHAT: the function step_NAME
+    local name=$1 limit=$(($2 * patience)) what=$3 log code verdict begun=$SECONDS left
+    left=$((budget * patience - (SECONDS - started)))
+    log=$work/log_$name
+    [ "$limit" -le $left ] || limit=$left
+    if [ $limit -lt 5 ]; then
+        echo "skipped: no time left" > "$log"
+        code=77
+    elif [ "$name" != machine ] && [ "$name" != packages ] && [ "$name" != build ] && [ ! -x "$bin/deeprec" ]; then
+        echo "skipped: no program, for the build failed" > "$log"
+        code=77
+    else
+        timeout -k 5 "$limit" bash "$root/tests/gpu.sh" --step "$name" > "$log" 2>&1
+        code=$?
+    fi
+    case $code in
+        0) verdict=passed ;;
+        77) verdict="skipped: $(tail -n 1 "$log" | sed 's/^skipped: //')" ;;
+        124 | 137) verdict="FAILED: over its limit of $limit s" ;;
+        *) verdict="FAILED: status $code" ;;
+    esac
+    case $verdict in FAILED*) failed=$((failed + 1)) ;; esac
+    rows+=("| $what | $verdict | $((SECONDS - begun)) |")
+    echo "$what: $verdict ($((SECONDS - begun)) s)"
+    printf '\n## %s: %s\n\n```\n%s\n```\n' "$what" "$verdict" "$(tail -c 14000 "$log")" >> "$report"
+}
+
+run_all() {
+    mkdir -p "$(dirname "$report")" && : > "$report" || return 2
+    local title="GPU report"
+    [ "$backend" = cuda ] || title="REHEARSAL ON THE PROCESSOR: no figure here is a device's"
+    printf '# %s\n\n%s, commit %s\n' "$title" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
+        "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" >> "$report"
+    run_step machine 20 "machine"
+    run_step packages 60 "tools and packages"
+    run_step build 240 "build"
+    run_step doctor 20 "doctor"
+    run_step ops_test 90 "every op against the processor"
+    run_step job 60 "a small job's data and policy"
+    run_step verify 60 "sampling and training agree, fp32 and bf16"
+    run_step same_draws 30 "the processor's draws in fp32"
+    run_step train 90 "the main job, one worker and two"
+    run_step nccl 90 "NCCL, 2 and 4 ranks on one device"
+    run_step ops_bf16 90 "figures by op, bf16"
+    run_step engine_train 60 "training"
+    run_step engine_decode 60 "decoding"
+    run_step engine_rollout 45 "rollout"
+    run_step engine_7b 90 "a layer of 7B"
+    run_step engine_long 45 "one long trajectory"
+    run_step ops_fp32 45 "figures by op, fp32"
+    run_step sanitizer 60 "compute-sanitizer"
+    run_step peers 120 "beside PyTorch"
+    {
+        printf '\n## Summary\n\n| step | result | seconds |\n|---|---|---|\n'
+        printf '%s\n' "${rows[@]}"
+        printf '\n%s steps failed, %s s in all\n' "$failed" $((SECONDS - started))
+    } >> "$report"
+    sed -n '/^## Summary/,$p' "$report"
+    echo "report: $report"
+    [ $failed = 0 ]
+}
+
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+
+if [ "${1:-}" = --step ]; then # from run_step; all settings are in the environment
+    . tests/mpi-env.sh
+    "step_$2"
+    exit
+fi
+
+backend=cuda prebuilt="" report=build/gpu-report.md
+[ -z "${OUT:-}" ] || [ ! -d "$OUT" ] || report=$OUT/gpu-report.md
+while [ $# -gt 0 ]; do
+    case $1 in
+        --pack | --prebuilt | --backend) [ $# -ge 2 ] || { echo "$1 wants a value" >&2; exit 2; } ;;&
+        --pack)
+            pack "$(absolute "$2")"
+            exit
+            ;;
+        --prebuilt)
+            prebuilt=$(absolute "$2")
+            shift
+            ;;
+        --backend)
+            backend=$2
+            shift
+            ;;
+        -*) echo "usage: tests/gpu.sh [--backend cuda|cpu] [--prebuilt DIR | --pack DIR] [REPORT]" >&2 && exit 2 ;;
+        *) report=$1 ;;
+    esac
+    shift
+done
+[ "$backend" = cuda ] || [ "$backend" = cpu ] || { echo "--backend $backend: expected cuda or cpu" >&2; exit 2; }
+[ -z "$prebuilt" ] || [ -x "$prebuilt/bin/deeprec" ] || { echo "$prebuilt/bin/deeprec is not there: make it with --pack" >&2; exit 2; }
+report=$(absolute "$report")
+if [ "$backend" = cuda ]; then
+    if ! command -v nvidia-smi >/dev/null; then
+        echo "skipped: no GPU (no nvidia-smi here)"
+        exit 0
+    elif ! list=$(nvidia-smi -L 2>&1) || [ -z "$list" ]; then
+        echo "skipped: no GPU ($(echo "$list" | head -n 1))"
+        exit 0
+    fi
+fi
+
+work=$(mktemp -d) || exit 2
+trap 'rm -rf "$work"' EXIT
+bin=$root/build/gpu-$backend
+[ -z "$prebuilt" ] || use_prebuilt "$prebuilt" || exit 2
+export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=3000 DR_LOG=${DR_LOG:-info}
+if [ "$backend" = cuda ]; then
+    patience=1 verify_tokens=20000 seconds=0.1 shape=0.5b ops_options=""
+else
+    patience=4 verify_tokens=500 seconds=0.01 shape=small ops_options="--shape small --rows 64"
+fi
+export root backend prebuilt bin work verify_tokens seconds shape ops_options
+run_all

@@ -1,0 +1,73 @@
+// Several ranks sum up through NCCL on ONE device, for tests/gpu.sh: each rank says that it is a machine of
+// its own, because NCCL refuses two ranks of one machine on one device. The sum of fractions must have the
+// bits of the sum in rank order. Run under mpirun; exit status 0 only when it has, on every rank.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "cuda/backend_cuda.h"
+#include "cuda/collective_nccl.h"
+#include "mpi/world.h"
+
+enum { N = 5 << 20, MOST_RANKS = 16 }; // more than one chunk
+
+static float value_of(int rank, int64_t i) {
+    return (float)(i % 1013 + 1) / (float)(rank + 3);
+}
+
+static dr_status check_sum(dr_backend *b, dr_collective *group, float *host) {
+    float *memory = NULL;
+    DR_TRY(dr_memory_create(b, &memory, "gradient", N, sizeof *memory));
+    for (int64_t i = 0; i < N; i++) host[i] = value_of(group->rank, i);
+    b->ops->copy_in(b, memory, host, N * sizeof *host);
+    dr_status status = group->ops->allreduce_sum(group, memory, N);
+    if (status == DR_OK) b->ops->copy_out(b, host, memory, N * sizeof *host);
+    b->ops->memory_destroy(b, memory);
+    DR_TRY(status);
+    for (int64_t i = 0; i < N; i++) {
+        float want = value_of(0, i);
+        for (int rank = 1; rank < group->size; rank++) want += value_of(rank, i);
+        DR_CHECK(memcmp(&host[i], &want, sizeof want) == 0, DR_ERR_INTERNAL,
+                 "value %lld is %.9g, expected %.9g", (long long)i, (double)host[i], (double)want);
+    }
+    return DR_OK;
+}
+
+static dr_status sum_up(const dr_world *world) {
+    int processes[MOST_RANKS];
+    dr_backend *backend = NULL;
+    dr_collective *host = NULL, *devices = NULL;
+    float *values = NULL;
+    dr_status status;
+    DR_CHECK(world->size <= MOST_RANKS, DR_ERR_ARGUMENT, "%d ranks, expected up to %d", world->size,
+             MOST_RANKS);
+    for (int rank = 0; rank < world->size; rank++) processes[rank] = rank;
+    DR_TRY(dr_collective_mpi_create(processes, world->size, 30, &host));
+    DR_TRY_GOTO(status, dr_backend_cuda_create(DR_FP32, 0, &backend), release);
+    DR_TRY_GOTO(status, dr_collective_nccl_create(backend, host, &devices), release);
+    DR_TRY_GOTO(status, dr_alloc(&values, "values", N, sizeof *values), release);
+    status = check_sum(backend, devices, values);
+release:
+    if (devices) devices->ops->destroy(devices);
+    dr_free(values);
+    dr_backend_destroy(backend);
+    host->ops->destroy(host);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    dr_world world;
+    char name[32];
+    if (dr_world_init(&argc, &argv, &world) != DR_OK) return EXIT_FAILURE;
+    snprintf(name, sizeof name, "rank%d", world.rank);
+    setenv("NCCL_HOSTID", name, 1);
+    dr_status status = sum_up(&world);
+    if (status == DR_OK)
+        printf("rank %d of %d: %d values summed up in rank order\n", world.rank, world.size, N);
+    else
+        fprintf(stderr, "rank %d of %d: %s: %s\n", world.rank, world.size, dr_status_name(status),
+                dr_last_error());
+    dr_world_finalize();
+    return status == DR_OK ? EXIT_SUCCESS : EXIT_FAILURE;
+}
