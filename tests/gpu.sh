@@ -12,7 +12,8 @@ export LC_ALL=C
 
 # ---- programs ----
 
-programs="deeprec bench_ops bench_engine test_backend_cuda gpu_nccl"
+op_tests="test_backend_cuda test_cuda_products test_attention_cuda"
+programs="deeprec bench_ops bench_engine $op_tests gpu_nccl"
 
 build() { # FOLDER ARCHITECTURES
     local cuda=(-DDR_CUDA=OFF) targets="deeprec bench_ops bench_engine"
@@ -112,7 +113,9 @@ step_doctor() { "$bin/deeprec" doctor; }
 
 step_ops_test() {
     on_device
-    "$bin/test_backend_cuda"
+    local test failed=0
+    for test in $op_tests; do "$bin/$test" || failed=1; done
+    return $failed
 }
 
 small_job="--k 5 --k-retrieve 6 --max-retrievals 2 --max-turn-tokens 48 --max-total-tokens 384"
