@@ -35,9 +35,10 @@ static const struct {
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static const char usage[] =
-    "bench_engine [--backend cpu|cuda] [--threads N] [--precision fp32|bf16] [--seconds S] [--json FILE]\n"
+    "bench_engine [--backend cpu|cuda|cuda-graphs] [--threads N] [--precision fp32|bf16] [--seconds S] "
+    "[--json FILE]\n"
     "             [--part NAME] [--shape small|0.5b|1.5b|7b] [--layers N] [--write-model FOLDER]\n"
-    "  --backend    the processor, or device 0 (default cpu)\n"
+    "  --backend    the processor, or device 0, there with decode passes as graphs (default cpu)\n"
     "  --threads    of the engine and of the ceilings (default: all)\n"
     "  --precision  of the linear layers (default fp32)\n"
     "  --seconds    aimed at for one figure, of which at least five repeats are taken (default 1)\n"
@@ -82,7 +83,8 @@ static dr_status read_options(int argc, char **argv, settings *out) {
             is_good = bench_model_shape(optarg, &unused) == DR_OK;
         } else if (option == 'b') {
             s.backend = optarg;
-            is_good = strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0;
+            is_good = strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0 ||
+                      strcmp(optarg, "cuda-graphs") == 0;
         } else if (option == 'l') {
             s.n_layers = (int)strtol(optarg, &end, 10);
             is_good = *optarg && !*end && s.n_layers >= 1 && s.n_layers <= 1000;

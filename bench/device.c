@@ -11,18 +11,21 @@
 #include "cuda/backend_cuda.h"
 #include "cuda/device_probe.h"
 
-static dr_status open_device(dr_precision precision, dr_backend **out_backend, bench_device *out) {
+static dr_status open_device(dr_precision precision, bool records, dr_backend **out_backend,
+                             bench_device *out) {
     dr_device_probe probe = dr_device_probe_run();
     DR_CHECK(probe.n_devices > 0, DR_ERR_UNSUPPORTED, "backend cuda: %s", probe.reason);
     const char *name = probe.devices[0].name;
     snprintf(out->name, sizeof out->name, "%s", name);
     bool is_sxm = strstr(name, "PCIe") == NULL && strstr(name, "NVL") == NULL; // the others are clocked lower
     if (is_sxm && (strstr(name, "H100") || strstr(name, "H200"))) out->peak_flops = 989e12;
+    dr_cuda_record_passes(records);
     return dr_backend_cuda_create(precision, 0, out_backend);
 }
 #else
-static dr_status open_device(dr_precision precision, dr_backend **out_backend, bench_device *out) {
-    (void)precision, (void)out_backend, (void)out;
+static dr_status open_device(dr_precision precision, bool records, dr_backend **out_backend,
+                             bench_device *out) {
+    (void)precision, (void)records, (void)out_backend, (void)out;
     return DR_FAIL(DR_ERR_UNSUPPORTED, "backend cuda: this build has no CUDA kernels");
 }
 #endif
@@ -31,8 +34,10 @@ dr_status bench_backend_open(const char *kind, dr_precision precision, int n_thr
                              dr_backend **out_backend, bench_device *out_device) {
     *out_device = (bench_device){0};
     if (strcmp(kind, "cpu") == 0) return dr_backend_cpu_create(precision, n_threads, out_backend);
-    DR_CHECK(strcmp(kind, "cuda") == 0, DR_ERR_ARGUMENT, "backend %s: expected cpu or cuda", kind);
-    return open_device(precision, out_backend, out_device);
+    bool records = strcmp(kind, "cuda-graphs") == 0;
+    DR_CHECK(records || strcmp(kind, "cuda") == 0, DR_ERR_ARGUMENT,
+             "backend %s: expected cpu, cuda or cuda-graphs", kind);
+    return open_device(precision, records, out_backend, out_device);
 }
 
 bool bench_is_cpu(const dr_backend *backend) {

@@ -37,6 +37,12 @@ static inline int64_t dr_span_most_tiles(const dr_span *span, int32_t group, boo
     return dr_ceil_div(span->n_rows, dr_tile_queries(group));
 }
 
+// Counts of a call on the cache are rounded up, so that the decode loop's passes look alike for some while.
+static inline int64_t dr_plan_room(int64_t n, bool is_cached) {
+    enum { STEP = 64 };
+    return is_cached ? dr_ceil_div(n, STEP) * STEP : n;
+}
+
 // Whether split c is whole in both spans and stands on the same pages.
 static inline bool dr_shares_split(const dr_span *a, const dr_span *b, int32_t c, const int32_t *pages) {
     enum { PAGES = DR_CUDA_SPLIT / DR_CUDA_PAGE };

@@ -43,6 +43,7 @@ static void release(dr_cuda_state *state, void *memory) {
     if (!memory) return;
     cudaSetDevice(state->device);
     cudaStreamSynchronize(state->stream);
+    dr_cuda_forget_recordings(state); // any of them may name it
     cudaFree(memory);
     cudaGetLastError(); // clears what these reported: it was reported before, or nobody needs it
 }
@@ -112,7 +113,7 @@ static void *host_view(dr_backend *b, void *memory) {
 }
 
 static dr_status memory_free(dr_backend *b, int64_t *out_free, int64_t *out_total) {
-    dr_cuda_state *state;
+    dr_cuda_state *state = b->state;
     size_t left = 0, total = 0;
     DR_TRY(dr_cuda_enter(b, &state));
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaMemGetInfo(&left, &total), "memory of device %d", state->device);
@@ -231,7 +232,11 @@ static dr_status state_open(dr_cuda_state *state) {
     return stage_create(state, &state->cached.stage);
 }
 
-static bool own_products_only;
+static bool own_products_only, record_passes;
+
+void dr_cuda_record_passes(bool record) {
+    record_passes = record;
+}
 
 void dr_cuda_own_products_only(bool own) {
     own_products_only = own;
@@ -294,6 +299,7 @@ dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend 
     DR_TRY(dr_alloc(&backend, "cuda backend", 1, sizeof *backend));
     DR_TRY_GOTO(status, dr_alloc(&state, "cuda backend state", 1, sizeof *state), free_backend);
     state->device = device;
+    state->records = record_passes;
     DR_TRY_GOTO(status, state_open(state), close_state);
     DR_TRY_GOTO(status, products_open(state, precision), close_state);
     *backend = (dr_backend){.ops = table(), .precision = precision, .n_threads = 1, .state = state};

@@ -30,6 +30,10 @@ extern "C" {
 // inside a kernel is reported by a later op, not by the one that caused it.
 dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend **out_backend);
 
+// Backends made while it is set run the decode loop's passes as CUDA graphs (passes.c). Off at first: it has
+// never run on a device.
+void dr_cuda_record_passes(bool record);
+
 // Tests only: bf16 backends made from now on multiply with the own kernels (true), or again through the
 // library where there is one.
 void dr_cuda_own_products_only(bool own);

@@ -32,6 +32,16 @@ typedef struct dr_cuda_plan {
     bool is_mma, is_sent; // with tiles for the tensor cores; the stage holds a plan
 } dr_cuda_plan;
 
+// A pass of the decode loop that was seen (exec NULL) or recorded: what it is made from (passes.c).
+typedef struct dr_cuda_recording {
+    dr_cached_pass pass; // chunks NULL
+    const void *spans, *pages;
+    int64_t n_tiles, n_parts;
+    struct CUgraphExec_st *exec;
+    int64_t used; // the number of the last pass that used it; 0: nothing is here
+} dr_cuda_recording;
+enum { DR_CUDA_RECORDINGS = 64 };
+
 typedef struct dr_cuda_state {
     int device;
     dr_cuda_stream stream;
@@ -47,6 +57,9 @@ typedef struct dr_cuda_state {
     dr_cuda_stage stages[DR_CUDA_STAGES];
     int next_stage;
     dr_cuda_plan packed, cached;
+    bool records; // passes of the decode loop
+    dr_cuda_recording recordings[DR_CUDA_RECORDINGS];
+    int64_t n_passes;
 } dr_cuda_state;
 
 struct dr_weight {
@@ -116,6 +129,11 @@ dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *d
                                bool accumulate);
 dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
                                 int64_t n_in, float *dw);
+
+// Runs a pass over the cache whose plan is sent: plainly, recording it, or as it was recorded.
+dr_status dr_cuda_run_pass(dr_cuda_state *state, const dr_cached_pass *pass, const dr_cuda_attention *plan,
+                           dr_pass_ops *ops, void *context);
+void dr_cuda_forget_recordings(dr_cuda_state *state); // the stream has nothing to do any more
 
 // Op families; each file fills its entries.
 void dr_cuda_fill_linear(dr_backend_ops *ops);

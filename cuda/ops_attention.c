@@ -52,6 +52,7 @@ static plan_layout layout_of(const span_source *from) {
         tiles += dr_span_most_tiles(&span, from->group, !from->sequences);
         if (from->sequences) keys += dr_span_mma_key_tiles(&span);
     }
+    tiles = dr_plan_room(tiles, !from->sequences);
     plan_layout at;
     at.query_tiles = from->n * (int64_t)sizeof(dr_span);
     at.key_tiles = at.query_tiles + starts;
@@ -92,6 +93,14 @@ static void write_spans(const span_source *from, dr_span *spans, int32_t *pages)
     }
 }
 
+// Empty tiles up to a round number of them, and as round a number of places for the results of splits.
+static void pad_tiles(dr_query_tile *tiles, dr_cuda_attention *work) {
+    int64_t room = dr_plan_room(work->n_mma_query_tiles, true);
+    for (int64_t t = work->n_mma_query_tiles; t < room; t++) tiles[t] = (dr_query_tile){0};
+    work->n_mma_query_tiles = room;
+    work->n_parts = dr_plan_room(work->n_parts, true);
+}
+
 // Fills the stage's host memory and points `work` at what will be its copies.
 static void write_plan(const span_source *from, const plan_layout *at, const dr_cuda_stage *stage,
                        dr_cuda_attention *work) {
@@ -125,6 +134,7 @@ static void write_plan(const span_source *from, const plan_layout *at, const dr_
     work->n_parts = dr_plan_queries(spans, n, group, !from->sequences, queries);
     work->n_mma_query_tiles = dr_plan_query_tiles(spans, n, group, rows, from->sequences ? NULL : pages,
                                                   queries, (dr_query_tile *)(host + at->mma_query_tiles));
+    if (!from->sequences) pad_tiles((dr_query_tile *)(host + at->mma_query_tiles), work);
     if (from->sequences)
         work->n_mma_key_tiles = dr_plan_key_tiles(spans, n, (dr_key_tile *)(host + at->mma_key_tiles));
 }
@@ -297,9 +307,16 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     return dr_cuda_attention_bf16_forward("attention_cached", &a, out, NULL, state->stream);
 }
 
+// With the plan sent before, no op of the pass sends anything.
 static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
-    (void)b, (void)pass;
-    return ops(context);
+    dr_cuda_state *state;
+    dr_cuda_attention plan;
+    span_source from = {NULL, pass->chunks, pass->n_chunks, pass->group,
+                        takes_mma(b, pass->group, 1, pass->head_size)};
+    DR_TRY(dr_cuda_enter(b, &state));
+    if (!state->records) return ops(context);
+    DR_TRY(planned(state, &from, &plan));
+    return dr_cuda_run_pass(state, pass, &plan, ops, context);
 }
 
 void dr_cuda_fill_attention(dr_backend_ops *ops) {

@@ -12,7 +12,7 @@ export LC_ALL=C
 
 # ---- programs ----
 
-op_tests="test_backend_cuda test_cuda_products test_attention_cuda"
+op_tests="test_backend_cuda test_cuda_products test_attention_cuda test_decode_cuda"
 programs="deeprec bench_ops bench_engine $op_tests gpu_nccl"
 
 build() { # FOLDER ARCHITECTURES
@@ -209,6 +209,10 @@ step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --secon
 engine() { "$bin/bench_engine" --backend "$backend" --precision bf16 --seconds "$seconds" "$@"; }
 step_engine_decode() { engine --part decode --shape "$shape"; }
 step_engine_train() { engine --part train --shape "$shape"; }
+step_engine_graphs() {
+    on_device
+    engine --part decode --shape "$shape" --backend cuda-graphs
+}
 step_engine_rollout() { engine --part rollout; }
 step_engine_long() {
     on_device
@@ -277,6 +281,7 @@ run_all() {
     run_step ops_bf16 90 "figures by op, bf16"
     run_step engine_train 60 "training"
     run_step engine_decode 60 "decoding"
+    run_step engine_graphs 60 "decoding, a pass one launch"
     run_step engine_rollout 45 "rollout"
     run_step engine_7b 90 "a layer of 7B"
     run_step engine_long 45 "one long trajectory"

@@ -1,6 +1,6 @@
-// Several ranks sum up through NCCL on ONE device, for tests/gpu.sh: each rank says that it is a machine of
-// its own, because NCCL refuses two ranks of one machine on one device. The sum of fractions must have the
-// bits of the sum in rank order. Run under mpirun; exit status 0 only when it has, on every rank.
+// Several ranks sum up and gather through NCCL on ONE device, for tests/gpu.sh: each rank says that it is a
+// machine of its own, because NCCL refuses two ranks of one machine on one device. The sum of fractions must
+// have the bits of the sum in rank order. Run under mpirun; exit status 0 only when it has, on every rank.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +21,8 @@ static dr_status check_sum(dr_backend *b, dr_collective *group, float *host) {
     DR_TRY(dr_memory_create(b, &memory, "gradient", N, sizeof *memory));
     for (int64_t i = 0; i < N; i++) host[i] = value_of(group->rank, i);
     b->ops->copy_in(b, memory, host, N * sizeof *host);
-    dr_status status = group->ops->allreduce_sum(group, memory, N);
+    dr_status status = group->ops->reduce_scatter_sum(group, memory, N);
+    if (status == DR_OK) status = group->ops->all_gather(group, memory, N);
     if (status == DR_OK) b->ops->copy_out(b, host, memory, N * sizeof *host);
     b->ops->memory_destroy(b, memory);
     DR_TRY(status);

@@ -55,8 +55,8 @@ typedef struct dr_attention_chunk {
 // write is the same memory in every pass whose `places` and n_chunks are the same; what is in the memory, and
 // how far the chunks are, is not.
 typedef struct dr_cached_pass {
-    const dr_attention_chunk *chunks; // those that its ops name, by this address; n_new 1 each
-    int32_t n_chunks, group;          // group: query heads a key head
+    const dr_attention_chunk *chunks;   // those that its ops name, by this address; n_new 1 each
+    int32_t n_chunks, group, head_size; // group: query heads a key head
     const void *places[3];
 } dr_cached_pass;
 typedef dr_status dr_pass_ops(void *context); // calls the ops of a pass, in the same order each time

@@ -414,6 +414,7 @@ static dr_status decode(decode_call *call) {
     const dr_cached_pass pass = {.chunks = call->kv->chunks,
                                  .n_chunks = call->n_chunks,
                                  .group = call->lm->config.n_heads / call->lm->config.n_kv_heads,
+                                 .head_size = call->lm->config.head_size,
                                  .places = {call->kv, call->s.x, call->logits}};
     if (call->T == call->n_chunks && call->every_row)
         DR_TRY(b->ops->cached_pass(b, &pass, decode_ops, call));
