@@ -1,210 +1,16 @@
-// Causal attention with grouped key/value heads. Keys stand in blocks of 16 positions, transposed to [d][16],
-// both in the cache and in the training pass; a row's scores, maximum, exponentials and sums run over these
-// blocks in one fixed way, so a row gets the same bits from the cache, from a chunk and from a packed batch.
+// Attention ops: packed passes forward and backward, and the paged cache. How a row is attended is in
+// attention_rows_internal.h.
 #include <omp.h>
 
 #include "core/base/alloc.h"
-#include "core/compute/cpu_internal.h"
+#include "core/compute/attention_rows_internal.h"
 
-enum { KEYS = DR_LANES, ROWS = 8, BACKWARD_ROWS = 48, MAX_HEAD = 256, LINE = 16, AHEAD = 2 }; // LINE: floats
-
-// Where the keys and values of one key/value head stand: block i at base + (pages ? pages[i] : i) *
-// block_stride elements.
-typedef struct key_blocks {
-    const void *k, *v;
-    const int32_t *pages;
-    int64_t k_block_stride, v_block_stride, v_row_stride;
-    bool is_bf16; // blocks are dense then, values too
-} key_blocks;
-
-// Up to ROWS query rows that look at the first n_keys[r] keys.
-typedef struct query_rows {
-    int32_t n;
-    const float *q[ROWS];
-    float *out[ROWS];
-    float *lse[ROWS]; // NULL: not wanted
-    int32_t n_keys[ROWS];
-} query_rows;
-
-DR_INLINE int64_t block_of(const key_blocks *blocks, int64_t i) {
-    return blocks->pages ? blocks->pages[i] : i;
-}
-
-// The block that is fetched while block i is worked on: pages lie anywhere, so the processor cannot foresee
-// them.
-DR_INLINE int64_t ahead_of(const key_blocks *blocks, int64_t i, int64_t n_blocks) {
-    return block_of(blocks, i + AHEAD < n_blocks ? i + AHEAD : n_blocks - 1);
-}
-
-static DR_HOT void widen(const bf16 *from, const bf16 *ahead, int32_t n, float *to) {
-    for (int32_t i = 0; i < n; i += LINE) {
-        __builtin_prefetch(ahead + i);
-        for (int32_t l = 0; l < LINE; l++) to[i + l] = dr_bf16_value(from[i + l]);
-    }
-}
-
-// Block i of `base` as floats, where it stands or in `room`; *out_ahead is what to fetch meanwhile.
-DR_INLINE const float *block_at(const key_blocks *blocks, const void *base, int64_t stride, int64_t i,
-                                int64_t n_blocks, int32_t d, float *room, const float **out_ahead) {
-    int64_t at = block_of(blocks, i) * stride, ahead = ahead_of(blocks, i, n_blocks) * stride;
-    if (!blocks->is_bf16) {
-        *out_ahead = (const float *)base + ahead;
-        return (const float *)base + at;
-    }
-    widen((const bf16 *)base + at, (const bf16 *)base + ahead, KEYS * d, room);
-    return *out_ahead = room;
-}
-
-// scores[r][16 keys] of R rows, STEP of them at a time in 16/LANES vectors each. R is a constant where this
-// is inlined.
-#define SCORES(NAME, VECTOR, LANES, STEP)                                                                    \
-    DR_INLINE void NAME(int R, const query_rows *rows, const float *k_block, const float *ahead, int32_t d,  \
-                        float *scores, int64_t stride) {                                                     \
-        for (int r0 = 0; r0 < R; r0 += STEP) {                                                               \
-            VECTOR acc[STEP][KEYS / LANES] = {0};                                                            \
-            for (int32_t e = 0; e < d; e++) {                                                                \
-                __builtin_prefetch(ahead + e * KEYS);                                                        \
-                for (int part = 0; part < KEYS / LANES; part++) {                                            \
-                    VECTOR key = *(const VECTOR *)(k_block + e * KEYS + part * LANES);                       \
-                    for (int r = 0; r < STEP; r++) acc[r][part] += rows->q[r0 + r][e] * key;                 \
-                }                                                                                            \
-            }                                                                                                \
-            for (int r = 0; r < STEP; r++)                                                                   \
-                for (int part = 0; part < KEYS / LANES; part++)                                              \
-                    *(VECTOR *)(scores + (r0 + r) * stride + part * LANES) = acc[r][part];                   \
-        }                                                                                                    \
-    }
-DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scale, float *out_max) {
-    for (int32_t j = 0; j < n; j++) scores[j] *= scale;
-    for (int64_t j = n; j < padded; j++) scores[j] = -INFINITY;
-    float lanes[KEYS], top = dr_largest(scores, padded);
-    vec8 sums[2] = {{0}};
-    for (int64_t j = 0; j < padded; j += KEYS)
-        for (int half = 0; half < 2; half++) {
-            vec8 *at = (vec8 *)(scores + j + 8 * half);
-            vec8 x = *at - top;
-            dr_expf8(&x, at);
-            sums[half] += *at;
-        }
-    memcpy(lanes, sums, sizeof lanes);
-    *out_max = top;
-    return dr_lane_sum(lanes);
-}
-
-// acc[r][e] += Σ_j p[r][j] · v[j][e], j in order, of R rows and as many whole sets of GROUPS vectors from e
-// on as d holds. Returns the first e that is left.
-#define VALUES(NAME, VECTOR, LANES, R, GROUPS)                                                               \
-    DR_INLINE int32_t NAME(int32_t e, const float *scores, int64_t stride, const float *v_block,             \
-                           const float *ahead, int64_t v_stride, int32_t count, int32_t d,                   \
-                           float(*acc)[MAX_HEAD]) {                                                          \
-        for (; e + LANES * GROUPS <= d; e += LANES * GROUPS) {                                               \
-            VECTOR sum[R][GROUPS];                                                                           \
-            for (int r = 0; r < R; r++)                                                                      \
-                for (int i = 0; i < GROUPS; i++) sum[r][i] = *(const VECTOR *)(acc[r] + e + i * LANES);      \
-            for (int32_t j = 0; j < count; j++) {                                                            \
-                for (int i = 0; i < LANES * GROUPS; i += LINE)                                               \
-                    __builtin_prefetch(ahead + j * v_stride + e + i);                                        \
-                for (int i = 0; i < GROUPS; i++) {                                                           \
-                    VECTOR value = *(const VECTOR *)(v_block + j * v_stride + e + i * LANES);                \
-                    for (int r = 0; r < R; r++) sum[r][i] += scores[r * stride + j] * value;                 \
-                }                                                                                            \
-            }                                                                                                \
-            for (int r = 0; r < R; r++)                                                                      \
-                for (int i = 0; i < GROUPS; i++) *(VECTOR *)(acc[r] + e + i * LANES) = sum[r][i];            \
-        }                                                                                                    \
-        return e;                                                                                            \
-    }
-
-// What is left over by whole vectors. Fused by hand: left to the compiler, some of these were and some were
-// not.
-DR_INLINE void values_rest(int R, int32_t e, const float *scores, int64_t stride, const float *v_block,
-                           int64_t v_stride, int32_t count, int32_t d, float (*acc)[MAX_HEAD]) {
-    for (; e < d; e++)
-        for (int r = 0; r < R; r++) {
-            float sum = acc[r][e];
-            for (int32_t j = 0; j < count; j++)
-                sum = fmaf(scores[r * stride + j], v_block[j * v_stride + e], sum);
-            acc[r][e] = sum;
-        }
-}
-
-// The one way a row is attended, R of them at a time; scores: R * padded floats of scratch.
-#define ATTEND(NAME, R, SCORES_OF, VALUES_OF, VALUES_ONE)                                                    \
-    DR_INLINE void NAME(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, float *scores) { \
-        int32_t most = 0;                                                                                    \
-        for (int r = 0; r < rows->n; r++) most = rows->n_keys[r] > most ? rows->n_keys[r] : most;            \
-        for (int r = rows->n; r < R; r++) { /* idle rows repeat the first one */                             \
-            rows->q[r] = rows->q[0];                                                                         \
-            rows->n_keys[r] = rows->n_keys[0];                                                               \
-        }                                                                                                    \
-        int64_t n_blocks = (most + KEYS - 1) / KEYS, padded = n_blocks * KEYS;                               \
-        float room[KEYS * MAX_HEAD];                                                                         \
-        const float *ahead = NULL;                                                                           \
-        for (int64_t i = 0; i < n_blocks; i++) {                                                             \
-            const float *k =                                                                                 \
-                block_at(blocks, blocks->k, blocks->k_block_stride, i, n_blocks, d, room, &ahead);           \
-            SCORES_OF(R, rows, k, ahead, d, scores + i * KEYS, padded);                                      \
-        }                                                                                                    \
-        float total[R], top[R], acc[R][MAX_HEAD];                                                            \
-        for (int r = 0; r < R; r++)                                                                          \
-            total[r] = softmax_row(scores + r * padded, rows->n_keys[r], padded, scale, &top[r]);            \
-        memset(acc, 0, sizeof acc);                                                                          \
-        for (int64_t i = 0; i < n_blocks; i++) {                                                             \
-            int32_t count = most - i * KEYS < KEYS ? (int32_t)(most - i * KEYS) : KEYS;                      \
-            const float *p = scores + i * KEYS, *v = block_at(blocks, blocks->v, blocks->v_block_stride, i,  \
-                                                              n_blocks, d, room, &ahead);                    \
-            int32_t e = VALUES_OF(0, p, padded, v, ahead, blocks->v_row_stride, count, d, acc);              \
-            e = VALUES_ONE(e, p, padded, v, ahead, blocks->v_row_stride, count, d, acc);                     \
-            values_rest(R, e, p, padded, v, blocks->v_row_stride, count, d, acc);                            \
-        }                                                                                                    \
-        for (int r = 0; r < rows->n; r++) {                                                                  \
-            float inv = 1.0f / total[r];                                                                     \
-            for (int32_t e = 0; e < d; e++) rows->out[r][e] = acc[r][e] * inv;                               \
-            if (rows->lse[r]) *rows->lse[r] = top[r] + logf(total[r]);                                       \
-        }                                                                                                    \
-    }
-
-// R rows in both widths: eight sums in flight, however few the rows are.
-#define ATTEND_ROWS(R, GROUPS, STEP)                                                                         \
-    SCORES(scores_wide_##R, vec16, 16, R)                                                                    \
-    SCORES(scores_narrow_##R, vec8, 8, STEP)                                                                 \
-    VALUES(values_wide_##R, vec16, 16, R, GROUPS)                                                            \
-    VALUES(values_wide_one_##R, vec16, 16, R, 1)                                                             \
-    VALUES(values_narrow_##R, vec8, 8, R, GROUPS)                                                            \
-    VALUES(values_narrow_one_##R, vec8, 8, R, 1)                                                             \
-    ATTEND(attend_wide_body_##R, R, scores_wide_##R, values_wide_##R, values_wide_one_##R)                   \
-    ATTEND(attend_narrow_body_##R, R, scores_narrow_##R, values_narrow_##R, values_narrow_one_##R)           \
-    static DR_WIDE void attend_wide_##R(query_rows *rows, const key_blocks *blocks, int32_t d, float scale,  \
-                                        float *scores) {                                                     \
-        attend_wide_body_##R(rows, blocks, d, scale, scores);                                                \
-    }                                                                                                        \
-    static DR_HOT void attend_narrow_##R(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, \
-                                         float *scores) {                                                    \
-        attend_narrow_body_##R(rows, blocks, d, scale, scores);                                              \
-    }
-ATTEND_ROWS(8, 1, 4)
-ATTEND_ROWS(4, 2, 4)
-ATTEND_ROWS(2, 4, 2)
-ATTEND_ROWS(1, 8, 1)
-
-static void attend(query_rows *rows, const key_blocks *blocks, int32_t d, float scale, float *scores) {
-    typedef void attend_rows(query_rows *, const key_blocks *, int32_t, float, float *);
-    static attend_rows *const body[][2] = {{attend_narrow_1, attend_wide_1},
-                                           {attend_narrow_2, attend_wide_2},
-                                           {attend_narrow_4, attend_wide_4},
-                                           {attend_narrow_8, attend_wide_8}};
-    int n = rows->n;
-    body[n > 4 ? 3 : n > 2 ? 2 : n - 1][dr_cpu_is_wide()](rows, blocks, d, scale, scores);
-}
+enum { KEYS = DR_KEYS, ROWS = DR_ATTENTION_ROWS, BACKWARD_ROWS = 48 };
 
 static dr_status check_sizes(int32_t H, int32_t G, int32_t d) {
-    DR_CHECK(G > 0 && H % G == 0 && d > 0 && d <= MAX_HEAD, DR_ERR_RANGE,
-             "attention: %d query heads, %d key heads, head size %d (at most %d)", H, G, d, MAX_HEAD);
+    DR_CHECK(G > 0 && H % G == 0 && d > 0 && d <= DR_MAX_HEAD, DR_ERR_RANGE,
+             "attention: %d query heads, %d key heads, head size %d (at most %d)", H, G, d, DR_MAX_HEAD);
     return DR_OK;
-}
-
-static int64_t padded_keys(int64_t n) {
-    return (n + KEYS - 1) / KEYS * KEYS;
 }
 
 static dr_status reserve_threads(dr_backend *b, int64_t floats) {
@@ -253,7 +59,7 @@ static void gather_head(const float *from, int64_t stride, const seen_rows *rows
 // The same keys in blocks of [d][16].
 static DR_HOT void transpose_keys(const float *k, int64_t stride, const seen_rows *rows, int32_t d,
                                   float *out) {
-    int64_t n = rows->n_prefix + rows->n, padded = padded_keys(n);
+    int64_t n = rows->n_prefix + rows->n, padded = dr_padded_keys(n);
     for (int64_t j = 0; j < padded; j++) {
         const float *key = j < n ? k + row_at(rows, j) * stride : NULL;
         for (int32_t e = 0; e < d; e++) out[j / KEYS * KEYS * d + e * KEYS + j % KEYS] = key ? key[e] : 0.0f;
@@ -263,16 +69,12 @@ static DR_HOT void transpose_keys(const float *k, int64_t stride, const seen_row
 static void forward_sequence(const packed_call *c, const seen_rows *seen, int32_t g, float *scratch,
                              float *out, float *lse) {
     int32_t group = c->H / c->G, d = c->d;
-    int64_t padded = padded_keys(seen->n_prefix + seen->n);
+    int64_t padded = dr_padded_keys(seen->n_prefix + seen->n);
     float *keys = scratch, *values = keys + padded * d, *scores = values + padded * d;
     transpose_keys(c->k + g * d, c->kv_stride, seen, d, keys);
     gather_head(c->v + g * d, c->kv_stride, seen, d, values);
-    key_blocks blocks = {.k = keys,
-                         .v = values,
-                         .k_block_stride = (int64_t)KEYS * d,
-                         .v_block_stride = (int64_t)KEYS * d,
-                         .v_row_stride = d};
-    query_rows rows = {0};
+    dr_key_blocks blocks = {.k = keys, .v = values, .block_stride = (int64_t)KEYS * d};
+    dr_query_rows rows = {0};
     for (int64_t flat = 0; flat < (int64_t)seen->n * group; flat++) {
         int64_t i = flat / group, row = seen->begin + i, h = g * group + flat % group;
         rows.q[rows.n] = c->q + row * c->q_stride + h * d;
@@ -280,7 +82,7 @@ static void forward_sequence(const packed_call *c, const seen_rows *seen, int32_
         rows.lse[rows.n] = lse ? lse + row * c->H + h : NULL;
         rows.n_keys[rows.n++] = seen->n_prefix + (int32_t)i + 1;
         if (rows.n == ROWS || flat + 1 == (int64_t)seen->n * group) {
-            attend(&rows, &blocks, d, c->scale, scores);
+            dr_attend(&rows, &blocks, d, c->scale, scores);
             rows.n = 0;
         }
     }
@@ -290,7 +92,7 @@ static dr_status attention_forward(dr_backend *b, const float *q, const float *k
                                    int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
                                    int32_t H, int32_t G, int32_t d, float *out, float *lse) {
     DR_TRY(check_sizes(H, G, d));
-    int64_t longest = padded_keys(longest_seen(sequences));
+    int64_t longest = dr_padded_keys(longest_seen(sequences));
     DR_TRY(reserve_threads(b, 2 * longest * d + ROWS * longest));
     packed_call call = {q, k, v, q_stride, kv_stride, H, G, d, 1.0f / sqrtf((float)d)};
     dr_cpu_state *state = dr_cpu_state_of(b);
@@ -436,7 +238,7 @@ static int64_t prefix_floats(const dr_sequences *sequences, int32_t d) {
 // A sequence sees all tokens of a pass at most; the backward takes more than the forward.
 int64_t dr_cpu_attention_floats(const dr_pass_shape *s) {
     backward_scratch none;
-    int64_t forward = (2 * s->d + ROWS) * padded_keys(s->T),
+    int64_t forward = (2 * s->d + ROWS) * dr_padded_keys(s->T),
             backward = backward_carve(NULL, s->T, s->d, &none);
     return forward > backward ? forward : backward;
 }
@@ -494,8 +296,11 @@ static void store_floats(const float *k, const float *v, int32_t d, int64_t bloc
 static void store_bf16(const float *k, const float *v, int32_t d, int64_t block, int32_t slot, bf16 *k_cache,
                        bf16 *v_cache) {
     bf16 *keys = k_cache + block * KEYS * d, *values = v_cache + block * KEYS * d;
-    for (int32_t e = 0; e < d; e++) keys[e * KEYS + slot] = (bf16)dr_bf16_bits(k[e]);
-    dr_bf16_round(v, d, 1, values + slot * d);
+    int32_t place = dr_bf16_place(slot, KEYS);
+    for (int32_t e = 0; e < d; e++) {
+        keys[e * KEYS + place] = (bf16)dr_bf16_bits(k[e]);
+        values[slot * d + dr_bf16_place(e, d)] = (bf16)dr_bf16_bits(v[e]);
+    }
 }
 
 static void kv_store(dr_backend *b, const float *k, const float *v, int64_t kv_stride,
@@ -529,21 +334,19 @@ static void cached_chunk(const cached_call *c, const dr_attention_chunk *chunk, 
                          float *out) {
     int32_t group = c->H / c->G, d = c->d;
     size_t head = (size_t)g * KEYS * (size_t)d * c->element;
-    key_blocks blocks = {.k = c->k + head,
-                         .v = c->v + head,
-                         .pages = chunk->pages,
-                         .is_bf16 = c->element == sizeof(bf16),
-                         .k_block_stride = (int64_t)c->G * KEYS * d,
-                         .v_block_stride = (int64_t)c->G * KEYS * d,
-                         .v_row_stride = d};
-    query_rows rows = {0};
+    dr_key_blocks blocks = {.k = c->k + head,
+                            .v = c->v + head,
+                            .pages = chunk->pages,
+                            .block_stride = (int64_t)c->G * KEYS * d,
+                            .is_bf16 = c->element == sizeof(bf16)};
+    dr_query_rows rows = {0};
     for (int64_t flat = 0; flat < (int64_t)chunk->n_new * group; flat++) {
         int64_t i = flat / group, row = chunk->row + i, h = g * group + flat % group;
         rows.q[rows.n] = c->q + row * c->q_stride + h * d;
         rows.out[rows.n] = out + (row * c->H + h) * d;
         rows.n_keys[rows.n++] = chunk->n_past + (int32_t)i + 1;
         if (rows.n == ROWS || flat + 1 == (int64_t)chunk->n_new * group) {
-            attend(&rows, &blocks, d, c->scale, scores);
+            dr_attend(&rows, &blocks, d, c->scale, scores);
             rows.n = 0;
         }
     }
@@ -558,7 +361,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     int64_t longest = 1;
     for (int32_t c = 0; c < n_chunks; c++)
         if (chunks[c].n_past + chunks[c].n_new > longest) longest = chunks[c].n_past + chunks[c].n_new;
-    DR_TRY(reserve_threads(b, ROWS * padded_keys(longest)));
+    DR_TRY(reserve_threads(b, ROWS * dr_padded_keys(longest)));
     cached_call call = {q, k_cache, v_cache, q_stride, H, G, d, 1.0f / sqrtf((float)d), dr_kv_bytes(b)};
     dr_cpu_state *state = dr_cpu_state_of(b);
 #pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
