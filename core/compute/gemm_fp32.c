@@ -240,7 +240,8 @@ DR_HOT void dr_panels_pack(const float *b, int64_t row_stride, int64_t column_st
     }
 }
 
-// Work is cut into row blocks × column groups of similar size; each piece is computed whole by one thread.
+// Work is cut into row blocks × column groups of similar size; each piece is computed whole by one thread,
+// whichever is free: of many pieces a thread that was held up takes fewer.
 static void multiply_threaded(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
                               const float *panels, int64_t m, int64_t n, int64_t k, float *c,
                               bool accumulate) {
@@ -254,7 +255,7 @@ static void multiply_threaded(dr_backend *b, const float *a, int64_t a_row, int6
     int64_t n_row_blocks = (m + row_block - 1) / row_block;
     int64_t group = n_row_blocks >= threads ? n_panels : (n_panels + threads - 1) / threads;
     int64_t n_groups = (n_panels + group - 1) / group;
-#pragma omp parallel for num_threads(threads) collapse(2) schedule(static)
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic)
     for (int64_t rb = 0; rb < n_row_blocks; rb++)
         for (int64_t g = 0; g < n_groups; g++) {
             int64_t i = rb * row_block, rows = m - i < row_block ? m - i : row_block;
