@@ -124,14 +124,16 @@ static dr_status memory_free(dr_backend *b, int64_t *out_free, int64_t *out_tota
 
 // ---- scratch and stages ----
 
-// Partial sums or attention's delta, whichever is more, and draws with their kept sets. The stages are the
-// loss head's, whose kept sets are the most that goes through them.
+// Partial sums or attention's delta, whichever is more, and draws with their kept sets, those of a step and
+// those of a burst. Of the stages only the loss head's are counted (head_memory): kept sets are the most that
+// goes through any.
 static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
     (void)b;
     int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in, sums = dr_chunk_count(s->T) * widest,
-            delta = s->T * s->H, ids = s->n_draws * s->V;
+            delta = s->T * s->H, ids = 2 * s->n_draws * s->V,
+            n_drawn = s->n_draws * (s->n_steps > 1 ? s->n_steps : 1);
     return ((sums > delta ? sums : delta) + ids) * (int64_t)sizeof(float) +
-           s->n_draws * (int64_t)sizeof(dr_cuda_drawn);
+           n_drawn * (int64_t)sizeof(dr_cuda_drawn);
 }
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
@@ -229,7 +231,9 @@ static dr_status state_open(dr_cuda_state *state) {
                 "stream of device %d", state->device);
     for (int i = 0; i < DR_CUDA_STAGES; i++) DR_TRY(stage_create(state, &state->stages[i]));
     DR_TRY(stage_create(state, &state->packed.stage));
-    return stage_create(state, &state->cached.stage);
+    DR_TRY(stage_create(state, &state->cached.stage));
+    DR_TRY(stage_create(state, &state->later.stage));
+    return stage_create(state, &state->burst.stage);
 }
 
 static bool own_products_only, record_passes;
@@ -260,12 +264,17 @@ static void state_close(dr_cuda_state *state) {
     dr_cuda_release(state, &state->logits);
     dr_cuda_release(state, &state->kept_ids);
     dr_cuda_release(state, &state->drawn);
+    dr_cuda_release(state, &state->burst.list);
     dr_cuda_release(state, &state->rounded);
     dr_free(state->kept_host);
     dr_free(state->drawn_host);
     for (int i = 0; i < DR_CUDA_STAGES; i++) stage_destroy(state, &state->stages[i]);
     stage_destroy(state, &state->packed.stage);
     stage_destroy(state, &state->cached.stage);
+    stage_destroy(state, &state->later.stage);
+    stage_destroy(state, &state->burst.stage);
+    dr_free(state->later.images);
+    dr_free(state->burst.rows_host);
     if (state->stream) cudaStreamDestroy(state->stream);
     dr_free(state);
 }
@@ -288,6 +297,7 @@ static const dr_backend_ops *table(void) {
     dr_cuda_fill_attention(&ops);
     dr_cuda_fill_head(&ops);
     dr_cuda_fill_sample(&ops);
+    dr_cuda_fill_burst(&ops);
     return &ops;
 }
 

@@ -10,15 +10,15 @@ extern "C" {
 #endif
 
 // A backend on device `device` (0 … number of devices - 1), owned by the caller; *out_backend is written on
-// success only. Its ops run one after another on one stream of its own and, but for copy_out, sample and
-// sums_of_squares, return before the device is done.
+// success only. Its ops run one after another on one stream of its own and, but for copy_out, sample,
+// burst_end and sums_of_squares, return before the device is done.
 //   Backend memory is what memory_create gives: device memory. Every pointer of the table is to it, ids,
 //   positions and targets too, except dr_sequences, dr_kept (the sets and their ids), dr_attention_chunk (the
-//   chunks and their pages) and all of a draw but its logits, which are host memory, read before the op
-//   returns. weight_pack borrows `values` as backend.h says; in bf16 they may be given to memory_destroy or
-//   overwritten by copy_in at once: both come after the rounding. copy_in: from_host may be changed on
-//   return, but is not to be pinned memory. memory_destroy and weight_destroy wait for the ops that are under
-//   way.
+//   chunks and their pages), all of a draw but its logits and all of dr_burst but the stop table's arrays,
+//   which are host memory, read before the op returns. weight_pack borrows `values` as backend.h says; in
+//   bf16 they may be given to memory_destroy or overwritten by copy_in at once: both come after the rounding.
+//   copy_in: from_host may be changed on return, but is not to be pinned memory. memory_destroy and
+//   weight_destroy wait for the ops that are under way.
 // DR_BF16 multiplies by weights whose sizes are multiples of 8 through cuBLASLt where that can be loaded, by
 // others with the own kernels; both are row-exact, their bits differ.
 // Errors of create: DR_ERR_ARGUMENT, no such device or none at all, in words; DR_ERR_UNSUPPORTED, a device

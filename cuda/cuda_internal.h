@@ -23,14 +23,40 @@ typedef struct dr_cuda_stage {
 } dr_cuda_stage;
 
 typedef struct dr_cuda_lt dr_cuda_lt; // the library of products, its descriptors, scratch and workspace
-// The spans, tiles and pages of the last call on packed sequences, or on the cache (ops_attention.c).
+// A plan of spans, tiles and pages as it stands in host memory, and what its copy on the device is
+// (ops_attention.c).
+typedef struct dr_cuda_image {
+    const char *host;
+    int64_t bytes, pages;   // pages: where they stand in it
+    dr_cuda_attention work; // points into the plan's stage; no operands
+    int32_t group;
+    bool is_mma; // with tiles for the tensor cores
+} dr_cuda_image;
+
+// The last call on packed sequences, or on the cache.
 typedef struct dr_cuda_plan {
     dr_cuda_stage stage;
-    dr_cuda_attention work; // what the stage holds; no operands
-    int64_t pages;          // where they stand in the stage
-    int32_t group;
-    bool is_mma, is_sent; // with tiles for the tensor cores; the stage holds a plan
+    dr_cuda_image now; // what the stage's device memory holds
+    bool is_sent;      // it holds a plan
 } dr_cuda_plan;
+
+// The plans of a burst's passes, sent once; each goes from there to its fixed place, the stage of `cached`.
+typedef struct dr_cuda_later_plans {
+    dr_cuda_stage stage;
+    dr_cuda_image *images; // [n] of capacity; their host memory is the stage's
+    int32_t n, capacity;
+} dr_cuda_later_plans;
+
+// The burst that is under way, or NULL (ops_burst.c).
+typedef struct dr_cuda_burst {
+    const dr_burst *burst;
+    int32_t step;
+    bool lists; // some row keeps a part of the vocabulary
+    dr_cuda_stage stage;
+    dr_cuda_buffer list;     // kept ids
+    dr_burst_row *rows_host; // [n_rows_host]
+    int64_t n_rows_host;
+} dr_cuda_burst;
 
 // A pass of the decode loop that was seen (exec NULL) or recorded: what it is made from (passes.c).
 typedef struct dr_cuda_recording {
@@ -50,13 +76,15 @@ typedef struct dr_cuda_state {
     dr_cuda_buffer partials;        // of sums over rows and of squares; attention's delta and splits
     dr_cuda_buffer rounded;         // attention's operands in bf16
     dr_cuda_buffer logits;          // one block of rows of the head
-    dr_cuda_buffer kept_ids, drawn; // of one call of sample, and the same in host memory
+    dr_cuda_buffer kept_ids, drawn; // of one call of sample or one burst, and the same in host memory
     int32_t *kept_host;
     dr_cuda_drawn *drawn_host;
     int64_t n_kept_ids, n_drawn;
     dr_cuda_stage stages[DR_CUDA_STAGES];
     int next_stage;
     dr_cuda_plan packed, cached;
+    dr_cuda_later_plans later;
+    dr_cuda_burst burst;
     bool records; // passes of the decode loop
     dr_cuda_recording recordings[DR_CUDA_RECORDINGS];
     int64_t n_passes;
@@ -135,11 +163,25 @@ dr_status dr_cuda_run_pass(dr_cuda_state *state, const dr_cached_pass *pass, con
                            dr_pass_ops *ops, void *context);
 void dr_cuda_forget_recordings(dr_cuda_state *state); // the stream has nothing to do any more
 
+// Plans for the passes of a burst, sent at once; what the stage of `cached` is made to hold all of
+// (ops_attention.c).
+dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32_t n_passes);
+
+// ---- draws (ops_sample.c) ----
+
+dr_cuda_draw dr_cuda_draw_of(const dr_sampling *settings, uint32_t bits);
+// Host memory, state->drawn_host and state->kept_host, for n draws with n_ids kept ids between them.
+dr_status dr_cuda_reserve_drawn(dr_cuda_state *state, int64_t n, int64_t n_ids);
+dr_status dr_cuda_fetch(dr_cuda_state *state, void *to, const void *from, size_t bytes); // does not wait
+// One draw as the host has it; its kept ids at kept.
+dr_sampled dr_cuda_sampled_of(const dr_cuda_drawn *drawn, const int32_t *kept);
+
 // Op families; each file fills its entries.
 void dr_cuda_fill_linear(dr_backend_ops *ops);
 void dr_cuda_fill_rows(dr_backend_ops *ops);
 void dr_cuda_fill_attention(dr_backend_ops *ops);
 void dr_cuda_fill_head(dr_backend_ops *ops);
 void dr_cuda_fill_sample(dr_backend_ops *ops);
+void dr_cuda_fill_burst(dr_backend_ops *ops);
 
 #endif

@@ -4,7 +4,7 @@
 #ifndef DR_CUDA_INDEX_H
 #define DR_CUDA_INDEX_H
 
-#include "core/compute/backend.h"
+#include "core/compute/burst.h"
 
 #ifdef __CUDACC__
 #define DR_INDEX static __host__ __device__ __forceinline__
@@ -93,6 +93,25 @@ DR_INDEX int64_t dr_norm_rows(int64_t T) {
 
 DR_INDEX int64_t dr_norm_parts(int64_t T) {
     return dr_ceil_div(T, dr_norm_rows(T));
+}
+
+// ---- bursts ----
+
+// Kept ids that a row adds to a burst's list: those of a draw of this step.
+DR_INDEX int64_t dr_listed_by(const dr_burst_row *row, int32_t id, int32_t n_kept) {
+    return row->is_finished || id < 0 ? 0 : (int64_t)n_kept;
+}
+
+// A row behind a step's draws, `before` ids standing in the list before its own: moves it on. Returns whether
+// it drew in this step; a row whose ids do not fit is finished without this draw.
+DR_INDEX bool dr_settle_row(dr_burst_row *row, const dr_stop_table *stops, int32_t id, int32_t n_kept,
+                            int64_t before, int64_t room) {
+    if (row->is_finished) return false;
+    row->has_failed = id < 0;
+    row->is_finished = row->has_failed || (n_kept > 0 && before + n_kept > room);
+    if (row->is_finished) return false;
+    dr_burst_advance(row, stops, id);
+    return true;
 }
 
 // ---- attention ----

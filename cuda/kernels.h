@@ -160,15 +160,36 @@ typedef struct dr_cuda_draw {
     bool greedy;
 } dr_cuda_draw;
 
-// id -1: the row's log-sum-exp is not a number. n_kept 0: nothing was left out.
+// id -1: the row's log-sum-exp is not a number; n_kept and logprob are then what dr_bad_logit has. n_kept 0:
+// nothing was left out.
 typedef struct dr_cuda_drawn {
     int32_t id, n_kept;
     float logprob, logprob_kept;
+    int64_t kept_at; // of a burst: where its kept ids stand in the list
 } dr_cuda_drawn;
 
-// draws, drawn [T]; kept_ids [T, V], of which row t's first drawn[t].n_kept are written.
+// draws, drawn [T]; kept_ids [T, V], of which row t's first drawn[t].n_kept are written. rows [T], or NULL: a
+// finished row is left as it is.
 dr_status dr_cuda_sample(const float *logits, int64_t T, int64_t V, const dr_cuda_draw *draws,
-                         int32_t *kept_ids, dr_cuda_drawn *drawn, dr_cuda_stream stream);
+                         const dr_burst_row *rows, int32_t *kept_ids, dr_cuda_drawn *drawn,
+                         dr_cuda_stream stream);
+
+// What follows the draws of one step of a burst (burst.cu).
+typedef struct dr_cuda_settling {
+    int64_t n_rows, V;
+    dr_stop_table stops;
+    bool has_stops;
+    dr_burst_row *rows;       // [n_rows], moved on
+    dr_cuda_drawn *drawn;     // [n_rows], of this step; kept_at is written
+    int64_t *n_listed;        // ids in the list; moved on
+    int64_t room;             // ids that fit in the list
+    int32_t *ids, *positions; // [n_rows], written: what the next pass runs
+} dr_cuda_settling;
+// Rows in order: which of them is finished, by its token, its limit or for want of room in the list.
+dr_status dr_cuda_settle(const dr_cuda_settling *settling, dr_cuda_stream stream);
+// Copies what each row's draw of this step kept from kept_ids [n_rows, V] to the list.
+dr_status dr_cuda_list_kept(const dr_cuda_settling *settling, const int32_t *kept_ids, int32_t *list,
+                            dr_cuda_stream stream);
 
 // ---- optimizer (optimizer.cu) ----
 

@@ -78,4 +78,26 @@ template <int THREADS> static __device__ __forceinline__ float dr_block_max(floa
     return most;
 }
 
+// Sum of the values of the threads before this one; *out_total: of all. Every thread must call it.
+template <int THREADS, typename T>
+static __device__ __forceinline__ T dr_block_before(T value, T *out_total) {
+    __shared__ T parts[THREADS / 32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    T through = value;
+    for (int width = 1; width < 32; width *= 2) {
+        T other = __shfl_up_sync(0xffffffffu, through, width);
+        if (lane >= width) through += other;
+    }
+    __syncthreads(); // parts may still be read from the last call
+    if (lane == 31) parts[warp] = through;
+    __syncthreads();
+    T before = through - value, total = 0;
+    for (int i = 0; i < THREADS / 32; i++) {
+        if (i < warp) before += parts[i];
+        total += parts[i];
+    }
+    *out_total = total;
+    return before;
+}
+
 #endif

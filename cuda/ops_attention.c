@@ -3,6 +3,9 @@
 #include <math.h>
 #include <string.h>
 
+#include <cuda_runtime_api.h>
+
+#include "core/base/alloc.h"
 #include "cuda/attention_plan.h"
 #include "cuda/cuda_internal.h"
 
@@ -65,14 +68,13 @@ static plan_layout layout_of(const span_source *from) {
     return at;
 }
 
-// Whether the plan's copy on the host says what `from` says: one comparison instead of a new plan in each
-// layer of a pass.
-static bool is_planned(const dr_cuda_plan *plan, const span_source *from) {
-    const dr_span *spans = (const dr_span *)plan->stage.host;
-    const int32_t *pages = (const int32_t *)(plan->stage.host + plan->pages);
+// Whether a plan says what `from` says: one comparison instead of a new plan in each layer of a pass.
+static bool shows(const dr_cuda_image *image, const span_source *from) {
+    const dr_span *spans = (const dr_span *)image->host;
+    const int32_t *pages = (const int32_t *)(image->host + image->pages);
     int32_t first_page = 0;
-    if (!plan->is_sent || plan->work.n_spans != from->n) return false;
-    if (from->group != 0 && (plan->group != from->group || plan->is_mma != from->is_mma)) return false;
+    if (image->work.n_spans != from->n) return false;
+    if (from->group != 0 && (image->group != from->group || image->is_mma != from->is_mma)) return false;
     for (int32_t s = 0; s < from->n; s++) {
         dr_span span = span_at(from, s, first_page);
         size_t bytes = (size_t)pages_of(from, s) * sizeof *pages;
@@ -101,10 +103,9 @@ static void pad_tiles(dr_query_tile *tiles, dr_cuda_attention *work) {
     work->n_parts = dr_plan_room(work->n_parts, true);
 }
 
-// Fills the stage's host memory and points `work` at what will be its copies.
-static void write_plan(const span_source *from, const plan_layout *at, const dr_cuda_stage *stage,
+// Fills host memory and points `work` at what will be its copies on the device.
+static void write_plan(const span_source *from, const plan_layout *at, char *host, char *device,
                        dr_cuda_attention *work) {
-    char *host = stage->host, *device = stage->device;
     int32_t n = from->n, group = from->group ? from->group : 1, *pages = (int32_t *)(host + at->pages);
     dr_span *spans = (dr_span *)host;
     int64_t *query_tiles = (int64_t *)(host + at->query_tiles),
@@ -139,21 +140,52 @@ static void write_plan(const span_source *from, const plan_layout *at, const dr_
         work->n_mma_key_tiles = dr_plan_key_tiles(spans, n, (dr_key_tile *)(host + at->mma_key_tiles));
 }
 
+static dr_cuda_image image_of(const span_source *from, const plan_layout *at, char *host, char *device) {
+    dr_cuda_image image = {
+        .host = host, .bytes = at->bytes, .pages = at->pages, .group = from->group, .is_mma = from->is_mma};
+    write_plan(from, at, host, device, &image.work);
+    return image;
+}
+
+static dr_status send_plan(dr_cuda_state *state, dr_cuda_plan *plan, const span_source *from) {
+    plan_layout at = layout_of(from);
+    plan->is_sent = false;
+    if (!from->sequences) state->later.n = 0; // the stage may move, and then they point to where it was
+    DR_TRY(dr_cuda_stage_reserve(state, &plan->stage, at.bytes));
+    plan->now = image_of(from, &at, plan->stage.host, plan->stage.device);
+    DR_TRY(dr_cuda_stage_send(state, &plan->stage, at.bytes));
+    plan->is_sent = true;
+    return DR_OK;
+}
+
+static const dr_cuda_image *later_image(const dr_cuda_state *state, const span_source *from) {
+    for (int32_t i = 0; !from->sequences && i < state->later.n; i++)
+        if (shows(&state->later.images[i], from)) return &state->later.images[i];
+    return NULL;
+}
+
+// From the burst's plans to the fixed place that kernels, recorded ones too, read.
+static dr_status move_plan(dr_cuda_state *state, const dr_cuda_image *image) {
+    dr_cuda_plan *plan = &state->cached;
+    const char *from = state->later.stage.device + (image->host - state->later.stage.host);
+    plan->is_sent = false;
+    DR_CUDA_TRY(DR_ERR_INTERNAL,
+                cudaMemcpyAsync(plan->stage.device, from, (size_t)image->bytes, cudaMemcpyDeviceToDevice,
+                                state->stream),
+                "plan of a pass, %lld bytes", (long long)image->bytes);
+    plan->now = *image;
+    plan->is_sent = true;
+    return DR_OK;
+}
+
 // The spans, tiles and pages of a call, in device memory; the caller adds what they are read from.
 static dr_status planned(dr_cuda_state *state, const span_source *from, dr_cuda_attention *out_work) {
     dr_cuda_plan *plan = from->sequences ? &state->packed : &state->cached;
-    if (!is_planned(plan, from)) {
-        plan_layout at = layout_of(from);
-        plan->is_sent = false;
-        DR_TRY(dr_cuda_stage_reserve(state, &plan->stage, at.bytes));
-        write_plan(from, &at, &plan->stage, &plan->work);
-        DR_TRY(dr_cuda_stage_send(state, &plan->stage, at.bytes));
-        plan->pages = at.pages;
-        plan->group = from->group;
-        plan->is_mma = from->is_mma;
-        plan->is_sent = true;
+    if (!plan->is_sent || !shows(&plan->now, from)) {
+        const dr_cuda_image *later = later_image(state, from);
+        DR_TRY(later ? move_plan(state, later) : send_plan(state, plan, from));
     }
-    *out_work = plan->work;
+    *out_work = plan->now.work;
     return DR_OK;
 }
 
@@ -307,16 +339,68 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     return dr_cuda_attention_bf16_forward("attention_cached", &a, out, NULL, state->stream);
 }
 
+static span_source source_of(const dr_backend *b, const dr_cached_pass *pass) {
+    return (span_source){NULL, pass->chunks, pass->n_chunks, pass->group,
+                         takes_mma(b, pass->group, 1, pass->head_size)};
+}
+
 // With the plan sent before, no op of the pass sends anything.
 static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
     dr_cuda_state *state;
     dr_cuda_attention plan;
-    span_source from = {NULL, pass->chunks, pass->n_chunks, pass->group,
-                        takes_mma(b, pass->group, 1, pass->head_size)};
+    span_source from = source_of(b, pass);
     DR_TRY(dr_cuda_enter(b, &state));
     if (!state->records) return ops(context);
     DR_TRY(planned(state, &from, &plan));
     return dr_cuda_run_pass(state, pass, &plan, ops, context);
+}
+
+// ---- bursts ----
+
+static int64_t image_room(const plan_layout *at) {
+    enum { PLACE = 16 };
+    return dr_ceil_div(at->bytes, PLACE) * PLACE;
+}
+
+// The fixed place must hold the largest of them from now on: kernels and recordings know it by its address.
+static dr_status reserve_fixed(dr_cuda_state *state, int64_t bytes) {
+    dr_cuda_plan *plan = &state->cached;
+    if (bytes > plan->stage.bytes) {
+        plan->is_sent = false;
+        DR_TRY(dr_cuda_stage_reserve(state, &plan->stage, bytes));
+    }
+    if (plan->is_sent && plan->now.host != plan->stage.host) plan->is_sent = false; // of an earlier burst
+    return DR_OK;
+}
+
+dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32_t n_passes) {
+    dr_cuda_state *state = b->state;
+    dr_cuda_later_plans *later = &state->later;
+    int64_t bytes = 0, most = 0;
+    later->n = 0;
+    for (int32_t i = 0; i < n_passes; i++) {
+        span_source from = source_of(b, &passes[i]);
+        plan_layout at = layout_of(&from);
+        bytes += image_room(&at);
+        if (at.bytes > most) most = at.bytes;
+    }
+    DR_TRY(reserve_fixed(state, most));
+    if (n_passes == 0) return DR_OK;
+    if (n_passes > later->capacity) {
+        DR_TRY(dr_grow(&later->images, "plans of a burst", later->capacity, n_passes, sizeof *later->images));
+        later->capacity = n_passes;
+    }
+    DR_TRY(dr_cuda_stage_reserve(state, &later->stage, bytes));
+    char *host = later->stage.host;
+    for (int32_t i = 0; i < n_passes; i++) {
+        span_source from = source_of(b, &passes[i]);
+        plan_layout at = layout_of(&from);
+        later->images[i] = image_of(&from, &at, host, state->cached.stage.device);
+        host += image_room(&at);
+    }
+    DR_TRY(dr_cuda_stage_send(state, &later->stage, bytes));
+    later->n = n_passes;
+    return DR_OK;
 }
 
 void dr_cuda_fill_attention(dr_backend_ops *ops) {

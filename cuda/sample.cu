@@ -14,27 +14,6 @@ typedef struct search {
     int32_t chosen;
 } search;
 
-// Sum of the values of the threads before this one; *out_total: of all. Every thread must call it.
-template <typename T> static __device__ __forceinline__ T sum_before(T value, T *out_total) {
-    __shared__ T parts[THREADS / 32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    T through = value;
-    for (int width = 1; width < 32; width *= 2) {
-        T other = __shfl_up_sync(0xffffffffu, through, width);
-        if (lane >= width) through += other;
-    }
-    __syncthreads(); // parts may still be read from the last call
-    if (lane == 31) parts[warp] = through;
-    __syncthreads();
-    T before = through - value, total = 0;
-    for (int i = 0; i < THREADS / 32; i++) {
-        if (i < warp) before += parts[i];
-        total += parts[i];
-    }
-    *out_total = total;
-    return before;
-}
-
 // One thread: from the highest bin down to the one in which `wanted` is reached, or the last that has any.
 static __device__ void choose_bin(const double *bins, double wanted, search *s) {
     int bin = BINS - 1, lowest = -1;
@@ -85,18 +64,26 @@ static __device__ int32_t walk(const float *z, int64_t V, float top, float inv_t
         const float p = j < V ? expf(dr_exponent_of(z[j], top, inv_temperature)) : 0.0f;
         const uint32_t bits = __float_as_uint(p);
         int32_t equal = !whole && j < V && bits == s->border;
-        int32_t equal_before = n_equal + sum_before(equal, &more);
+        int32_t equal_before = n_equal + dr_block_before<THREADS>(equal, &more);
         n_equal += more;
         int32_t keep = whole ? j < V : bits > s->border || (equal && equal_before < s->n_equal);
-        int32_t place = n_kept + sum_before(keep, &more);
+        int32_t place = n_kept + dr_block_before<THREADS>(keep, &more);
         n_kept += more;
         if (keep && !whole) kept_ids[place] = (int32_t)j;
-        const double own = keep ? dr_mass_of(p) : 0.0, start = before + sum_before(own, &mass);
+        const double own = keep ? dr_mass_of(p) : 0.0, start = before + dr_block_before<THREADS>(own, &mass);
         before += mass;
         if (start <= mark && start + own > mark) s->chosen = (int32_t)j; // one thread at most, of all tiles
     }
     __syncthreads();
     return n_kept;
+}
+
+// The first id whose logit is NaN or +inf, V when there is none.
+static __device__ int32_t first_bad(const float *z, int64_t V) {
+    float first = (float)V;
+    for (int64_t j = threadIdx.x; j < V; j += THREADS)
+        if ((isnan(z[j]) || z[j] == INFINITY) && (float)j < first) first = (float)j;
+    return (int32_t)-dr_block_max<THREADS>(-first);
 }
 
 static __device__ int32_t first_largest(const float *z, int64_t V, float top) {
@@ -114,13 +101,14 @@ static __device__ double whole_mass(const float *z, int64_t V, float top, float 
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    sample_kernel(const float *logits, int64_t V, const dr_cuda_draw *draws, int32_t *kept_ids,
-                  dr_cuda_drawn *drawn) {
+    sample_kernel(const float *logits, int64_t V, const dr_cuda_draw *draws, const dr_burst_row *rows,
+                  int32_t *kept_ids, dr_cuda_drawn *drawn) {
     __shared__ search s;
+    if (rows && rows[blockIdx.x].is_finished) return;
     const float *z = logits + blockIdx.x * V;
     const dr_cuda_draw draw = draws[blockIdx.x];
     const dr_row_stats stats = dr_row_softmax<THREADS>(z, V, draw.inv_temperature);
-    dr_cuda_drawn out = {-1, 0, 0.0f, 0.0f};
+    dr_cuda_drawn out = {-1, 0, 0.0f, 0.0f, 0};
     if (threadIdx.x == 0) s = search{0.0, 0.0, 0u, 0, 0};
     __syncthreads();
     if (isfinite(stats.lse)) {
@@ -142,16 +130,21 @@ static __global__ void __launch_bounds__(THREADS)
         out.logprob = dr_device_logprob(z[out.id], draw.inv_temperature, stats.lse);
         out.logprob_kept =
             draw.greedy ? 0.0f : dr_device_logprob(z[out.id], draw.inv_temperature, kept_set_lse);
+    } else { // what dr_sampling_refuse wants to know
+        const int32_t bad = first_bad(z, V);
+        out.n_kept = bad < V ? bad : -1;
+        out.logprob = bad < V ? z[bad] : stats.top;
     }
     if (threadIdx.x == 0) drawn[blockIdx.x] = out;
 }
 
 extern "C" dr_status dr_cuda_sample(const float *logits, int64_t T, int64_t V, const dr_cuda_draw *draws,
-                                    int32_t *kept_ids, dr_cuda_drawn *drawn, dr_cuda_stream stream) {
+                                    const dr_burst_row *rows, int32_t *kept_ids, dr_cuda_drawn *drawn,
+                                    dr_cuda_stream stream) {
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("sample", T, 1, &blocks));
-    sample_kernel<<<blocks, THREADS, 0, stream>>>(logits, V, draws, kept_ids, drawn);
+    sample_kernel<<<blocks, THREADS, 0, stream>>>(logits, V, draws, rows, kept_ids, drawn);
     DR_CUDA_LAUNCHED("sample of %lld x %lld", (long long)T, (long long)V);
     return DR_OK;
 }

@@ -39,6 +39,10 @@ static int guard_n_passes, guard_repeated;
 static bool guard_is_tracing;
 static uint64_t guard_trace;
 
+// Within a burst nothing moves between host and backend memory, and its passes are those it began with.
+static const dr_burst *guard_burst;
+static int guard_burst_pass;
+
 static inline void guard_note(uint64_t word) {
     guard_trace = (guard_trace ^ word) * 0x9E3779B97F4A7C15u;
     guard_trace ^= guard_trace >> 29;
@@ -53,6 +57,19 @@ static inline void guard_is(bool is_backend, const char *op, const char *name, c
 // A pass can be repeated without its host code: nothing in it may move memory over or make any.
 static inline void guard_not_in_pass(const char *op) {
     if (guard_is_tracing) fail_msg("%s within a cached pass", op);
+}
+
+static inline void guard_not_in_burst(const char *op) {
+    if (guard_burst) fail_msg("%s within a burst", op);
+}
+
+static inline void guard_pass_of_burst(const dr_cached_pass *pass) {
+    if (!guard_burst) return;
+    assert_true(guard_burst_pass < guard_burst->n_steps - 1);
+    const dr_cached_pass *want = &guard_burst->passes[guard_burst_pass++];
+    assert_ptr_equal(pass->chunks, want->chunks);
+    assert_int_equal(pass->n_chunks, want->n_chunks);
+    assert_memory_equal(pass->places, want->places, sizeof want->places);
 }
 
 // Inside a wrapper: arguments of either kind. NULL passes.
@@ -77,7 +94,7 @@ static inline void guard_not_in_pass(const char *op) {
 // Never used again once given back, so that a use after destroy is seen.
 static dr_status g_memory_create(dr_backend *b, const char *label, size_t bytes, void **out_memory) {
     (void)b, (void)label;
-    guard_not_in_pass(__func__);
+    guard_not_in_pass(__func__), guard_not_in_burst(__func__);
     size_t whole = (bytes + GUARD_PAGE) / GUARD_PAGE * GUARD_PAGE;
     assert_true(guard_used + whole <= GUARD_BYTES);
     *out_memory = guard_at + guard_used;
@@ -92,14 +109,14 @@ static void g_memory_destroy(dr_backend *b, void *memory) {
 
 static void g_copy_in(dr_backend *b, void *to_backend, const void *from_host, size_t bytes) {
     (void)b;
-    guard_not_in_pass(__func__);
+    guard_not_in_pass(__func__), guard_not_in_burst(__func__);
     if (bytes > 0) OURS(to_backend), HOSTS(from_host);
     GUARDED(copy_in(guard_inner, to_backend, from_host, bytes));
 }
 
 static void g_copy_out(dr_backend *b, void *to_host, const void *from_backend, size_t bytes) {
     (void)b;
-    guard_not_in_pass(__func__);
+    guard_not_in_pass(__func__), guard_not_in_burst(__func__);
     if (bytes > 0) HOSTS(to_host), OURS(from_backend);
     GUARDED(copy_out(guard_inner, to_host, from_backend, bytes));
 }
@@ -304,6 +321,7 @@ static dr_status g_cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pas
     HOSTS(pass), HOSTS(pass->chunks);
     for (int32_t c = 0; c < pass->n_chunks; c++) assert_int_equal(pass->chunks[c].n_new, 1);
     assert_false(guard_is_tracing);
+    guard_pass_of_burst(pass);
     guard_is_tracing = true;
     guard_trace = 0;
     dr_status status = ops(context);
@@ -328,6 +346,31 @@ static dr_status g_sample(dr_backend *b, const float *logits, int64_t T, int64_t
     OURS(logits);
     HOSTS(settings), HOSTS(bits), HOSTS(out);
     GUARDED_STATUS(sample(guard_inner, logits, T, V, settings, bits, out));
+}
+
+static dr_status g_burst_begin(dr_backend *b, const dr_burst *burst) {
+    (void)b;
+    HOSTS(burst->settings), HOSTS(burst->bits), HOSTS(burst->limits), HOSTS(burst->ids);
+    HOSTS(burst->positions), HOSTS(burst->states), HOSTS(burst->passes), HOSTS(burst->stops);
+    if (burst->stops) OURS(burst->stops->next), OURS(burst->stops->first_byte), OURS(burst->stops->bytes);
+    guard_burst = burst;
+    guard_burst_pass = 0;
+    GUARDED_STATUS(burst_begin(guard_inner, burst));
+}
+
+static dr_status g_burst_draw(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions) {
+    (void)b;
+    guard_not_in_pass(__func__);
+    OURS(logits), OURS(ids), OURS(positions);
+    GUARDED_STATUS(burst_draw(guard_inner, logits, ids, positions));
+}
+
+static dr_status g_burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
+    (void)b;
+    HOSTS(out), HOSTS(counts);
+    assert_int_equal(guard_burst_pass, guard_burst->n_steps - 1);
+    guard_burst = NULL;
+    GUARDED_STATUS(burst_end(guard_inner, out, counts));
 }
 
 static void g_softmax_stats(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
@@ -421,6 +464,9 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .attention_cached = g_attention_cached,
                                        .cached_pass = g_cached_pass,
                                        .sample = g_sample,
+                                       .burst_begin = g_burst_begin,
+                                       .burst_draw = g_burst_draw,
+                                       .burst_end = g_burst_end,
                                        .softmax_stats = g_softmax_stats,
                                        .kept_lse = g_kept_lse,
                                        .head_forward = g_head_forward,

@@ -261,6 +261,96 @@ static void test_draws(void **state) {
                 "row 1: logit 1 is");
 }
 
+// Each step of a burst, rows that go on, stop and idle, against the CPU's. The kept sets of all steps
+// together are smaller than the vocabulary, so that each finds room.
+enum { BURST_ROWS = 300, BURST_STEPS = 4, BURST_V = 64 };
+
+typedef struct burst_case {
+    float *logits; // (BURST_STEPS, BURST_ROWS, BURST_V), host memory
+    dr_sampling how[BURST_ROWS];
+    uint32_t bits[BURST_STEPS * BURST_ROWS];
+    int32_t limits[BURST_ROWS], first[BURST_ROWS], first_byte[BURST_V + 1];
+    uint8_t states[BURST_ROWS], next[2][256], bytes[BURST_V];
+} burst_case;
+
+static void burst_case_fill(burst_case *c) {
+    memset(c, 0, sizeof *c);
+    c->logits = op_normal(BURST_STEPS * BURST_ROWS * BURST_V, 0, 3);
+    for (int32_t id = 0; id < BURST_V; id++) c->first_byte[id + 1] = id + 1;
+    for (int32_t id = 0; id < BURST_V; id++) c->bytes[id] = (uint8_t)id;
+    for (int32_t id = 0; id < 20; id++) c->next[0][id] = 1; // a stop: a token below 20, then one from 50 on
+    for (int32_t id = 50; id < BURST_V; id++) c->next[1][id] = DR_STOP_REACHED;
+    for (int32_t r = 0; r < BURST_ROWS; r++) {
+        c->how[r] = (dr_sampling){r % 5 == 0 ? 0 : 1, r % 3 == 0 ? 1 : 0.3f};
+        c->limits[r] = 1 + r % BURST_STEPS;
+        c->first[r] = r % BURST_V;
+        c->states[r] = (uint8_t)(r / 2 % 2);
+        for (int32_t step = 0; step < BURST_STEPS; step++)
+            c->bits[step * BURST_ROWS + r] =
+                dr_draw(&(dr_draw_key){.sample = (uint32_t)r, .position = (uint32_t)step});
+    }
+}
+
+// ids [BURST_STEPS, BURST_ROWS] and positions: what each next pass would run.
+static dr_status run_burst(dr_backend *b, const burst_case *c, dr_sampled *out, int32_t *counts, int32_t *ids,
+                           int32_t *positions) {
+    const dr_stop_table stops = {{7, -1, -1, -1},
+                                 put_bytes(b, c->next, sizeof c->next),
+                                 put_bytes(b, c->first_byte, sizeof c->first_byte),
+                                 put_bytes(b, c->bytes, sizeof c->bytes)};
+    const dr_burst burst = {.n_rows = BURST_ROWS,
+                            .V = BURST_V,
+                            .n_steps = BURST_STEPS,
+                            .settings = c->how,
+                            .bits = c->bits,
+                            .limits = c->limits,
+                            .ids = c->first,
+                            .positions = c->first,
+                            .states = c->states,
+                            .stops = &stops};
+    const int64_t width = BURST_ROWS * BURST_V;
+    const size_t bytes = BURST_ROWS * sizeof(int32_t);
+    float *logits = put(b, c->logits, BURST_STEPS * width);
+    int32_t *next_ids = put_bytes(b, c->first, bytes), *next_positions = put_bytes(b, c->first, bytes);
+    DR_TRY(b->ops->burst_begin(b, &burst));
+    for (int step = 0; step < BURST_STEPS; step++) {
+        DR_TRY(b->ops->burst_draw(b, logits + step * width, next_ids, next_positions));
+        b->ops->copy_out(b, ids + step * BURST_ROWS, next_ids, bytes);
+        b->ops->copy_out(b, positions + step * BURST_ROWS, next_positions, bytes);
+    }
+    return b->ops->burst_end(b, out, counts);
+}
+
+static void test_burst(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    enum { N = BURST_STEPS * BURST_ROWS };
+    burst_case c;
+    static dr_sampled want[N], got[N];
+    static int32_t counts[2][BURST_ROWS], ids[2][N], positions[2][N];
+    burst_case_fill(&c);
+    check_ok(run_burst(op_one, &c, want, counts[0], ids[0], positions[0]));
+    check_ok(run_burst(cuda, &c, got, counts[1], ids[1], positions[1]));
+    assert_memory_equal(counts[1], counts[0], sizeof counts[0]);
+    assert_memory_equal(ids[1], ids[0], sizeof ids[0]);
+    assert_memory_equal(positions[1], positions[0], sizeof positions[0]);
+    for (int r = 0; r < BURST_ROWS; r++)
+        for (int at = r; at < counts[0][r] * BURST_ROWS; at += BURST_ROWS) {
+            assert_int_equal(got[at].id, want[at].id);
+            assert_int_equal(got[at].kept.n, want[at].kept.n);
+            for (int32_t k = 0; k < want[at].kept.n; k++)
+                assert_int_equal(got[at].kept.ids[k], want[at].kept.ids[k]);
+            check_close("logprob", &got[at].logprob, &want[at].logprob, 1, 1e-5, 1e-5);
+        }
+    int bad = 5; // a row that is still drawing in the third step
+    while (counts[0][bad] < 3) bad++;
+    c.logits[(2 * BURST_ROWS + bad) * BURST_V + 11] = NAN;
+    char text[64];
+    snprintf(text, sizeof text, "row %d, step 2: logit 11 is", bad);
+    check_error(run_burst(cuda, &c, got, counts[1], ids[1], positions[1]), DR_ERR_NUMERIC, text);
+    free_all();
+}
+
 static void test_refused(void **state) {
     (void)state;
     if (!cuda) skip();
@@ -398,8 +488,8 @@ static void test_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_products), cuda_test(test_norms),   cuda_test(test_elements), cuda_test(test_head),
-        cuda_test(test_draws),    cuda_test(test_refused), cuda_test(test_rows),
+        cuda_test(test_products), cuda_test(test_norms), cuda_test(test_elements), cuda_test(test_head),
+        cuda_test(test_draws),    cuda_test(test_burst), cuda_test(test_refused),  cuda_test(test_rows),
     };
     cuda_run(tests);
 }

@@ -443,6 +443,65 @@ static void test_ids(void **state) {
         }
 }
 
+// ---- bursts ----
+
+// The settling of one step as its kernel does it: kept ids of all rows that drew stand one behind another in
+// the list, and from the first row that finds no room on nothing more is listed.
+static int64_t settle(dr_burst_row *rows, int32_t n, const int32_t *ids, const int32_t *kept, int64_t listed,
+                      int64_t room, int32_t *list) {
+    int64_t before = listed, fitted = 0;
+    for (int32_t r = 0; r < n; r++) {
+        const dr_burst_row was = rows[r];
+        int64_t own = dr_listed_by(&was, ids[r], kept[r]), place = before;
+        bool drew = dr_settle_row(&rows[r], NULL, ids[r], kept[r], place, room);
+        before += own;
+        if (was.is_finished) {
+            assert_memory_equal(&rows[r], &was, sizeof was);
+            assert_true(!drew && own == 0);
+            continue;
+        }
+        assert_int_equal(rows[r].has_failed, ids[r] < 0);
+        assert_int_equal(rows[r].n_drawn, was.n_drawn + drew);
+        if (ids[r] >= 0) assert_int_equal(drew, kept[r] == 0 || place + kept[r] <= room);
+        if (!drew)
+            assert_true(rows[r].is_finished && rows[r].id == was.id && rows[r].position == was.position);
+        if (drew && rows[r].n_drawn < was.limit)
+            assert_true(rows[r].id == ids[r] && rows[r].position == was.position + 1);
+        for (int64_t i = 0; drew && i < own; i++) list[place + i]++;
+        fitted += drew ? own : 0;
+    }
+    return listed + fitted;
+}
+
+static void test_settling(void **state) {
+    (void)state;
+    enum { ROWS = 70, V = 20, STEPS = 6, ROOM = ROWS * V };
+    for (uint32_t most = 1; most <= V; most += 3) { // kept ids of a row
+        dr_burst_row rows[ROWS];
+        int32_t ids[ROWS], kept[ROWS], n_short = 0, *list = counters(ROOM);
+        int64_t listed = 0;
+        uint32_t word = most;
+        for (int32_t r = 0; r < ROWS; r++) rows[r] = (dr_burst_row){.id = 100, .limit = 1 + r % STEPS};
+        for (int step = 0; step < STEPS; step++) {
+            for (int32_t r = 0; r < ROWS; r++) {
+                word = word * 1664525u + 1013904223u;
+                ids[r] = word >> 8 & 63 ? (int32_t)(word >> 16 & 15) : -1;
+                kept[r] = word >> 30 ? (int32_t)((word >> 4) % (most + 1)) : 0;
+            }
+            listed = settle(rows, ROWS, ids, kept, listed, ROOM, list);
+            assert_true(listed <= ROOM);
+        }
+        for (int32_t r = 0; r < ROWS; r++) {
+            assert_true(rows[r].is_finished);
+            n_short += !rows[r].has_failed && rows[r].n_drawn < rows[r].limit;
+        }
+        if (most == 1) assert_int_equal(n_short, 0);
+        if (most + 3 > V) assert_true(n_short > 0);
+        for (int64_t i = 0; i < ROOM; i++) assert_int_equal(list[i], i < listed);
+        dr_free(list);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tiles),        cmocka_unit_test(test_tile_items),
@@ -450,7 +509,7 @@ int main(void) {
         cmocka_unit_test(test_parts),        cmocka_unit_test(test_packed_spans),
         cmocka_unit_test(test_cached_spans), cmocka_unit_test(test_swizzle),
         cmocka_unit_test(test_cached_plans), cmocka_unit_test(test_packed_plans),
-        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_ids),          cmocka_unit_test(test_settling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

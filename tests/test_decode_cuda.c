@@ -1,6 +1,9 @@
-// The decode loop on the CUDA body: passes repeated as graphs give plain ones' logits. No device: skipped.
+// The decode loop on the CUDA body: passes repeated as graphs give plain ones' logits, and bursts give what
+// draws one by one give. No device: skipped.
 // labels: gpu
 #include "tests/cuda_check.h"
+
+#include <string.h>
 
 #include "core/model/lm.h"
 
@@ -59,6 +62,87 @@ static void check_decoding(dr_backend *plain, dr_backend *recording, int32_t hea
     for (int i = 0; i < 2; i++) decoder_close(&decoders[i]);
 }
 
+// ---- bursts ----
+
+enum { BURST = 7, DRAWS = 42 };
+
+typedef struct tokens {
+    int32_t ids[SEQUENCES][DRAWS], n_kept[SEQUENCES][DRAWS];
+    float logprob[SEQUENCES][DRAWS], logprob_kept[SEQUENCES][DRAWS];
+} tokens;
+
+// Draws of all sequences, n in turn; each begins with its prompt, and two of them draw less at a time.
+static void draw_tokens(dr_backend *b, const dr_lm_config *config, int32_t n, tokens *out) {
+    static const int32_t prompts[SEQUENCES] = {250, 3, 511, 100, 40};
+    static const dr_sampling how[SEQUENCES] = {{1, 0.9f}, {1, 1}, {0, 1}, {0.7f, 0.5f}, {1.5f, 0.99f}};
+    decoder d = decoder_open(b, config);
+    int32_t *ids = op_ids(1000, VOCAB), n_drawn[SEQUENCES] = {0};
+    for (bool goes_on = true; goes_on;) {
+        dr_lm_chunk chunks[SEQUENCES];
+        dr_sampling settings[SEQUENCES];
+        dr_sampled drawn[BURST * SEQUENCES];
+        uint32_t bits[BURST * SEQUENCES];
+        int32_t rows[SEQUENCES], limits[SEQUENCES], counts[SEQUENCES], n_rows = 0, most = 0;
+        for (int s = 0; s < SEQUENCES; s++) {
+            int32_t left = DRAWS - n_drawn[s], own = n > 2 && s % 3 == 1 ? n - 2 : n;
+            if (left == 0) continue;
+            chunks[n_rows] = n_drawn[s] == 0
+                                 ? (dr_lm_chunk){d.seqs[s], prompts[s], ids + s, true}
+                                 : (dr_lm_chunk){d.seqs[s], 1, &out->ids[s][n_drawn[s] - 1], true};
+            limits[n_rows] = own < left ? own : left;
+            if (limits[n_rows] > most) most = limits[n_rows];
+            settings[n_rows] = how[s];
+            rows[n_rows++] = s;
+        }
+        goes_on = n_rows > 0;
+        if (!goes_on) break;
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t step = 0; step < most; step++)
+                bits[step * n_rows + r] = dr_draw(&(dr_draw_key){
+                    .sample = (uint32_t)rows[r], .position = (uint32_t)(n_drawn[rows[r]] + step)});
+        const dr_lm_burst burst = {.chunks = chunks,
+                                   .n_chunks = n_rows,
+                                   .n_steps = most,
+                                   .sampling = settings,
+                                   .bits = bits,
+                                   .limits = limits,
+                                   .logits = d.logits};
+        dr_lm_drawn result = {.tokens = drawn, .counts = counts};
+        check_ok(dr_lm_decode_burst(d.lm, d.kv, &burst, &result));
+        for (int32_t r = 0; r < n_rows; r++) {
+            int s = rows[r];
+            assert_true(counts[r] >= 1 && counts[r] <= limits[r]); // less when kept sets find no room
+            for (int32_t step = 0; step < counts[r]; step++, n_drawn[s]++) {
+                const dr_sampled *token = &drawn[step * n_rows + r];
+                out->ids[s][n_drawn[s]] = token->id;
+                out->n_kept[s][n_drawn[s]] = token->kept.n;
+                out->logprob[s][n_drawn[s]] = token->logprob;
+                out->logprob_kept[s][n_drawn[s]] = token->logprob_kept;
+            }
+        }
+    }
+    decoder_close(&d);
+}
+
+// The same bits one by one and in bursts, plainly and as graphs.
+static void check_bursts(dr_backend *plain, dr_backend *recording, int32_t head_size) {
+    dr_lm_config config;
+    static tokens want, got;
+    check_ok(dr_lm_preset("tiny", VOCAB, &config));
+    config.head_size = head_size;
+    const uint64_t stream = op_stream;
+    draw_tokens(plain, &config, 1, &want);
+    for (int i = 0; i < 2; i++) {
+        memset(&got, 0, sizeof got);
+        op_stream = stream;
+        draw_tokens(i ? recording : plain, &config, BURST, &got);
+        assert_memory_equal(got.ids, want.ids, sizeof want.ids);
+        assert_memory_equal(got.n_kept, want.n_kept, sizeof want.n_kept);
+        check_same_bits("logprob", got.logprob[0], want.logprob[0], SEQUENCES * DRAWS);
+        check_same_bits("logprob_kept", got.logprob_kept[0], want.logprob_kept[0], SEQUENCES * DRAWS);
+    }
+}
+
 static void check_precision(dr_backend *plain) {
     static const int32_t head_sizes[] = {16, 64};
     dr_backend *recording = NULL;
@@ -68,8 +152,10 @@ static void check_precision(dr_backend *plain) {
     dr_cuda_record_passes(false);
     check_ok(status);
 #endif
-    for (size_t i = 0; i < sizeof head_sizes / sizeof *head_sizes; i++)
+    for (size_t i = 0; i < sizeof head_sizes / sizeof *head_sizes; i++) {
         check_decoding(plain, recording, head_sizes[i]);
+        check_bursts(plain, recording, head_sizes[i]);
+    }
     dr_backend_destroy(recording);
     free_all();
 }

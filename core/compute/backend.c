@@ -1,6 +1,7 @@
 // What holds for every backend: memory as arrays, their contents on the host, draws.
 #include "core/compute/backend.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "core/base/alloc.h"
@@ -51,14 +52,33 @@ dr_status dr_sampling_check(const dr_sampling *settings) {
     return DR_OK;
 }
 
-dr_status dr_sampling_refuse(const float *z, int64_t V, int64_t row, float temperature) {
-    float top = -INFINITY;
-    for (int64_t i = 0; i < V; i++) {
-        DR_CHECK(!isnan(z[i]) && z[i] != INFINITY, DR_ERR_NUMERIC, "sampling, row %lld: logit %lld is %g",
-                 (long long)row, (long long)i, (double)z[i]);
-        top = z[i] > top ? z[i] : top;
+dr_status dr_burst_check(const dr_burst *burst) {
+    DR_CHECK(burst->n_rows >= 1 && burst->n_steps >= 1, DR_ERR_ARGUMENT, "burst of %lld rows, %d steps",
+             (long long)burst->n_rows, burst->n_steps);
+    for (int64_t r = 0; r < burst->n_rows; r++) {
+        DR_TRY(dr_sampling_check(&burst->settings[r]));
+        DR_CHECK(burst->limits[r] >= 1 && burst->limits[r] <= burst->n_steps, DR_ERR_ARGUMENT,
+                 "burst: row %lld may draw %d tokens in %d steps", (long long)r, burst->limits[r],
+                 burst->n_steps);
     }
-    DR_CHECK(top > -INFINITY, DR_ERR_NUMERIC, "sampling, row %lld: every logit is -inf", (long long)row);
-    return DR_FAIL(DR_ERR_NUMERIC, "sampling, row %lld: logits of up to %g at temperature %g are too large",
-                   (long long)row, (double)top, (double)temperature);
+    return DR_OK;
+}
+
+dr_bad_logit dr_bad_logit_of(const float *z, int64_t V) {
+    dr_bad_logit found = {-1, -INFINITY};
+    for (int64_t i = 0; i < V; i++) {
+        if (isnan(z[i]) || z[i] == INFINITY) return (dr_bad_logit){(int32_t)i, z[i]};
+        found.value = z[i] > found.value ? z[i] : found.value;
+    }
+    return found;
+}
+
+dr_status dr_sampling_refuse(const dr_bad_logit *bad, int64_t step, int64_t row, float temperature) {
+    char at[64];
+    snprintf(at, sizeof at, step > 0 ? "sampling, row %lld, step %lld" : "sampling, row %lld", (long long)row,
+             (long long)step);
+    DR_CHECK(bad->id < 0, DR_ERR_NUMERIC, "%s: logit %d is %g", at, bad->id, (double)bad->value);
+    DR_CHECK(bad->value > -INFINITY, DR_ERR_NUMERIC, "%s: every logit is -inf", at);
+    return DR_FAIL(DR_ERR_NUMERIC, "%s: logits of up to %g at temperature %g are too large", at,
+                   (double)bad->value, (double)temperature);
 }

@@ -93,8 +93,16 @@ typedef struct dr_sampling {
 
 // DR_ERR_ARGUMENT for settings outside their bounds.
 dr_status dr_sampling_check(const dr_sampling *settings);
-// The DR_ERR_NUMERIC of a row [V], host memory, whose log-sum-exp is not a number: names row, id and value.
-dr_status dr_sampling_refuse(const float *logits, int64_t V, int64_t row, float temperature);
+
+// What makes a row's log-sum-exp no number: the first logit that is NaN or +inf, else (id -1) a largest one
+// that is -inf or too large.
+typedef struct dr_bad_logit {
+    int32_t id;
+    float value;
+} dr_bad_logit;
+dr_bad_logit dr_bad_logit_of(const float *logits, int64_t V); // of such a row [V], host memory
+// Its DR_ERR_NUMERIC: names row, id and value, and the step of a burst behind its first.
+dr_status dr_sampling_refuse(const dr_bad_logit *bad, int64_t step, int64_t row, float temperature);
 
 typedef struct dr_sampled {
     int32_t id;
@@ -102,6 +110,34 @@ typedef struct dr_sampled {
     float logprob_kept; // under the truncated distribution that it was drawn from (0 when greedy)
     dr_kept kept;       // what top-p left; n 0 with top-p 1 and greedy
 } dr_sampled;
+
+// What ends a row's draws: ids, and patterns in the bytes of the tokens drawn, across tokens. An automaton
+// over bytes of at most DR_STOP_REACHED states; state 0 has seen nothing of any pattern.
+enum { DR_STOP_IDS = 4, DR_STOP_REACHED = 255 };
+typedef struct dr_stop_table {
+    int32_t ids[DR_STOP_IDS];  // that end at once; -1 unused
+    const uint8_t *next;       // [n_states, 256] by state and byte: the next state, or DR_STOP_REACHED
+    const int32_t *first_byte; // [V + 1]: token t has bytes first_byte[t] … first_byte[t + 1] - 1
+    const uint8_t *bytes;      // next, first_byte, bytes: backend memory
+} dr_stop_table;
+
+// A burst: n_steps draws in turn for the same rows, a pass between two of them, decided beforehand, so that a
+// device need not wait for its host between two tokens. A row is finished once it has drawn what `stops`
+// ends, or limits[r] tokens; from then on it idles. Host memory but for the table's parts; borrowed until
+// burst_end.
+typedef struct dr_burst {
+    int64_t n_rows, V;
+    int32_t n_steps;
+    const dr_sampling *settings;    // [n_rows]
+    const uint32_t *bits;           // [n_steps, n_rows]
+    const int32_t *limits;          // [n_rows], 1 … n_steps
+    const int32_t *ids, *positions; // [n_rows]: the token that gave a row's first logits
+    const uint8_t *states; // [n_rows] of the automaton before the first draw; not looked at without stops
+    const dr_stop_table *stops;   // NULL: the limits alone end a row
+    const dr_cached_pass *passes; // [n_steps - 1]: what will run between two draws; NULL: not said
+} dr_burst;
+// DR_ERR_ARGUMENT: no rows or steps, or settings or limits outside their bounds.
+dr_status dr_burst_check(const dr_burst *burst);
 
 typedef struct dr_adamw_settings {
     float learning_rate, beta1, beta2, epsilon, weight_decay;
@@ -118,6 +154,7 @@ typedef struct dr_pass_shape {
     int64_t T;           // tokens of a training pass
     int64_t n_out, n_in; // the largest of any weight but the head's
     int64_t V, n_draws;  // vocabulary; rows drawn at a time
+    int64_t n_steps;     // draws in turn of a burst
     int64_t n_sharing;   // sequences of one prefix, itself among them
     int32_t H, G, d;
 } dr_pass_shape;
@@ -240,6 +277,16 @@ typedef struct dr_backend_ops {
     // of a row are -inf. Row-exact; O(V) whatever the distribution is.
     dr_status (*sample)(dr_backend *b, const float *logits, int64_t T, int64_t V, const dr_sampling *settings,
                         const uint32_t *bits, dr_sampled *out);
+    // A burst: begin, then for each step a draw and, but after the last, one of its passes; end. One at a
+    // time. burst_draw: one draw, as `sample` makes it, for each row that is not finished, from its logits
+    // [n_rows, V]; then ids, positions [n_rows] (backend memory) are what the next pass runs: the token drawn
+    // at the next position, or for a finished row what it ran last. burst_end: out [n_steps, n_rows], of row
+    // r the first counts[r]; kept ids are the backend's until its next draw. A body may finish a row early,
+    // not before its first draw, when kept sets take more memory than it has set aside. DR_ERR_NUMERIC as
+    // `sample`'s, of burst_draw or of burst_end: the burst has ended then.
+    dr_status (*burst_begin)(dr_backend *b, const dr_burst *burst);
+    dr_status (*burst_draw)(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions);
+    dr_status (*burst_end)(dr_backend *b, dr_sampled *out, int32_t *counts);
     // lse, entropy [T] of softmax(logits / temperature), logits [T, V]; kept_lse: lse [T] over each row's
     // kept set, rows with an empty one left as they are. head_forward goes through the same code:
     // dr_logprob_of(logits[t][id], temperature, lse[t]) is its logprob, bit for bit. Row-exact.

@@ -133,6 +133,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     dr_cpu_fill_attention(&ops);
     dr_cpu_fill_head(&ops);
     dr_cpu_fill_softmax(&ops);
+    dr_cpu_fill_burst(&ops);
 
     dr_backend *backend = NULL;
     dr_cpu_state *state = NULL;
@@ -166,6 +167,8 @@ void dr_backend_cpu_destroy(dr_backend *backend) {
     for (int i = 0; i < DR_MAX_THREADS; i++) dr_free(state->thread[i].data);
     for (int64_t t = 0; t < state->n_kept; t++) dr_free(state->kept[t].data);
     dr_free(state->kept);
+    dr_free(state->burst_rows);
+    dr_free(state->burst_drawn);
     dr_free(state);
     dr_free(backend);
 }

@@ -10,6 +10,7 @@
 
 #include "core/base/hot.h"
 #include "core/compute/backend.h"
+#include "core/compute/burst.h"
 
 #define DR_INLINE static inline __attribute__((always_inline))
 
@@ -63,8 +64,13 @@ typedef struct dr_cpu_state {
     dr_scratch shared;                 // packed operand of the running call
     dr_scratch head;                   // of the loss head, which calls linear ops while it holds it
     dr_scratch thread[DR_MAX_THREADS]; // one a thread
-    dr_scratch *kept;                  // [n_kept] kept sets of the last draw, ids where floats are
+    dr_scratch *kept;                  // [n_kept] kept sets of the last draws, ids where floats are
     int64_t n_kept;
+    const dr_burst *burst; // the one that is under way, or NULL (burst_cpu.c)
+    int32_t burst_step;
+    dr_burst_row *burst_rows; // [n_burst_rows]
+    dr_sampled *burst_drawn;  // [n_burst_drawn], of which the burst has n_steps times n_rows
+    int64_t n_burst_rows, n_burst_drawn;
     dr_scratch rounded[2]; // operands of a bf16 product, as floats
     struct dr_bf16 *bf16;  // NULL in fp32 and where the processor does not multiply bf16
 } dr_cpu_state;
@@ -87,6 +93,18 @@ dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a
                          int64_t k, float *c, bool accumulate);
 // y [T, n_out] = x Wᵀ from the weight's own values, with threads (gemm_weight.c).
 dr_status dr_cpu_apply_weight(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y);
+
+// One draw for each row that is not finished (softmax_cpu.c), settings and bits checked by the caller.
+typedef struct dr_cpu_draws {
+    const dr_sampling *settings; // [T]
+    const uint32_t *bits;        // [T]
+    const dr_burst_row *rows;    // [T], or NULL: none is finished
+    int32_t step;                // of the burst, for errors
+    dr_scratch *kept;            // [T], which the results point into
+    dr_sampled *out;             // [T]
+} dr_cpu_draws;
+dr_status dr_cpu_reserve_draws(dr_backend *b, int64_t n_draws, int64_t V); // whose kept sets stand together
+dr_status dr_cpu_draw(dr_backend *b, const float *logits, int64_t T, int64_t V, const dr_cpu_draws *draws);
 
 // to[c * to_row + r] = from[r * from_row + c] (gemm_weight.c).
 void dr_turn_over(const float *from, int64_t from_row, int64_t rows, int64_t columns, float *to,
@@ -233,5 +251,6 @@ void dr_cpu_fill_elementwise(dr_backend_ops *ops);
 void dr_cpu_fill_attention(dr_backend_ops *ops);
 void dr_cpu_fill_head(dr_backend_ops *ops);
 void dr_cpu_fill_softmax(dr_backend_ops *ops);
+void dr_cpu_fill_burst(dr_backend_ops *ops);
 
 #endif

@@ -344,27 +344,26 @@ int64_t dr_cpu_draw_floats(const dr_pass_shape *s) {
     return ROW_ARRAYS * s->V;
 }
 
-static dr_status reserve_rows(dr_backend *b, int64_t T, int64_t V) {
+dr_status dr_cpu_reserve_draws(dr_backend *b, int64_t n_draws, int64_t V) {
     dr_cpu_state *state = dr_cpu_state_of(b);
-    if (T > state->n_kept) {
-        DR_TRY(dr_grow(&state->kept, "kept sets", state->n_kept, T, sizeof *state->kept));
-        state->n_kept = T;
+    if (n_draws > state->n_kept) {
+        DR_TRY(dr_grow(&state->kept, "kept sets", state->n_kept, n_draws, sizeof *state->kept));
+        state->n_kept = n_draws;
     }
     for (int i = 0; i < b->n_threads; i++) DR_TRY(dr_scratch_reserve(&state->thread[i], ROW_ARRAYS * V));
     return DR_OK;
 }
 
-static dr_status sample(dr_backend *b, const float *logits, int64_t T, int64_t V, const dr_sampling *how,
-                        const uint32_t *bits, dr_sampled *out) {
-    for (int64_t t = 0; t < T; t++) DR_TRY(dr_sampling_check(&how[t]));
-    DR_TRY(reserve_rows(b, T, V));
+dr_status dr_cpu_draw(dr_backend *b, const float *logits, int64_t T, int64_t V, const dr_cpu_draws *draws) {
     dr_cpu_state *state = dr_cpu_state_of(b);
     int64_t failed = T; // the first row that did
     dr_status failure = DR_OK;
 #pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1 && T > 1)
     for (int64_t t = 0; t < T; t++) {
-        dr_status status = draw_row(logits + t * V, V, &how[t], bits[t],
-                                    state->thread[omp_get_thread_num()].data, &state->kept[t], &out[t]);
+        if (draws->rows && draws->rows[t].is_finished) continue;
+        dr_status status =
+            draw_row(logits + t * V, V, &draws->settings[t], draws->bits[t],
+                     state->thread[omp_get_thread_num()].data, &draws->kept[t], &draws->out[t]);
         if (status == DR_OK) continue;
 #pragma omp critical(dr_sample_failure)
         if (t < failed) {
@@ -372,10 +371,20 @@ static dr_status sample(dr_backend *b, const float *logits, int64_t T, int64_t V
             failure = status;
         }
     }
-    if (failure == DR_ERR_NUMERIC)
-        return dr_sampling_refuse(logits + failed * V, V, failed, how[failed].temperature);
+    if (failure == DR_ERR_NUMERIC) {
+        dr_bad_logit bad = dr_bad_logit_of(logits + failed * V, V);
+        return dr_sampling_refuse(&bad, draws->step, failed, draws->settings[failed].temperature);
+    }
     DR_CHECK(failure == DR_OK, failure, "sampling, row %lld: no memory for its kept set", (long long)failed);
     return DR_OK;
+}
+
+static dr_status sample(dr_backend *b, const float *logits, int64_t T, int64_t V, const dr_sampling *how,
+                        const uint32_t *bits, dr_sampled *out) {
+    for (int64_t t = 0; t < T; t++) DR_TRY(dr_sampling_check(&how[t]));
+    DR_TRY(dr_cpu_reserve_draws(b, T, V));
+    const dr_cpu_draws draws = {.settings = how, .bits = bits, .kept = dr_cpu_state_of(b)->kept, .out = out};
+    return dr_cpu_draw(b, logits, T, V, &draws);
 }
 
 void dr_cpu_fill_softmax(dr_backend_ops *ops) {

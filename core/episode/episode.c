@@ -72,6 +72,12 @@ dr_draw_key dr_episode_draw_key(const dr_episode *e) {
                          .position = (uint32_t)(t->n_tokens - e->turn_begin)};
 }
 
+int32_t dr_episode_room(const dr_episode *e, const dr_episode_rules *rules) {
+    const int32_t n = e->trajectory.n_tokens, total = rules->protocol.max_total_tokens - n,
+                  turn = rules->protocol.max_turn_tokens - (n - e->turn_begin);
+    return total < turn ? total : turn;
+}
+
 // The first stop tag that ends behind `known` bytes; its end goes to *out_end.
 static dr_tag stop_tag(const dr_buf *text, size_t known, size_t *out_end) {
     size_t longest = strlen(DR_TAG_ANSWER_END); // the longer one of the two

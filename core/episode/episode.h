@@ -53,6 +53,8 @@ dr_status dr_episode_begin(dr_episode *episode, const dr_episode_rules *rules, c
                            int32_t n_prompt);
 // The key of the next token's draw.
 dr_draw_key dr_episode_draw_key(const dr_episode *episode);
+// Tokens that a running episode may sample before a cap ends its turn or itself: at least 1.
+int32_t dr_episode_room(const dr_episode *episode, const dr_episode_rules *rules);
 // Appends a sampled token and decides what follows. Tags are found in the bytes of the turn's tokens, so it
 // does not matter whether a tag is one token or many.
 dr_status dr_episode_token(dr_episode *episode, const dr_episode_rules *rules, const dr_sampled *token);

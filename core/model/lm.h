@@ -148,6 +148,8 @@ dr_status dr_kv_open(dr_kv_cache *kv, int32_t *out_seq);
 dr_status dr_kv_fork(dr_kv_cache *kv, int32_t seq, int32_t *out_seq);
 void dr_kv_close(dr_kv_cache *kv, int32_t seq);
 int32_t dr_kv_length(const dr_kv_cache *kv, int32_t seq);
+// Forgets what is behind the first `length` positions, at most those there are, and gives its pages back.
+void dr_kv_truncate(dr_kv_cache *kv, int32_t seq, int32_t length);
 
 // New tokens of one sequence: decode (n = 1) and chunked prefill are the same call.
 typedef struct dr_lm_chunk {
@@ -165,6 +167,30 @@ dr_status dr_lm_decode(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, in
 // The same for n more tokens of one sequence, with the logits after each of them: out_logits [n, vocab].
 dr_status dr_lm_decode_rows(dr_lm *lm, dr_kv_cache *kv, int32_t seq, const int32_t *ids, int32_t n,
                             float *out_logits);
+
+// A burst: the pass of dr_lm_decode, a draw for each chunk that wants logits (a row, in their order), then
+// n_steps - 1 times a pass of those rows alone, each with the token that it just drew, and a draw. All is
+// decided beforehand, so that on a device the host waits once, at the end. A row that is finished (dr_burst)
+// idles. What is drawn does not depend on n_steps, on the limits or on the other rows.
+typedef struct dr_lm_burst {
+    const dr_lm_chunk *chunks;
+    int32_t n_chunks, n_steps;
+    const dr_sampling *sampling; // [n_rows]
+    const uint32_t *bits;        // [n_steps, n_rows]
+    const int32_t *limits;       // [n_rows], 1 … n_steps: most tokens that a row draws
+    const dr_stop_table *stops;  // or NULL
+    const uint8_t *states;       // [n_rows], with stops
+    float *logits;               // [n_rows, vocab], backend memory: scratch
+} dr_lm_burst;
+typedef struct dr_lm_drawn {
+    dr_sampled *tokens; // [n_steps, n_rows], of row r the first counts[r]; kept ids until the next draw
+    int32_t *counts;    // [n_rows]
+    double draw_s;      // seconds that the host spent on draws, and at the end waiting for them
+} dr_lm_drawn;
+// The arrays of *out are the caller's. Afterwards a sequence holds its chunk and all that its row drew but
+// the last token. Errors are those of dr_lm_decode, DR_ERR_MEMORY with nothing changed also when pages for a
+// row's whole limit are short, and of the burst's ops; after them no sequence has grown.
+dr_status dr_lm_decode_burst(dr_lm *lm, dr_kv_cache *kv, const dr_lm_burst *burst, dr_lm_drawn *out);
 
 // ---- memory: what the above takes, in bytes; an outline is enough ----
 

@@ -1,0 +1,62 @@
+// What a draw does to a row of a burst (backend.h): the same code in every body, on the host and on a device.
+#ifndef DR_CORE_COMPUTE_BURST_H
+#define DR_CORE_COMPUTE_BURST_H
+
+#include "core/compute/backend.h"
+
+#ifdef __CUDACC__
+#define DR_EVERY_BODY static __host__ __device__ __forceinline__
+#else
+#define DR_EVERY_BODY static inline
+#endif
+
+typedef struct dr_burst_row {
+    int32_t id, position; // what the next pass runs
+    int32_t n_drawn, limit;
+    uint8_t state; // of the stop table's automaton
+    bool is_finished;
+    bool has_failed; // its draw n_drawn had no numbers to draw from; for bodies that say so at the end
+} dr_burst_row;
+
+static inline dr_burst_row dr_burst_row_at(const dr_burst *burst, int64_t r) {
+    dr_burst_row row;
+    row.id = burst->ids[r];
+    row.position = burst->positions[r];
+    row.n_drawn = 0;
+    row.limit = burst->limits[r];
+    row.state = burst->stops ? burst->states[r] : (uint8_t)0;
+    row.is_finished = row.has_failed = false;
+    return row;
+}
+
+// The automaton's state after the bytes of token `id`, DR_STOP_REACHED when a pattern ended among them.
+DR_EVERY_BODY uint8_t dr_stop_after(const dr_stop_table *stops, uint8_t state, int32_t id) {
+    const int32_t end = stops->first_byte[id + 1];
+    for (int32_t i = stops->first_byte[id]; i < end && state != DR_STOP_REACHED; i++)
+        state = stops->next[state * 256 + stops->bytes[i]];
+    return state;
+}
+
+DR_EVERY_BODY bool dr_stop_ends(const dr_stop_table *stops, int32_t id) {
+    for (int i = 0; i < DR_STOP_IDS; i++)
+        if (stops->ids[i] == id) return true;
+    return false;
+}
+
+// The row has drawn `id`. A finished row keeps the token that it ran last: its passes then change nothing, or
+// nothing that anybody reads.
+DR_EVERY_BODY void dr_burst_advance(dr_burst_row *row, const dr_stop_table *stops, int32_t id) {
+    row->n_drawn++;
+    row->is_finished = row->n_drawn >= row->limit;
+    if (stops && dr_stop_ends(stops, id)) {
+        row->is_finished = true;
+    } else if (stops) {
+        row->state = dr_stop_after(stops, row->state, id);
+        row->is_finished |= row->state == DR_STOP_REACHED;
+    }
+    if (row->is_finished) return;
+    row->id = id;
+    row->position++;
+}
+
+#endif

@@ -1,0 +1,67 @@
+// Bursts on the CPU: the reference. Nothing is gained by one here but the same results in the same order.
+#include "core/base/alloc.h"
+#include "core/compute/cpu_internal.h"
+
+static dr_status reserve(dr_cpu_state *state, int64_t n_rows, int64_t n_drawn) {
+    if (n_rows > state->n_burst_rows) {
+        DR_TRY(dr_grow(&state->burst_rows, "rows of a burst", state->n_burst_rows, n_rows,
+                       sizeof *state->burst_rows));
+        state->n_burst_rows = n_rows;
+    }
+    if (n_drawn > state->n_burst_drawn) {
+        DR_TRY(dr_grow(&state->burst_drawn, "draws of a burst", state->n_burst_drawn, n_drawn,
+                       sizeof *state->burst_drawn));
+        state->n_burst_drawn = n_drawn;
+    }
+    return DR_OK;
+}
+
+static dr_status burst_begin(dr_backend *b, const dr_burst *burst) {
+    dr_cpu_state *state = dr_cpu_state_of(b);
+    const int64_t n_drawn = burst->n_steps * burst->n_rows;
+    DR_TRY(dr_burst_check(burst));
+    DR_TRY(reserve(state, burst->n_rows, n_drawn));
+    DR_TRY(dr_cpu_reserve_draws(b, n_drawn, burst->V));
+    for (int64_t r = 0; r < burst->n_rows; r++) state->burst_rows[r] = dr_burst_row_at(burst, r);
+    state->burst = burst;
+    state->burst_step = 0;
+    return DR_OK;
+}
+
+static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions) {
+    dr_cpu_state *state = dr_cpu_state_of(b);
+    const dr_burst *burst = state->burst;
+    DR_ASSERT(burst && state->burst_step < burst->n_steps);
+    const int64_t n = burst->n_rows, first = state->burst_step * n;
+    const dr_cpu_draws draws = {.settings = burst->settings,
+                                .bits = burst->bits + first,
+                                .rows = state->burst_rows,
+                                .step = state->burst_step++,
+                                .kept = state->kept + first,
+                                .out = state->burst_drawn + first};
+    dr_status status = dr_cpu_draw(b, logits, n, burst->V, &draws);
+    if (status != DR_OK) state->burst = NULL;
+    for (int64_t r = 0; r < n && status == DR_OK; r++) {
+        dr_burst_row *row = &state->burst_rows[r];
+        if (!row->is_finished) dr_burst_advance(row, burst->stops, draws.out[r].id);
+        ids[r] = row->id;
+        positions[r] = row->position;
+    }
+    return status;
+}
+
+static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
+    dr_cpu_state *state = dr_cpu_state_of(b);
+    const dr_burst *burst = state->burst;
+    DR_ASSERT(burst && state->burst_step == burst->n_steps);
+    for (int64_t r = 0; r < burst->n_rows; r++) counts[r] = state->burst_rows[r].n_drawn;
+    memcpy(out, state->burst_drawn, (size_t)(burst->n_steps * burst->n_rows) * sizeof *out);
+    state->burst = NULL;
+    return DR_OK;
+}
+
+void dr_cpu_fill_burst(dr_backend_ops *ops) {
+    ops->burst_begin = burst_begin;
+    ops->burst_draw = burst_draw;
+    ops->burst_end = burst_end;
+}

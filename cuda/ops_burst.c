@@ -1,0 +1,152 @@
+// Bursts: what the host decided goes to the device once, each draw is followed by what moves its rows on, and
+// all results come back once at the end.
+#include <cuda_runtime_api.h>
+
+#include "core/base/alloc.h"
+#include "cuda/cuda_internal.h"
+
+// Places in the stage: the number of ids listed at 0, then the rows, then the draws of all steps.
+typedef struct burst_layout {
+    int64_t rows, draws, bytes;
+} burst_layout;
+
+static burst_layout layout_of(const dr_burst *burst) {
+    enum { PLACE = 16 };
+    burst_layout at = {.rows = PLACE};
+    at.draws = dr_ceil_div(at.rows + burst->n_rows * (int64_t)sizeof(dr_burst_row), PLACE) * PLACE;
+    at.bytes = at.draws + burst->n_steps * burst->n_rows * (int64_t)sizeof(dr_cuda_draw);
+    return at;
+}
+
+static void write_burst(const dr_burst *burst, const burst_layout *at, char *host) {
+    dr_burst_row *rows = (dr_burst_row *)(host + at->rows);
+    dr_cuda_draw *draws = (dr_cuda_draw *)(host + at->draws);
+    *(int64_t *)host = 0;
+    for (int64_t r = 0; r < burst->n_rows; r++) rows[r] = dr_burst_row_at(burst, r);
+    for (int32_t step = 0; step < burst->n_steps; step++)
+        for (int64_t r = 0; r < burst->n_rows; r++)
+            draws[step * burst->n_rows + r] =
+                dr_cuda_draw_of(&burst->settings[r], burst->bits[step * burst->n_rows + r]);
+}
+
+static bool keeps_parts(const dr_burst *burst) {
+    for (int64_t r = 0; r < burst->n_rows; r++)
+        if (burst->settings[r].temperature != 0 && burst->settings[r].top_p < 1.0f) return true;
+    return false;
+}
+
+// The list has room for one step's kept ids, whatever they are, and so for the first draw of every row.
+static dr_status reserve(dr_cuda_state *state, const dr_burst *burst) {
+    const int64_t ids_bytes = burst->n_rows * burst->V * (int64_t)sizeof(int32_t),
+                  n_drawn = burst->n_steps * burst->n_rows;
+    dr_cuda_burst *own = &state->burst;
+    DR_TRY(dr_cuda_reserve(state, &state->kept_ids, "kept ids", ids_bytes));
+    if (own->lists) DR_TRY(dr_cuda_reserve(state, &own->list, "kept ids of a burst", ids_bytes));
+    DR_TRY(dr_cuda_reserve(state, &state->drawn, "draws", n_drawn * (int64_t)sizeof(dr_cuda_drawn)));
+    DR_TRY(dr_cuda_reserve_drawn(state, n_drawn, 0));
+    if (burst->n_rows > own->n_rows_host) {
+        DR_TRY(dr_grow(&own->rows_host, "rows of a burst", own->n_rows_host, burst->n_rows,
+                       sizeof *own->rows_host));
+        own->n_rows_host = burst->n_rows;
+    }
+    return DR_OK;
+}
+
+static dr_status burst_begin(dr_backend *b, const dr_burst *burst) {
+    dr_cuda_state *state;
+    DR_TRY(dr_burst_check(burst));
+    DR_TRY(dr_cuda_enter(b, &state));
+    dr_cuda_burst *own = &state->burst;
+    const burst_layout at = layout_of(burst);
+    own->burst = NULL;
+    own->lists = keeps_parts(burst);
+    DR_TRY(reserve(state, burst));
+    DR_TRY(dr_cuda_stage_reserve(state, &own->stage, at.bytes));
+    write_burst(burst, &at, own->stage.host);
+    DR_TRY(dr_cuda_stage_send(state, &own->stage, at.bytes));
+    DR_TRY(dr_cuda_plan_passes(b, burst->passes, burst->passes ? burst->n_steps - 1 : 0));
+    own->burst = burst;
+    own->step = 0;
+    return DR_OK;
+}
+
+static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    dr_cuda_burst *own = &state->burst;
+    const dr_burst *burst = own->burst;
+    DR_ASSERT(burst && own->step < burst->n_steps);
+    const burst_layout at = layout_of(burst);
+    const int64_t n = burst->n_rows, first = own->step++ * n;
+    char *device = own->stage.device;
+    dr_cuda_settling settling = {.n_rows = n,
+                                 .V = burst->V,
+                                 .has_stops = burst->stops != NULL,
+                                 .rows = (dr_burst_row *)(device + at.rows),
+                                 .drawn = (dr_cuda_drawn *)state->drawn.data + first,
+                                 .n_listed = (int64_t *)device,
+                                 .room = n * burst->V,
+                                 .ids = ids,
+                                 .positions = positions};
+    if (burst->stops) settling.stops = *burst->stops;
+    DR_TRY(dr_cuda_sample(logits, n, burst->V, (const dr_cuda_draw *)(device + at.draws) + first,
+                          settling.rows, state->kept_ids.data, settling.drawn, state->stream));
+    DR_TRY(dr_cuda_settle(&settling, state->stream));
+    if (!own->lists) return DR_OK;
+    return dr_cuda_list_kept(&settling, state->kept_ids.data, own->list.data, state->stream);
+}
+
+// The first draw that had no numbers to draw from.
+static dr_status refuse_failed(const dr_cuda_state *state, const dr_burst *burst) {
+    const dr_burst_row *rows = state->burst.rows_host;
+    int64_t failed = -1;
+    for (int64_t r = 0; r < burst->n_rows; r++)
+        if (rows[r].has_failed && (failed < 0 || rows[r].n_drawn < rows[failed].n_drawn)) failed = r;
+    if (failed < 0) return DR_OK;
+    const int32_t step = rows[failed].n_drawn;
+    const dr_cuda_drawn *drawn = &state->drawn_host[step * burst->n_rows + failed];
+    const dr_bad_logit bad = {drawn->n_kept, drawn->logprob};
+    return dr_sampling_refuse(&bad, step, failed, burst->settings[failed].temperature);
+}
+
+static dr_status fetch_list(dr_cuda_state *state, int64_t n_drawn, int64_t n_listed) {
+    DR_TRY(dr_cuda_reserve_drawn(state, n_drawn, n_listed));
+    DR_TRY(dr_cuda_fetch(state, state->kept_host, state->burst.list.data,
+                         (size_t)n_listed * sizeof *state->kept_host));
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamSynchronize(state->stream), "%lld kept ids", (long long)n_listed);
+    return DR_OK;
+}
+
+static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
+    dr_cuda_state *state;
+    int64_t n_listed = 0;
+    DR_TRY(dr_cuda_enter(b, &state));
+    dr_cuda_burst *own = &state->burst;
+    const dr_burst *burst = own->burst;
+    DR_ASSERT(burst && own->step == burst->n_steps);
+    const burst_layout at = layout_of(burst);
+    const int64_t n = burst->n_rows, n_drawn = burst->n_steps * n;
+    own->burst = NULL;
+    DR_TRY(dr_cuda_fetch(state, &n_listed, own->stage.device, sizeof n_listed));
+    DR_TRY(dr_cuda_fetch(state, own->rows_host, own->stage.device + at.rows,
+                         (size_t)n * sizeof *own->rows_host));
+    DR_TRY(dr_cuda_fetch(state, state->drawn_host, state->drawn.data,
+                         (size_t)n_drawn * sizeof *state->drawn_host));
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamSynchronize(state->stream), "%lld draws", (long long)n_drawn);
+    DR_TRY(refuse_failed(state, burst));
+    if (n_listed > 0) DR_TRY(fetch_list(state, n_drawn, n_listed));
+    for (int64_t r = 0; r < n; r++) {
+        counts[r] = own->rows_host[r].n_drawn;
+        for (int32_t step = 0; step < counts[r]; step++) {
+            const dr_cuda_drawn *drawn = &state->drawn_host[step * n + r];
+            out[step * n + r] = dr_cuda_sampled_of(drawn, state->kept_host + drawn->kept_at);
+        }
+    }
+    return DR_OK;
+}
+
+void dr_cuda_fill_burst(dr_backend_ops *ops) {
+    ops->burst_begin = burst_begin;
+    ops->burst_draw = burst_draw;
+    ops->burst_end = burst_end;
+}
