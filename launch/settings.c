@@ -64,6 +64,9 @@ const dr_setting dr_train_settings[] = {
              "nucleus of the sampling distribution; 1: the whole vocabulary"),
     DR_INT("rollout.max_live", "32", 1, 65536, "episodes", "episodes that one worker decodes together"),
     DR_INT("rollout.prefill_tokens", "1024", 16, 10000000, "tokens", "prefill budget of one tick"),
+    DR_INT("rollout.burst", "0", 0, 64, "tokens",
+           "tokens that an episode may draw before the host looks at them; 0: 1 on the processor, 8 on a "
+           "device. Trajectories do not depend on it"),
 
     DR_CHOICE("learn.advantage", "reinforce++", "reinforce++|grpo|rloo",
               "reinforce++: group mean as baseline, normalised over the batch's tokens; grpo: normalised in "

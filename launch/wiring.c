@@ -160,11 +160,19 @@ static dr_status choose_parts(const dr_config *c, const placement *p, int thread
     return dr_policy_parts_choose(&choice, parts);
 }
 
+// The engine's parts as the settings want them.
+static dr_rollout_parts rollout_of(const dr_config *c, const dr_policy_parts *parts) {
+    dr_rollout_parts rollout = dr_policy_parts_rollout(parts);
+    rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
+    rollout.burst = (int32_t)dr_config_int(c, "rollout.burst");
+    return rollout;
+}
+
 // What the worker of this process will take, in one line, before it takes it.
 static dr_status plan_memory(const dr_config *c, const dr_run_settings *settings,
                              const dr_policy_parts *parts, const dr_collective *learners,
                              const dr_memory_place *place) {
-    dr_rollout_parts rollout = dr_policy_parts_rollout(parts);
+    dr_rollout_parts rollout = rollout_of(c, parts);
     dr_memory_needs needs = {.rollout = &rollout,
                              .pack_tokens = settings->pack_tokens,
                              .activations = settings->activations,
@@ -173,7 +181,6 @@ static dr_status plan_memory(const dr_config *c, const dr_run_settings *settings
                              .collective = learners->memory};
     for (int s = 0; s < DR_STAGES; s++)
         if (settings->stages[s].samples > needs.n_samples) needs.n_samples = settings->stages[s].samples;
-    rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
     dr_memory_plan plan;
     dr_buf line = {0};
     DR_TRY(dr_lm_outline_of(parts->backend, dr_config_string(c, "model.policy"), &rollout.lm));
@@ -247,8 +254,7 @@ static dr_status run_prepared(const dr_config *c, const placement *p, const dr_r
                               process_parts *own, int *out_interrupted) {
     DR_TRY(dr_policy_parts_model(&own->policy, dr_config_string(c, "model.policy")));
     if (p->world.size > 1) DR_TRY(dr_world_meet()); // deadlines begin when the slowest has its weights
-    dr_run_assets assets = {.rollout = dr_policy_parts_rollout(&own->policy), .backend = own->policy.backend};
-    assets.rollout.prefill_tokens = (int32_t)dr_config_int(c, "rollout.prefill_tokens");
+    dr_run_assets assets = {.rollout = rollout_of(c, &own->policy), .backend = own->policy.backend};
     dr_status status =
         create_roles(p, settings, &assets, own->channels, own->on_devices ? own->on_devices : own->learners,
                      own->roles, &own->n_roles);

@@ -229,15 +229,17 @@ static void test_rollout(void **state) {
                               .protocol = tiny_protocol,
                               .max_live = 8,
                               .prefill_tokens = 64};
-    roll(plain, folder, &parts, &want);
-    int repeated = guard_repeated;
-    roll(&guarded, folder, &parts, &got);
-    assert_true(guard_repeated > repeated + 20); // decoding is the same passes again and again
-    assert_int_equal(got.length, want.length);
-    assert_true(want.length > 1000);
-    assert_memory_equal(got.data, want.data, want.length);
-    dr_buf_reset(&want);
-    dr_buf_reset(&got);
+    for (parts.burst = 1; parts.burst <= 6; parts.burst += 5) { // trajectories come in an order of their own
+        roll(plain, folder, &parts, &want);
+        int repeated = guard_repeated;
+        roll(&guarded, folder, &parts, &got);
+        assert_true(guard_repeated > repeated + 20); // decoding is the same passes again and again
+        assert_int_equal(got.length, want.length);
+        assert_true(want.length > 1000);
+        assert_memory_equal(got.data, want.data, want.length);
+        dr_buf_reset(&want);
+        dr_buf_reset(&got);
+    }
     dr_template_destroy(compact);
     dr_trm_destroy(trm);
     dr_lm_destroy(lm);

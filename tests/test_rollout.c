@@ -334,6 +334,55 @@ static void test_keys_and_sampling(void **state) {
     outcome_reset(&want);
 }
 
+// The same bits however long bursts are, alone and beside all that makes a row's burst shorter: few pages,
+// short prefill chunks, caps. Returns how many episodes gave up their pages.
+static int64_t check_bursts(const dr_rollout_parts *usual, const dr_sampling *how) {
+    static const int32_t lengths[] = {1, 2, 4, 7, 64};
+    dr_rollout_request requests[PROMPTS];
+    outcome want = {0}, got = {0};
+    int64_t preemptions = 0;
+    for (int p = 0; p < PROMPTS; p++) {
+        requests[p] = request_of(p, 0, SAMPLES);
+        requests[p].sampling = *how;
+    }
+    dr_rollout_parts parts = *usual;
+    parts.burst = 0;
+    run(&parts, requests, PROMPTS, &want);
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        parts = *usual;
+        parts.burst = lengths[i];
+        run(&parts, requests, PROMPTS, &got);
+        check_equal(&want, &got, "bursts");
+        assert_int_equal(got.stats.sampled_tokens, want.stats.sampled_tokens);
+        assert_int_equal(got.stats.retrievals, want.stats.retrievals);
+        if (parts.burst > 1) assert_true(got.stats.ticks < want.stats.ticks);
+        if (parts.burst == 1) assert_int_equal(got.stats.decode_rows, want.stats.decode_rows);
+        outcome_reset(&got);
+        parts.kv_pages = 420 / DR_KV_PAGE + 2;
+        run(&parts, requests, PROMPTS, &got);
+        check_equal(&want, &got, "bursts and few pages");
+        preemptions += got.stats.preemptions;
+        outcome_reset(&got);
+        parts.kv_pages = 0;
+        parts.max_live = 3;
+        parts.prefill_tokens = 7;
+        run(&parts, requests, PROMPTS, &got);
+        check_equal(&want, &got, "bursts in small batches");
+        outcome_reset(&got);
+    }
+    outcome_reset(&want);
+    return preemptions;
+}
+
+static void test_bursts(void **state) {
+    (void)state;
+    dr_rollout_parts parts = usual_parts();
+    assert_true(check_bursts(&parts, &(dr_sampling){1.0f, 1.0f}) > 0);
+    check_bursts(&parts, &(dr_sampling){0.8f, 0.9f});
+    parts.protocol.max_turn_tokens = 5;
+    check_bursts(&parts, &(dr_sampling){1.0f, 0.95f});
+}
+
 // A vocabulary that does not know the tags: they are found in the bytes of many tokens.
 static void test_plain_text_tags(void **state) {
     (void)state;
@@ -493,11 +542,12 @@ static void test_no_allocation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_episodes),        cmocka_unit_test(test_batching),
-        cmocka_unit_test(test_few_pages),       cmocka_unit_test(test_order_and_split),
-        cmocka_unit_test(test_late_requests),   cmocka_unit_test(test_keys_and_sampling),
-        cmocka_unit_test(test_plain_text_tags), cmocka_unit_test(test_caps),
-        cmocka_unit_test(test_no_allocation),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_episodes),      cmocka_unit_test(test_batching),
+        cmocka_unit_test(test_few_pages),     cmocka_unit_test(test_order_and_split),
+        cmocka_unit_test(test_late_requests), cmocka_unit_test(test_keys_and_sampling),
+        cmocka_unit_test(test_bursts),        cmocka_unit_test(test_plain_text_tags),
+        cmocka_unit_test(test_caps),          cmocka_unit_test(test_no_allocation),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

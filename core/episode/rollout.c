@@ -13,9 +13,9 @@ enum { MAX_SAMPLES = 1 << 16 }; // what a draw key holds
 static dr_status check_parts(const dr_rollout_parts *p) {
     const dr_protocol *protocol = &p->protocol;
     const dr_trm_config *trm = dr_trm_config_of(p->trm);
-    DR_CHECK(p->max_live >= 1 && p->prefill_tokens >= 1 && p->kv_pages >= 0, DR_ERR_ARGUMENT,
-             "rollout: max_live %d, prefill_tokens %d, kv_pages %d", p->max_live, p->prefill_tokens,
-             p->kv_pages);
+    DR_CHECK(p->max_live >= 1 && p->prefill_tokens >= 1 && p->burst >= 0 && p->kv_pages >= 0, DR_ERR_ARGUMENT,
+             "rollout: max_live %d, prefill_tokens %d, burst %d, kv_pages %d", p->max_live, p->prefill_tokens,
+             p->burst, p->kv_pages);
     DR_CHECK(protocol->k >= 1 && protocol->k_retrieve >= 1 && protocol->max_retrievals >= 0 &&
                  protocol->max_turn_tokens >= 1 && protocol->max_total_tokens >= 1,
              DR_ERR_ARGUMENT, "rollout: protocol with k %d, k_retrieve %d, caps %d, %d, %d", protocol->k,
@@ -39,11 +39,15 @@ static dr_status create_buffers(dr_rollout *r) {
     DR_TRY(dr_alloc(&r->spare, "spare list", n, sizeof *r->spare));
     DR_TRY(dr_alloc(&r->chunks, "chunks", 2 * n + 1, sizeof *r->chunks));
     DR_TRY(dr_alloc(&r->rows, "rows", n, sizeof *r->rows));
-    DR_TRY(
-        dr_memory_create(dr_lm_backend(r->parts.lm), &r->logits, "logits", n * r->vocab, sizeof *r->logits));
+    dr_backend *b = dr_lm_backend(r->parts.lm);
+    DR_TRY(dr_memory_create(b, &r->logits, "logits", n * r->vocab, sizeof *r->logits));
+    if (r->parts.burst == 0) r->parts.burst = b->ops->host_view(b, r->logits) ? 1 : DR_ROLLOUT_BURST;
     DR_TRY(dr_alloc(&r->sampling, "draws", n, sizeof *r->sampling));
-    DR_TRY(dr_alloc(&r->bits, "draws", n, sizeof *r->bits));
-    DR_TRY(dr_alloc(&r->drawn, "draws", n, sizeof *r->drawn));
+    DR_TRY(dr_alloc(&r->bits, "draws", n * r->parts.burst, sizeof *r->bits));
+    DR_TRY(dr_alloc(&r->states, "draws", n, sizeof *r->states));
+    DR_TRY(dr_alloc(&r->limits, "draws", n, sizeof *r->limits));
+    DR_TRY(dr_alloc(&r->counts, "draws", n, sizeof *r->counts));
+    DR_TRY(dr_alloc(&r->drawn, "draws", n * r->parts.burst, sizeof *r->drawn));
     DR_TRY(dr_alloc(&r->asking, "asking episodes", n, sizeof *r->asking));
     DR_TRY(dr_alloc(&r->texts, "preference texts", n, sizeof *r->texts));
     DR_TRY(dr_alloc(&r->embeddings, "preference embeddings", n * r->text_dim, sizeof *r->embeddings));
@@ -82,7 +86,8 @@ dr_status dr_rollout_memory(const dr_rollout_parts *p, int64_t *out_cache, int64
     DR_TRY(count_pages(p, &pages));
     *out_cache = dr_kv_memory(p->lm, pages);
     *out_passes = dr_lm_decode_memory(p->lm, (int64_t)p->max_live + p->prefill_tokens) +
-                  (int64_t)p->max_live * dr_lm_config_of(p->lm)->vocab * (int64_t)sizeof(float);
+                  (int64_t)p->max_live * dr_lm_config_of(p->lm)->vocab * (int64_t)sizeof(float) +
+                  dr_stops_memory(dr_lm_config_of(p->lm)->vocab);
     return DR_OK;
 }
 
@@ -102,6 +107,8 @@ dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_roll
     dr_episode_rules_eos(&r->rules, lm->eos_id);
     r->rules.protocol.max_total_tokens = longest_of(parts);
     DR_TRY_GOTO(status, create_buffers(r), destroy_rollout);
+    DR_TRY_GOTO(status, dr_stops_create(dr_lm_backend(parts->lm), &r->rules, r->vocab, &r->stops),
+                destroy_rollout);
     DR_TRY_GOTO(status, count_pages(parts, &r->n_pages), destroy_rollout);
     DR_TRY_GOTO(status, dr_kv_create(parts->lm, r->n_pages, 2 * parts->max_live + 2, &r->kv),
                 destroy_rollout);
@@ -124,13 +131,14 @@ void dr_rollout_destroy(dr_rollout *r) {
         for (int32_t i = 0; i < r->parts.max_live; i++) dr_episode_reset(&r->slots[i].episode);
     for (int32_t i = 0; i < r->n_groups; i++) destroy_group(r->groups[i]);
     for (int32_t i = 0; i < r->n_finished; i++) dr_trajectory_reset(&r->finished[r->first_finished + i]);
-    void *blocks[] = {r->slots, r->live,  r->spare,  r->chunks,  r->rows,       r->sampling,
-                      r->bits,  r->drawn, r->asking, r->texts,   r->embeddings, r->queries,
-                      r->hits,  r->items, r->groups, r->finished};
+    void *blocks[] = {r->slots,   r->live,   r->spare,  r->chunks, r->rows,    r->sampling, r->bits,
+                      r->states,  r->limits, r->counts, r->drawn,  r->asking,  r->texts,    r->embeddings,
+                      r->queries, r->hits,   r->items,  r->groups, r->finished};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dr_free(blocks[i]);
     dr_episode_scratch_reset(&r->scratch);
     dr_backend *b = dr_lm_backend(r->parts.lm);
     b->ops->memory_destroy(b, r->logits);
+    dr_stops_destroy(r->stops);
     dr_kv_destroy(r->kv);
     dr_free(r);
 }
@@ -311,20 +319,6 @@ static void sweep(dr_rollout *r) {
 
 // ---- one tick ----
 
-static dr_status sample_rows(dr_rollout *r) {
-    dr_backend *b = dr_lm_backend(r->parts.lm);
-    for (int32_t i = 0; i < r->n_rows; i++) {
-        dr_draw_key key = dr_episode_draw_key(&r->rows[i]->episode);
-        r->sampling[i] = r->rows[i]->sampling;
-        r->bits[i] = dr_draw(&key);
-    }
-    DR_TRY(b->ops->sample(b, r->logits, r->n_rows, r->vocab, r->sampling, r->bits, r->drawn));
-    for (int32_t i = 0; i < r->n_rows; i++)
-        DR_TRY(dr_episode_token(&r->rows[i]->episode, &r->rules, &r->drawn[i]));
-    r->stats.sampled_tokens += r->n_rows;
-    return DR_OK;
-}
-
 // All that asked in this tick, in one batch.
 static dr_status retrieve(dr_rollout *r) {
     int32_t n = 0, k = r->rules.protocol.k_retrieve;
@@ -370,16 +364,10 @@ dr_status dr_rollout_tick(dr_rollout *r) {
     DR_TRY(check_weights(r));
     DR_TRY(admit(r));
     if (r->n_live > 0) {
-        double begun = dr_clock_seconds();
         DR_TRY(dr_rollout_batch(r));
-        DR_TRY(dr_lm_decode(r->parts.lm, r->kv, r->chunks, r->n_chunks, r->logits));
-        for (int32_t i = 0; i < r->n_chunks; i++) r->stats.decode_rows += r->chunks[i].n;
-        double decoded = dr_clock_seconds();
-        DR_TRY(sample_rows(r));
+        DR_TRY(dr_rollout_burst(r));
         double sampled = dr_clock_seconds();
         DR_TRY(retrieve(r));
-        r->stats.decode_s += decoded - begun;
-        r->stats.sample_s += sampled - decoded;
         r->stats.retrieve_s += dr_clock_seconds() - sampled;
         r->stats.ticks++;
     }

@@ -1,9 +1,9 @@
 // The rollout engine: continuous batching of LLM-TRM episodes without rounds. Each tick runs one batched pass
 // of the policy in which some sequences decode one token, others prefill a prompt or the item list they just
-// got; episodes that ended a preference in this tick are encoded and retrieved for together and go on in the
-// next one. A prompt is prefilled once and its n samples fork its cache; the cache is kept across turns.
-// Results depend on weights, template and draw keys only, never on what else is in the batch or in which
-// order requests came.
+// got, and, in bursts, passes of single tokens behind it; episodes that ended a preference in this tick are
+// encoded and retrieved for together and go on in the next one. A prompt is prefilled once and its n samples
+// fork its cache; the cache is kept across turns. Results depend on weights, template and draw keys only,
+// never on what else is in the batch, in which order requests came or how long bursts are.
 #ifndef DR_CORE_EPISODE_ROLLOUT_H
 #define DR_CORE_EPISODE_ROLLOUT_H
 
@@ -20,6 +20,8 @@
 extern "C" {
 #endif
 
+enum { DR_ROLLOUT_BURST = 8 }; // what a device draws between two visits of its host
+
 // Everything is borrowed and must outlive the engine.
 typedef struct dr_rollout_parts {
     dr_lm *lm;
@@ -30,6 +32,8 @@ typedef struct dr_rollout_parts {
     dr_protocol protocol;
     int32_t max_live;       // episodes decoded together
     int32_t prefill_tokens; // prefill budget of one tick
+    int32_t burst;          // tokens that an episode may draw in one tick; 0: 1 where backend memory is the
+                            // host's too, else DR_ROLLOUT_BURST
     int32_t kv_pages; // pages of the cache; 0: a third of what max_live episodes of the longest kind need.
                       // When pages run short the youngest episodes give theirs up and are prefilled again
                       // later: the same bits, more work

@@ -1,10 +1,12 @@
-// The engine's state, shared by its two halves: rollout.c (requests in, tick, trajectories out) and
-// rollout_batch.c (who runs in this tick, cache pages). Nothing outside core/episode includes it.
+// The engine's state, shared by its parts: rollout.c (requests in, tick, trajectories out), rollout_batch.c
+// (who runs in this tick, cache pages) and rollout_burst.c (passes and draws of a tick). Nothing outside
+// core/episode includes it.
 #ifndef DR_CORE_EPISODE_ROLLOUT_INTERNAL_H
 #define DR_CORE_EPISODE_ROLLOUT_INTERNAL_H
 
 #include "core/episode/episode.h"
 #include "core/episode/rollout.h"
+#include "core/episode/stops.h"
 
 // One request and its prompt, from submit until its last sample has its own cache.
 typedef struct rollout_group {
@@ -33,6 +35,7 @@ struct dr_rollout {
     dr_episode_rules rules;
     const dr_text_encoder *encoder;
     dr_kv_cache *kv;
+    dr_stops *stops;
     int32_t vocab, text_dim;
     uint64_t weight_version; // of the cache's contents
     int32_t n_pages;
@@ -54,9 +57,11 @@ struct dr_rollout {
     int32_t n_chunks, n_rows;
     int64_t reserved_pages; // that the chunks of this tick will take
     float *logits;          // [max_live, vocab], backend memory
-    // the draws of one tick: [max_live] each, of the rows
+    // the draws of one tick, of the rows: [max_live], bits and drawn [burst, max_live]
     dr_sampling *sampling;
     uint32_t *bits;
+    uint8_t *states;
+    int32_t *limits, *counts;
     dr_sampled *drawn;
     // retrieval of one tick
     rollout_live **asking; // [n_asking]
@@ -72,6 +77,8 @@ struct dr_rollout {
 // Fills chunks and rows of this tick: oldest episodes first, one decode token each, prompts and lists within
 // the prefill budget. Opens, forks and, when pages run short, closes caches.
 dr_status dr_rollout_batch(dr_rollout *r);
+// Runs chunks and draws of this tick, and gives the episodes their tokens.
+dr_status dr_rollout_burst(dr_rollout *r);
 // Pages that n more tokens of a cache with `length` tokens take.
 int64_t dr_rollout_pages(int64_t length, int64_t n);
 

@@ -1,0 +1,76 @@
+// What a tick runs: one pass of all chunks, and passes and draws behind it of the episodes that got logits,
+// as many as a burst has and as pages are free for. Everything is decided before; then each episode is given
+// what it drew, in order, and says itself where it stops.
+#include "core/base/clock.h"
+#include "core/episode/rollout_internal.h"
+
+// Most tokens that live may draw: what its caps leave, and what fits without taking pages from others. The
+// first one's page is reserved already.
+static int32_t limit_of(dr_rollout *r, const rollout_live *live) {
+    int32_t room = dr_episode_room(&live->episode, &r->rules), most = r->parts.burst;
+    if (room < most) most = room;
+    int64_t length = live->episode.trajectory.n_tokens, // in the cache after the first pass
+        inside = (length + DR_KV_PAGE - 1) / DR_KV_PAGE * DR_KV_PAGE - length,
+            fits = 1 + inside + (dr_kv_free_pages(r->kv) - r->reserved_pages) * DR_KV_PAGE;
+    if (fits < most) most = (int32_t)fits;
+    r->reserved_pages += dr_rollout_pages(length, most - 1);
+    return most;
+}
+
+// Oldest episodes first. Returns the number of steps.
+static int32_t decide_limits(dr_rollout *r) {
+    int32_t n_steps = 1;
+    for (int32_t i = 0; i < r->n_rows; i++) {
+        r->limits[i] = limit_of(r, r->rows[i]);
+        if (r->limits[i] > n_steps) n_steps = r->limits[i];
+    }
+    return n_steps;
+}
+
+static void decide_draws(dr_rollout *r, int32_t n_steps) {
+    for (int32_t i = 0; i < r->n_rows; i++) {
+        const dr_episode *e = &r->rows[i]->episode;
+        dr_draw_key key = dr_episode_draw_key(e);
+        r->sampling[i] = r->rows[i]->sampling;
+        r->states[i] = dr_stops_state(r->stops, e->turn_text.data, e->turn_text.length);
+        for (int32_t step = 0; step < n_steps; step++, key.position++)
+            r->bits[(int64_t)step * r->n_rows + i] = dr_draw(&key);
+    }
+}
+
+// The cache never holds more than what stands before an episode's last token.
+static dr_status give_tokens(dr_rollout *r, int32_t i) {
+    rollout_live *live = r->rows[i];
+    dr_episode *e = &live->episode;
+    for (int32_t step = 0; step < r->counts[i] && e->state == DR_EPISODE_RUNNING; step++) {
+        DR_TRY(dr_episode_token(e, &r->rules, &r->drawn[(int64_t)step * r->n_rows + i]));
+        r->stats.sampled_tokens++;
+    }
+    if (dr_kv_length(r->kv, live->seq) >= e->trajectory.n_tokens)
+        dr_kv_truncate(r->kv, live->seq, e->trajectory.n_tokens - 1);
+    return DR_OK;
+}
+
+dr_status dr_rollout_burst(dr_rollout *r) {
+    double begun = dr_clock_seconds();
+    const int32_t n_steps = decide_limits(r);
+    decide_draws(r, n_steps);
+    const dr_lm_burst burst = {.chunks = r->chunks,
+                               .n_chunks = r->n_chunks,
+                               .n_steps = n_steps,
+                               .sampling = r->sampling,
+                               .bits = r->bits,
+                               .limits = r->limits,
+                               .stops = dr_stops_table(r->stops),
+                               .states = r->states,
+                               .logits = r->logits};
+    dr_lm_drawn drawn = {.tokens = r->drawn, .counts = r->counts};
+    DR_TRY(dr_lm_decode_burst(r->parts.lm, r->kv, &burst, &drawn));
+    double ended = dr_clock_seconds();
+    for (int32_t i = 0; i < r->n_chunks; i++) r->stats.decode_rows += r->chunks[i].n;
+    r->stats.decode_rows += (int64_t)(n_steps - 1) * r->n_rows;
+    for (int32_t i = 0; i < r->n_rows; i++) DR_TRY(give_tokens(r, i));
+    r->stats.decode_s += ended - begun - drawn.draw_s;
+    r->stats.sample_s += dr_clock_seconds() - ended + drawn.draw_s;
+    return DR_OK;
+}
