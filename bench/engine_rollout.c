@@ -237,12 +237,12 @@ static dr_status check_rollout(bench_engine *engine, roller *r) {
 
 // ---- figures ----
 
-// What one tick of the last run had to do at least, on average: the weights once, keys and values of every
+// What one pass of the last run had to do at least, on average: the weights once, keys and values of every
 // position that a sampled token looked at, products of the rows that ran.
-static bench_work tick_work(const bench_engine *engine, const roller *r, bench_product *products) {
+static bench_work pass_work(const bench_engine *engine, const roller *r, bench_product *products) {
     const dr_lm_config *c = dr_lm_config_of(r->lm);
     const dr_rollout_stats *s = &r->stats;
-    double looked = 0, attended = 0, ticks = (double)s->ticks; // positions: of sampled rows, of all rows
+    double looked = 0, attended = 0, passes = (double)s->passes; // positions: of sampled rows, of all rows
     for (int32_t i = 0; i < r->n_trajectories; i++) {
         const dr_trajectory *t = &r->trajectories[i];
         bool is_first = t->sample == 0; // a prompt runs once for all its samples
@@ -251,13 +251,13 @@ static bench_work tick_work(const bench_engine *engine, const roller *r, bench_p
             if (t->provenance[at] != DR_FROM_PROMPT || is_first) attended += at;
         }
     }
-    bench_lm_products(c, (int64_t)lround((double)s->decode_rows / ticks),
-                      (int64_t)lround((double)s->sampled_tokens / ticks), products);
+    bench_lm_products(c, (int64_t)lround((double)s->decode_rows / passes),
+                      (int64_t)lround((double)s->sampled_tokens / passes), products);
     return (bench_work){.bytes = bench_lm_weight_bytes(engine->backend, c) +
-                                 looked * bench_kv_bytes(engine->backend, c) / ticks,
+                                 looked * bench_kv_bytes(engine->backend, c) / passes,
                         .products = products,
                         .n_products = BENCH_LM_PRODUCTS,
-                        .other_flops = bench_attention_flops(c, attended) / ticks};
+                        .other_flops = bench_attention_flops(c, attended) / passes};
 }
 
 static dr_status phase_figure(bench_engine *engine, const char *name, double seconds, double share) {
@@ -275,27 +275,28 @@ static dr_status rollout_figures(bench_engine *engine, roller *r) {
     r->wall_s = r->decode_s = r->sample_s = r->retrieve_s = 0;
     DR_TRY(bench_median(rollout_run, r, engine->seconds, &seconds));
     const dr_rollout_stats *s = &r->stats;
-    bench_work work = tick_work(engine, r, products);
+    bench_work work = pass_work(engine, r, products);
     DR_TRY(bench_roofline(engine->ceilings, &work, &least, &bound));
     double sampled = (double)s->sampled_tokens, prefilled = (double)(s->prompt_tokens + s->tool_tokens),
-           ticks = (double)s->ticks;
-    bench_figure figure = {"rollout.sampled",         "tokens/s", sampled / seconds,
-                           sampled / (least * ticks), bound,      note};
-    snprintf(note, sizeof note, "%d episodes, %lld retrievals, %lld ticks", EPISODES,
-             (long long)s->retrievals, (long long)s->ticks);
+           passes = (double)s->passes;
+    bench_figure figure = {"rollout.sampled",          "tokens/s", sampled / seconds,
+                           sampled / (least * passes), bound,      note};
+    snprintf(note, sizeof note, "%d episodes, %lld retrievals, %lld ticks, %lld passes", EPISODES,
+             (long long)s->retrievals, (long long)s->ticks, (long long)s->passes);
     DR_TRY(bench_report_add(engine->report, &figure));
     figure = (bench_figure){
-        "rollout.prefilled",         "tokens/s", prefilled / seconds,
-        prefilled / (least * ticks), bound,      "prompts once for all samples, and item lists"};
+        "rollout.prefilled",          "tokens/s", prefilled / seconds,
+        prefilled / (least * passes), bound,      "prompts once for all samples, and item lists"};
     DR_TRY(bench_report_add(engine->report, &figure));
     DR_TRY(phase_figure(engine, "rollout.decode", seconds, r->decode_s / r->wall_s));
     DR_TRY(phase_figure(engine, "rollout.sample", seconds, r->sample_s / r->wall_s));
     DR_TRY(phase_figure(engine, "rollout.retrieve", seconds, r->retrieve_s / r->wall_s));
     DR_TRY(phase_figure(engine, "rollout.rest", seconds,
                         (r->wall_s - r->decode_s - r->sample_s - r->retrieve_s) / r->wall_s));
-    snprintf(note, sizeof note, "of %d; %.1f rows a tick with prefill", LIVE, (double)s->decode_rows / ticks);
+    snprintf(note, sizeof note, "of %d; %.1f rows a pass with prefill", LIVE,
+             (double)s->decode_rows / passes);
     figure =
-        (bench_figure){.name = "rollout.batch", .unit = "episodes", .value = sampled / ticks, .note = note};
+        (bench_figure){.name = "rollout.batch", .unit = "episodes", .value = sampled / passes, .note = note};
     return bench_report_add(engine->report, &figure);
 }
 

@@ -356,6 +356,8 @@ static int64_t check_bursts(const dr_rollout_parts *usual, const dr_sampling *ho
         assert_int_equal(got.stats.sampled_tokens, want.stats.sampled_tokens);
         assert_int_equal(got.stats.retrievals, want.stats.retrievals);
         if (parts.burst > 1) assert_true(got.stats.ticks < want.stats.ticks);
+        assert_true(got.stats.passes <= got.stats.ticks * parts.burst);
+        assert_true(got.stats.passes > got.stats.ticks || parts.burst == 1);
         if (parts.burst == 1) assert_int_equal(got.stats.decode_rows, want.stats.decode_rows);
         outcome_reset(&got);
         parts.kv_pages = 420 / DR_KV_PAGE + 2;

@@ -52,10 +52,12 @@ typedef struct dr_rollout_request {
 
 typedef struct dr_rollout_stats {
     int64_t prompt_tokens, tool_tokens,
-        sampled_tokens;                     // pushed through the policy (a shared prompt counts once)
-    int64_t retrievals, ticks, decode_rows; // rows: token positions run, re-run ones included
-    int64_t preemptions;                    // episodes that gave up their cache pages
-    double decode_s, retrieve_s, sample_s;
+        sampled_tokens;                // pushed through the policy (a shared prompt counts once)
+    int64_t retrievals, ticks, passes; // passes of the policy: several a tick in bursts
+    int64_t decode_rows;               // token positions run, re-run and idle ones included
+    int64_t preemptions;               // episodes that gave up their cache pages
+    double decode_s, retrieve_s;       // of the host: decode_s queues passes where a device runs them
+    double sample_s;                   // and there this waits for a burst's passes and draws
 } dr_rollout_stats;
 
 typedef struct dr_rollout dr_rollout;

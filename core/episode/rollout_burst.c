@@ -69,6 +69,7 @@ dr_status dr_rollout_burst(dr_rollout *r) {
     double ended = dr_clock_seconds();
     for (int32_t i = 0; i < r->n_chunks; i++) r->stats.decode_rows += r->chunks[i].n;
     r->stats.decode_rows += (int64_t)(n_steps - 1) * r->n_rows;
+    r->stats.passes += n_steps;
     for (int32_t i = 0; i < r->n_rows; i++) DR_TRY(give_tokens(r, i));
     r->stats.decode_s += ended - begun - drawn.draw_s;
     r->stats.sample_s += dr_clock_seconds() - ended + drawn.draw_s;
