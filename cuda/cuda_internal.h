@@ -163,7 +163,7 @@ dr_status dr_cuda_run_pass(dr_cuda_state *state, const dr_cached_pass *pass, con
                            dr_pass_ops *ops, void *context);
 void dr_cuda_forget_recordings(dr_cuda_state *state); // the stream has nothing to do any more
 
-// Plans for the passes of a burst, sent at once; what the stage of `cached` is made to hold all of
+// Plans for the passes of a burst, sent at once; the stage of `cached` is made large enough for each of them
 // (ops_attention.c).
 dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32_t n_passes);
 

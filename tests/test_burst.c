@@ -193,7 +193,8 @@ static void decoder_close(decoder *d) {
     dr_lm_destroy(d->lm);
 }
 
-// One burst of at most n tokens a row; row r has `fewer[r]` less. Counts of all rows must reach their limits.
+// One burst of at most n tokens a row; row r has `fewer[r]` less. All rows must come to their limits, unless
+// some may finish early.
 static void run_burst(decoder *d, int32_t n, const int32_t fewer[3]) {
     static const dr_sampling how[3] = {{1, 1}, {1, 0.8f}, {0, 1}};
     dr_lm_chunk chunks[CHUNKS];
@@ -230,7 +231,7 @@ static void run_burst(decoder *d, int32_t n, const int32_t fewer[3]) {
     check_ok(dr_lm_decode_burst(d->lm, d->kv, &burst, &out));
     for (int32_t r = 0; r < n_rows; r++) {
         int s = rows[r];
-        assert_int_equal(counts[r], most[r]);
+        assert_true(counts[r] == most[r] || (guard_finishes_early && counts[r] >= 1 && counts[r] < most[r]));
         for (int32_t step = 0; step < counts[r]; step++) {
             const dr_sampled *token = &drawn[step * n_rows + r];
             int32_t at = d->n_ids[s] - 8;
@@ -273,6 +274,9 @@ static void test_lm(void **state) {
         check_lm(op_one, &want, lengths[i], same);
         check_lm(op_two, &want, lengths[i], fewer);
         check_lm(&guarded, &want, lengths[i], fewer);
+        guard_finishes_early = true;
+        check_lm(&guarded, &want, lengths[i], same);
+        guard_finishes_early = false;
     }
     decoder_close(&want);
     guarded_backend_close();
