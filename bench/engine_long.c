@@ -40,7 +40,7 @@ static dr_status run_pass(long_case *c, dr_activations activations, int32_t n, i
     DR_TRY_GOTO(status, bench_wait(b, gradient), destroy);
     double begun = dr_clock_seconds();
     DR_TRY_GOTO(status, dr_lm_forward(c->lm, w, &pack, 1.0f, c->logprob, c->entropy), destroy);
-    DR_TRY_GOTO(status, dr_lm_backward(c->lm, w, &pack, 1.0f, c->slope, gradient), destroy);
+    DR_TRY_GOTO(status, dr_lm_backward(c->lm, w, &pack, 1.0f, c->slope, gradient, NULL), destroy);
     DR_TRY_GOTO(status, bench_wait(b, gradient), destroy);
     *out_seconds = dr_clock_seconds() - begun;
     *out_bytes = dr_lm_workspace_bytes(w);

@@ -62,7 +62,7 @@ static dr_status train_step(void *context, double *out_seconds) {
     zero_gradient(t);
     DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
     double forward = dr_clock_seconds();
-    DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient));
+    DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient, NULL));
     DR_TRY(bench_wait(dr_lm_backend(t->lm), t->gradient));
     double backward = dr_clock_seconds();
     DR_TRY(dr_optimizer_step(t->optimizer, t->gradient, 1e-3f, &t->norm));
@@ -96,7 +96,7 @@ static dr_status check_slope(bench_engine *engine, trainer *t) {
     int64_t n = dr_lm_n_params(t->lm);
     zero_gradient(t);
     DR_TRY(dr_lm_forward(t->lm, t->workspace, &t->pack, 1.0f, t->logprob, t->entropy));
-    DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient));
+    DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient, NULL));
     double norm = sqrt(dr_sum_of_squares(engine->backend, t->gradient, n));
     for (int side = 0; side < 2; side++) {
         float move = (float)((side == 0 ? -1 : 2) * step / norm); // to -step, then to +step

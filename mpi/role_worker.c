@@ -136,7 +136,7 @@ static dr_status update(worker *w, const dr_learn_item *items, int32_t n, float 
     dr_backend *b = dr_lm_backend(w->assets->rollout.lm);
     int64_t n_params = dr_lm_n_params(w->assets->rollout.lm);
     b->ops->zero(b, w->gradient, (size_t)n_params * sizeof(float));
-    DR_TRY(dr_learner_accumulate(w->learner, items, n, &w->settings->loss, w->gradient, stats));
+    DR_TRY(dr_learner_accumulate(w->learner, items, n, &w->settings->loss, w->gradient, NULL, stats));
     DR_TRY(dr_optimizer_reduce(w->optimizer, w->gradient));
     return dr_optimizer_step(w->optimizer, w->gradient, rate, out_norm);
 }

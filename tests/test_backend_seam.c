@@ -83,7 +83,7 @@ static void learn(dr_backend *b, dr_lm *lm, dr_activations activations, outcome 
     check_ok(dr_optimizer_create(lm, &settings, NULL, &optimizer));
     for (int step = 0; step < 2; step++) {
         b->ops->zero(b, gradient, (size_t)dr_lm_n_params(lm) * sizeof(float));
-        check_ok(dr_learner_accumulate(learner, items, out->set.n, &loss, gradient, &stats));
+        check_ok(dr_learner_accumulate(learner, items, out->set.n, &loss, gradient, NULL, &stats));
         check_ok(dr_optimizer_step(optimizer, gradient, 1e-3f, &norm));
         if (step == 0) assert_true(stats.ratio == stats.tokens && stats.largest_gap == 0);
     }

@@ -174,7 +174,7 @@ static dr_learn_stats accumulate(const dr_learn_item *list, int n, const dr_loss
     dr_learn_stats stats = {0};
     check_ok(dr_learner_create(lm, s->kl == DR_KL_OFF ? NULL : reference, pack_tokens, LONGEST,
                                DR_KEEP_ACTIVATIONS, &learner));
-    check_ok(dr_learner_accumulate(learner, list, n, s, into, &stats));
+    check_ok(dr_learner_accumulate(learner, list, n, s, into, NULL, &stats));
     dr_learner_destroy(learner);
     return stats;
 }
@@ -414,12 +414,12 @@ static void test_skipped_and_refused(void **state) {
     assert_true(accumulate(items, 0, &s, 64, other).tokens == 0 && length_of(other) == 0);
 
     check_ok(dr_learner_create(lm, NULL, 8, 10, DR_KEEP_ACTIVATIONS, &learner)); // for shorter ones
-    check_error(dr_learner_accumulate(learner, items, 1, &s, other, &stats), DR_ERR_RANGE,
+    check_error(dr_learner_accumulate(learner, items, 1, &s, other, NULL, &stats), DR_ERR_RANGE,
                 "at most 10 were planned");
     dr_learner_destroy(learner);
     s = policy_loss(DR_KL_K3);
     check_ok(dr_learner_create(lm, NULL, 64, LONGEST, DR_KEEP_ACTIVATIONS, &learner));
-    check_error(dr_learner_accumulate(learner, items, 1, &s, other, &stats), DR_ERR_ARGUMENT,
+    check_error(dr_learner_accumulate(learner, items, 1, &s, other, NULL, &stats), DR_ERR_ARGUMENT,
                 "needs a reference");
     dr_learner_destroy(learner);
     dr_learner_destroy(NULL);
@@ -460,7 +460,7 @@ static void test_only_sampled_tokens(void **state) {
     check_ok(dr_lm_forward(lm, w, &pack, temperature, &now, &entropy));
     float slope = -items[1].token_weight * items[1].advantage * expf(now - t->logprob[7]);
     clear(other);
-    check_ok(dr_lm_backward(lm, w, &pack, temperature, &slope, other));
+    check_ok(dr_lm_backward(lm, w, &pack, temperature, &slope, other, NULL));
     dr_lm_workspace_destroy(w);
     check_relative_error("gradient of one token", gradient, other, n_params, 1e-6);
     t->provenance[7] = DR_FROM_TOOL; // none: no gradient at all
@@ -547,7 +547,7 @@ static void test_supervised(void **state) {
                 loss -= own ? (double)items[i].token_weight * now[k] : 0;
                 sampled += own;
             }
-            check_ok(dr_lm_backward(lm, w, &pack, temperature, slope, other));
+            check_ok(dr_lm_backward(lm, w, &pack, temperature, slope, other, NULL));
             dr_lm_workspace_destroy(w);
         }
         check_relative_error("supervised gradient", gradient, other, n_params, 1e-6);
@@ -579,13 +579,13 @@ static void test_nan_is_named(void **state) {
     check_ok(dr_alloc(&sum, "test array", dr_lm_n_params(lm), sizeof(float)));
     for (int64_t pack_tokens = 64; pack_tokens <= 4096; pack_tokens *= 64) {
         check_ok(dr_learner_create(lm, NULL, pack_tokens, LONGEST, DR_KEEP_ACTIVATIONS, &learner));
-        check_error(dr_learner_accumulate(learner, items, 6, &s, sum, &stats), DR_ERR_NUMERIC,
+        check_error(dr_learner_accumulate(learner, items, 6, &s, sum, NULL, &stats), DR_ERR_NUMERIC,
                     "nan at step 7, prompt 6, sample 1: no update is made");
         dr_learner_destroy(learner);
     }
     check_ok(dr_learner_create(lm, NULL, 64, LONGEST, DR_KEEP_ACTIVATIONS, &learner)); // the others are fine
     memset(sum, 0, (size_t)dr_lm_n_params(lm) * sizeof(float));
-    check_ok(dr_learner_accumulate(learner, items, 4, &s, sum, &stats));
+    check_ok(dr_learner_accumulate(learner, items, 4, &s, sum, NULL, &stats));
     assert_true(isfinite(dr_sum_of_squares(backend, sum, dr_lm_n_params(lm))));
     dr_learner_destroy(learner);
     dr_free(sum);
@@ -660,7 +660,7 @@ static void test_first_update_is_on_policy(void **state) {
         sample(policy, tokenizer, &data, trm, template, temperatures[i], top_ps[i]);
         check_ok(dr_alloc(&sum, "test array", dr_lm_n_params(policy), sizeof(float)));
         check_ok(dr_learner_create(policy, NULL, 512, LONGEST, DR_KEEP_ACTIVATIONS, &learner));
-        check_ok(dr_learner_accumulate(learner, items, SAMPLED, &s, sum, &stats));
+        check_ok(dr_learner_accumulate(learner, items, SAMPLED, &s, sum, NULL, &stats));
         dr_learner_destroy(learner);
         dr_free(sum);
         case_teardown(state);

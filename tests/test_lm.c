@@ -68,7 +68,7 @@ static void differentiate(const char *architecture) {
     check_ok(dr_alloc(&direction, "direction", n, sizeof(float)));
     check_ok(dr_alloc(&kept, "kept", n, sizeof(float)));
     check_ok(dr_lm_forward(lm, w, &pack, 0.8f, logprob, entropy));
-    check_ok(dr_lm_backward(lm, w, &pack, 0.8f, weight, gradient));
+    check_ok(dr_lm_backward(lm, w, &pack, 0.8f, weight, gradient, NULL));
     float *p = dr_lm_params(lm);
     memcpy(kept, p, (size_t)n * sizeof(float));
     for (int trial = 0; trial < 4; trial++) {
@@ -319,9 +319,9 @@ static void test_long_trajectory(void **state) {
     check_ok(dr_lm_workspace_create(lm, N, DR_KEEP_ACTIVATIONS, &kept));
     assert_true(2 * dr_lm_workspace_bytes(w) < dr_lm_workspace_bytes(kept));
     check_ok(dr_lm_forward(lm, w, &pack, 1.0f, logprob, entropy));
-    check_ok(dr_lm_backward(lm, w, &pack, 1.0f, slope, gradient));
+    check_ok(dr_lm_backward(lm, w, &pack, 1.0f, slope, gradient, NULL));
     check_ok(dr_lm_forward(lm, kept, &pack, 1.0f, logprob, entropy));
-    check_ok(dr_lm_backward(lm, kept, &pack, 1.0f, slope, want));
+    check_ok(dr_lm_backward(lm, kept, &pack, 1.0f, slope, want, NULL));
     check_same_bits("gradient", gradient, want, dr_lm_n_params(lm));
     double norm = sqrt(dr_sum_of_squares(backend, gradient, dr_lm_n_params(lm)));
     assert_true(isfinite(norm) && norm > 0.1);

@@ -72,7 +72,7 @@ static void compare_training(dr_lm *lm, dr_lm_workspace *w, const sequence *s, c
             dlogprob[r] = -1.0f / (float)rows;
         }
         check_close("training loss", &loss, &losses[step], 1, 1e-4, 1e-4);
-        check_ok(dr_lm_backward(lm, w, &s->pack, 1.0f, dlogprob, gradient));
+        check_ok(dr_lm_backward(lm, w, &s->pack, 1.0f, dlogprob, gradient, NULL));
         double norm;
         check_ok(dr_optimizer_step(optimizer, gradient, 1e-2f, &norm));
         if (step == 1) allocations = dr_alloc_calls();
@@ -140,9 +140,48 @@ static void compare_recomputed(dr_lm *lm, const dr_pack *pack, const float *dlog
     check_ok(dr_alloc(&got, "gradient", dr_lm_n_params(lm), sizeof(float)));
     check_ok(dr_lm_forward(lm, w, pack, 1.0f, again, entropy));
     check_same_bits("log-probabilities", again, logprob, pack->n_rows);
-    check_ok(dr_lm_backward(lm, w, pack, 1.0f, dlogprob, got));
+    check_ok(dr_lm_backward(lm, w, pack, 1.0f, dlogprob, got, NULL));
     check_same_bits("gradient with recomputation", got, gradient, dr_lm_n_params(lm));
     dr_free(got);
+    dr_lm_workspace_destroy(w);
+}
+
+// What a backward pass tells of its gradient: values as they stood when they were named.
+typedef struct told {
+    const float *gradient;
+    float *seen;
+    int64_t from; // all from here on were named
+    int calls, last;
+} told;
+
+static dr_status note(void *context, int64_t begin, int64_t end) {
+    told *t = context;
+    assert_true(begin >= 0 && begin < end && end == t->from);
+    memcpy(t->seen + begin, t->gradient + begin, (size_t)(end - begin) * sizeof(float));
+    t->from = begin;
+    return ++t->calls == t->last ? DR_ERR_PEER : DR_OK;
+}
+
+// Every value is named once, from the end to the start, and stays as it was then; an error ends the pass.
+static void check_told(dr_lm *lm, const dr_pack *pack, const float *dlogprob, dr_activations activations) {
+    dr_lm_workspace *w = NULL;
+    float logprob[64], entropy[64], *got = NULL, *seen = NULL;
+    int64_t n = dr_lm_n_params(lm);
+    int32_t layers = dr_lm_config_of(lm)->n_layers;
+    check_ok(dr_lm_workspace_create(lm, 64, activations, &w));
+    check_ok(dr_alloc(&got, "gradient", n, sizeof(float)));
+    check_ok(dr_alloc(&seen, "gradient as told", n, sizeof(float)));
+    told t = {.gradient = got, .seen = seen, .from = n};
+    const dr_gradient_ready ready = {note, &t};
+    check_ok(dr_lm_forward(lm, w, pack, 1.0f, logprob, entropy));
+    check_ok(dr_lm_backward(lm, w, pack, 1.0f, dlogprob, got, &ready));
+    assert_true(t.from == 0 && t.calls == 2 + 2 * layers); // in parts: two a layer, what is above and below
+    check_same_bits("gradient as told", seen, got, n);
+    t = (told){.gradient = got, .seen = seen, .from = n, .last = 3};
+    assert_int_equal(dr_lm_backward(lm, w, pack, 1.0f, dlogprob, got, &ready), DR_ERR_PEER);
+    assert_true(t.calls == 3 && t.from > 0);
+    dr_free(got);
+    dr_free(seen);
     dr_lm_workspace_destroy(w);
 }
 
@@ -189,7 +228,8 @@ static void check_frozen(const char *dir, const sequence *s, int32_t n) {
     check_error(dr_optimizer_create(frozen, &settings, NULL, &none_made), DR_ERR_UNSUPPORTED, "fp32 weights");
     check_error(dr_lm_start_copying(frozen, 1), DR_ERR_UNSUPPORTED, "for reading");
     check_error(dr_lm_weights_changed(frozen), DR_ERR_UNSUPPORTED, "for reading");
-    check_error(dr_lm_backward(frozen, w, &s->pack, 1.0f, &none, &none), DR_ERR_UNSUPPORTED, "for reading");
+    check_error(dr_lm_backward(frozen, w, &s->pack, 1.0f, &none, &none, NULL), DR_ERR_UNSUPPORTED,
+                "for reading");
     check_error(dr_lm_save(frozen, check_scratch_dir(), DR_SAVE_AS_LOADED), DR_ERR_UNSUPPORTED, "rounded");
     dr_free(want);
     dr_free(got);
@@ -230,9 +270,11 @@ static void check_family(const char *name) {
         dlogprob[r] = -1.0f / (float)s.pack.n_rows;
     }
     check_close("loss", &mean, loss, 1, 0, 1e-5);
-    check_ok(dr_lm_backward(lm, w, &s.pack, 1.0f, dlogprob, gradient));
+    check_ok(dr_lm_backward(lm, w, &s.pack, 1.0f, dlogprob, gradient, NULL));
     compare_gradients(lm, golden, gradient);
     compare_recomputed(lm, &s.pack, dlogprob, logprob, gradient, dr_lm_workspace_bytes(w));
+    check_told(lm, &s.pack, dlogprob, DR_KEEP_ACTIVATIONS);
+    check_told(lm, &s.pack, dlogprob, DR_RECOMPUTE);
     compare_training(lm, w, &s, losses);
     check_saved(dir);
     check_frozen(dir, &s, (int32_t)n_ids);

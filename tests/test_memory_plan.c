@@ -143,7 +143,7 @@ static void worker_step(worker *w, bool has_reference) {
                                    .kl = has_reference ? DR_KL_K3 : DR_KL_OFF,
                                    .kl_weight = 0.1f};
     dr_learn_stats stats = {0};
-    check_ok(dr_learner_accumulate(w->learner, items, n, &loss, w->gradient, &stats));
+    check_ok(dr_learner_accumulate(w->learner, items, n, &loss, w->gradient, NULL, &stats));
     assert_true(stats.run_tokens > PACK); // more than one micro-batch: the workspace is full
     check_ok(dr_optimizer_step(w->optimizer, w->gradient, 1e-5f, &norm));
     for (int i = 0; i < n; i++) dr_trajectory_reset(&trajectories[i]);

@@ -135,8 +135,8 @@ static float token_gradient(const dr_loss_settings *s, const dr_learn_item *item
 }
 
 static dr_status pack_run(dr_learner *l, const dr_pack *pack, const dr_learn_item *items,
-                          const dr_loss_settings *settings, float *gradient, dr_learn_stats *stats) {
-    if (pack->n_rows == 0) return DR_OK;
+                          const dr_loss_settings *settings, float *gradient, const dr_gradient_ready *ready,
+                          dr_learn_stats *stats) {
     bool has_kl = settings->kind == DR_LOSS_POLICY && settings->kl != DR_KL_OFF;
     DR_CHECK(!has_kl || l->reference, DR_ERR_ARGUMENT, "learner: a KL penalty needs a reference model");
     DR_TRY(dr_lm_forward(l->lm, l->workspace, pack, settings->temperature, l->logprob, l->entropy));
@@ -158,21 +158,23 @@ static dr_status pack_run(dr_learner *l, const dr_pack *pack, const dr_learn_ite
         if (settings->kind == DR_LOSS_SUPERVISED) stats->loss -= (double)item->token_weight * l->logprob[r];
     }
     stats->run_tokens += (double)pack->n_tokens;
-    return dr_lm_backward(l->lm, l->workspace, pack, settings->temperature, l->dlogprob, gradient);
+    return dr_lm_backward(l->lm, l->workspace, pack, settings->temperature, l->dlogprob, gradient, ready);
 }
 
 dr_status dr_learner_accumulate(dr_learner *l, const dr_learn_item *items, int32_t n,
-                                const dr_loss_settings *settings, float *gradient, dr_learn_stats *stats) {
+                                const dr_loss_settings *settings, float *gradient,
+                                const dr_gradient_ready *ready, dr_learn_stats *stats) {
+    const dr_pack *pack = &l->batch.pack; // never of sequences without a loss row
     dr_micro_batch_clear(&l->batch);
     for (int32_t i = 0; i < n; i++) {
         const dr_trajectory *t = items[i].trajectory;
         if (items[i].token_weight == 0.0f || t->n_tokens < 2) continue;
         if (batch_add(l, t, i, settings)) continue;
-        if (l->batch.pack.n_seqs > 0) DR_TRY(pack_run(l, &l->batch.pack, items, settings, gradient, stats));
+        if (pack->n_seqs > 0) DR_TRY(pack_run(l, pack, items, settings, gradient, NULL, stats));
         dr_micro_batch_clear(&l->batch);
         DR_CHECK(batch_add(l, t, i, settings), DR_ERR_RANGE,
                  "learner: a trajectory of %d tokens, at most %lld were planned", t->n_tokens,
                  (long long)l->batch.max_tokens);
     }
-    return l->batch.pack.n_seqs > 0 ? pack_run(l, &l->batch.pack, items, settings, gradient, stats) : DR_OK;
+    return pack->n_seqs > 0 ? pack_run(l, pack, items, settings, gradient, ready, stats) : DR_OK;
 }

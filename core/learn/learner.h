@@ -50,10 +50,13 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
 int64_t dr_learner_memory(const dr_lm *lm, bool has_reference, int64_t pack_tokens, int64_t longest,
                           dr_activations activations);
 void dr_learner_destroy(dr_learner *learner);
-// gradient [n_params] (backend memory) += gradient of the objective's part; stats are added to.
+// gradient [n_params] (backend memory) += gradient of the objective's part; stats are added to. ready (or
+// NULL), for the call that is the last one of a step: is told by the backward pass of the call's last
+// micro-batch which values are final; by nobody where no token of the items is trained on.
 // DR_ERR_NUMERIC names the first trajectory with a log-probability that is not finite.
 dr_status dr_learner_accumulate(dr_learner *learner, const dr_learn_item *items, int32_t n,
-                                const dr_loss_settings *settings, float *gradient, dr_learn_stats *stats);
+                                const dr_loss_settings *settings, float *gradient,
+                                const dr_gradient_ready *ready, dr_learn_stats *stats);
 
 #ifdef __cplusplus
 }

@@ -165,7 +165,7 @@ static dr_status fill_batch(sft *s, float context_weight, dr_learn_stats *stats)
                                  &(dr_loss_settings){.kind = DR_LOSS_SUPERVISED,
                                                      .temperature = 1.0f,
                                                      .context_weight = context_weight},
-                                 s->gradient, stats);
+                                 s->gradient, NULL, stats);
 }
 
 static dr_status run_steps(sft *s) {

@@ -126,9 +126,18 @@ int64_t dr_lm_workspace_bytes(const dr_lm_workspace *workspace);
 // outside the vocabulary, or a kept set does not rise or lacks its target.
 dr_status dr_lm_forward(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float temperature,
                         float *out_logprob, float *out_entropy);
+// Who is told, while a backward pass runs, that it has added its last to values begin … end - 1 of the
+// gradient: ops and copies that are issued from now on read them so. Ranges come from the end of the vector
+// to its start, each ends where the one before began, and together they name every value once. An error ends
+// the pass.
+typedef struct dr_gradient_ready {
+    dr_status (*tell)(void *context, int64_t begin, int64_t end);
+    void *context;
+} dr_gradient_ready;
 // After dr_lm_forward on the same pack: gradient [n_params] (backend memory) += d(Σ dlogprob[r]·logprob[r]).
+// ready NULL: nobody is told.
 dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float temperature,
-                         const float *dlogprob, float *gradient);
+                         const float *dlogprob, float *gradient, const dr_gradient_ready *ready);
 // Full logits of the given packed rows, [n_rows, vocab], backend memory: for goldens and tools, not for
 // training.
 dr_status dr_lm_logits(dr_lm *lm, dr_lm_workspace *workspace, const dr_pack *pack, float *out_logits);

@@ -347,8 +347,13 @@ static dr_status layer_backward_first(dr_lm *lm, const lm_layer *layer, const la
     return DR_OK;
 }
 
-// From the gradient of the loss rows to w->dx and w->datt of the last layer, 0 where no loss row is.
-static dr_status top_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float *gradient) {
+static dr_status tell(const dr_gradient_ready *ready, int64_t begin, int64_t end) {
+    return ready ? ready->tell(ready->context, begin, end) : DR_OK;
+}
+
+// From the gradient of the loss rows to w->dx below the last layer; gradients are 0 where no loss row is.
+static dr_status top_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float *gradient,
+                              const dr_gradient_ready *ready) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens, R = pack->n_rows, D = c->hidden, A = (int64_t)c->n_heads * c->head_size;
@@ -356,17 +361,20 @@ static dr_status top_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
     b->ops->zero(b, w->top, (size_t)(R * D) * sizeof(float));
     b->ops->rmsnorm_backward(b, w->drows, w->x_out, lm->params + lm->final_norm, w->final_inv, R, D, w->top,
                              gradient + lm->final_norm);
+    DR_TRY(tell(ready, lm->final_norm, lm->n_params)); // with the head where it has weights of its own
     DR_TRY(layer_backward_second(lm, &lm->layers[last], &w->layers[last], w, w->top_att, R, w->top,
                                  w->dtop_att, gradient));
+    DR_TRY(tell(ready, lm->layers[last].o, lm->final_norm));
     b->ops->zero(b, w->dx, (size_t)(T * D) * sizeof(float));
     b->ops->zero(b, w->datt, (size_t)(T * A) * sizeof(float));
     b->ops->embedding_backward(b, w->top, w->numbers.rows, R, D, w->dx); // scatters of rows
     b->ops->embedding_backward(b, w->dtop_att, w->numbers.rows, R, A, w->datt);
-    return DR_OK;
+    DR_TRY(layer_backward_first(lm, &lm->layers[last], &w->layers[last], w, pack, gradient));
+    return tell(ready, lm->layers[last].norm1, lm->layers[last].o);
 }
 
 dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, float temperature,
-                         const float *dlogprob, float *gradient) {
+                         const float *dlogprob, float *gradient, const dr_gradient_ready *ready) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens;
@@ -374,9 +382,7 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
     b->ops->copy_in(b, w->dlogprob, dlogprob, (size_t)pack->n_rows * sizeof(float));
     DR_TRY(b->ops->head_backward(b, lm->w_head, w->rows, w->targets, pack->kept, pack->n_rows, temperature,
                                  w->row_lse, w->dlogprob, w->drows, gradient + lm->head));
-    DR_TRY(top_backward(lm, w, pack, gradient));
-    DR_TRY(layer_backward_first(lm, &lm->layers[c->n_layers - 1], &w->layers[c->n_layers - 1], w, pack,
-                                gradient));
+    DR_TRY(top_backward(lm, w, pack, gradient, ready));
     for (int32_t i = c->n_layers - 2; i >= 0; i--) {
         const lm_layer *layer = &lm->layers[i];
         layer_activations *a = &w->layers[i];
@@ -386,8 +392,10 @@ dr_status dr_lm_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack, flo
             DR_TRY(layer_activate(lm, layer, a, a->att, a->x, T));
         }
         DR_TRY(layer_backward_second(lm, layer, a, w, a->att, T, w->dx, w->datt, gradient));
+        DR_TRY(tell(ready, layer->o, lm->layers[i + 1].norm1));
         DR_TRY(layer_backward_first(lm, layer, a, w, pack, gradient));
+        DR_TRY(tell(ready, layer->norm1, layer->o));
     }
     b->ops->embedding_backward(b, w->dx, w->numbers.ids, T, c->hidden, gradient + lm->embed);
-    return DR_OK;
+    return tell(ready, 0, lm->layers[0].norm1); // the embedding, last: a tied head adds to it first
 }
