@@ -1,21 +1,13 @@
 // The NCCL body of the collective seam: a sum goes chunk by chunk to the rank that owns it, which copies and
-// adds in rank order on the backend's stream. NCCL's own sum would be faster, but its order depends on
-// topology and size. Shards go to everyone as broadcasts of one group: they need not be equal, as an
-// all-gather of NCCL's wants them.
+// adds in rank order, on a stream of its own. NCCL's own sum would be faster, but its order depends on
+// topology and size. What is begun early goes from the end of the values to their start, one owner at a time;
+// the rest goes to all owners at once, which is faster. Ranks agree where that rest ends. Shards go to
+// everyone as broadcasts of one group: they need not be equal, as an all-gather of NCCL's wants them.
 #include "cuda/collective_nccl.h"
+#include "cuda/nccl_library.h"
 
-#if defined(__has_include)
-#if __has_include(<nccl.h>)
-#include <nccl.h>
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 14, 0) // communicators that do not block
-#define HAVE_NCCL 1
-#endif
-#endif
-#endif
+#ifdef DR_HAVE_NCCL
 
-#ifdef HAVE_NCCL
-
-#include <dlfcn.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,38 +22,29 @@
 enum {
     CHUNK = 4 << 20,          // values of one rank that are added at a time, at most
     MOST_GATHERED = 64 << 20, // values of all ranks in scratch, at most
-    MOST_QUEUED = 256 // ops on the stream before it is waited for: a full stream blocks the next launch
+    MOST_QUEUED = 256         // ops on a stream before it has to be empty: a full one blocks the next launch
 };
 
 static const double POLL_S = 50e-6;
 static const double END_S = 10.0; // that destroy waits for other ranks
 
-// What is called of the library; only the types come from the header.
-typedef struct library {
-    __typeof__(&ncclGetUniqueId) get_unique_id;
-    __typeof__(&ncclCommInitRankConfig) comm_init;
-    __typeof__(&ncclCommFinalize) comm_finalize;
-    __typeof__(&ncclCommDestroy) comm_destroy;
-    __typeof__(&ncclCommAbort) comm_abort;
-    __typeof__(&ncclCommGetAsyncError) comm_state;
-    __typeof__(&ncclGetErrorString) error_string;
-    __typeof__(&ncclGetLastError) last_error;
-    __typeof__(&ncclGroupStart) group_start;
-    __typeof__(&ncclGroupEnd) group_end;
-    __typeof__(&ncclSend) send;
-    __typeof__(&ncclRecv) receive;
-    __typeof__(&ncclBroadcast) broadcast;
-} library;
-
 typedef struct group {
     dr_collective base; // base.state is this group
     dr_backend *backend;
     dr_collective *host;
-    library nccl;
-    ncclUniqueId id; // of rank 0, until it was broadcast
-    ncclComm_t comm; // NULL: not connected yet, or given up
-    float *gathered; // backend memory [size, chunk]
-    cudaEvent_t done;
+    dr_nccl_library nccl;
+    ncclUniqueId id;     // of rank 0, until it was broadcast
+    ncclComm_t comm;     // NULL: not connected yet, or given up
+    float *gathered;     // backend memory [size, chunk]
+    cudaStream_t stream; // of sums, beside the backend's
+    cudaEvent_t made;    // on the backend's stream: what was final then is there
+    cudaEvent_t done;    // on the stream that is waited for
+    dr_shard *parts;     // [size] what goes to each rank in one exchange
+    double *marks;       // [size] `queued` of each rank
+    float *values;       // of the sum under way
+    int64_t n, final;    // n 0: none; values from `final` on are final on this rank
+    int64_t queued;      // values from here on are on the stream
+    int n_ops;           // on it since it was empty
 } group;
 
 // One operation under way, for its deadline and its errors.
@@ -75,41 +58,6 @@ static call begin(const group *g, const char *what, int64_t n, const char *unit)
     call k = {.hint = "", .end = dr_clock_seconds() + g->base.deadline_s};
     snprintf(k.what, sizeof k.what, "%s of %lld %s", what, (long long)n, unit);
     return k;
-}
-
-// ---- the library ----
-
-static dr_status find(void *handle, const char *name, void *out_function) {
-    void *symbol = dlsym(handle, name);
-    DR_CHECK(symbol, DR_ERR_UNSUPPORTED, "nccl: the library has no %s; 2.14 or later is expected", name);
-    memcpy(out_function, &symbol, sizeof symbol);
-    return DR_OK;
-}
-
-// The library stays open: its threads may outlive a communicator.
-static dr_status load(library *out) {
-    static const char *const names[] = {"libnccl.so.2", "libnccl.so", "/usr/local/cuda/lib64/libnccl.so.2"};
-    void *handle = NULL;
-    char reason[256] = "";
-    for (int i = 0; i < 3 && !handle; i++) {
-        handle = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-        const char *error = handle ? NULL : dlerror();
-        if (error && i == 0) snprintf(reason, sizeof reason, "%s", error);
-    }
-    DR_CHECK(handle, DR_ERR_UNSUPPORTED, "nccl: the library cannot be loaded: %s", reason);
-    DR_TRY(find(handle, "ncclGetUniqueId", &out->get_unique_id));
-    DR_TRY(find(handle, "ncclCommInitRankConfig", &out->comm_init));
-    DR_TRY(find(handle, "ncclCommFinalize", &out->comm_finalize));
-    DR_TRY(find(handle, "ncclCommDestroy", &out->comm_destroy));
-    DR_TRY(find(handle, "ncclCommAbort", &out->comm_abort));
-    DR_TRY(find(handle, "ncclCommGetAsyncError", &out->comm_state));
-    DR_TRY(find(handle, "ncclGetErrorString", &out->error_string));
-    DR_TRY(find(handle, "ncclGetLastError", &out->last_error));
-    DR_TRY(find(handle, "ncclGroupStart", &out->group_start));
-    DR_TRY(find(handle, "ncclGroupEnd", &out->group_end));
-    DR_TRY(find(handle, "ncclSend", &out->send));
-    DR_TRY(find(handle, "ncclRecv", &out->receive));
-    return find(handle, "ncclBroadcast", &out->broadcast);
 }
 
 // ---- waiting and errors ----
@@ -157,12 +105,12 @@ static dr_status judge(const group *g, const call *k, ncclResult_t result) {
                    result == ncclInvalidUsage ? k->hint : "");
 }
 
-// Waits until the stream has done all that is on it so far. Its first line also returns what copy and add had
-// no status for.
-static dr_status wait_for_stream(const group *g, const call *k) {
+// Waits until a stream of the device has done all that is on it so far. Its first line also returns what ops
+// of the backend had no status for.
+static dr_status wait_for_stream(const group *g, cudaStream_t stream, const call *k) {
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(g->backend, &state));
-    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventRecord(g->done, state->stream), "NCCL %s", k->what);
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventRecord(g->done, stream), "NCCL %s", k->what);
     for (;;) {
         cudaError_t error = cudaEventQuery(g->done);
         if (error == cudaSuccess) return DR_OK;
@@ -177,74 +125,207 @@ static dr_status wait_for_stream(const group *g, const call *k) {
     }
 }
 
-// Also ends what NCCL has on the stream. The communicator is gone whatever abort returns.
+// Also ends what NCCL has on the streams. The communicator is gone whatever abort returns.
 static void give_up(group *g) {
     if (g->comm) g->nccl.comm_abort(g->comm);
     g->comm = NULL;
+    g->n = 0;
 }
 
-// ---- the operations ----
+static dr_status check_connected(const group *g, const char *what, int64_t n) {
+    DR_CHECK(g->comm, DR_ERR_PEER, "learner %d of %d: NCCL %s of %lld values: given up after a failure",
+             g->base.rank, g->base.size, what, (long long)n);
+    return DR_OK;
+}
+
+// ---- the sum ----
 
 static int64_t chunk_of(int size) { // values; a multiple of 16 bytes
     int64_t most = MOST_GATHERED / size / 4 * 4;
     return most < CHUNK ? most : CHUNK;
 }
 
-// Values at … at + chunk - 1 of a rank's shard; empty behind its end.
-static dr_shard chunk_at(const group *g, int64_t n, int rank, int64_t at) {
-    dr_shard whole = dr_shard_of(n, rank, g->base.size);
-    int64_t begin = whole.begin + at, end = begin + chunk_of(g->base.size);
-    return (dr_shard){begin < whole.end ? begin : whole.end, end < whole.end ? end : whole.end};
-}
-
-static ncclResult_t queue_chunk(const group *g, const float *values, int64_t n, int64_t at,
-                                cudaStream_t stream) {
-    dr_shard own = chunk_at(g, n, g->base.rank, at);
-    int64_t count = own.end - own.begin;
+// g->parts of `values` to the other ranks, and theirs of the own one into g->gathered, as long ones in turn.
+static ncclResult_t queue_parts(const group *g, const float *values) {
+    int64_t own = g->parts[g->base.rank].end - g->parts[g->base.rank].begin;
     ncclResult_t result = g->nccl.group_start();
     for (int r = 0; r < g->base.size && result == ncclSuccess; r++) {
-        dr_shard theirs = chunk_at(g, n, r, at);
+        dr_shard theirs = g->parts[r];
         if (r == g->base.rank) continue;
         if (theirs.begin < theirs.end)
             result = g->nccl.send(values + theirs.begin, (size_t)(theirs.end - theirs.begin), ncclFloat32, r,
-                                  g->comm, stream);
-        if (count > 0 && (result == ncclSuccess || result == ncclInProgress))
-            result = g->nccl.receive(g->gathered + r * count, (size_t)count, ncclFloat32, r, g->comm, stream);
+                                  g->comm, g->stream);
+        if (own > 0 && (result == ncclSuccess || result == ncclInProgress))
+            result = g->nccl.receive(g->gathered + r * own, (size_t)own, ncclFloat32, r, g->comm, g->stream);
         if (result == ncclInProgress) result = ncclSuccess; // the group's end settles what is under way
     }
     ncclResult_t ended = g->nccl.group_end();
     return result == ncclSuccess ? ended : result;
 }
 
-// One chunk of every rank's shard goes to its owner, and the sum of the own one is put on the stream; waits
-// only for NCCL to have queued its part, before which nothing else may go on that stream.
-static dr_status sum_chunk(const group *g, float *values, int64_t n, int64_t at, const call *k) {
-    dr_backend *b = g->backend;
-    dr_cuda_state *state;
-    dr_shard own = chunk_at(g, n, g->base.rank, at);
-    int64_t count = own.end - own.begin;
-    size_t bytes = (size_t)count * sizeof(float);
-    DR_TRY(dr_cuda_enter(b, &state));
-    DR_TRY(judge(g, k, settle(g, queue_chunk(g, values, n, at, state->stream), k->end)));
-    b->ops->copy(b, g->gathered + g->base.rank * count, values + own.begin, bytes);
-    b->ops->copy(b, values + own.begin, g->gathered, bytes);
-    for (int r = 1; r < g->base.size; r++) b->ops->add(b, g->gathered + r * count, count, values + own.begin);
+static dr_status copy_on_device(const group *g, float *to, const float *from, int64_t count, const call *k) {
+    DR_CUDA_TRY(DR_ERR_INTERNAL,
+                cudaMemcpyAsync(to, from, (size_t)count * sizeof *to, cudaMemcpyDeviceToDevice, g->stream),
+                "NCCL %s", k->what);
     return DR_OK;
 }
 
-static dr_status sum_chunks(const group *g, float *values, int64_t n) {
-    const int64_t longest = dr_shard_of(n, 0, g->base.size).end, chunk = chunk_of(g->base.size);
-    const call k = begin(g, "sum", n, "values");
-    int queued = 0;
-    for (int64_t at = 0; at < longest; at += chunk) {
-        DR_TRY(sum_chunk(g, values, n, at, &k));
-        queued += g->base.size + 2; // the exchange, two copies, an add for each other rank
-        if (queued < MOST_QUEUED) continue;
-        DR_TRY(wait_for_stream(g, &k));
-        queued = 0;
-    }
-    return wait_for_stream(g, &k);
+// g->parts go to their owners, and the sum of the own one is put on the stream; waits only for NCCL to have
+// queued its part, before which nothing else may go on that stream.
+static dr_status sum_parts(group *g, const call *k) {
+    dr_shard own = g->parts[g->base.rank];
+    int64_t count = own.end - own.begin;
+    float *sum = g->values + own.begin;
+    DR_TRY(judge(g, k, settle(g, queue_parts(g, g->values), k->end)));
+    g->n_ops += g->base.size + 2; // the exchange, two copies, an add for each other rank
+    if (count == 0) return DR_OK;
+    DR_TRY(copy_on_device(g, g->gathered + g->base.rank * count, sum, count, k));
+    DR_TRY(copy_on_device(g, sum, g->gathered, count, k));
+    for (int r = 1; r < g->base.size; r++)
+        DR_TRY(dr_cuda_add(g->gathered + r * count, count, sum, g->stream));
+    return DR_OK;
 }
+
+static bool is_full(const group *g) {
+    return g->n_ops > 0 && g->n_ops + g->base.size + 2 > MOST_QUEUED;
+}
+
+static dr_status make_room(group *g, const call *k) {
+    if (!is_full(g)) return DR_OK;
+    DR_TRY(wait_for_stream(g, g->stream, k));
+    g->n_ops = 0;
+    return DR_OK;
+}
+
+// The same without waiting: *out_full when there is none yet.
+static dr_status look_for_room(group *g, const call *k, bool *out_full) {
+    *out_full = is_full(g);
+    if (!*out_full) return DR_OK;
+    cudaError_t error = cudaEventQuery(g->done);
+    if (error == cudaSuccess) g->n_ops = 0;
+    if (error == cudaSuccess) *out_full = false;
+    cudaGetLastError(); // clears "not ready"
+    DR_CHECK(error == cudaSuccess || error == cudaErrorNotReady, DR_ERR_INTERNAL,
+             "learner %d of %d: NCCL %s: cuda: %s", g->base.rank, g->base.size, k->what,
+             cudaGetErrorString(error));
+    return DR_OK;
+}
+
+// What is on the backend's stream comes before all that goes on the sums' stream from now on.
+static dr_status follow_backend(const group *g, const call *k) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(g->backend, &state));
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventRecord(g->made, state->stream), "NCCL %s", k->what);
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamWaitEvent(g->stream, g->made, 0), "NCCL %s", k->what);
+    return DR_OK;
+}
+
+// The next chunk of what is begun early: the last one of the values that are not queued, of one shard.
+static dr_shard next_chunk(const group *g, int *out_owner) {
+    *out_owner = dr_shard_owner(g->n, g->queued - 1, g->base.size);
+    dr_shard left = {dr_shard_of(g->n, *out_owner, g->base.size).begin, g->queued};
+    return dr_shard_piece(left, 0, chunk_of(g->base.size));
+}
+
+// Queues chunks while they begin at `limit` or behind; unless it may wait, as many as there is room for.
+static dr_status queue_down_to(group *g, int64_t limit, bool may_wait, const call *k) {
+    while (g->queued > limit) {
+        int owner = 0;
+        bool full = false;
+        dr_shard chunk = next_chunk(g, &owner);
+        if (chunk.begin < limit) break;
+        DR_TRY(may_wait ? make_room(g, k) : look_for_room(g, k, &full));
+        if (full) break;
+        for (int r = 0; r < g->base.size; r++) g->parts[r] = r == owner ? chunk : (dr_shard){0, 0};
+        DR_TRY(sum_parts(g, k));
+        DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventRecord(g->done, g->stream), "NCCL %s", k->what);
+        g->queued = chunk.begin;
+    }
+    return DR_OK;
+}
+
+// Values before `end`: a chunk of every shard at a time.
+static dr_status queue_rest(group *g, int64_t end, const call *k) {
+    const int64_t longest = dr_shard_of(g->n, 0, g->base.size).end, chunk = chunk_of(g->base.size);
+    for (int64_t i = 0; i * chunk < longest; i++) {
+        for (int r = 0; r < g->base.size; r++) {
+            dr_shard left = dr_shard_of(g->n, r, g->base.size);
+            if (left.end > end) left.end = end > left.begin ? end : left.begin;
+            g->parts[r] = dr_shard_piece(left, i, chunk);
+        }
+        DR_TRY(make_room(g, k));
+        DR_TRY(sum_parts(g, k));
+    }
+    g->queued = 0;
+    return DR_OK;
+}
+
+// The lowest mark down to which a rank has queued its chunks; the others' streams wait for them.
+static dr_status agree_on_queued(group *g, int64_t *out_lowest) {
+    memset(g->marks, 0, (size_t)g->base.size * sizeof *g->marks);
+    g->marks[g->base.rank] = (double)g->queued; // exact: far below 2^53
+    DR_TRY(g->host->ops->allreduce_sum_double(g->host, g->marks, g->base.size));
+    double lowest = g->marks[0];
+    for (int r = 1; r < g->base.size; r++)
+        if (g->marks[r] < lowest) lowest = g->marks[r];
+    *out_lowest = (int64_t)lowest;
+    return DR_OK;
+}
+
+static dr_status finish_sum(group *g) {
+    int64_t lowest = 0;
+    DR_TRY(agree_on_queued(g, &lowest));
+    const call k = begin(g, "sum", g->n, "values");
+    DR_TRY(follow_backend(g, &k));
+    DR_TRY(queue_down_to(g, lowest, true, &k));
+    DR_TRY(queue_rest(g, lowest, &k));
+    DR_TRY(wait_for_stream(g, g->stream, &k));
+    g->n_ops = 0;
+    g->n = 0;
+    return DR_OK;
+}
+
+// A sum of these values, which is under way or begins here, is final from `from` on.
+static dr_status note_final(group *g, float *values, int64_t n, int64_t from) {
+    DR_TRY(check_connected(g, "sum", n));
+    bool is_first = g->n == 0;
+    bool fits = is_first ? from <= n : n == g->n && values == g->values && from <= g->final;
+    DR_CHECK(fits && from >= 0, DR_ERR_ARGUMENT,
+             "learner %d of %d: NCCL sum of %lld values from %lld on, under way is one of %lld from %lld on",
+             g->base.rank, g->base.size, (long long)n, (long long)from, (long long)g->n, (long long)g->final);
+    if (is_first) {
+        g->values = values;
+        g->n = g->queued = n;
+    }
+    g->final = from;
+    return DR_OK;
+}
+
+static dr_status begin_sum(group *g) {
+    const call k = begin(g, "sum", g->n, "values");
+    DR_TRY(follow_backend(g, &k));
+    return queue_down_to(g, g->final, false, &k);
+}
+
+static dr_status reduce_scatter_begin(dr_collective *c, float *values, int64_t n, int64_t from) {
+    group *g = c->state;
+    if (n <= 0) return DR_OK;
+    DR_TRY(note_final(g, values, n, from));
+    dr_status status = begin_sum(g);
+    if (status != DR_OK) give_up(g);
+    return status;
+}
+
+static dr_status reduce_scatter_sum(dr_collective *c, float *values, int64_t n) {
+    group *g = c->state;
+    if (n <= 0) return DR_OK;
+    DR_TRY(note_final(g, values, n, 0));
+    dr_status status = finish_sum(g);
+    if (status != DR_OK) give_up(g);
+    return status;
+}
+
+// ---- the other operations ----
 
 static ncclResult_t queue_shards(const group *g, float *values, int64_t n, cudaStream_t stream) {
     ncclResult_t result = g->nccl.group_start();
@@ -264,26 +345,19 @@ static dr_status gather_shards(const group *g, float *values, int64_t n) {
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(g->backend, &state));
     DR_TRY(judge(g, &k, settle(g, queue_shards(g, values, n, state->stream), k.end)));
-    return wait_for_stream(g, &k);
-}
-
-static dr_status run(dr_collective *c, dr_status (*operation)(const group *, float *, int64_t),
-                     const char *what, float *values, int64_t n) {
-    group *g = c->state;
-    if (n <= 0) return DR_OK;
-    DR_CHECK(g->comm, DR_ERR_PEER, "learner %d of %d: NCCL %s of %lld values: given up after a failure",
-             c->rank, c->size, what, (long long)n);
-    dr_status status = operation(g, values, n);
-    if (status != DR_OK) give_up(g);
-    return status;
-}
-
-static dr_status reduce_scatter_sum(dr_collective *c, float *values, int64_t n) {
-    return run(c, sum_chunks, "sum", values, n);
+    return wait_for_stream(g, state->stream, &k);
 }
 
 static dr_status all_gather(dr_collective *c, float *values, int64_t n) {
-    return run(c, gather_shards, "all-gather", values, n);
+    group *g = c->state;
+    if (n <= 0) return DR_OK;
+    DR_TRY(check_connected(g, "all-gather", n));
+    DR_CHECK(g->n == 0, DR_ERR_ARGUMENT,
+             "learner %d of %d: all-gather while a sum of %lld values is under way", c->rank, c->size,
+             (long long)g->n);
+    dr_status status = gather_shards(g, values, n);
+    if (status != DR_OK) give_up(g);
+    return status;
 }
 
 static dr_status sum_double(dr_collective *c, double *values, int64_t n) {
@@ -305,8 +379,14 @@ static dr_status prepare(group *g) {
     void *gathered = NULL;
     DR_CHECK(strcmp(b->ops->name, "cuda") == 0, DR_ERR_UNSUPPORTED,
              "nccl: sums up in memory of a cuda backend; this one is %s", b->ops->name);
-    DR_TRY(load(&g->nccl));
+    DR_TRY(dr_nccl_load(&g->nccl));
     DR_TRY(dr_cuda_enter(b, &state));
+    DR_TRY(dr_alloc(&g->parts, "NCCL parts", g->base.size, sizeof *g->parts));
+    DR_TRY(dr_alloc(&g->marks, "NCCL marks", g->base.size, sizeof *g->marks));
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking),
+                "stream of device %d", state->device);
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventCreateWithFlags(&g->made, cudaEventDisableTiming),
+                "event of device %d", state->device);
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventCreateWithFlags(&g->done, cudaEventDisableTiming),
                 "event of device %d", state->device);
     size_t bytes = (size_t)chunk_of(g->base.size) * (size_t)g->base.size * sizeof(float);
@@ -334,6 +414,14 @@ static dr_status agree(const group *g, dr_status own) {
     return DR_OK;
 }
 
+// One value from each rank to each: connections are made at the first exchange, which would keep the
+// beginning of a sum waiting for other ranks.
+static dr_status greet(group *g, const call *k) {
+    for (int r = 0; r < g->base.size; r++) g->parts[r] = (dr_shard){g->base.size + r, g->base.size + r + 1};
+    DR_TRY(judge(g, k, settle(g, queue_parts(g, g->gathered), k->end)));
+    return wait_for_stream(g, g->stream, k);
+}
+
 static dr_status join(group *g) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     dr_cuda_state *state;
@@ -346,6 +434,7 @@ static dr_status join(group *g) {
         "host memory and MPI";
     ncclResult_t result = g->nccl.comm_init(&g->comm, g->base.size, g->id, g->base.rank, &config);
     dr_status status = judge(g, &k, settle(g, result, k.end));
+    if (status == DR_OK) status = greet(g, &k);
     if (status != DR_OK) give_up(g);
     return status;
 }
@@ -371,11 +460,16 @@ static void destroy(dr_collective *c) {
     group *g = c->state;
     leave(g);
     if (g->gathered) g->backend->ops->memory_destroy(g->backend, g->gathered);
+    if (g->made) cudaEventDestroy(g->made);
     if (g->done) cudaEventDestroy(g->done);
+    if (g->stream) cudaStreamDestroy(g->stream);
+    dr_free(g->parts);
+    dr_free(g->marks);
     dr_free(g);
 }
 
-static const dr_collective_ops ops = {reduce_scatter_sum, all_gather, sum_double, broadcast, destroy};
+static const dr_collective_ops ops = {
+    reduce_scatter_sum, reduce_scatter_begin, all_gather, sum_double, broadcast, destroy};
 
 dr_status dr_collective_nccl_create(dr_backend *backend, dr_collective *host,
                                     dr_collective **out_collective) {

@@ -17,16 +17,20 @@ extern "C" {
 //   reduce_scatter_sum, all_gather: values [n] are memory of `backend`, DEVICE memory, where the alone and
 //   MPI bodies take host memory. They go behind what is on the backend's stream and return when the result is
 //   there. Rank order and single fp32 additions: the bits of the MPI body, but for the payload of a NaN. The
-//   deadline holds for the whole call, the work that was on the stream before it included. After a failure
-//   `values` are lost and the communicator is given up: every later call of these two is DR_ERR_PEER.
+//   deadline holds for the whole call, the work that was on the stream before it included; a sum first waits,
+//   with host's deadline, until every rank has come to it. After a failure `values` are lost and the
+//   communicator is given up: every later call of these is DR_ERR_PEER.
+//   reduce_scatter_begin: final is what the work on the backend's stream so far makes so. Chunks of it go on
+//   a stream of their own, behind that work and beside what follows; as many as there is room for, the rest
+//   later.
 //   allreduce_sum_double and broadcast: host's, on host memory.
-// Takes size · chunk floats of backend memory once; a chunk is 4 Mi values, less from 17 ranks on: 256 MiB at
-// most. The library, libnccl.so.2, is looked for here and not when the program starts; it stays loaded.
-// Errors of create: DR_ERR_UNSUPPORTED, in words and on every rank, when the backend of a rank is not CUDA, a
-// rank cannot load the library or this build has no nccl.h (the caller may go on with host alone);
-// DR_ERR_PEER, another rank could not prepare; DR_ERR_MEMORY; and those of the two.
-// Errors of the two, each naming rank, operation and count: DR_ERR_TIMEOUT, deadline_s passed; DR_ERR_PEER, a
-// rank is gone; DR_ERR_IO, a system call of NCCL's failed; DR_ERR_ARGUMENT, NCCL calls it invalid usage, at
+// Takes size · chunk floats of backend memory once, for begun sums and others; a chunk is 4 Mi values, less
+// from 17 ranks on: 256 MiB at most. The library, libnccl.so.2, is looked for here and not when the program
+// starts; it stays loaded. Errors of create: DR_ERR_UNSUPPORTED, in words and on every rank, when the backend
+// of a rank is not CUDA, a rank cannot load the library or this build has no nccl.h (the caller may go on
+// with host alone); DR_ERR_PEER, another rank could not prepare; DR_ERR_MEMORY; and those of the three.
+// Errors of the three, each naming rank, operation and count: DR_ERR_TIMEOUT, deadline_s passed; DR_ERR_PEER,
+// a rank is gone; DR_ERR_IO, a system call of NCCL's failed; DR_ERR_ARGUMENT, NCCL calls it invalid usage, at
 // creation above all two ranks on one device; DR_ERR_INTERNAL, other errors of NCCL and CUDA.
 // destroy, before host's and the backend's, waits up to 10 s for the other ranks, then aborts.
 dr_status dr_collective_nccl_create(dr_backend *backend, dr_collective *host, dr_collective **out_collective);

@@ -1,6 +1,7 @@
-// The MPI body of the collective seam, polled with a deadline. A sum goes piece by piece to the rank that
-// owns it, which adds in rank order; shards then go from their owners to everyone. Each rank sends and
-// receives (size - 1) / size of the values for either.
+// The MPI body of the collective seam, polled with a deadline. A sum goes piece by piece to the ranks that
+// own it, each of which adds in rank order; shards then go from their owners to everyone. Each rank sends and
+// receives (size - 1) / size of the values for either. Pieces of a shard go from its end to its beginning, as
+// soon as they are final: the streams to different owners do not wait for each other.
 #include <mpi.h>
 #include <string.h>
 
@@ -10,22 +11,39 @@
 #include "mpi/world.h"
 
 enum {
-    PIECE = 1 << 18,         // values of one rank that are added at a time, at most
-    MOST_GATHERED = 1 << 22, // values of all ranks, at most
-    WHOLE_PIECE = 1 << 24    // values of one message where nothing is added
+    PIECE = 1 << 18,         // values of one message of a sum, at most
+    WINDOW = 8,              // such messages under way from one rank to another, at most
+    MOST_RECEIVED = 1 << 24, // values under way to one rank, at most
+    WHOLE_PIECE = 1 << 24,   // values of one message where nothing is added
+    SUM_TAG = 1
 };
+
+// A sum that is under way; pieces are counted from a shard's end, slot k % WINDOW is piece k's.
+typedef struct sum {
+    float *values;
+    int64_t n, final;      // n 0: none; values from `final` on are final on this rank
+    int64_t asked, added;  // pieces of the own shard: asked for, summed up
+    int64_t *sent, *taken; // [size] pieces of each shard: sent to its owner, and arrived there
+    MPI_Request *sends;    // [size, WINDOW]
+    MPI_Request *receives; // [WINDOW, size]
+} sum;
 
 typedef struct group {
     MPI_Comm comm;
-    char *gathered;        // [size] pieces of floats, or half as long ones of doubles
-    int64_t piece;         // floats
+    char *gathered; // [WINDOW, size] pieces of floats; its first [size] also half as long ones of doubles
+    int64_t piece;  // floats
+    sum sum;
     MPI_Request *requests; // [2 * size]
     int n_requests;
 } group;
 
 static int64_t piece_of(int size) {
-    int64_t most = MOST_GATHERED / size;
+    int64_t most = MOST_RECEIVED / WINDOW / size;
     return most < PIECE ? most : PIECE;
+}
+
+static void rest(int spins) {
+    if (spins > 20) dr_clock_sleep(spins > 200 ? 0.001 : 0.00005);
 }
 
 static dr_status wait_for(dr_collective *c, int n_requests, MPI_Request *requests, const char *what,
@@ -38,69 +56,192 @@ static dr_status wait_for(dr_collective *c, int n_requests, MPI_Request *request
         DR_CHECK(dr_clock_seconds() - start < c->deadline_s, DR_ERR_TIMEOUT,
                  "learner %d of %d: %s of %lld values did not finish within %.0f s", c->rank, c->size, what,
                  (long long)n, c->deadline_s);
-        if (spins > 20) dr_clock_sleep(spins > 200 ? 0.001 : 0.00005);
+        rest(spins);
     }
 }
 
-// Values at … at + piece - 1 of a rank's shard; empty behind its end.
-static dr_shard piece_at(dr_shard whole, int64_t at, int64_t piece) {
-    int64_t begin = whole.begin + at, end = begin + piece;
-    return (dr_shard){begin < whole.end ? begin : whole.end, end < whole.end ? end : whole.end};
+// ---- the sum ----
+
+static bool is_empty(dr_shard part) {
+    return part.begin == part.end;
 }
 
-static dr_status send(group *g, const float *values, dr_shard part, int to) {
-    if (part.begin == part.end) return DR_OK;
-    DR_MPI(MPI_Isend(values + part.begin, (int)(part.end - part.begin), MPI_FLOAT, to, 0, g->comm,
-                     &g->requests[g->n_requests++]));
-    return DR_OK;
+// Piece k of rank r's shard of the sum under way.
+static dr_shard part_of(const dr_collective *c, int r, int64_t k) {
+    const group *g = c->state;
+    return dr_shard_piece(dr_shard_of(g->sum.n, r, c->size), k, g->piece);
 }
 
-static dr_status receive(group *g, float *to, int64_t count, int from) {
-    if (count == 0) return DR_OK;
-    DR_MPI(MPI_Irecv(to, (int)count, MPI_FLOAT, from, 0, g->comm, &g->requests[g->n_requests++]));
-    return DR_OK;
+// Where what rank r sends of a piece stands.
+static float *received(const dr_collective *c, int64_t k, int r) {
+    const group *g = c->state;
+    return (float *)(void *)g->gathered + (k % WINDOW * c->size + r) * g->piece;
 }
 
-// One piece of every rank's shard goes to its owner; own gets the sum.
-static dr_status sum_piece(dr_collective *c, float *values, int64_t n, int64_t at) {
+// Sends what is final to the owner of shard r, as far as the window lets it.
+static dr_status advance_sends(dr_collective *c, int r, bool *moved) {
     group *g = c->state;
-    float *all = (float *)(void *)g->gathered;
-    dr_shard own = piece_at(dr_shard_of(n, c->rank, c->size), at, g->piece);
-    int64_t count = own.end - own.begin;
-    g->n_requests = 0;
+    sum *s = &g->sum;
+    for (; s->taken[r] < s->sent[r]; s->taken[r]++, *moved = true) {
+        int done = 0;
+        DR_MPI(MPI_Test(&s->sends[r * WINDOW + s->taken[r] % WINDOW], &done, MPI_STATUS_IGNORE));
+        if (!done) break;
+    }
+    for (; s->sent[r] - s->taken[r] < WINDOW; s->sent[r]++, *moved = true) {
+        dr_shard part = part_of(c, r, s->sent[r]);
+        if (is_empty(part) || part.begin < s->final) break;
+        DR_MPI(MPI_Isend(s->values + part.begin, (int)(part.end - part.begin), MPI_FLOAT, r, SUM_TAG, g->comm,
+                         &s->sends[r * WINDOW + s->sent[r] % WINDOW]));
+    }
+    return DR_OK;
+}
+
+static dr_status ask(dr_collective *c, bool *moved) {
+    group *g = c->state;
+    sum *s = &g->sum;
+    for (; s->asked - s->added < WINDOW; s->asked++, *moved = true) {
+        dr_shard part = part_of(c, c->rank, s->asked);
+        if (is_empty(part)) break;
+        for (int r = 0; r < c->size; r++)
+            if (r != c->rank)
+                DR_MPI(MPI_Irecv(received(c, s->asked, r), (int)(part.end - part.begin), MPI_FLOAT, r,
+                                 SUM_TAG, g->comm, &s->receives[s->asked % WINDOW * c->size + r]));
+    }
+    return DR_OK;
+}
+
+// The own values of a piece become the sum: rank 0's, rank 1's, … added in turn.
+static void add_piece(const dr_collective *c, int64_t k, float *own, int64_t count) {
+    enum { BLOCK = 1024 };
+    float total[BLOCK];
+    for (int64_t at = 0; at < count; at += BLOCK) {
+        int64_t n = count - at < BLOCK ? count - at : BLOCK;
+        for (int r = 0; r < c->size; r++) {
+            const float *part = (r == c->rank ? own : received(c, k, r)) + at;
+            if (r == 0)
+                memcpy(total, part, (size_t)n * sizeof *total);
+            else
+                for (int64_t i = 0; i < n; i++) total[i] += part[i];
+        }
+        memcpy(own + at, total, (size_t)n * sizeof *total);
+    }
+}
+
+static dr_status advance_own(dr_collective *c, bool *moved) {
+    group *g = c->state;
+    sum *s = &g->sum;
+    for (;; s->added++, *moved = true) {
+        int done = 0;
+        DR_TRY(ask(c, moved));
+        dr_shard part = part_of(c, c->rank, s->added);
+        if (is_empty(part) || part.begin < s->final) return DR_OK;
+        DR_MPI(MPI_Testall(c->size, &s->receives[s->added % WINDOW * c->size], &done, MPI_STATUSES_IGNORE));
+        if (!done) return DR_OK;
+        add_piece(c, s->added, s->values + part.begin, part.end - part.begin);
+    }
+}
+
+static dr_status advance(dr_collective *c, bool *moved) {
+    *moved = false;
     for (int r = 0; r < c->size; r++)
-        if (r != c->rank) DR_TRY(receive(g, all + r * count, count, r));
+        if (r != c->rank) DR_TRY(advance_sends(c, r, moved));
+    return advance_own(c, moved);
+}
+
+static bool is_summed(const dr_collective *c) {
+    const sum *s = &((const group *)c->state)->sum;
     for (int r = 0; r < c->size; r++)
-        if (r != c->rank) DR_TRY(send(g, values, piece_at(dr_shard_of(n, r, c->size), at, g->piece), r));
-    DR_TRY(wait_for(c, g->n_requests, g->requests, "sum", n));
-    float *sum = values + own.begin;
-    memcpy(all + c->rank * count, sum, (size_t)count * sizeof(float));
-    memcpy(sum, all, (size_t)count * sizeof(float));
-    for (int r = 1; r < c->size; r++)
-        for (int64_t i = 0; i < count; i++) sum[i] += all[r * count + i];
+        if (r != c->rank && !is_empty(part_of(c, r, s->taken[r]))) return false;
+    return is_empty(part_of(c, c->rank, s->added));
+}
+
+// The DR_ERR_TIMEOUT of a sum, naming whom it waits for.
+static dr_status refuse_late(dr_collective *c) {
+    const sum *s = &((group *)c->state)->sum;
+    dr_shard part = part_of(c, c->rank, s->added);
+    const char *what = "sent";
+    int late = -1;
+    for (int r = 0; r < c->size && late < 0 && !is_empty(part); r++) {
+        int done = 0;
+        DR_MPI(MPI_Test(&s->receives[s->added % WINDOW * c->size + r], &done, MPI_STATUS_IGNORE));
+        if (!done) late = r;
+    }
+    for (int r = 0; r < c->size && late < 0; r++) {
+        part = part_of(c, r, s->taken[r]);
+        what = "taken";
+        if (r != c->rank && !is_empty(part)) late = r;
+    }
+    return DR_FAIL(DR_ERR_TIMEOUT,
+                   "learner %d of %d: sum of %lld values did not finish within %.0f s: learner %d has not %s "
+                   "values %lld to %lld",
+                   c->rank, c->size, (long long)s->n, c->deadline_s, late, what, (long long)part.begin,
+                   (long long)part.end - 1);
+}
+
+static dr_status reduce_scatter_begin(dr_collective *c, float *values, int64_t n, int64_t begin) {
+    sum *s = &((group *)c->state)->sum;
+    bool is_first = s->n == 0, moved = n > 0;
+    bool fits = is_first ? begin <= n : n == s->n && values == s->values && begin <= s->final;
+    DR_CHECK(fits && begin >= 0, DR_ERR_ARGUMENT,
+             "learner %d of %d: sum of %lld values from %lld on, under way is one of %lld from %lld on",
+             c->rank, c->size, (long long)n, (long long)begin, (long long)s->n, (long long)s->final);
+    if (is_first) {
+        s->values = values;
+        s->n = n;
+        s->asked = s->added = 0;
+        memset(s->sent, 0, (size_t)c->size * sizeof *s->sent);
+        memset(s->taken, 0, (size_t)c->size * sizeof *s->taken);
+    }
+    s->final = begin;
+    while (moved) DR_TRY(advance(c, &moved));
     return DR_OK;
 }
 
 static dr_status reduce_scatter_sum(dr_collective *c, float *values, int64_t n) {
-    int64_t longest = dr_shard_of(n, 0, c->size).end, piece = ((group *)c->state)->piece;
-    for (int64_t at = 0; at < longest; at += piece) DR_TRY(sum_piece(c, values, n, at));
+    double end = dr_clock_seconds() + c->deadline_s;
+    DR_TRY(reduce_scatter_begin(c, values, n, 0));
+    for (int spins = 0; n > 0 && !is_summed(c); spins++) {
+        bool moved = false;
+        DR_TRY(advance(c, &moved));
+        if (moved) spins = 0;
+        if (dr_clock_seconds() >= end && !is_summed(c)) return refuse_late(c);
+        rest(spins);
+    }
+    ((group *)c->state)->sum.n = 0;
     return DR_OK;
 }
 
-static dr_status all_gather(dr_collective *c, float *values, int64_t n) {
+// ---- the other operations ----
+
+// They use the sum's memory, or would mix with its messages.
+static dr_status check_idle(const dr_collective *c, const char *what) {
+    const sum *s = &((const group *)c->state)->sum;
+    DR_CHECK(s->n == 0, DR_ERR_ARGUMENT, "learner %d of %d: %s while a sum of %lld values is under way",
+             c->rank, c->size, what, (long long)s->n);
+    return DR_OK;
+}
+
+static dr_status exchange_shards(dr_collective *c, float *values, int64_t n, int64_t k) {
     group *g = c->state;
-    int64_t longest = dr_shard_of(n, 0, c->size).end;
-    for (int64_t at = 0; at < longest; at += WHOLE_PIECE) {
-        dr_shard own = piece_at(dr_shard_of(n, c->rank, c->size), at, WHOLE_PIECE);
-        g->n_requests = 0;
-        for (int r = 0; r < c->size; r++) {
-            dr_shard theirs = piece_at(dr_shard_of(n, r, c->size), at, WHOLE_PIECE);
-            if (r == c->rank) continue;
-            DR_TRY(receive(g, values + theirs.begin, theirs.end - theirs.begin, r));
-            DR_TRY(send(g, values, own, r));
-        }
-        DR_TRY(wait_for(c, g->n_requests, g->requests, "all-gather", n));
+    dr_shard own = dr_shard_piece(dr_shard_of(n, c->rank, c->size), k, WHOLE_PIECE);
+    g->n_requests = 0;
+    for (int r = 0; r < c->size; r++) {
+        dr_shard theirs = dr_shard_piece(dr_shard_of(n, r, c->size), k, WHOLE_PIECE);
+        if (r == c->rank) continue;
+        if (!is_empty(theirs))
+            DR_MPI(MPI_Irecv(values + theirs.begin, (int)(theirs.end - theirs.begin), MPI_FLOAT, r, 0,
+                             g->comm, &g->requests[g->n_requests++]));
+        if (!is_empty(own))
+            DR_MPI(MPI_Isend(values + own.begin, (int)(own.end - own.begin), MPI_FLOAT, r, 0, g->comm,
+                             &g->requests[g->n_requests++]));
     }
+    return wait_for(c, g->n_requests, g->requests, "all-gather", n);
+}
+
+static dr_status all_gather(dr_collective *c, float *values, int64_t n) {
+    int64_t longest = dr_shard_of(n, 0, c->size).end;
+    DR_TRY(check_idle(c, "all-gather"));
+    for (int64_t k = 0; k * WHOLE_PIECE < longest; k++) DR_TRY(exchange_shards(c, values, n, k));
     return DR_OK;
 }
 
@@ -108,6 +249,7 @@ static dr_status sum_double(dr_collective *c, double *values, int64_t n) {
     group *g = c->state;
     const double *all = (const double *)(const void *)g->gathered;
     int64_t piece = g->piece / 2;
+    DR_TRY(check_idle(c, "sum of doubles"));
     for (int64_t at = 0; at < n; at += piece) {
         int64_t count = n - at < piece ? n - at : piece;
         MPI_Request request;
@@ -134,14 +276,31 @@ static dr_status broadcast(dr_collective *c, void *bytes, int64_t n_bytes, int r
 
 static void destroy(dr_collective *c) {
     group *g = c->state;
-    MPI_Comm_free(&g->comm);
-    dr_free(g->gathered);
+    if (g->sum.n == 0) dr_free(g->gathered); // else what is still on its way would write to it
+    dr_free(g->sum.sent);
+    dr_free(g->sum.taken);
+    dr_free(g->sum.sends);
+    dr_free(g->sum.receives);
     dr_free(g->requests);
+    MPI_Comm_free(&g->comm);
     dr_free(g);
     dr_free(c);
 }
 
-static const dr_collective_ops ops = {reduce_scatter_sum, all_gather, sum_double, broadcast, destroy};
+static const dr_collective_ops ops = {
+    reduce_scatter_sum, reduce_scatter_begin, all_gather, sum_double, broadcast, destroy};
+
+static dr_status allocate(group *g, int size) {
+    int64_t window = (int64_t)WINDOW * size;
+    g->piece = piece_of(size);
+    DR_TRY(dr_alloc(&g->gathered, "collective pieces", window * g->piece, sizeof(float)));
+    DR_TRY(dr_alloc(&g->sum.sent, "pieces sent", size, sizeof *g->sum.sent));
+    DR_TRY(dr_alloc(&g->sum.taken, "pieces taken", size, sizeof *g->sum.taken));
+    DR_TRY(dr_alloc(&g->sum.sends, "collective requests", window, sizeof *g->sum.sends));
+    DR_TRY(dr_alloc(&g->sum.receives, "collective requests", window, sizeof *g->sum.receives));
+    for (int64_t i = 0; i < window; i++) g->sum.receives[i] = MPI_REQUEST_NULL; // a rank's own stay so
+    return dr_alloc(&g->requests, "collective requests", 2 * (int64_t)size, sizeof *g->requests);
+}
 
 dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_s, dr_collective **out) {
     int rank = 0, member = 0;
@@ -159,10 +318,8 @@ dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_
     g->comm = comm;
     *c = (dr_collective){.ops = &ops, .size = n, .deadline_s = deadline_s, .state = g};
     DR_MPI(MPI_Comm_rank(comm, &c->rank));
-    g->piece = piece_of(n);
-    c->memory = n * g->piece * (int64_t)sizeof(float);
-    DR_TRY(dr_alloc(&g->gathered, "collective pieces", n * g->piece, sizeof(float)));
-    DR_TRY(dr_alloc(&g->requests, "collective requests", 2 * (int64_t)n, sizeof *g->requests));
+    DR_TRY(allocate(g, n));
+    c->memory = WINDOW * n * g->piece * (int64_t)sizeof(float);
     *out = c;
     return DR_OK;
 }

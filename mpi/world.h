@@ -29,7 +29,11 @@ void dr_world_abort(int code) __attribute__((noreturn));
 dr_status dr_channel_mpi_create(const int *process_of, int n_endpoints, dr_channel **out_channels);
 
 // Collective over the listed processes (ascending), created by all processes of the job together; *out is
-// NULL on the others. Sums run in rank order: the same bits on every rank and in every run.
+// NULL on the others. Sums run in rank order: the same bits on every rank and in every run. What is begun of
+// one moves on in each call of reduce_scatter_begin; up to 8 messages of 1 MiB at most may be under way from
+// one rank to another, for which it takes 8 MiB a rank of the group, 64 MiB at most. The DR_ERR_TIMEOUT of a
+// sum names the rank that is waited for; its messages stay under way, so that only the end of the job is
+// left.
 dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_s, dr_collective **out);
 
 #ifdef __cplusplus

@@ -1,6 +1,7 @@
 // Several ranks sum up and gather through NCCL on ONE device, for tests/gpu.sh: each rank says that it is a
 // machine of its own, because NCCL refuses two ranks of one machine on one device. The sum of fractions must
-// have the bits of the sum in rank order. Run under mpirun; exit status 0 only when it has, on every rank.
+// have the bits of the sum in rank order, whether it is begun while they are written or not. Run under
+// mpirun; exit status 0 only when it has, on every rank.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,18 +11,34 @@
 #include "cuda/collective_nccl.h"
 #include "mpi/world.h"
 
-enum { N = 5 << 20, MOST_RANKS = 16 }; // more than one chunk
+enum { N = 20 << 20, MOST_RANKS = 16 }; // more than one chunk of a rank
 
 static float value_of(int rank, int64_t i) {
     return (float)(i % 1013 + 1) / (float)(rank + 3);
 }
 
-static dr_status check_sum(dr_backend *b, dr_collective *group, float *host) {
+// Values go to the device from the end to the start, in steps of another size on every rank; rank 1 begins
+// nothing.
+static dr_status write_and_begin(dr_backend *b, dr_collective *group, const float *host, float *memory) {
+    int64_t step = N / (3 + group->rank) + 1;
+    for (int64_t end = N; end > 0; end -= step) {
+        int64_t from = end > step ? end - step : 0;
+        b->ops->copy_in(b, memory + from, host + from, (size_t)(end - from) * sizeof *host);
+        if (group->rank != 1) DR_TRY(group->ops->reduce_scatter_begin(group, memory, N, from));
+    }
+    return DR_OK;
+}
+
+static dr_status check_sum(dr_backend *b, dr_collective *group, float *host, bool is_begun) {
     float *memory = NULL;
+    dr_status status = DR_OK;
     DR_TRY(dr_memory_create(b, &memory, "gradient", N, sizeof *memory));
     for (int64_t i = 0; i < N; i++) host[i] = value_of(group->rank, i);
-    b->ops->copy_in(b, memory, host, N * sizeof *host);
-    dr_status status = group->ops->reduce_scatter_sum(group, memory, N);
+    if (is_begun)
+        status = write_and_begin(b, group, host, memory);
+    else
+        b->ops->copy_in(b, memory, host, N * sizeof *host);
+    if (status == DR_OK) status = group->ops->reduce_scatter_sum(group, memory, N);
     if (status == DR_OK) status = group->ops->all_gather(group, memory, N);
     if (status == DR_OK) b->ops->copy_out(b, host, memory, N * sizeof *host);
     b->ops->memory_destroy(b, memory);
@@ -30,7 +47,8 @@ static dr_status check_sum(dr_backend *b, dr_collective *group, float *host) {
         float want = value_of(0, i);
         for (int rank = 1; rank < group->size; rank++) want += value_of(rank, i);
         DR_CHECK(memcmp(&host[i], &want, sizeof want) == 0, DR_ERR_INTERNAL,
-                 "value %lld is %.9g, expected %.9g", (long long)i, (double)host[i], (double)want);
+                 "value %lld is %.9g, expected %.9g%s", (long long)i, (double)host[i], (double)want,
+                 is_begun ? ", the sum was begun early" : "");
     }
     return DR_OK;
 }
@@ -48,7 +66,8 @@ static dr_status sum_up(const dr_world *world) {
     DR_TRY_GOTO(status, dr_backend_cuda_create(DR_FP32, 0, &backend), release);
     DR_TRY_GOTO(status, dr_collective_nccl_create(backend, host, &devices), release);
     DR_TRY_GOTO(status, dr_alloc(&values, "values", N, sizeof *values), release);
-    status = check_sum(backend, devices, values);
+    DR_TRY_GOTO(status, check_sum(backend, devices, values, false), release);
+    status = check_sum(backend, devices, values, true);
 release:
     if (devices) devices->ops->destroy(devices);
     dr_free(values);

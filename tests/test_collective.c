@@ -1,17 +1,18 @@
-// The MPI body of the collective seam on 2, 3 and 4 ranks: sums by hand, bytes sent, and optimizer steps that
-// do not depend on the number of learners.
+// The MPI body of the collective seam on 2, 3 and 4 ranks: sums by hand, begun early or not, bytes sent, and
+// optimizer steps that do not depend on the number of learners.
 // labels: cpu
 #include "tests/check.h"
 
+#include <math.h>
 #include <mpi.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "core/base/rng.h"
 #include "core/model/optimizer.h"
 #include "mpi/world.h"
+#include "tests/mpi_launch.h"
 
 enum { MOST = 4 };
 static dr_world world;
@@ -51,13 +52,15 @@ static void sum_of_ranks(float *sum, float *part, int64_t n) {
     }
 }
 
-// Around shards, around what is summed up at a time (256 Ki values of a rank), and shards that are empty.
-static const int64_t counts[] = {0,     1,     4095,    4096,    4097,    12289,
-                                 16384, 16385, 1 << 18, 1000003, 1048577, 2100001};
+// Around shards, around what is sent at a time (256 Ki values), shards that are empty, and shards of more
+// than what one rank may have under way to another (8 times that).
+static const int64_t counts[] = {0,     1,       4095,    4096,    4097,    12289,  16384,
+                                 16385, 1 << 18, 1000003, 1048577, 2100001, 8800001};
+enum { N_COUNTS = sizeof counts / sizeof *counts };
 
 static void test_sum_and_gather(void **state) {
     (void)state;
-    for (size_t k = 0; k < sizeof counts / sizeof *counts; k++) {
+    for (int k = 0; k < N_COUNTS; k++) {
         int64_t n = counts[k];
         float *values = floats(n), *want = floats(n), *own = floats(n);
         dr_shard shard = dr_shard_of(n, group->rank, group->size);
@@ -74,6 +77,109 @@ static void test_sum_and_gather(void **state) {
         dr_free(want);
         dr_free(own);
     }
+}
+
+// Values come to be in steps from the end to the start, other ones on every rank, and are none before.
+static void begin_in_steps(float *values, const float *made, int64_t n, uint64_t schedule) {
+    dr_rng rng = dr_rng_make(schedule, (uint64_t)group->rank);
+    int64_t longest = schedule % 2 ? 30000 + n / 40 : n / 2 + 1;
+    for (int64_t at = n; at > 0;) {
+        int64_t begin = at - 1 - (int64_t)dr_rng_below(&rng, (uint32_t)longest);
+        if (begin < 0) begin = 0;
+        memcpy(values + begin, made + begin, (size_t)(at - begin) * sizeof *values);
+        check_ok(group->ops->reduce_scatter_begin(group, values, n, begin));
+        if (schedule % 3 == 0) check_ok(group->ops->reduce_scatter_begin(group, values, n, begin)); // again
+        at = begin;
+    }
+}
+
+// However a sum is begun, and by whom, it has the same bits.
+static void test_begun_sums(void **state) {
+    (void)state;
+    for (int k = 0; k < N_COUNTS; k++)
+        for (uint64_t schedule = 0; schedule < 3; schedule++) {
+            int64_t n = counts[k];
+            float *values = floats(n), *want = floats(n), *own = floats(n);
+            dr_shard shard = dr_shard_of(n, group->rank, group->size);
+            sum_of_ranks(want, own, n);
+            fill(own, n, group->rank);
+            for (int64_t i = 0; i < n; i++) values[i] = NAN;
+            if ((schedule + (uint64_t)group->rank) % 3 > 0) // others only come to the end
+                begin_in_steps(values, own, n, 6 * (uint64_t)k + schedule);
+            else
+                memcpy(values, own, (size_t)n * sizeof *values);
+            check_ok(group->ops->reduce_scatter_sum(group, values, n));
+            check_same_bits("before the shard", values, own, shard.begin);
+            check_same_bits("shard", values + shard.begin, want + shard.begin, shard.end - shard.begin);
+            check_same_bits("behind the shard", values + shard.end, own + shard.end, n - shard.end);
+            dr_free(values);
+            dr_free(want);
+            dr_free(own);
+        }
+}
+
+static void meet(void) {
+    MPI_Barrier(MPI_COMM_WORLD);
+}
+
+// Beginning waits for nobody: the others are held back until rank 0 has begun everything. And it is enough to
+// begin: where all do, the sum is there before any of them asks for it.
+static void test_begin_is_early(void **state) {
+    (void)state;
+    enum { N = 4 * 3 * DR_SHARD_MULTIPLE * 64 };
+    float *values = floats(N), *want = floats(N), *part = floats(N);
+    dr_shard shard = dr_shard_of(N, group->rank, group->size);
+    int64_t bytes = (shard.end - shard.begin) * (int64_t)sizeof *values;
+    sum_of_ranks(want, part, N);
+    fill(values, N, group->rank);
+    sent_bytes = 0;
+    if (group->rank == 0) {
+        check_ok(group->ops->reduce_scatter_begin(group, values, N, N - 1)); // no whole piece
+        assert_int_equal(sent_bytes, 0);
+        check_ok(group->ops->reduce_scatter_begin(group, values, N, shard.end));
+        assert_int_equal(sent_bytes, bytes * (group->size - 1));
+        check_ok(group->ops->reduce_scatter_begin(group, values, N, 0));
+    }
+    meet();
+    double end = dr_clock_seconds() + 20;
+    while (memcmp(values + shard.begin, want + shard.begin, (size_t)bytes) != 0) {
+        assert_true(dr_clock_seconds() < end);
+        check_ok(group->ops->reduce_scatter_begin(group, values, N, 0));
+        dr_clock_sleep(0.0005);
+    }
+    check_ok(group->ops->reduce_scatter_sum(group, values, N));
+    check_same_bits("shard", values + shard.begin, want + shard.begin, shard.end - shard.begin);
+    assert_int_equal(sent_bytes, bytes * (group->size - 1));
+    dr_free(values);
+    dr_free(want);
+    dr_free(part);
+}
+
+static void test_refused_in_a_sum(void **state) {
+    (void)state;
+    enum { N = 3 * DR_SHARD_MULTIPLE };
+    static float values[N], others[N];
+    double number = 1;
+    fill(values, N, group->rank);
+    dr_log_set_level(DR_LOG_ERROR + 1);
+    check_error(group->ops->reduce_scatter_begin(group, values, N, -1), DR_ERR_ARGUMENT, "from -1 on");
+    check_ok(group->ops->reduce_scatter_begin(group, values, N, 5000));
+    check_error(group->ops->reduce_scatter_begin(group, values, N, 5001), DR_ERR_ARGUMENT,
+                "sum of 12288 values from 5001 on, under way is one of 12288 from 5000 on");
+    check_error(group->ops->reduce_scatter_begin(group, others, N, 0), DR_ERR_ARGUMENT, "under way is one");
+    check_error(group->ops->reduce_scatter_sum(group, values, N - 1), DR_ERR_ARGUMENT, "under way is one");
+    check_error(group->ops->all_gather(group, others, N), DR_ERR_ARGUMENT, "while a sum of 12288 values");
+    check_error(group->ops->allreduce_sum_double(group, &number, 1), DR_ERR_ARGUMENT, "while a sum");
+    dr_log_set_level(DR_LOG_INFO);
+    check_ok(group->ops->reduce_scatter_sum(group, values, N));
+    check_ok(group->ops->all_gather(group, values, N));
+    check_ok(group->ops->allreduce_sum_double(group, &number, 1));
+    assert_true(number == group->size);
+    float *want = floats(N), *part = floats(N);
+    sum_of_ranks(want, part, N);
+    check_same_bits("sum", values, want, N);
+    dr_free(want);
+    dr_free(part);
 }
 
 static void test_sum_of_doubles(void **state) {
@@ -94,7 +200,7 @@ static void test_sum_of_doubles(void **state) {
 // Both together send 2 (size - 1) / size of the values, an all-gather of everything (size - 1) times them.
 static void test_bytes(void **state) {
     (void)state;
-    enum { N = 12 * DR_SHARD_MULTIPLE * 16 }; // equal shards
+    enum { N = 12 * DR_SHARD_MULTIPLE * 16, MOST_OF_BUFFERS = 64 << 20 }; // equal shards
     float *values = floats(N);
     int64_t shard = N / group->size * (int64_t)sizeof(float), others = group->size - 1;
     fill(values, N, group->rank);
@@ -110,6 +216,7 @@ static void test_bytes(void **state) {
             group->size, N, (long long)sent_bytes, (long long)all_of_everything);
     if (group->size > 2) assert_true(sent_bytes < all_of_everything);
     assert_true(sent_bytes * group->size == 2 * all_of_everything);
+    assert_true(group->memory > 0 && group->memory <= MOST_OF_BUFFERS);
     dr_free(values);
 }
 
@@ -125,6 +232,26 @@ static void test_deadline(void **state) {
         dr_log_set_level(DR_LOG_INFO);
         group->deadline_s = deadline_s;
     }
+}
+
+// The last rank never comes to a sum: all others, who wait for it in vain, name it.
+static void test_deadline_of_a_sum(void **state) {
+    (void)state;
+    static float values[MOST * DR_SHARD_MULTIPLE];
+    int64_t n = (int64_t)group->size * DR_SHARD_MULTIPLE, last = group->size - 1, rank = group->rank;
+    char text[128];
+    meet();
+    if (rank == last) return;
+    snprintf(text, sizeof text,
+             "sum of %lld values did not finish within 2 s: learner %lld has not sent values %lld",
+             (long long)n, (long long)last, (long long)rank * DR_SHARD_MULTIPLE);
+    group->deadline_s = 1.5;
+    dr_log_set_level(DR_LOG_ERROR + 1);
+    check_ok(group->ops->reduce_scatter_begin(group, values, n, n / 2));
+    double start = dr_clock_seconds();
+    check_error(group->ops->reduce_scatter_sum(group, values, n), DR_ERR_TIMEOUT, text);
+    assert_true(dr_clock_seconds() - start >= 1.5);
+    dr_log_set_level(DR_LOG_INFO);
 }
 
 // ---- the optimizer ----
@@ -195,36 +322,20 @@ static void test_steps(void **state) {
     dr_free(sum);
 }
 
-// ---- start ----
-
-// Started by hand or by ctest: starts itself on 2, 3 and 4 ranks.
-static int launch(const char *program) {
-    char command[2048];
-    if (system("command -v mpirun > /dev/null") != 0) {
-        printf("skipped: no mpirun\n");
-        return 77;
-    }
-    for (int ranks = 2; ranks <= MOST; ranks++) {
-        // The leak checker cannot name what Open MPI has unloaded by the end, so that no suppression holds.
-        snprintf(command, sizeof command,
-                 ". %s/tests/mpi-env.sh; export ASAN_OPTIONS=detect_leaks=0; exec mpirun -n %d %s",
-                 DR_SOURCE_DIR, ranks, program);
-        if (system(command) != 0) {
-            fprintf(stderr, "failed on %d ranks\n", ranks);
-            return 1;
-        }
-    }
-    return 0;
-}
-
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sum_and_gather), cmocka_unit_test(test_sum_of_doubles),
-        cmocka_unit_test(test_bytes),          cmocka_unit_test(test_steps),
-        cmocka_unit_test(test_deadline), // the last: what it leaves open never arrives
+        cmocka_unit_test(test_sum_and_gather),
+        cmocka_unit_test(test_begun_sums),
+        cmocka_unit_test(test_begin_is_early),
+        cmocka_unit_test(test_refused_in_a_sum),
+        cmocka_unit_test(test_sum_of_doubles),
+        cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_deadline),
+        cmocka_unit_test(test_deadline_of_a_sum), // the last: what these leave open never arrives
     };
     static const int processes[MOST] = {0, 1, 2, 3};
-    if (!dr_world_is_launched()) return launch(argv[0]);
+    if (!dr_world_is_launched()) return mpi_launch(argv[0], MOST);
     check_ok(dr_world_init(&argc, &argv, &world));
     check_ok(dr_collective_mpi_create(processes, world.size, 30.0, &group));
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -453,11 +453,36 @@ static void test_shards(void **state) {
                         fail_msg("%lld values: rank %d of %d has %lld to %lld", (long long)n, rank, size,
                                  (long long)s.begin, (long long)s.end);
                     assert_true(s.begin % M == 0 || s.begin == n);
+                    if (s.begin < s.end) assert_int_equal(dr_shard_owner(n, s.begin, size), rank);
+                    if (s.begin < s.end) assert_int_equal(dr_shard_owner(n, s.end - 1, size), rank);
                     at = s.end;
                 }
                 assert_true(at == n);
                 assert_true(each * size - n < (int64_t)size * M); // rounded up by less than a multiple each
             }
+}
+
+// Pieces of a shard follow each other from its end to its beginning; all but the last have the size asked
+// for.
+static void test_pieces(void **state) {
+    (void)state;
+    for (int64_t length = 0; length < 40; length++)
+        for (int64_t most = 1; most < 45; most++) {
+            dr_shard whole = {1000, 1000 + length};
+            int64_t at = whole.end, k = 0;
+            for (; at > whole.begin; k++) {
+                dr_shard piece = dr_shard_piece(whole, k, most);
+                assert_true(piece.end == at && piece.begin >= whole.begin);
+                assert_true(at - piece.begin == most ||
+                            (at - piece.begin < most && piece.begin == whole.begin));
+                assert_true(piece.begin < at);
+                at = piece.begin;
+            }
+            for (int64_t behind = k; behind < k + 3; behind++) {
+                dr_shard none = dr_shard_piece(whole, behind, most);
+                assert_true(none.begin == whole.begin && none.end == whole.begin);
+            }
+        }
 }
 
 // ---- the collective of one ----
@@ -472,6 +497,7 @@ static void test_alone(void **state) {
     memcpy(kept_doubles, doubles, sizeof kept_doubles);
     check_ok(dr_collective_alone_create(&alone));
     assert_true(alone->rank == 0 && alone->size == 1 && alone->deadline_s > 0);
+    check_ok(alone->ops->reduce_scatter_begin(alone, values, 5, 2));
     check_ok(alone->ops->reduce_scatter_sum(alone, values, 5));
     check_ok(alone->ops->reduce_scatter_sum(alone, values, 0));
     check_ok(alone->ops->all_gather(alone, values, 5));
@@ -493,7 +519,8 @@ int main(void) {
         quiet_test(test_bad_headers),    quiet_test(test_counts),
         quiet_test(test_short_payloads), cmocka_unit_test(test_loopback_order),
         quiet_test(test_loopback_edges), cmocka_unit_test(test_loopback_large),
-        cmocka_unit_test(test_shards),   cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_shards),   cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,13 +20,25 @@ enum { DR_SHARD_MULTIPLE = 4096 };
 // n values in `size` equal shards that follow each other, rounded up to a multiple of DR_SHARD_MULTIPLE; the
 // last ones may be shorter, or empty.
 dr_shard dr_shard_of(int64_t n, int rank, int size);
+// The rank whose shard holds value `at` of n.
+int dr_shard_owner(int64_t n, int64_t at, int size);
+// Piece k of a shard that is cut into pieces of `most` values from its end to its beginning, where the last
+// one may be shorter; empty behind that.
+dr_shard dr_shard_piece(dr_shard whole, int64_t k, int64_t most);
 
 typedef struct dr_collective dr_collective;
 
 typedef struct dr_collective_ops {
-    // Element-wise sum over the group in rank order (rank 0 + rank 1 + …), the same bits in every run. In
-    // place: values [n] get the sum within dr_shard_of(n, rank, size), and stay as they are outside.
+    // Element-wise sum over the group in rank order (rank 0 + rank 1 + …), the same bits in every run and
+    // however it was begun. In place: values [n] get the sum within dr_shard_of(n, rank, size), and stay as
+    // they are outside.
     dr_status (*reduce_scatter_sum)(dr_collective *collective, float *values, int64_t n);
+    // Begins that sum while its values are still being made: those from `begin` on are final on this rank,
+    // and whole pieces of them go to their owners. `begin` falls from call to call. Waits for no other rank;
+    // ranks need not begin alike, or at all. Until reduce_scatter_sum of the same values, which every rank
+    // calls, values from `begin` on are neither read nor written, and nothing else is called but this.
+    // DR_ERR_ARGUMENT: other values than those under way, or a `begin` that rises.
+    dr_status (*reduce_scatter_begin)(dr_collective *collective, float *values, int64_t n, int64_t begin);
     // Each rank's shard of values [n] to every other rank, in place.
     dr_status (*all_gather)(dr_collective *collective, float *values, int64_t n);
     // The sum in rank order on every rank, in place. Host memory.
@@ -40,8 +52,8 @@ struct dr_collective {
     const dr_collective_ops *ops;
     int rank, size;            // in the group
     double deadline_s;         // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
-    bool takes_backend_memory; // reduce_scatter_sum's and all_gather's values are memory of the learners'
-                               // backend, not the host's
+    bool takes_backend_memory; // the values of sums and of all_gather are memory of the learners' backend,
+                               // not the host's
     int64_t memory;            // bytes of its own buffers
     void *state;
 };

@@ -103,6 +103,11 @@ static dr_status alone_exchange(dr_collective *c, float *values, int64_t n) {
     return DR_OK;
 }
 
+static dr_status alone_begin(dr_collective *c, float *values, int64_t n, int64_t begin) {
+    (void)c, (void)values, (void)n, (void)begin;
+    return DR_OK;
+}
+
 static dr_status alone_sum_double(dr_collective *c, double *values, int64_t n) {
     (void)c, (void)values, (void)n;
     return DR_OK;
@@ -117,8 +122,8 @@ static void alone_destroy(dr_collective *c) {
     dr_free(c);
 }
 
-static const dr_collective_ops alone_ops = {alone_exchange, alone_exchange, alone_sum_double, alone_broadcast,
-                                            alone_destroy};
+static const dr_collective_ops alone_ops = {alone_exchange,   alone_begin,     alone_exchange,
+                                            alone_sum_double, alone_broadcast, alone_destroy};
 
 dr_status dr_collective_alone_create(dr_collective **out_collective) {
     dr_collective *c = NULL;
