@@ -130,13 +130,20 @@ static dr_status use_reference(worker *w, const char *dir) {
     return make_learner(w);
 }
 
+static dr_status send_gradient(void *context, int64_t begin, int64_t end) {
+    worker *w = context;
+    (void)end; // what follows was sent before
+    return dr_optimizer_reduce_begin(w->optimizer, w->gradient, begin);
+}
+
 // One optimizer update on this worker's share of the batch; every learner makes the same step.
 static dr_status update(worker *w, const dr_learn_item *items, int32_t n, float rate, dr_learn_stats *stats,
                         double *out_norm) {
     dr_backend *b = dr_lm_backend(w->assets->rollout.lm);
     int64_t n_params = dr_lm_n_params(w->assets->rollout.lm);
+    const dr_gradient_ready ready = {send_gradient, w};
     b->ops->zero(b, w->gradient, (size_t)n_params * sizeof(float));
-    DR_TRY(dr_learner_accumulate(w->learner, items, n, &w->settings->loss, w->gradient, NULL, stats));
+    DR_TRY(dr_learner_accumulate(w->learner, items, n, &w->settings->loss, w->gradient, &ready, stats));
     DR_TRY(dr_optimizer_reduce(w->optimizer, w->gradient));
     return dr_optimizer_step(w->optimizer, w->gradient, rate, out_norm);
 }

@@ -293,6 +293,7 @@ static void test_steps(void **state) {
             sum[i] *= 0x1p-20f;
         }
         one_step(alone, step, sum, &norm[0]);
+        if (step % 3 == 1) check_ok(dr_optimizer_reduce_begin(shared, own, n / 3));
         check_ok(dr_optimizer_reduce(shared, own));
         one_step(shared, step, own, &norm[1]);
         assert_true((norm[0] > 1) == (step % 2 == 0));

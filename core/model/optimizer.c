@@ -17,6 +17,8 @@ struct dr_optimizer {
     dr_shard shard;
     float *m, *v;         // of the shard
     double *squares;      // [dr_square_blocks(n_params)] of the gradient
+    float *host;          // of a sum under way, where the learners cannot read the backend's memory: a copy
+    int64_t copied;       // of the gradient's values from here on
     int64_t updates, age; // in all; since the moments were zero
 };
 
@@ -64,6 +66,7 @@ void dr_optimizer_destroy(dr_optimizer *optimizer) {
     b->ops->memory_destroy(b, optimizer->m);
     b->ops->memory_destroy(b, optimizer->v);
     dr_free(optimizer->squares);
+    dr_free(optimizer->host);
     dr_free(optimizer);
 }
 
@@ -75,20 +78,53 @@ static bool is_alone(const dr_optimizer *o) {
     return !o->learners || o->learners->size == 1;
 }
 
-// An operation of the group on values [n_params], on the host where it cannot take backend memory.
-static dr_status exchange(dr_optimizer *o, dr_status (*operation)(dr_collective *, float *, int64_t),
-                          float *values) {
-    int64_t n = dr_lm_n_params(o->lm);
-    float *host = NULL;
-    if (o->learners->takes_backend_memory) return operation(o->learners, values, n);
-    DR_TRY(dr_host_open(o->backend, values, n, DR_HOST_CHANGES, &host));
-    dr_status status = operation(o->learners, host, n);
-    dr_host_close(o->backend, values, n, DR_HOST_CHANGES, host);
-    return status;
+// Where the group finds the gradient: the memory itself, or a copy whose values from `begin` on are there.
+static dr_status show_gradient(dr_optimizer *o, float *gradient, int64_t begin, float **out_values) {
+    dr_backend *b = o->backend;
+    float *view = o->learners->takes_backend_memory ? gradient : b->ops->host_view(b, gradient);
+    if (!view && !o->host) {
+        o->copied = dr_lm_n_params(o->lm);
+        DR_TRY(dr_alloc_unset(&o->host, "host copy of the gradient", o->copied, sizeof *o->host));
+    }
+    if (!view && begin < o->copied) {
+        b->ops->copy_out(b, o->host + begin, gradient + begin, (size_t)(o->copied - begin) * sizeof(float));
+        o->copied = begin;
+    }
+    *out_values = view ? view : o->host;
+    return DR_OK;
+}
+
+dr_status dr_optimizer_reduce_begin(dr_optimizer *o, float *gradient, int64_t begin) {
+    float *values = NULL;
+    if (is_alone(o)) return DR_OK;
+    DR_TRY(show_gradient(o, gradient, begin, &values));
+    return o->learners->ops->reduce_scatter_begin(o->learners, values, dr_lm_n_params(o->lm), begin);
 }
 
 dr_status dr_optimizer_reduce(dr_optimizer *o, float *gradient) {
-    return is_alone(o) ? DR_OK : exchange(o, o->learners->ops->reduce_scatter_sum, gradient);
+    int64_t begin = o->shard.begin;
+    dr_backend *b = o->backend;
+    float *values = NULL;
+    if (is_alone(o)) return DR_OK;
+    DR_TRY(show_gradient(o, gradient, 0, &values));
+    DR_TRY(o->learners->ops->reduce_scatter_sum(o->learners, values, dr_lm_n_params(o->lm)));
+    if (values == o->host)
+        b->ops->copy_in(b, gradient + begin, values + begin, (size_t)(o->shard.end - begin) * sizeof(float));
+    dr_free(o->host);
+    o->host = NULL;
+    return DR_OK;
+}
+
+// Every learner's shard of the weights to all of them, through the host where the group cannot take backend
+// memory.
+static dr_status gather_weights(dr_optimizer *o) {
+    float *weights = dr_lm_params(o->lm), *host = NULL;
+    int64_t n = dr_lm_n_params(o->lm);
+    if (o->learners->takes_backend_memory) return o->learners->ops->all_gather(o->learners, weights, n);
+    DR_TRY(dr_host_open(o->backend, weights, n, DR_HOST_CHANGES, &host));
+    dr_status status = o->learners->ops->all_gather(o->learners, host, n);
+    dr_host_close(o->backend, weights, n, DR_HOST_CHANGES, host);
+    return status;
 }
 
 // Every block's sum has one owner; zeros added to it do not change it.
@@ -121,7 +157,7 @@ dr_status dr_optimizer_step(dr_optimizer *o, const float *gradient, float learni
                                   .t = o->age + 1};
     b->ops->adamw(b, dr_lm_params(o->lm) + begin, gradient + begin, o->m, o->v, o->shard.end - begin, scale,
                   &settings);
-    if (!is_alone(o)) DR_TRY(exchange(o, o->learners->ops->all_gather, dr_lm_params(o->lm)));
+    if (!is_alone(o)) DR_TRY(gather_weights(o));
     o->updates++;
     o->age++;
     DR_TRY(dr_lm_weights_changed(o->lm));

@@ -45,6 +45,10 @@ dr_shard dr_optimizer_shard(const dr_optimizer *optimizer);
 // Gradients [n_params] (backend memory) of all learners, summed up in rank order within this one's shard;
 // what is outside stays. A learner alone has nothing to do here.
 dr_status dr_optimizer_reduce(dr_optimizer *optimizer, float *gradient);
+// Begins that during a backward pass: values from `begin` on are final (dr_gradient_ready), go on their way
+// and may be what they are or their sum from now on. Waits for no other learner. dr_optimizer_reduce follows
+// on every learner, whether it began or not.
+dr_status dr_optimizer_reduce_begin(dr_optimizer *optimizer, float *gradient, int64_t begin);
 // One update with gradient [n_params], of which this learner's shard is read (backend memory; borrowed,
 // unchanged), and the given rate; then all learners have all weights, and the model's are repacked. *out_norm
 // is the norm of the whole gradient before clipping. Norm and weights have the same bits for any number of
