@@ -140,6 +140,41 @@ static void *g_host_view(dr_backend *b, void *memory) {
     return NULL;
 }
 
+static dr_status g_transfer_create(dr_backend *b, const char *label, size_t bytes,
+                                   dr_transfer **out_transfer) {
+    (void)b;
+    guard_not_in_pass(__func__);
+    return guard_inner->ops->transfer_create(guard_inner, label, bytes, out_transfer);
+}
+
+static void g_transfer_destroy(dr_backend *b, dr_transfer *transfer) {
+    (void)b;
+    guard_inner->ops->transfer_destroy(guard_inner, transfer);
+}
+
+static dr_status g_transfer_in(dr_backend *b, dr_transfer *transfer, size_t from, void *to_backend,
+                               size_t bytes) {
+    (void)b;
+    guard_not_in_pass(__func__);
+    assert_true(from + bytes <= transfer->bytes);
+    OURS(to_backend), HOSTS(transfer->host);
+    GUARDED_STATUS(transfer_in(guard_inner, transfer, from, to_backend, bytes));
+}
+
+static dr_status g_transfer_out(dr_backend *b, dr_transfer *transfer, size_t to, const void *from_backend,
+                                size_t bytes) {
+    (void)b;
+    guard_not_in_pass(__func__);
+    assert_true(to + bytes <= transfer->bytes);
+    OURS(from_backend), HOSTS(transfer->host);
+    GUARDED_STATUS(transfer_out(guard_inner, transfer, to, from_backend, bytes));
+}
+
+static dr_status g_transfer_done(dr_backend *b, dr_transfer *transfer, bool *out_done) {
+    (void)b;
+    return guard_inner->ops->transfer_done(guard_inner, transfer, out_done);
+}
+
 static dr_status g_memory_free(dr_backend *b, int64_t *out_free, int64_t *out_total) {
     (void)b;
     HOSTS(out_free), HOSTS(out_total);
@@ -229,6 +264,13 @@ static void g_rmsnorm_backward(dr_backend *b, const float *dy, const float *x, c
     GUARDED(rmsnorm_backward(guard_inner, dy, x, w, inv_rms, T, D, dx, dw));
 }
 
+static void g_layernorm_forward(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T,
+                                int64_t D, float eps, float *y, float *mean, float *inv_std) {
+    (void)b;
+    OURS(x), OURS(w), OURS(bias), OURS(y), OURS(mean), OURS(inv_std);
+    GUARDED(layernorm_forward(guard_inner, x, w, bias, T, D, eps, y, mean, inv_std));
+}
+
 static void g_rope(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T,
                    int64_t n_heads, int64_t d, int64_t stride, int direction) {
     (void)b;
@@ -247,6 +289,12 @@ static void g_swiglu_backward(dr_backend *b, const float *dout, const float *gat
     (void)b;
     OURS(dout), OURS(gate_up), OURS(dgate_up);
     GUARDED(swiglu_backward(guard_inner, dout, gate_up, T, F, dgate_up));
+}
+
+static void g_gelu_forward(dr_backend *b, const float *x, int64_t n, float *y) {
+    (void)b;
+    OURS(x), OURS(y);
+    GUARDED(gelu_forward(guard_inner, x, n, y));
 }
 
 static void g_add(dr_backend *b, const float *x, int64_t n, float *y) {
@@ -422,6 +470,49 @@ static dr_status g_head_backward(dr_backend *b, const dr_weight *w, const float 
     GUARDED_STATUS(head_backward(guard_inner, w, h, targets, kept, T, temperature, lse, dlogprob, dh, dw));
 }
 
+static void g_fusion_forward(dr_backend *b, const dr_fusion *f) {
+    (void)b;
+    HOSTS(f);
+    OURS(f->dft), OURS(f->inverse), OURS(f->filter), OURS(f->positions), OURS(f->out);
+    for (int i = 0; i < 2; i++) {
+        OURS(f->x[i]), OURS(f->gate[i]), OURS(f->bias[i]);
+        OURS(f->spectra[i]), OURS(f->filtered[i]), OURS(f->openness[i]);
+    }
+    GUARDED(fusion_forward(guard_inner, f));
+}
+
+static void g_padded_attention(dr_backend *b, const dr_padded_attention *a) {
+    (void)b;
+    HOSTS(a);
+    OURS(a->qkv), OURS(a->lengths), OURS(a->weights), OURS(a->out);
+    GUARDED(padded_attention(guard_inner, a));
+}
+
+static void g_mixture_forward(dr_backend *b, float *gate, const float *z, int64_t T, int64_t E, int64_t D,
+                              float *y) {
+    (void)b;
+    OURS(gate), OURS(z), OURS(y);
+    GUARDED(mixture_forward(guard_inner, gate, z, T, E, D, y));
+}
+
+static void g_unit_rows(dr_backend *b, const float *x, int64_t T, int64_t D, float *out) {
+    (void)b;
+    OURS(x), OURS(out);
+    GUARDED(unit_rows(guard_inner, x, T, D, out));
+}
+
+static void g_fill_places(dr_backend *b, float *x, const int64_t *places, int64_t n, float value) {
+    (void)b;
+    OURS(x), OURS(places);
+    GUARDED(fill_places(guard_inner, x, places, n, value));
+}
+
+static dr_status g_top_k(dr_backend *b, const float *scores, int64_t T, int64_t V, int32_t k, dr_hit *out) {
+    (void)b;
+    OURS(scores), OURS(out);
+    GUARDED_STATUS(top_k(guard_inner, scores, T, V, k, out));
+}
+
 static void g_adamw(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,
                     float gradient_scale, const dr_adamw_settings *settings) {
     (void)b;
@@ -437,7 +528,7 @@ static void g_sums_of_squares(dr_backend *b, const float *x, int64_t n, double *
     GUARDED(sums_of_squares(guard_inner, x, n, out));
 }
 
-// The ops of the language model; the retrieval model's own, layernorm and gelu, are left out and fault.
+// All ops but the gradients of layernorm and gelu: what trains the retrieval model computes on the processor.
 // inner: an fp32 CPU backend, borrowed.
 static inline dr_backend guarded_backend(dr_backend *inner) {
     static const dr_backend_ops ops = {.name = "guarded",
@@ -448,6 +539,11 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .copy = g_copy,
                                        .zero = g_zero,
                                        .host_view = g_host_view,
+                                       .transfer_create = g_transfer_create,
+                                       .transfer_destroy = g_transfer_destroy,
+                                       .transfer_in = g_transfer_in,
+                                       .transfer_out = g_transfer_out,
+                                       .transfer_done = g_transfer_done,
                                        .memory_free = g_memory_free,
                                        .pass_memory = g_pass_memory,
                                        .weight_create = g_weight_create,
@@ -462,9 +558,11 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .rmsnorm_forward = g_rmsnorm_forward,
                                        .rmsnorm_residual_forward = g_rmsnorm_residual_forward,
                                        .rmsnorm_backward = g_rmsnorm_backward,
+                                       .layernorm_forward = g_layernorm_forward,
                                        .rope = g_rope,
                                        .swiglu_forward = g_swiglu_forward,
                                        .swiglu_backward = g_swiglu_backward,
+                                       .gelu_forward = g_gelu_forward,
                                        .add = g_add,
                                        .embedding_forward = g_embedding_forward,
                                        .embedding_backward = g_embedding_backward,
@@ -483,6 +581,12 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .head_forward = g_head_forward,
                                        .head_memory = g_head_memory,
                                        .head_backward = g_head_backward,
+                                       .fusion_forward = g_fusion_forward,
+                                       .padded_attention = g_padded_attention,
+                                       .mixture_forward = g_mixture_forward,
+                                       .unit_rows = g_unit_rows,
+                                       .fill_places = g_fill_places,
+                                       .top_k = g_top_k,
                                        .adamw = g_adamw,
                                        .sums_of_squares = g_sums_of_squares};
     guard_inner = inner;

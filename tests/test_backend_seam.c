@@ -10,6 +10,7 @@
 #include "core/learn/checkpoint.h"
 #include "core/learn/learner.h"
 #include "core/learn/mismatch.h"
+#include "core/rec/trm_train.h"
 #include "tests/tiny_catalogue.h"
 #include "tests/tiny_policy.h"
 #include "tests/tiny_trm.h"
@@ -176,7 +177,58 @@ static void test_fresh_weights(void **state) {
     dr_free(weights[1]);
 }
 
-// Trajectories of a policy from a folder; the retrieval model stays on the plain backend.
+// Scores, lists and host vectors of the retrieval model, and the model as it is saved.
+static void test_retrieval(void **state) {
+    (void)state;
+    enum { QUERIES = TINY_USERS, K = 7 };
+    dr_dataset data = tiny_catalogue();
+    dr_backend *backends[2] = {plain, &guarded};
+    dr_trm *trm[2];
+    dr_hit hits[2][QUERIES * K];
+    float *scores[2], *saved[2], texts[QUERIES][TINY_TEXT] = {{0}};
+    dr_trm_query queries[QUERIES];
+    int64_t N = data.n_items + 1;
+    const char *words[] = {"old war films", "space", "love stories with music"};
+    for (int i = 0; i < 2; i++) {
+        check_ok(tiny_trm(backends[i], &data, &trm[i]));
+        check_ok(dr_alloc(&scores[i], "scores", QUERIES * N, sizeof(float)));
+    }
+    const dr_text_encoder *encoder = dr_trm_text_encoder(trm[0]);
+    check_ok(encoder->ops->encode(encoder, words, 3, texts[0]));
+    for (int q = 0; q < QUERIES; q++) {
+        dr_example e;
+        assert_true(dr_dataset_example(&data, q, DR_SPLIT_TEST, &e));
+        queries[q] = (dr_trm_query){e.history, e.n_history, q < 3 ? texts[q] : NULL};
+    }
+    for (int i = 0; i < 2; i++) {
+        const char *dir = check_scratch_dir();
+        dr_trm *again = NULL;
+        check_ok(dr_trm_score(trm[i], queries, QUERIES, scores[i]));
+        check_ok(dr_trm_top_k(trm[i], queries, QUERIES, K, true, hits[i]));
+        check_ok(dr_trm_save(trm[i], dir));
+        check_ok(dr_trm_load(plain, dir, &again));
+        check_ok(dr_alloc(&saved[i], "scores", QUERIES * N, sizeof(float)));
+        check_ok(dr_trm_score(again, queries, QUERIES, saved[i]));
+        dr_trm_destroy(again);
+    }
+    check_same_bits("scores", scores[1], scores[0], QUERIES * N);
+    check_same_bits("scores of the saved model", saved[1], scores[0], QUERIES * N);
+    assert_memory_equal(hits[1], hits[0], sizeof hits[0]);
+    check_same_bits("item vectors", dr_trm_item_vectors(trm[1]), dr_trm_item_vectors(trm[0]),
+                    N * TINY_HIDDEN);
+    check_same_bits("text vectors", dr_trm_text_vectors(trm[1]), dr_trm_text_vectors(trm[0]), N * TINY_TEXT);
+    double loss;
+    check_error(dr_trm_loss(trm[1], queries, &(int32_t){1}, 1, &loss, scores[0]), DR_ERR_UNSUPPORTED,
+                "expected the processor");
+    for (int i = 0; i < 2; i++) {
+        dr_trm_destroy(trm[i]);
+        dr_free(scores[i]);
+        dr_free(saved[i]);
+    }
+    tiny_catalogue_reset(&data);
+}
+
+// Trajectories of a policy from a folder.
 static void roll(dr_backend *b, const char *folder, const dr_rollout_parts *parts, dr_buf *out) {
     dr_rollout_parts own = *parts;
     dr_rollout *rollout = NULL;
@@ -213,12 +265,13 @@ static void test_rollout(void **state) {
     dr_dataset data = tiny_catalogue();
     dr_tokenizer *tokenizer = NULL;
     dr_lm *lm = NULL;
-    dr_trm *trm = NULL;
+    dr_trm *trm = NULL, *guarded_trm = NULL;
     dr_template *compact = NULL;
     dr_buf want = {0}, got = {0};
     check_ok(tiny_tokenizer(&tokenizer));
     check_ok(tiny_policy(plain, tokenizer, &lm));
     check_ok(tiny_trm(plain, &data, &trm));
+    check_ok(tiny_trm(&guarded, &data, &guarded_trm));
     check_ok(dr_template_load("compact", &compact));
     const char *folder = check_scratch_dir();
     check_ok(dr_lm_save(lm, folder, DR_SAVE_FP32));
@@ -230,8 +283,10 @@ static void test_rollout(void **state) {
                               .max_live = 8,
                               .prefill_tokens = 64};
     for (parts.burst = 1; parts.burst <= 6; parts.burst += 5) { // trajectories come in an order of their own
+        parts.trm = trm;
         roll(plain, folder, &parts, &want);
         int repeated = guard_repeated;
+        parts.trm = guarded_trm;
         roll(&guarded, folder, &parts, &got);
         assert_true(guard_repeated > repeated + 20); // decoding is the same passes again and again
         assert_int_equal(got.length, want.length);
@@ -242,6 +297,7 @@ static void test_rollout(void **state) {
     }
     dr_template_destroy(compact);
     dr_trm_destroy(trm);
+    dr_trm_destroy(guarded_trm);
     dr_lm_destroy(lm);
     dr_tokenizer_destroy(tokenizer);
     tiny_catalogue_reset(&data);
@@ -251,6 +307,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),
         cmocka_unit_test(test_fresh_weights),
+        cmocka_unit_test(test_retrieval),
         cmocka_unit_test(test_rollout),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

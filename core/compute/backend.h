@@ -139,12 +139,54 @@ typedef struct dr_burst {
 // DR_ERR_ARGUMENT: no rows or steps, or settings or limits outside their bounds.
 dr_status dr_burst_check(const dr_burst *burst);
 
+// A column of a row of scores.
+typedef struct dr_hit {
+    int32_t item; // -1: nothing
+    float score;
+} dr_hit;
+
+// Two inputs fused in the frequency domain, after FMLP-Rec (Zhou et al., WWW 2022). B requests of L
+// positions and D columns, K = L/2 + 1; spectra have K real rows, then K imaginary ones. With F the real DFT:
+//   a = F⁻¹(F x_0 · filter), b = F⁻¹(F x_1 · F x_0), g_a = σ(a · gate_0 + bias_0), g_b = σ(b · gate_1 +
+//   bias_1), out = 2 (a g_a + b g_b) + positions.
+typedef struct dr_fusion {
+    int64_t B, L, D;
+    const float *x[2];                // [B, L, D]
+    const float *dft, *inverse;       // [2K, L], [L, 2K]
+    const float *filter;              // [K, D, 2]: real and imaginary part side by side
+    const float *gate[2], *bias[2];   // [D], [1]
+    const float *positions;           // [L, D]
+    float *spectra[2];                // [B, 2K, D]: F x, kept
+    float *filtered[2], *openness[2]; // [B, L, D] a and b, [B, L] g_a and g_b; kept
+    float *out;                       // [B, L, D]
+} dr_fusion;
+enum { DR_FUSION_POSITIONS = 64, DR_FUSION_COLUMNS = 256 }; // L and D are at most these
+
+// Attention in both directions over B sequences of L positions, of which lengths[i] (1 to L) are used; scores
+// of the others are lowered by 10000.
+typedef struct dr_padded_attention {
+    int64_t B, L;           // L at most DR_FUSION_POSITIONS
+    int32_t H, d;           // d at most DR_FUSION_COLUMNS
+    bool last_only;         // only the last used position asks
+    const float *qkv;       // [B, L, 3, H, d]
+    const int32_t *lengths; // [B]
+    float *weights;         // [B, H, Q, L], kept; Q is L, or 1 with last_only
+    float *out;             // [B, Q, H, d]
+} dr_padded_attention;
+
+// Host memory that the backend copies from and to while the host goes on. Owned by whoever made it.
+typedef struct dr_transfer {
+    char *host;
+    size_t bytes;
+    void *state; // the backend's
+} dr_transfer;
+
 typedef struct dr_adamw_settings {
     float learning_rate, beta1, beta2, epsilon, weight_decay;
     int64_t t; // 1-based number of this update, for the bias correction
 } dr_adamw_settings;
 
-enum { DR_SQUARE_BLOCK = 4096 };
+enum { DR_SQUARE_BLOCK = 4096, DR_TOP_MOST = 1024 };
 static inline int64_t dr_square_blocks(int64_t n) {
     return (n + DR_SQUARE_BLOCK - 1) / DR_SQUARE_BLOCK;
 }
@@ -173,6 +215,17 @@ typedef struct dr_backend_ops {
     void (*zero)(dr_backend *b, void *memory, size_t bytes);
     // The same memory where the host can use it as its own, else NULL.
     void *(*host_view)(dr_backend *b, void *memory);
+    // Copies that nobody waits for, in the order of the ops: `bytes` from `from` of the transfer on to the
+    // backend, or from there to `to` of the transfer on. The host leaves these bytes alone until they are
+    // done: transfer_done tells, without waiting, whether all copies of the transfer are, and then so is
+    // everything that was begun before them. Destroying waits.
+    dr_status (*transfer_create)(dr_backend *b, const char *label, size_t bytes, dr_transfer **out_transfer);
+    void (*transfer_destroy)(dr_backend *b, dr_transfer *transfer); // NULL is fine
+    dr_status (*transfer_in)(dr_backend *b, dr_transfer *transfer, size_t from, void *to_backend,
+                             size_t bytes);
+    dr_status (*transfer_out)(dr_backend *b, dr_transfer *transfer, size_t to, const void *from_backend,
+                              size_t bytes);
+    dr_status (*transfer_done)(dr_backend *b, dr_transfer *transfer, bool *out_done);
     // Bytes of it that may still be taken, and bytes in all.
     dr_status (*memory_free)(dr_backend *b, int64_t *out_free, int64_t *out_total);
     // Bytes that the ops keep for themselves at most, the loss head (head_memory) and weights left out.
@@ -307,6 +360,22 @@ typedef struct dr_backend_ops {
     dr_status (*head_backward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
                                const dr_kept *kept, int64_t T, float temperature, const float *lse,
                                const float *dlogprob, float *dh, float *dw);
+
+    // The retrieval model's own, all row-exact (a request is a row). The structs are host memory, read before
+    // the op returns; what they point to is backend memory.
+    void (*fusion_forward)(dr_backend *b, const dr_fusion *fusion);
+    void (*padded_attention)(dr_backend *b, const dr_padded_attention *attention);
+    // y [T, D] = Σ_e w_e z[t, e], z [T, E, D], w = softmax over the row of gate [T, E], which w replaces.
+    void (*mixture_forward)(dr_backend *b, float *gate, const float *z, int64_t T, int64_t E, int64_t D,
+                            float *y);
+    // out [T, D]: rows of x divided by their length, summed in double in order; rows of zeros stay. The same
+    // bits on every backend.
+    void (*unit_rows)(dr_backend *b, const float *x, int64_t T, int64_t D, float *out);
+    // x[places[i]] = value; places [n] in any order, repeated or not.
+    void (*fill_places)(dr_backend *b, float *x, const int64_t *places, int64_t n, float value);
+    // The k (1 to DR_TOP_MOST) largest of each row of scores [T, V], best first, equal ones by smaller
+    // column; -inf and NaN are never among them, and what is missing has item -1. out [T, k].
+    dr_status (*top_k)(dr_backend *b, const float *scores, int64_t T, int64_t V, int32_t k, dr_hit *out);
 
     // AdamW (Loshchilov & Hutter, arXiv 1711.05101) on n values; gradient is read, not cleared.
     void (*adamw)(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,

@@ -40,6 +40,44 @@ static void *host_view(dr_backend *b, void *memory) {
     return memory;
 }
 
+static dr_status transfer_create(dr_backend *b, const char *label, size_t bytes, dr_transfer **out_transfer) {
+    dr_transfer *transfer = NULL;
+    (void)b;
+    DR_CHECK(bytes <= INT64_MAX, DR_ERR_RANGE, "%s: %zu bytes do not fit in memory", label, bytes);
+    DR_TRY(dr_alloc(&transfer, label, 1, sizeof *transfer));
+    dr_status status = dr_alloc(&transfer->host, label, (int64_t)bytes, 1);
+    transfer->bytes = bytes;
+    if (status == DR_OK)
+        *out_transfer = transfer;
+    else
+        dr_free(transfer);
+    return status;
+}
+
+static void transfer_destroy(dr_backend *b, dr_transfer *transfer) {
+    (void)b;
+    if (transfer) dr_free(transfer->host);
+    dr_free(transfer);
+}
+
+static dr_status transfer_in(dr_backend *b, dr_transfer *transfer, size_t from, void *to_backend,
+                             size_t bytes) {
+    copy(b, to_backend, transfer->host + from, bytes);
+    return DR_OK;
+}
+
+static dr_status transfer_out(dr_backend *b, dr_transfer *transfer, size_t to, const void *from_backend,
+                              size_t bytes) {
+    copy(b, transfer->host + to, from_backend, bytes);
+    return DR_OK;
+}
+
+static dr_status transfer_done(dr_backend *b, dr_transfer *transfer, bool *out_done) {
+    (void)b, (void)transfer;
+    *out_done = true;
+    return DR_OK;
+}
+
 static dr_status memory_free(dr_backend *b, int64_t *out_free, int64_t *out_total) {
     (void)b;
     return dr_host_memory(out_free, out_total);
@@ -125,6 +163,11 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     ops.copy = copy;
     ops.zero = zero;
     ops.host_view = host_view;
+    ops.transfer_create = transfer_create;
+    ops.transfer_destroy = transfer_destroy;
+    ops.transfer_in = transfer_in;
+    ops.transfer_out = transfer_out;
+    ops.transfer_done = transfer_done;
     ops.memory_free = memory_free;
     ops.pass_memory = pass_memory;
     dr_cpu_fill_linear(&ops);
@@ -134,6 +177,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     dr_cpu_fill_head(&ops);
     dr_cpu_fill_softmax(&ops);
     dr_cpu_fill_burst(&ops);
+    dr_cpu_fill_retrieval(&ops);
 
     dr_backend *backend = NULL;
     dr_cpu_state *state = NULL;

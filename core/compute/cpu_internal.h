@@ -252,5 +252,6 @@ void dr_cpu_fill_attention(dr_backend_ops *ops);
 void dr_cpu_fill_head(dr_backend_ops *ops);
 void dr_cpu_fill_softmax(dr_backend_ops *ops);
 void dr_cpu_fill_burst(dr_backend_ops *ops);
+void dr_cpu_fill_retrieval(dr_backend_ops *ops);
 
 #endif

@@ -1,4 +1,4 @@
-// The retrieval model as an object: parameter layout under the authors' names, folders, scores and top-K.
+// The retrieval model as an object: parameter layout under the authors' names, folders.
 #include "core/rec/trm.h"
 
 #include <jansson.h>
@@ -12,8 +12,6 @@
 #include "core/base/json.h"
 #include "core/rec/trm_internal.h"
 #include "core/store/safetensors.h"
-
-enum { SERVE_BATCH = 128 };
 
 static int64_t place(dr_trm *trm, int64_t *at, const char *name, int32_t n_dims, int64_t a, int64_t b,
                      int64_t c, int64_t d) {
@@ -87,17 +85,17 @@ static void place_all(dr_trm *trm) {
 }
 
 static dr_status check_config(const dr_trm_config *c, const char *where) {
-    DR_CHECK(c->n_items > 0 && c->n_items < 1 << 28 && c->hidden > 0 && c->hidden <= 256 && c->text_dim > 0 &&
-                 c->text_dim <= 65536 && c->max_history >= 2 && c->max_history <= TRM_MAX_HISTORY &&
-                 c->max_history % 2 == 0 && c->n_layers >= 1 && c->n_layers <= TRM_MAX_LAYERS &&
-                 c->n_heads >= 1 && c->hidden % c->n_heads == 0 && c->inner > 0 && c->inner <= 65536 &&
-                 c->n_experts >= 1 && c->n_experts <= TRM_MAX_EXPERTS,
+    DR_CHECK(c->n_items > 0 && c->n_items < 1 << 28 && c->hidden > 0 && c->hidden <= TRM_MAX_HIDDEN &&
+                 c->text_dim > 0 && c->text_dim <= 65536 && c->max_history >= 2 &&
+                 c->max_history <= TRM_MAX_HISTORY && c->max_history % 2 == 0 && c->n_layers >= 1 &&
+                 c->n_layers <= TRM_MAX_LAYERS && c->n_heads >= 1 && c->hidden % c->n_heads == 0 &&
+                 c->inner > 0 && c->inner <= 65536 && c->n_experts >= 1 && c->n_experts <= TRM_MAX_EXPERTS,
              DR_ERR_FORMAT,
-             "%s: sizes out of range: %d items, hidden %d (at most 256), text %d, history %d (even, at most "
+             "%s: sizes out of range: %d items, hidden %d (at most %d), text %d, history %d (even, at most "
              "%d), %d layers, "
              "%d heads, inner %d, %d experts",
-             where, c->n_items, c->hidden, c->text_dim, c->max_history, TRM_MAX_HISTORY, c->n_layers,
-             c->n_heads, c->inner, c->n_experts);
+             where, c->n_items, c->hidden, TRM_MAX_HIDDEN, c->text_dim, c->max_history, TRM_MAX_HISTORY,
+             c->n_layers, c->n_heads, c->inner, c->n_experts);
     DR_CHECK(c->dropout >= 0 && c->dropout < 1 && c->adaptor_dropout >= 0 && c->adaptor_dropout < 1 &&
                  c->temperature > 0 && c->layernorm_eps > 0,
              DR_ERR_FORMAT, "%s: dropout rates must be in [0, 1), temperature and layer_norm_eps positive",
@@ -106,18 +104,32 @@ static dr_status check_config(const dr_trm_config *c, const char *where) {
 }
 
 // Orthonormal real DFT over L positions and its inverse as dense matrices.
-static void make_dft(dr_trm *trm) {
-    int32_t L = trm->config.max_history, K = L / 2 + 1;
+static void make_dft(int32_t L, float *dft, float *inverse) {
+    int32_t K = L / 2 + 1;
     double norm = 1.0 / sqrt((double)L);
     for (int32_t k = 0; k < K; k++)
         for (int32_t l = 0; l < L; l++) {
             double angle = 2.0 * 3.14159265358979323846 * (double)((int64_t)k * l % L) / L;
             double twice = k == 0 || k == K - 1 ? 1.0 : 2.0;
-            trm->dft[k * L + l] = (float)(cos(angle) * norm);
-            trm->dft[(K + k) * L + l] = (float)(-sin(angle) * norm);
-            trm->inverse[l * 2 * K + k] = (float)(twice * cos(angle) * norm);
-            trm->inverse[l * 2 * K + K + k] = twice == 1.0 ? 0.0f : (float)(-twice * sin(angle) * norm);
+            dft[k * L + l] = (float)(cos(angle) * norm);
+            dft[(K + k) * L + l] = (float)(-sin(angle) * norm);
+            inverse[l * 2 * K + k] = (float)(twice * cos(angle) * norm);
+            inverse[l * 2 * K + K + k] = twice == 1.0 ? 0.0f : (float)(-twice * sin(angle) * norm);
         }
+}
+
+static dr_status create_dft(dr_trm *trm) {
+    dr_backend *b = trm->backend;
+    int64_t L = trm->config.max_history, n = 2 * (L / 2 + 1) * L;
+    float *dft = NULL, *inverse = NULL;
+    DR_TRY(dr_memory_create(b, &trm->dft, "Fourier transform", n, sizeof(float)));
+    DR_TRY(dr_memory_create(b, &trm->inverse, "Fourier transform", n, sizeof(float)));
+    dr_status status = dr_host_open(b, trm->dft, n, DR_HOST_WRITES, &dft);
+    if (status == DR_OK) status = dr_host_open(b, trm->inverse, n, DR_HOST_WRITES, &inverse);
+    if (status == DR_OK) make_dft((int32_t)L, dft, inverse);
+    dr_host_close(b, trm->dft, n, DR_HOST_WRITES, dft);
+    dr_host_close(b, trm->inverse, n, DR_HOST_WRITES, inverse);
+    return status;
 }
 
 static dr_status create_weights(dr_trm *trm) {
@@ -139,22 +151,26 @@ dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_t
     DR_TRY(dr_alloc(&trm, "retrieval model", 1, sizeof *trm));
     trm->backend = backend;
     trm->config = *config;
-    int64_t N = (int64_t)config->n_items + 1;
+    int64_t N = (int64_t)config->n_items + 1, D = config->hidden, X = config->text_dim;
     place_all(trm);
-    make_dft(trm);
     dr_status status;
-    DR_TRY_GOTO(status, dr_alloc(&trm->params, "retrieval parameters", trm->n_params, sizeof(float)),
+    DR_TRY_GOTO(status, create_dft(trm), destroy);
+    DR_TRY_GOTO(status,
+                dr_memory_create(backend, &trm->params, "retrieval parameters", trm->n_params, sizeof(float)),
                 destroy);
-    DR_TRY_GOTO(status, dr_alloc(&trm->text, "item text vectors", N * config->text_dim, sizeof(float)),
+    DR_TRY_GOTO(status,
+                dr_memory_create(backend, &trm->unit_items, "unit item vectors", N * D, sizeof(float)),
                 destroy);
-    DR_TRY_GOTO(status, dr_alloc(&trm->unit_items, "unit item vectors", N * config->hidden, sizeof(float)),
+    DR_TRY_GOTO(status,
+                dr_memory_create(backend, &trm->adapted, "adapted text vectors", N * D, sizeof(float)),
                 destroy);
-    DR_TRY_GOTO(status, dr_alloc(&trm->unit_text, "unit text vectors", N * config->text_dim, sizeof(float)),
-                destroy);
-    DR_TRY_GOTO(status, dr_alloc(&trm->adapted, "adapted text vectors", N * config->hidden, sizeof(float)),
-                destroy);
+    trm->host_items = backend->ops->host_view(backend, trm->unit_items);
+    if (!trm->host_items)
+        DR_TRY_GOTO(status, dr_alloc(&trm->host_items, "unit item vectors", N * D, sizeof(float)), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&trm->text, "item text vectors", N * X, sizeof(float)), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&trm->unit_text, "unit text vectors", N * X, sizeof(float)), destroy);
     DR_TRY_GOTO(status, create_weights(trm), destroy);
-    DR_TRY_GOTO(status, dr_trm_batch_create(trm, SERVE_BATCH, false, &trm->batch), destroy);
+    DR_TRY_GOTO(status, dr_trm_serving_create(trm), destroy);
     if (strcmp(config->text_encoder, "external") != 0)
         DR_TRY_GOTO(status, dr_text_encoder_create(config->text_encoder, config->text_dim, &trm->encoder),
                     destroy);
@@ -175,13 +191,13 @@ void dr_trm_destroy(dr_trm *trm) {
         b->ops->weight_destroy(b, trm->layers[i].w_down);
     }
     b->ops->weight_destroy(b, trm->w_experts);
-    dr_trm_batch_destroy(trm->batch);
+    dr_trm_serving_destroy(trm);
     dr_text_encoder_destroy(trm->encoder);
-    dr_free(trm->params);
+    if (trm->host_items != trm->unit_items) dr_free(trm->host_items);
+    float *owned[] = {trm->params, trm->unit_items, trm->adapted, trm->dft, trm->inverse};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) b->ops->memory_destroy(b, owned[i]);
     dr_free(trm->text);
-    dr_free(trm->unit_items);
     dr_free(trm->unit_text);
-    dr_free(trm->adapted);
     dr_free(trm);
 }
 
@@ -198,36 +214,6 @@ dr_status dr_trm_weights_changed(dr_trm *trm) {
     return DR_OK;
 }
 
-static void normalise_rows(const float *x, int64_t rows, int64_t D, float *out) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        double norm = 0;
-        for (int64_t d = 0; d < D; d++) norm += (double)x[r * D + d] * x[r * D + d];
-        float inv = norm > 0 ? (float)(1.0 / sqrt(norm)) : 0.0f;
-        for (int64_t d = 0; d < D; d++) out[r * D + d] = x[r * D + d] * inv;
-    }
-}
-
-dr_status dr_trm_prepare_serving(dr_trm *trm) {
-    int64_t N = (int64_t)trm->config.n_items + 1, D = trm->config.hidden, X = trm->config.text_dim;
-    DR_TRY(dr_trm_weights_changed(trm));
-    normalise_rows(trm->params + trm->items, N, D, trm->unit_items);
-    normalise_rows(trm->text, N, X, trm->unit_text);
-    memset(trm->unit_items, 0, (size_t)D * sizeof(float));
-    memset(trm->unit_text, 0, (size_t)X * sizeof(float));
-    trm_adaptor adaptor;
-    DR_TRY(dr_trm_adaptor_create(trm, SERVE_BATCH, false, &adaptor));
-    dr_status status = DR_OK;
-    for (int64_t r = 0; r < N && status == DR_OK; r += SERVE_BATCH) {
-        int64_t rows = N - r < SERVE_BATCH ? N - r : SERVE_BATCH;
-        memcpy(adaptor.x, trm->text + r * X, (size_t)(rows * X) * sizeof(float));
-        status = dr_trm_adapt(trm, &adaptor, rows, NULL);
-        memcpy(trm->adapted + r * D, adaptor.y, (size_t)(rows * D) * sizeof(float));
-    }
-    dr_trm_adaptor_reset(&adaptor);
-    return status;
-}
-
 const dr_trm_config *dr_trm_config_of(const dr_trm *trm) {
     return &trm->config;
 }
@@ -237,103 +223,11 @@ const dr_text_encoder *dr_trm_text_encoder(const dr_trm *trm) {
 }
 
 const float *dr_trm_item_vectors(const dr_trm *trm) {
-    return trm->unit_items;
+    return trm->host_items;
 }
 
 const float *dr_trm_text_vectors(const dr_trm *trm) {
     return trm->unit_text;
-}
-
-// Adapted preference texts of up to SERVE_BATCH requests, zero rows where there is none.
-static dr_status adapt_queries(dr_trm *trm, const dr_trm_query *queries, int64_t n, float *out,
-                               bool *out_any) {
-    int64_t X = trm->config.text_dim, D = trm->config.hidden;
-    *out_any = false;
-    for (int64_t q = 0; q < n; q++) *out_any |= queries[q].text != NULL;
-    if (!*out_any) return DR_OK;
-    trm_adaptor adaptor;
-    DR_TRY(dr_trm_adaptor_create(trm, n, false, &adaptor));
-    int64_t rows = 0;
-    for (int64_t q = 0; q < n; q++)
-        if (queries[q].text) memcpy(adaptor.x + rows++ * X, queries[q].text, (size_t)X * sizeof(float));
-    dr_status status = dr_trm_adapt(trm, &adaptor, rows, NULL);
-    rows = 0;
-    for (int64_t q = 0; q < n && status == DR_OK; q++) {
-        if (queries[q].text)
-            memcpy(out + q * D, adaptor.y + rows++ * D, (size_t)D * sizeof(float));
-        else
-            memset(out + q * D, 0, (size_t)D * sizeof(float));
-    }
-    dr_trm_adaptor_reset(&adaptor);
-    return status;
-}
-
-dr_status dr_trm_score(dr_trm *trm, const dr_trm_query *queries, int64_t n, float *out_scores) {
-    int64_t N = (int64_t)trm->config.n_items + 1, D = trm->config.hidden;
-    float *adapted = NULL, *unit = NULL;
-    dr_status status;
-    DR_TRY(dr_alloc(&adapted, "adapted preferences", SERVE_BATCH * D, sizeof(float)));
-    DR_TRY_GOTO(status, dr_alloc(&unit, "unit user vectors", SERVE_BATCH * D, sizeof(float)), free_adapted);
-    for (int64_t q = 0; q < n; q += SERVE_BATCH) {
-        int64_t rows = n - q < SERVE_BATCH ? n - q : SERVE_BATCH;
-        bool any = false;
-        DR_TRY_GOTO(status, adapt_queries(trm, queries + q, rows, adapted, &any), free_unit);
-        DR_TRY_GOTO(status, dr_trm_batch_fill(trm, trm->batch, queries + q, rows, trm->adapted, NULL),
-                    free_unit);
-        DR_TRY_GOTO(status, dr_trm_batch_forward(trm, trm->batch, any ? adapted : NULL, NULL), free_unit);
-        normalise_rows(trm->batch->fused, rows, D, unit);
-        DR_TRY_GOTO(status,
-                    trm->backend->ops->gemm(trm->backend, false, true, rows, N, D, 1.0f, unit,
-                                            trm->unit_items, 0.0f, out_scores + q * N),
-                    free_unit);
-        for (int64_t r = 0; r < rows; r++) out_scores[(q + r) * N] = -INFINITY;
-    }
-free_unit:
-    dr_free(unit);
-free_adapted:
-    dr_free(adapted);
-    return status;
-}
-
-static bool better(dr_hit a, dr_hit b) {
-    return a.score > b.score || (a.score == b.score && a.item < b.item);
-}
-
-// Insertion into a short sorted list: k is small beside the catalogue, most items fail the first comparison.
-static int32_t select_top(const float *scores, int64_t N, int32_t k, dr_hit *out) {
-    int32_t n = 0;
-    for (int32_t item = 1; item < N; item++) {
-        dr_hit hit = {item, scores[item]};
-        if (!(hit.score > -INFINITY) || (n == k && !better(hit, out[k - 1]))) continue;
-        int32_t at = n < k ? n++ : k - 1;
-        for (; at > 0 && better(hit, out[at - 1]); at--) out[at] = out[at - 1];
-        out[at] = hit;
-    }
-    return n;
-}
-
-dr_status dr_trm_top_k(dr_trm *trm, const dr_trm_query *queries, int64_t n, int32_t k, bool exclude_history,
-                       dr_hit *out_hits) {
-    int64_t N = (int64_t)trm->config.n_items + 1;
-    float *scores = NULL;
-    DR_CHECK(k > 0 && k < N, DR_ERR_RANGE, "retrieval: top %d of %d items", k, trm->config.n_items);
-    DR_TRY(dr_alloc(&scores, "retrieval scores", SERVE_BATCH * N, sizeof(float)));
-    dr_status status = DR_OK;
-    for (int64_t q = 0; q < n && status == DR_OK; q += SERVE_BATCH) {
-        int64_t rows = n - q < SERVE_BATCH ? n - q : SERVE_BATCH;
-        status = dr_trm_score(trm, queries + q, rows, scores);
-        for (int64_t r = 0; r < rows && status == DR_OK; r++) {
-            const dr_trm_query *query = &queries[q + r];
-            for (int32_t i = 0; exclude_history && i < query->n_history; i++)
-                scores[r * N + query->history[i]] = -INFINITY;
-            int32_t found = select_top(scores + r * N, N, k, out_hits + (q + r) * k);
-            if (found < k)
-                status = DR_FAIL(DR_ERR_RANGE, "retrieval: only %d of %d items remain for request %lld",
-                                 found, k, (long long)(q + r));
-        }
-    }
-    dr_free(scores);
-    return status;
 }
 
 // config.json is optional: a converted state dict of the authors has none, its sizes follow from the shapes.
@@ -399,17 +293,25 @@ free_path:
     return status;
 }
 
-static dr_status read_tensors(const dr_safetensors *file, const char *path, dr_trm *trm) {
+static dr_status read_params(const dr_safetensors *file, const char *path, const dr_trm *trm, float *out) {
     for (int32_t i = 0; i < trm->n_tensors; i++)
         DR_TRY(dr_safetensors_read(file, trm->tensors[i].name, trm->tensors[i].shape, trm->tensors[i].n_dims,
-                                   trm->params + trm->tensors[i].offset));
-    int64_t shape[2] = {(int64_t)trm->config.n_items + 1, trm->config.text_dim};
-    DR_TRY(dr_safetensors_read(file, "item_plm_embedding.weight", shape, 2, trm->text));
+                                   out + trm->tensors[i].offset));
     for (int64_t i = 0; i < trm->n_params; i++)
-        DR_CHECK(isfinite(trm->params[i]), DR_ERR_NUMERIC, "%s: a weight is not a finite number", path);
-    for (int64_t i = 0; i < shape[0] * shape[1]; i++)
-        DR_CHECK(isfinite(trm->text[i]), DR_ERR_NUMERIC, "%s: a text vector is not finite", path);
+        DR_CHECK(isfinite(out[i]), DR_ERR_NUMERIC, "%s: a weight is not a finite number", path);
     return DR_OK;
+}
+
+static dr_status read_tensors(const dr_safetensors *file, const char *path, dr_trm *trm) {
+    float *params = NULL;
+    DR_TRY(dr_host_open(trm->backend, trm->params, trm->n_params, DR_HOST_WRITES, &params));
+    dr_status status = read_params(file, path, trm, params);
+    dr_host_close(trm->backend, trm->params, trm->n_params, DR_HOST_WRITES, params);
+    int64_t shape[2] = {(int64_t)trm->config.n_items + 1, trm->config.text_dim};
+    if (status == DR_OK) status = dr_safetensors_read(file, "item_plm_embedding.weight", shape, 2, trm->text);
+    for (int64_t i = 0; status == DR_OK && i < shape[0] * shape[1]; i++)
+        DR_CHECK(isfinite(trm->text[i]), DR_ERR_NUMERIC, "%s: a text vector is not finite", path);
+    return status;
 }
 
 dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm) {
@@ -453,12 +355,11 @@ static dr_status save_config(const dr_trm_config *c, const char *dir) {
     return dr_json_save_in(root, dir, "config.json");
 }
 
-dr_status dr_trm_save(const dr_trm *trm, const char *dir) {
+static dr_status save_tensors(const dr_trm *trm, const float *params, const char *path) {
     dr_safetensor_source sources[TRM_MAX_TENSORS + 1];
     for (int32_t i = 0; i < trm->n_tensors; i++) {
         const trm_tensor *t = &trm->tensors[i];
-        sources[i] =
-            (dr_safetensor_source){.name = t->name, .n_dims = t->n_dims, .data = trm->params + t->offset};
+        sources[i] = (dr_safetensor_source){.name = t->name, .n_dims = t->n_dims, .data = params + t->offset};
         memcpy(sources[i].shape, t->shape, sizeof t->shape);
     }
     sources[trm->n_tensors] =
@@ -466,11 +367,18 @@ dr_status dr_trm_save(const dr_trm *trm, const char *dir) {
                                .n_dims = 2,
                                .shape = {(int64_t)trm->config.n_items + 1, trm->config.text_dim},
                                .data = trm->text};
+    return dr_safetensors_write(path, sources, trm->n_tensors + 1);
+}
+
+dr_status dr_trm_save(const dr_trm *trm, const char *dir) {
     char *path = NULL;
+    float *params = NULL;
     DR_TRY(dr_dir_make(dir));
     DR_TRY(save_config(&trm->config, dir));
     DR_TRY(dr_path_join(&path, dir, "model.safetensors"));
-    dr_status status = dr_safetensors_write(path, sources, trm->n_tensors + 1);
+    dr_status status = dr_host_open(trm->backend, trm->params, trm->n_params, DR_HOST_READS, &params);
+    if (status == DR_OK) status = save_tensors(trm, params, path);
+    dr_host_close(trm->backend, trm->params, trm->n_params, DR_HOST_READS, params);
     dr_free(path);
     return status;
 }

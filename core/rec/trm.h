@@ -25,7 +25,8 @@ typedef struct dr_trm_config {
 
 typedef struct dr_trm dr_trm;
 
-// A folder with config.json and model.safetensors under the authors' tensor names.
+// A folder with config.json and model.safetensors under the authors' tensor names. The model computes on
+// `backend`, which it borrows, in the order of its ops; only what trains (trm_train.h) wants the processor.
 dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm);
 dr_status dr_trm_save(const dr_trm *trm, const char *dir);
 void dr_trm_destroy(dr_trm *trm);
@@ -46,18 +47,28 @@ typedef struct dr_trm_query {
     const float *text;
 } dr_trm_query;
 
-typedef struct dr_hit {
-    int32_t item;
-    float score;
-} dr_hit;
-
 // Scores [n, n_items + 1]; column 0 (padding) is -inf. Row-exact. DR_ERR_RANGE: an item outside 1 … n_items,
 // empty history.
 dr_status dr_trm_score(dr_trm *trm, const dr_trm_query *queries, int64_t n, float *out_scores);
 // The k best of each, best first; equal scores go to the smaller id; items of the history left out when
-// asked. out_hits [n, k]. DR_ERR_RANGE if fewer than k items remain.
+// asked. out_hits [n, k], k at most DR_TOP_MOST. DR_ERR_RANGE if fewer than k items remain.
 dr_status dr_trm_top_k(dr_trm *trm, const dr_trm_query *queries, int64_t n, int32_t k, bool exclude_history,
                        dr_hit *out_hits);
+
+// dr_trm_top_k in two parts, so that the host goes on while a device computes: at most `most` requests at a
+// time. Several retrievals of a model may be under way; they are done in the order in which they were begun.
+typedef struct dr_trm_retrieval dr_trm_retrieval;
+dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_retrieval **out_retrieval);
+void dr_trm_retrieval_destroy(dr_trm_retrieval *retrieval); // waits for what is under way; NULL is fine
+// Queries, their histories and texts may be changed or freed on return. One that is under way may not be
+// begun again before its end.
+dr_status dr_trm_retrieval_begin(dr_trm_retrieval *retrieval, const dr_trm_query *queries, int64_t n,
+                                 bool exclude_history);
+// Whether the hits are there; does not wait.
+dr_status dr_trm_retrieval_done(dr_trm_retrieval *retrieval, bool *out_done);
+// The hits [n, k] of the one that is under way, valid until it is begun again. Waits, asleep between looks,
+// for at most `deadline_s`: then DR_ERR_TIMEOUT, and it is still under way.
+dr_status dr_trm_retrieval_finish(dr_trm_retrieval *retrieval, double deadline_s, const dr_hit **out_hits);
 
 #ifdef __cplusplus
 }

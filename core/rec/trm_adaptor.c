@@ -8,21 +8,18 @@
 #include "core/rec/trm_internal.h"
 
 void dr_trm_adaptor_reset(trm_adaptor *a) {
-    if (a->x_dropped != a->x) dr_free(a->x_dropped);
-    dr_free(a->x);
-    dr_free(a->z);
-    dr_free(a->gate);
-    dr_free(a->noise);
-    dr_free(a->spread);
-    dr_free(a->y);
-    dr_free(a->dz);
+    if (!a->backend) return;
+    float *owned[] = {
+        a->x, a->x_dropped != a->x ? a->x_dropped : NULL, a->z, a->gate, a->noise, a->spread, a->y, a->dz};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
+        a->backend->ops->memory_destroy(a->backend, owned[i]);
     *a = (trm_adaptor){0};
 }
 
 dr_status dr_trm_adaptor_create(const dr_trm *trm, int64_t capacity, bool trains, trm_adaptor *out) {
     const dr_trm_config *c = &trm->config;
     int64_t X = c->text_dim, E = c->n_experts, D = c->hidden;
-    trm_adaptor a = {.capacity = capacity};
+    trm_adaptor a = {.backend = trm->backend, .capacity = capacity};
     struct {
         float **pointer;
         int64_t count;
@@ -33,7 +30,9 @@ dr_status dr_trm_adaptor_create(const dr_trm *trm, int64_t capacity, bool trains
                 {&a.spread, capacity * E, trains},    {&a.dz, capacity * E * D, trains}};
     dr_status status = DR_OK;
     for (size_t i = 0; i < sizeof plan / sizeof *plan && status == DR_OK; i++)
-        if (plan[i].needed) status = dr_alloc(plan[i].pointer, "text adaptor", plan[i].count, sizeof(float));
+        if (plan[i].needed)
+            status =
+                dr_memory_create(a.backend, plan[i].pointer, "text adaptor", plan[i].count, sizeof(float));
     if (status != DR_OK) {
         dr_trm_adaptor_reset(&a);
         return status;
@@ -45,13 +44,6 @@ dr_status dr_trm_adaptor_create(const dr_trm *trm, int64_t capacity, bool trains
 
 static float softplus(float x) {
     return x > 20.0f ? x : log1pf(expf(x));
-}
-
-static void softmax_row(float *x, int64_t n) {
-    float top = x[0], total = 0;
-    for (int64_t i = 1; i < n; i++) top = x[i] > top ? x[i] : top;
-    for (int64_t i = 0; i < n; i++) total += x[i] = expf(x[i] - top);
-    for (int64_t i = 0; i < n; i++) x[i] /= total;
 }
 
 // Dropout of the expert input and noise of the gate logits.
@@ -92,14 +84,7 @@ dr_status dr_trm_adapt(dr_trm *trm, trm_adaptor *a, int64_t rows, dr_rng *rng) {
     else if (a->x_dropped != a->x) // a training pass without noise still needs its input for the backward
         memcpy(a->x_dropped, a->x, (size_t)(rows * X) * sizeof(float));
     DR_TRY(b->ops->linear_forward(b, trm->w_experts, rng ? a->x_dropped : a->x, rows, NULL, a->z));
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        float *gate = a->gate + r * E, *y = a->y + r * D;
-        softmax_row(gate, E);
-        memset(y, 0, (size_t)D * sizeof(float));
-        for (int64_t e = 0; e < E; e++)
-            for (int64_t d = 0; d < D; d++) y[d] += gate[e] * a->z[(r * E + e) * D + d];
-    }
+    b->ops->mixture_forward(b, a->gate, a->z, rows, E, D, a->y);
     return DR_OK;
 }
 

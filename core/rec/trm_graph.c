@@ -33,8 +33,8 @@ static void dropout(float *x, int64_t n, float rate, uint32_t key) {
         dropout_range(x, i, i + BLOCK < n ? i + BLOCK : n, threshold, 1.0f / (1.0f - rate), key);
 }
 
-static dr_status take(float **out, const char *label, int64_t count) {
-    return dr_alloc(out, label, count, sizeof(float));
+static dr_status take(dr_backend *b, float **out, const char *label, int64_t count) {
+    return dr_memory_create(b, out, label, count, sizeof(float));
 }
 
 static int64_t widest(const dr_trm_config *c) {
@@ -46,6 +46,7 @@ dr_status dr_trm_batch_create(const dr_trm *trm, int64_t capacity, bool trains, 
     int64_t L = c->max_history, D = c->hidden, P = capacity * L, K2 = 2 * (L / 2 + 1);
     trm_batch *b = NULL;
     DR_TRY(dr_alloc(&b, "retrieval batch", 1, sizeof *b));
+    b->backend = trm->backend;
     b->capacity = capacity;
     struct {
         float **pointer;
@@ -62,15 +63,16 @@ dr_status dr_trm_batch_create(const dr_trm *trm, int64_t capacity, bool trains, 
                 {&b->normed, P * D},
                 {&b->mean, P},
                 {&b->inv, P},
+                {&b->residual, capacity * D},
                 {&b->last, capacity * D},
                 {&b->query, capacity * D},
                 {&b->fused, capacity * D},
                 {&b->out_mean, capacity},
                 {&b->out_inv, capacity}};
-    dr_status status = dr_alloc(&b->ids, "retrieval ids", P, sizeof *b->ids);
-    if (status == DR_OK) status = dr_alloc(&b->lengths, "retrieval lengths", capacity, sizeof *b->lengths);
+    dr_status status = dr_memory_create(b->backend, &b->inputs, "retrieval inputs",
+                                        trm_inputs_size(capacity, L), sizeof *b->inputs);
     for (size_t i = 0; i < sizeof plan / sizeof *plan && status == DR_OK; i++)
-        status = take(plan[i].pointer, "retrieval activations", plan[i].count);
+        status = take(b->backend, plan[i].pointer, "retrieval activations", plan[i].count);
     for (int32_t l = 0; l < c->n_layers && status == DR_OK; l++) {
         trm_layer_pass *p = &b->layers[l];
         bool is_last = l + 1 == c->n_layers;
@@ -86,13 +88,14 @@ dr_status dr_trm_batch_create(const dr_trm *trm, int64_t capacity, bool trains, 
                     {&p->act, Q * c->inner}, {&p->summed, Q * D},
                     {&p->mean2, Q},          {&p->inv2, Q}};
         for (size_t i = 0; i < sizeof more / sizeof *more && status == DR_OK; i++)
-            status = take(more[i].pointer, "retrieval activations", more[i].count);
-        if (!is_last && status == DR_OK) status = take(&b->layers[l + 1].x, "retrieval activations", P * D);
+            status = take(b->backend, more[i].pointer, "retrieval activations", more[i].count);
+        if (!is_last && status == DR_OK)
+            status = take(b->backend, &b->layers[l + 1].x, "retrieval activations", P * D);
         if (l > 0 && !p->x) status = DR_FAIL(DR_ERR_INTERNAL, "retrieval layer %d has no input", l);
     }
     float **gradients[] = {&b->d1, &b->d2, &b->d3, &b->d4};
     for (int i = 0; i < 4 && trains && status == DR_OK; i++)
-        status = take(gradients[i], "retrieval gradients", P * widest(c));
+        status = take(b->backend, gradients[i], "retrieval gradients", P * widest(c));
     if (status != DR_OK) {
         dr_trm_batch_destroy(b);
         return status;
@@ -103,81 +106,70 @@ dr_status dr_trm_batch_create(const dr_trm *trm, int64_t capacity, bool trains, 
 
 void dr_trm_batch_destroy(trm_batch *b) {
     if (!b) return;
+    void (*give_back)(dr_backend *, void *) = b->backend->ops->memory_destroy;
     float *plain[] = {b->x_id,     b->x_text,  b->f_id, b->f_text, b->a,    b->b,     b->gate_a,
                       b->gate_b,   b->h,       b->mean, b->inv,    b->last, b->query, b->fused,
-                      b->out_mean, b->out_inv, b->d1,   b->d2,     b->d3,   b->d4};
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) dr_free(plain[i]);
+                      b->out_mean, b->out_inv, b->d1,   b->d2,     b->d3,   b->d4,    b->residual};
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) give_back(b->backend, plain[i]);
     for (int l = 0; l < TRM_MAX_LAYERS; l++) {
         trm_layer_pass *p = &b->layers[l];
         float *owned[] = {p->x,      p->qkv, p->weights, p->mixed,  p->projected, p->mean1, p->inv1,
                           p->middle, p->up,  p->act,     p->summed, p->mean2,     p->inv2};
         for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
-            dr_free(owned[i]); // layer 0's x is `normed`
+            give_back(b->backend, owned[i]); // layer 0's x is `normed`
     }
-    dr_free(b->ids);
-    dr_free(b->lengths);
+    give_back(b->backend, b->inputs);
     dr_free(b);
 }
 
-dr_status dr_trm_batch_fill(const dr_trm *trm, trm_batch *b, const dr_trm_query *queries, int64_t B,
-                            const float *adapted, const int32_t *slots) {
+dr_status dr_trm_lay_out(const dr_trm *trm, const dr_trm_query *queries, int64_t B, trm_inputs out) {
     const dr_trm_config *c = &trm->config;
-    int64_t L = c->max_history, D = c->hidden;
-    DR_ASSERT(B <= b->capacity);
+    int64_t L = c->max_history;
     for (int64_t q = 0; q < B; q++) {
         DR_CHECK(queries[q].n_history > 0, DR_ERR_RANGE, "retrieval: request %lld has an empty history",
                  (long long)q);
         int32_t n = queries[q].n_history < L ? queries[q].n_history : (int32_t)L;
         const int32_t *items = queries[q].history + queries[q].n_history - n;
-        b->lengths[q] = n;
+        out.lengths[q] = n;
+        out.last[q] = (int32_t)(q * L) + n - 1;
         for (int32_t l = 0; l < L; l++) {
             int32_t item = l < n ? items[l] : 0;
             DR_CHECK(item >= (l < n) && item <= c->n_items, DR_ERR_RANGE,
                      "retrieval: request %lld names item %d, expected 1 to %d", (long long)q, item,
                      c->n_items);
-            b->ids[q * L + l] = item;
+            out.ids[q * L + l] = item;
         }
-    }
-    b->B = B;
-    b->queries = queries;
-    const float *items = trm->params + trm->items;
-#pragma omp parallel for schedule(static)
-    for (int64_t p = 0; p < B * L; p++) {
-        memcpy(b->x_id + p * D, items + (int64_t)b->ids[p] * D, (size_t)D * sizeof(float));
-        int64_t row = slots ? slots[b->ids[p]] : b->ids[p];
-        memcpy(b->x_text + p * D, adapted + row * D, (size_t)D * sizeof(float));
     }
     return DR_OK;
 }
 
-// out (rows, D) = m (rows, n) · x (n, D); m transposed when `transposed` (then m is (n, rows)).
-static DR_HOT void small_product(const float *m, int64_t rows, int64_t n, bool transposed, const float *x,
-                                 int64_t D, float *out, bool accumulate) {
+void dr_trm_batch_gather(const dr_trm *trm, trm_batch *t, int64_t B, const float *adapted,
+                         const int32_t *rows) {
+    int64_t L = trm->config.max_history, D = trm->config.hidden;
+    dr_backend *b = trm->backend;
+    DR_ASSERT(B <= t->capacity);
+    t->B = B;
+    t->in = trm_inputs_of(t->inputs, B, L);
+    b->ops->embedding_forward(b, trm->params + trm->items, t->in.ids, B * L, D, t->x_id);
+    b->ops->embedding_forward(b, adapted, rows ? rows : t->in.ids, B * L, D, t->x_text);
+}
+
+// out (rows, D) = mᵀ · x for m (n, rows), x (n, D).
+static DR_HOT void small_product(const float *m, int64_t rows, int64_t n, const float *x, int64_t D,
+                                 float *out) {
     for (int64_t i = 0; i < rows; i++) {
         float *to = out + i * D;
-        if (!accumulate) memset(to, 0, (size_t)D * sizeof(float));
+        memset(to, 0, (size_t)D * sizeof(float));
         for (int64_t j = 0; j < n; j++) {
-            float w = transposed ? m[j * rows + i] : m[i * n + j];
+            float w = m[j * rows + i];
             const float *from = x + j * D;
             for (int64_t d = 0; d < D; d++) to[d] += w * from[d];
         }
     }
 }
 
-// (2K, D) complex product g = f ⊙ w; both as real rows then imaginary rows, or w interleaved (K, D, 2) when
-// `interleaved`.
-static DR_HOT void complex_product(const float *f, const float *w, bool interleaved, int64_t K, int64_t D,
-                                   float *g) {
-    for (int64_t k = 0; k < K; k++)
-        for (int64_t d = 0; d < D; d++) {
-            int64_t re = k * D + d, im = (K + k) * D + d;
-            float wr = interleaved ? w[2 * re] : w[re], wi = interleaved ? w[2 * re + 1] : w[im];
-            g[re] = f[re] * wr - f[im] * wi;
-            g[im] = f[re] * wi + f[im] * wr;
-        }
-}
-
-// Gradient of complex_product: df += dg ⊙ conj(w), dw += dg ⊙ conj(f).
+// Gradient of the complex product g = f ⊙ w, (2K, D): both as real rows then imaginary rows, or w
+// interleaved (K, D, 2) when `interleaved`: df += dg ⊙ conj(w), dw += dg ⊙ conj(f).
 static DR_HOT void complex_backward(const float *dg, const float *f, const float *w, bool interleaved,
                                     int64_t K, int64_t D, float *df, float *dw) {
     for (int64_t k = 0; k < K; k++)
@@ -202,64 +194,38 @@ static inline __attribute__((always_inline)) float row_dot(const float *x, const
     return lanes[0];
 }
 
-// a = irfft(F_id ⊙ C), b = irfft(F_text ⊙ F_id), h = 2(a σ(a·w1 + b1) + b σ(b·w2 + b2)) + position.
-static DR_HOT void fuse_request(const dr_trm *trm, trm_batch *t, int64_t q, float *g) {
-    const dr_trm_config *c = &trm->config;
-    int64_t L = c->max_history, D = c->hidden, K = L / 2 + 1;
-    float *f_id = t->f_id + q * 2 * K * D, *f_text = t->f_text + q * 2 * K * D;
-    float *a = t->a + q * L * D, *b = t->b + q * L * D;
+static void fuse(const dr_trm *trm, trm_batch *t) {
     const float *p = trm->params;
-    small_product(trm->dft, 2 * K, L, false, t->x_id + q * L * D, D, f_id, false);
-    small_product(trm->dft, 2 * K, L, false, t->x_text + q * L * D, D, f_text, false);
-    complex_product(f_id, p + trm->filter, true, K, D, g);
-    small_product(trm->inverse, L, 2 * K, false, g, D, a, false);
-    complex_product(f_text, f_id, false, K, D, g);
-    small_product(trm->inverse, L, 2 * K, false, g, D, b, false);
-    for (int64_t l = 0; l < L; l++) {
-        int64_t row = q * L + l;
-        float *ra = a + l * D, *rb = b + l * D, *h = t->h + row * D;
-        float sa = 1.0f / (1.0f + expf(-(row_dot(ra, p + trm->item_gate, D) + p[trm->item_gate_bias])));
-        float sb = 1.0f / (1.0f + expf(-(row_dot(rb, p + trm->fusion_gate, D) + p[trm->fusion_gate_bias])));
-        const float *position = p + trm->positions + l * D;
-        for (int64_t d = 0; d < D; d++) h[d] = 2.0f * (ra[d] * sa + rb[d] * sb) + position[d];
-        t->gate_a[row] = sa;
-        t->gate_b[row] = sb;
-    }
+    const dr_fusion fusion = {.B = t->B,
+                              .L = trm->config.max_history,
+                              .D = trm->config.hidden,
+                              .x = {t->x_id, t->x_text},
+                              .dft = trm->dft,
+                              .inverse = trm->inverse,
+                              .filter = p + trm->filter,
+                              .gate = {p + trm->item_gate, p + trm->fusion_gate},
+                              .bias = {p + trm->item_gate_bias, p + trm->fusion_gate_bias},
+                              .positions = p + trm->positions,
+                              .spectra = {t->f_id, t->f_text},
+                              .filtered = {t->a, t->b},
+                              .openness = {t->gate_a, t->gate_b},
+                              .out = t->h};
+    trm->backend->ops->fusion_forward(trm->backend, &fusion);
 }
 
-// Softmax attention of one request; the last layer has one query row, the last item's.
-static DR_HOT void attend_request(const dr_trm *trm, trm_batch *t, const trm_layer_pass *p, int64_t q,
-                                  bool is_last) {
+// Softmax attention of each request; the last layer has one query row, the last item's.
+static void attend(const dr_trm *trm, const trm_batch *t, const trm_layer_pass *p, bool is_last) {
     const dr_trm_config *c = &trm->config;
-    int64_t L = c->max_history, D = c->hidden, H = c->n_heads, d = D / H, Lq = is_last ? 1 : L;
-    int32_t n = t->lengths[q];
-    float scale = 1.0f / sqrtf((float)d);
-    for (int64_t h = 0; h < H; h++)
-        for (int64_t i = 0; i < Lq; i++) {
-            int64_t row = q * L + (is_last ? n - 1 : i);
-            const float *query = p->qkv + row * 3 * D + h * d;
-            float *w = p->weights + ((q * H + h) * Lq + i) * L, top = -INFINITY, total = 0;
-            for (int64_t j = 0; j < L; j++) {
-                w[j] = row_dot(query, p->qkv + (q * L + j) * 3 * D + D + h * d, d) * scale +
-                       (j < n ? 0.0f : -10000.0f);
-                top = w[j] > top ? w[j] : top;
-            }
-            for (int64_t j = 0; j < L; j++) total += w[j] = expf(w[j] - top);
-            float *out = p->mixed + (is_last ? q : q * L + i) * D + h * d;
-            memset(out, 0, (size_t)d * sizeof(float));
-            for (int64_t j = 0; j < L; j++) {
-                w[j] /= total;
-                const float *value = p->qkv + (q * L + j) * 3 * D + 2 * D + h * d;
-                for (int64_t e = 0; e < d; e++) out[e] += w[j] * value[e];
-            }
-        }
-}
-
-// The residual rows that the layer's outputs belong to: all, or the last item of each request.
-static const float *residual_row(const dr_trm *trm, const trm_batch *t, const trm_layer_pass *p, int64_t row,
-                                 bool is_last) {
-    int64_t L = trm->config.max_history, D = trm->config.hidden;
-    return p->x + (is_last ? row * L + t->lengths[row] - 1 : row) * D;
+    const dr_padded_attention attention = {.B = t->B,
+                                           .L = c->max_history,
+                                           .H = c->n_heads,
+                                           .d = c->hidden / c->n_heads,
+                                           .last_only = is_last,
+                                           .qkv = p->qkv,
+                                           .lengths = t->in.lengths,
+                                           .weights = p->weights,
+                                           .out = p->mixed};
+    trm->backend->ops->padded_attention(trm->backend, &attention);
 }
 
 static dr_status layer_forward(dr_trm *trm, trm_batch *t, int32_t l, float *out, dr_rng *rng) {
@@ -272,15 +238,11 @@ static dr_status layer_forward(dr_trm *trm, trm_batch *t, int32_t l, float *out,
     const float *params = trm->params;
     p->rows = Q;
     DR_TRY(b->ops->linear_forward(b, w->w_qkv, p->x, P, params + w->qkv_bias, p->qkv));
-#pragma omp parallel for schedule(static)
-    for (int64_t q = 0; q < t->B; q++) attend_request(trm, t, p, q, is_last);
+    attend(trm, t, p, is_last);
     DR_TRY(b->ops->linear_forward(b, w->w_out, p->mixed, Q, params + w->out_bias, p->projected));
     if (rng) dropout(p->projected, Q * D, c->dropout, p->drop1 = dr_rng_bits(rng));
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < Q; r++) {
-        const float *x = residual_row(trm, t, p, r, is_last);
-        for (int64_t d = 0; d < D; d++) p->projected[r * D + d] += x[d];
-    }
+    if (is_last) b->ops->embedding_forward(b, p->x, t->in.last, Q, D, t->residual);
+    b->ops->add(b, is_last ? t->residual : p->x, Q * D, p->projected);
     b->ops->layernorm_forward(b, p->projected, params + w->norm1, params + w->norm1_bias, Q, D,
                               c->layernorm_eps, p->middle, p->mean1, p->inv1);
     DR_TRY(b->ops->linear_forward(b, w->w_up, p->middle, Q, params + w->up_bias, p->up));
@@ -297,19 +259,14 @@ dr_status dr_trm_batch_forward(dr_trm *trm, trm_batch *t, const float *query_tex
     const dr_trm_config *c = &trm->config;
     dr_backend *b = trm->backend;
     int64_t D = c->hidden, P = t->B * c->max_history;
-#pragma omp parallel
-    {
-        float g[2 * (TRM_MAX_HISTORY / 2 + 1) * 256];
-#pragma omp for schedule(static)
-        for (int64_t q = 0; q < t->B; q++) fuse_request(trm, t, q, g);
-    }
+    fuse(trm, t);
     b->ops->layernorm_forward(b, t->h, trm->params + trm->norm, trm->params + trm->norm_bias, P, D,
                               c->layernorm_eps, t->normed, t->mean, t->inv);
     t->drop = rng ? dr_rng_bits(rng) | 1u : 0; // 0: this pass has no dropout
     if (rng) dropout(t->normed, P * D, c->dropout, t->drop);
     for (int32_t l = 0; l < c->n_layers; l++)
         DR_TRY(layer_forward(trm, t, l, l + 1 < c->n_layers ? t->layers[l + 1].x : t->last, rng));
-    memcpy(t->query, t->last, (size_t)(t->B * D) * sizeof(float));
+    b->ops->copy(b, t->query, t->last, (size_t)(t->B * D) * sizeof(float));
     if (query_text) b->ops->add(b, query_text, t->B * D, t->query);
     b->ops->layernorm_forward(b, t->query, trm->params + trm->out_norm, trm->params + trm->out_norm_bias,
                               t->B, D, c->layernorm_eps, t->fused, t->out_mean, t->out_inv);
@@ -325,7 +282,7 @@ static DR_HOT void attend_backward(const dr_trm *trm, const trm_batch *t, const 
     memset(dqkv + q * L * 3 * D, 0, (size_t)(L * 3 * D) * sizeof(float));
     for (int64_t h = 0; h < H; h++)
         for (int64_t i = 0; i < Lq; i++) {
-            int64_t row = q * L + (is_last ? t->lengths[q] - 1 : i);
+            int64_t row = is_last ? t->in.last[q] : q * L + i;
             const float *w = p->weights + ((q * H + h) * Lq + i) * L;
             const float *dout = dmixed + (is_last ? q : q * L + i) * D + h * d,
                         *query = p->qkv + row * 3 * D + h * d;
@@ -376,8 +333,7 @@ static dr_status layer_backward(dr_trm *trm, trm_batch *t, int32_t l, bool has_d
                                dprojected, gradient + w->norm1, gradient + w->norm1_bias);
     memset(dx, 0, (size_t)(P * D) * sizeof(float));
     for (int64_t r = 0; r < Q; r++) // the residual branch, to the rows it came from
-        memcpy(dx + (is_last ? r * L + t->lengths[r] - 1 : r) * D, dprojected + r * D,
-               (size_t)D * sizeof(float));
+        memcpy(dx + (is_last ? t->in.last[r] : r) * D, dprojected + r * D, (size_t)D * sizeof(float));
     if (has_dropout) dropout(dprojected, Q * D, c->dropout, p->drop1);
     DR_TRY(b->ops->linear_backward_input(b, w->w_out, dprojected, Q, dmixed, false));
     DR_TRY(b->ops->linear_backward_weight(b, p->mixed, dprojected, Q, D, D, gradient + w->out,
@@ -413,12 +369,12 @@ static DR_HOT void fuse_backward(const dr_trm *trm, const trm_batch *t, int64_t 
         dgates[2 * D + 1] += gb;
     }
     memset(df_id, 0, (size_t)(2 * F) * sizeof(float));
-    small_product(trm->inverse, 2 * K, L, true, da, D, dg, false);
+    small_product(trm->inverse, 2 * K, L, da, D, dg);
     complex_backward(dg, f_id, p + trm->filter, true, K, D, df_id, dfilter);
-    small_product(trm->inverse, 2 * K, L, true, db, D, dg, false);
+    small_product(trm->inverse, 2 * K, L, db, D, dg);
     complex_backward(dg, f_text, f_id, false, K, D, df_text, df_id);
-    small_product(trm->dft, L, 2 * K, true, df_id, D, dx_id, false);
-    small_product(trm->dft, L, 2 * K, true, df_text, D, dx_text, false);
+    small_product(trm->dft, L, 2 * K, df_id, D, dx_id);
+    small_product(trm->dft, L, 2 * K, df_text, D, dx_text);
 }
 
 enum {
@@ -473,8 +429,8 @@ dr_status dr_trm_batch_backward(dr_trm *trm, trm_batch *t, const float *dfused, 
         for (int64_t d = 0; d < D; d++) gradient[trm->positions + p % L * D + d] += dh[p * D + d];
     DR_TRY(fusion_backward(trm, t, dh, dx_id, dx_text, gradient));
     for (int64_t p = 0; p < P; p++) { // row 0 is padding and stays as it is
-        if (t->ids[p] == 0) continue;
-        float *row = gradient + trm->items + (int64_t)t->ids[p] * D;
+        if (t->in.ids[p] == 0) continue;
+        float *row = gradient + trm->items + (int64_t)t->in.ids[p] * D;
         for (int64_t d = 0; d < D; d++) row[d] += dx_id[p * D + d];
     }
     return DR_OK;

@@ -7,7 +7,13 @@
 #include "core/base/rng.h"
 #include "core/rec/trm.h"
 
-enum { TRM_MAX_LAYERS = 8, TRM_MAX_HISTORY = 64, TRM_MAX_EXPERTS = 64, TRM_MAX_TENSORS = 256 };
+enum {
+    TRM_MAX_LAYERS = 8,
+    TRM_MAX_HISTORY = DR_FUSION_POSITIONS,
+    TRM_MAX_HIDDEN = DR_FUSION_COLUMNS,
+    TRM_MAX_EXPERTS = 64,
+    TRM_MAX_TENSORS = 256
+};
 
 typedef struct trm_layer {
     int64_t qkv, qkv_bias, out, out_bias, norm1, norm1_bias, up, up_bias, down, down_bias, norm2, norm2_bias;
@@ -21,11 +27,38 @@ typedef struct trm_tensor {
     int64_t shape[4];
 } trm_tensor;
 
+// Adaptor activations of R rows, backend memory.
+typedef struct trm_adaptor {
+    dr_backend *backend;
+    int64_t capacity, rows;
+    float *x, *x_dropped;  // (R, X); equal pointers without dropout
+    float *z;              // (R, E·D)
+    float *gate;           // (R, E) softmax
+    float *noise, *spread; // (R, E): the normal draw and x·Wn (training only)
+    float *y;              // (R, D)
+    float *dz;             // (R, E·D)
+} trm_adaptor;
+
+// What serving computes in, backend memory. All retrievals share it: one reads it before the next one writes
+// it, because a backend's ops run in order.
+typedef struct trm_serving {
+    int64_t rows; // requests of one pass
+    struct trm_batch *batch;
+    trm_adaptor adaptor;
+    float *unit, *scores; // (rows, D), (rows, N)
+    int64_t *places;      // [n_places] of scores that are left out
+    int64_t n_places;
+    dr_hit *hits; // (rows, k)
+    int32_t k;
+    dr_trm_retrieval *own; // of the calls that wait
+} trm_serving;
+
+// Backend memory unless said; training works on it as the host's own and takes backends where it is.
 struct dr_trm {
     dr_backend *backend;
     dr_trm_config config;
     dr_text_encoder *encoder; // NULL: external
-    float *text;              // (N, X) frozen
+    float *text;              // (N, X) frozen, host memory
     int64_t n_params;
     float *params; // everything that is trained
     trm_tensor tensors[TRM_MAX_TENSORS];
@@ -36,24 +69,13 @@ struct dr_trm {
     trm_layer layers[TRM_MAX_LAYERS];
     dr_weight *w_experts;
     // serving
-    float *unit_items; // (N, D) normalised rows
-    float *unit_text;  // (N, X)
-    float *adapted;    // (N, D) adaptor outputs of the catalogue
-    struct trm_batch *batch;
-    float dft[2 * (TRM_MAX_HISTORY / 2 + 1) * TRM_MAX_HISTORY];     // (2K, L): real rows, then imaginary
-    float inverse[TRM_MAX_HISTORY * 2 * (TRM_MAX_HISTORY / 2 + 1)]; // (L, 2K)
+    float *unit_items;    // (N, D) normalised rows
+    float *host_items;    // the same, host memory: unit_items itself where the host can use it
+    float *unit_text;     // (N, X), host memory
+    float *adapted;       // (N, D) adaptor outputs of the catalogue
+    float *dft, *inverse; // (2K, L): real rows, then imaginary; (L, 2K)
+    trm_serving serving;
 };
-
-// Adaptor activations of R rows.
-typedef struct trm_adaptor {
-    int64_t capacity, rows;
-    float *x, *x_dropped;  // (R, X); equal pointers without dropout
-    float *z;              // (R, E·D)
-    float *gate;           // (R, E) softmax
-    float *noise, *spread; // (R, E): the normal draw and x·Wn (training only)
-    float *y;              // (R, D)
-    float *dz;             // (R, E·D)
-} trm_adaptor;
 
 typedef struct trm_layer_pass {
     float *x;              // (P, D) input
@@ -70,10 +92,26 @@ typedef struct trm_layer_pass {
     int64_t rows;          // Q: P, or B in the last layer, where only the last item's output is needed
 } trm_layer_pass;
 
+// What a pass reads of its requests, in one block: backend memory, or the host's before it goes there.
+typedef struct trm_inputs {
+    int32_t *ids;     // (B, L) right-padded
+    int32_t *lengths; // (B)
+    int32_t *last;    // (B) row of each request's last item
+} trm_inputs;
+
+static inline int64_t trm_inputs_size(int64_t B, int64_t L) { // elements of the block
+    return B * (L + 2);
+}
+
+static inline trm_inputs trm_inputs_of(int32_t *block, int64_t B, int64_t L) {
+    return (trm_inputs){block, block + B * L, block + B * (L + 1)};
+}
+
 typedef struct trm_batch {
+    dr_backend *backend;
     int64_t capacity, B;
-    const dr_trm_query *queries;
-    int32_t *ids, *lengths; // (B, L) right-padded, (B)
+    int32_t *inputs; // the block of `in`
+    trm_inputs in;
     float *x_id, *x_text;   // (P, D)
     float *f_id, *f_text;   // (B, 2K, D)
     float *a, *b;           // (P, D)
@@ -82,6 +120,7 @@ typedef struct trm_batch {
     float *mean, *inv;      // (P)
     uint32_t drop;
     trm_layer_pass layers[TRM_MAX_LAYERS];
+    float *residual;           // (B, D) the last items' inputs of the last layer
     float *last;               // (B, D) output of the last layer
     float *query, *fused;      // (B, D): o + A(text), and u
     float *out_mean, *out_inv; // (B)
@@ -99,10 +138,12 @@ dr_status dr_trm_adapt(dr_trm *trm, trm_adaptor *adaptor, int64_t rows, dr_rng *
 // Gradient of the adaptor's weights from dy (R, D).
 dr_status dr_trm_adapt_backward(dr_trm *trm, trm_adaptor *adaptor, const float *dy, float *gradient);
 
-// Checks and lays out requests, gathers x_id; x_text rows come from `adapted` (row per item, or per slot
-// through `slots`).
-dr_status dr_trm_batch_fill(const dr_trm *trm, trm_batch *batch, const dr_trm_query *queries, int64_t B,
-                            const float *adapted, const int32_t *slots);
+// Checks requests and writes what a pass reads of them to host memory.
+dr_status dr_trm_lay_out(const dr_trm *trm, const dr_trm_query *queries, int64_t B, trm_inputs out);
+// Begins a pass of B requests whose block lies in batch->inputs: gathers x_id, and x_text from `adapted` (row
+// per item, or those of `rows` (B, L), backend memory).
+void dr_trm_batch_gather(const dr_trm *trm, trm_batch *batch, int64_t B, const float *adapted,
+                         const int32_t *rows);
 // From x_id, x_text to the user vectors before normalisation in batch->fused; query_text (B, D) adapted
 // preference or NULL. rng NULL: no dropout.
 dr_status dr_trm_batch_forward(dr_trm *trm, trm_batch *batch, const float *query_text, dr_rng *rng);
@@ -115,5 +156,7 @@ dr_status dr_trm_batch_backward(dr_trm *trm, trm_batch *batch, const float *dfus
 dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_trm **out);
 dr_status dr_trm_weights_changed(dr_trm *trm); // packs
 dr_status dr_trm_prepare_serving(dr_trm *trm); // packs, normalises, adapts the catalogue
+dr_status dr_trm_serving_create(dr_trm *trm);
+void dr_trm_serving_destroy(dr_trm *trm); // also of a part of it
 
 #endif

@@ -61,6 +61,7 @@ typedef struct trainer {
     int64_t capacity;
     trm_batch *batch;
     trm_adaptor adaptor;
+    int32_t *rows;  // (B, L) adaptor rows of the histories' items
     int32_t *slots; // [N] adaptor row of an item in this batch, -1: not there
     int32_t *used;  // items of this batch in order of appearance
     int32_t n_used;
@@ -75,6 +76,7 @@ static void trainer_reset(trainer *t) {
     float *owned[] = {t->query_text, t->unit,   t->norms,  t->item_unit, t->item_norms, t->logits,
                       t->dunit,      t->dfused, t->ditems, t->dx_text,   t->dquery,     t->dadapted};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
+    dr_free(t->rows);
     dr_free(t->slots);
     dr_free(t->used);
     dr_trm_adaptor_reset(&t->adaptor);
@@ -86,6 +88,8 @@ static dr_status trainer_init(dr_trm *trm, int64_t capacity, trainer *t) {
     const dr_trm_config *c = &trm->config;
     int64_t N = (int64_t)c->n_items + 1, D = c->hidden, P = capacity * c->max_history;
     int64_t distinct = P + 1 < N ? P + 1 : N;
+    DR_CHECK(trm->backend->ops->host_view(trm->backend, trm->params), DR_ERR_UNSUPPORTED,
+             "retrieval training: backend %s, expected the processor", trm->backend->ops->name);
     *t = (trainer){.trm = trm, .capacity = capacity};
     struct {
         float **pointer;
@@ -104,6 +108,7 @@ static dr_status trainer_init(dr_trm *trm, int64_t capacity, trainer *t) {
                 {&t->dadapted, (distinct + capacity) * D}};
     dr_status status = dr_trm_batch_create(trm, capacity, true, &t->batch);
     if (status == DR_OK) status = dr_trm_adaptor_create(trm, distinct + capacity, true, &t->adaptor);
+    if (status == DR_OK) status = dr_alloc(&t->rows, "batch rows", P, sizeof *t->rows);
     if (status == DR_OK) status = dr_alloc(&t->slots, "batch slots", N, sizeof *t->slots);
     if (status == DR_OK) status = dr_alloc(&t->used, "batch items", N, sizeof *t->used);
     for (size_t i = 0; i < sizeof plan / sizeof *plan && status == DR_OK; i++)
@@ -113,22 +118,21 @@ static dr_status trainer_init(dr_trm *trm, int64_t capacity, trainer *t) {
 }
 
 // Adaptor rows: every item of the batch once (padding first), then the preference texts.
-static void gather_texts(trainer *t, const dr_trm_query *queries, int64_t B, int64_t *out_rows) {
+static void gather_texts(trainer *t, const int32_t *ids, const dr_trm_query *queries, int64_t B,
+                         int64_t *out_rows) {
     const dr_trm_config *c = &t->trm->config;
     int64_t L = c->max_history, X = c->text_dim, N = (int64_t)c->n_items + 1;
     memset(t->slots, 0xFF, (size_t)N * sizeof *t->slots);
     t->n_used = 0;
     t->slots[0] = t->n_used;
     t->used[t->n_used++] = 0;
-    for (int64_t q = 0; q < B; q++) {
-        int32_t n = queries[q].n_history < L ? queries[q].n_history : (int32_t)L;
-        for (int32_t l = 0; l < n; l++) {
-            int32_t item = queries[q].history[queries[q].n_history - n + l];
-            if (item < 0 || item >= N || t->slots[item] >= 0)
-                continue; // bad ids are refused by dr_trm_batch_fill
+    for (int64_t p = 0; p < B * L; p++) {
+        int32_t item = ids[p];
+        if (t->slots[item] < 0) {
             t->slots[item] = t->n_used;
             t->used[t->n_used++] = item;
         }
+        t->rows[p] = t->slots[item];
     }
     int64_t rows = t->n_used;
 #pragma omp parallel for schedule(static)
@@ -208,10 +212,12 @@ static dr_status batch_gradient(trainer *t, const dr_trm_query *queries, const i
     dr_backend *b = trm->backend;
     int64_t N = (int64_t)c->n_items + 1, D = c->hidden, P = B * c->max_history, rows = 0;
     memset(gradient, 0, (size_t)trm->n_params * sizeof(float));
-    gather_texts(t, queries, B, &rows);
+    trm_inputs in = trm_inputs_of(t->batch->inputs, B, c->max_history);
+    DR_TRY(dr_trm_lay_out(trm, queries, B, in));
+    gather_texts(t, in.ids, queries, B, &rows);
     DR_TRY(dr_trm_adapt(trm, &t->adaptor, rows, rng));
     spread_query_texts(t, queries, B);
-    DR_TRY(dr_trm_batch_fill(trm, t->batch, queries, B, t->adaptor.y, t->slots));
+    dr_trm_batch_gather(trm, t->batch, B, t->adaptor.y, t->rows);
     DR_TRY(dr_trm_batch_forward(trm, t->batch, t->query_text, rng));
     unit_rows(t->batch->fused, B, D, t->unit, t->norms);
     unit_rows(trm->params + trm->items, N, D, t->item_unit, t->item_norms);
@@ -229,7 +235,7 @@ static dr_status batch_gradient(trainer *t, const dr_trm_query *queries, const i
     DR_TRY(dr_trm_batch_backward(trm, t->batch, t->dfused, gradient, t->dx_text, t->dquery));
     memset(t->dadapted, 0, (size_t)(rows * D) * sizeof(float));
     for (int64_t p = 0; p < P; p++) {
-        float *to = t->dadapted + (int64_t)t->slots[t->batch->ids[p]] * D;
+        float *to = t->dadapted + (int64_t)t->rows[p] * D;
         for (int64_t d = 0; d < D; d++) to[d] += t->dx_text[p * D + d];
     }
     int64_t row = t->n_used;

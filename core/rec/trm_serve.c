@@ -1,0 +1,354 @@
+// The retrieval model at work: requests go to the backend as one copy, are scored against the whole catalogue
+// and come back as the best items. Nothing between begin and finish waits for the backend.
+#include <math.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/clock.h"
+#include "core/rec/trm_internal.h"
+
+enum { SERVE_BATCH = 128, MOST_SCORES = 1 << 24 /* floats of one pass: 64 MiB */ };
+static const double DEADLINE_S = 600; // of the calls that wait
+
+// The host's side of a call of n requests: blocks of inputs, texts, then places of scores.
+struct dr_trm_retrieval {
+    dr_trm *trm;
+    int64_t most, n; // n 0: not under way
+    int32_t k;
+    dr_transfer *input, *output;
+    size_t texts, places; // where they begin in the input
+};
+
+// ---- what serving computes in ----
+
+dr_status dr_trm_serving_create(dr_trm *trm) {
+    dr_backend *b = trm->backend;
+    trm_serving *s = &trm->serving;
+    int64_t N = (int64_t)trm->config.n_items + 1, rows = MOST_SCORES / N;
+    s->rows = rows < 1 ? 1 : rows < SERVE_BATCH ? rows : SERVE_BATCH;
+    DR_TRY(dr_trm_batch_create(trm, s->rows, false, &s->batch));
+    DR_TRY(dr_trm_adaptor_create(trm, s->rows, false, &s->adaptor));
+    DR_TRY(dr_memory_create(b, &s->unit, "unit user vectors", s->rows * trm->config.hidden, sizeof(float)));
+    DR_TRY(dr_memory_create(b, &s->scores, "retrieval scores", s->rows * N, sizeof(float)));
+    return dr_trm_retrieval_create(trm, s->rows, 1, &s->own);
+}
+
+void dr_trm_serving_destroy(dr_trm *trm) {
+    dr_backend *b = trm->backend;
+    trm_serving *s = &trm->serving;
+    dr_trm_retrieval_destroy(s->own);
+    dr_trm_batch_destroy(s->batch);
+    dr_trm_adaptor_reset(&s->adaptor);
+    void *owned[] = {s->unit, s->scores, s->places, s->hits};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) b->ops->memory_destroy(b, owned[i]);
+    *s = (trm_serving){0};
+}
+
+static dr_status reserve_hits(dr_trm *trm, int32_t k) {
+    dr_backend *b = trm->backend;
+    trm_serving *s = &trm->serving;
+    if (k <= s->k) return DR_OK;
+    b->ops->memory_destroy(b, s->hits);
+    s->hits = NULL;
+    s->k = 0;
+    DR_TRY(dr_memory_create(b, &s->hits, "retrieved items", s->rows * k, sizeof *s->hits));
+    s->k = k;
+    return DR_OK;
+}
+
+static dr_status reserve_places(dr_trm *trm, int64_t n) {
+    dr_backend *b = trm->backend;
+    trm_serving *s = &trm->serving;
+    if (n <= s->n_places) return DR_OK;
+    b->ops->memory_destroy(b, s->places);
+    s->places = NULL;
+    s->n_places = 0;
+    DR_TRY(dr_memory_create(b, &s->places, "items left out", n + n / 2, sizeof *s->places));
+    s->n_places = n + n / 2;
+    return DR_OK;
+}
+
+// ---- one pass: up to trm->serving.rows requests ----
+
+static int64_t count_places(const dr_trm_query *queries, int64_t n, bool exclude_history) {
+    int64_t count = n;
+    for (int64_t q = 0; q < n && exclude_history; q++) count += queries[q].n_history;
+    return count;
+}
+
+// Places in the scores of one pass that no answer names: padding, and the history when asked.
+static dr_status list_places(const dr_trm *trm, const dr_trm_query *queries, int64_t rows,
+                             bool exclude_history, int64_t *out) {
+    int64_t N = (int64_t)trm->config.n_items + 1;
+    for (int64_t r = 0; r < rows; r++) {
+        *out++ = r * N;
+        for (int32_t i = 0; exclude_history && i < queries[r].n_history; i++) {
+            int32_t item = queries[r].history[i];
+            DR_CHECK(item >= 1 && item < N, DR_ERR_RANGE,
+                     "retrieval: request %lld names item %d, expected 1 to %d", (long long)r, item,
+                     trm->config.n_items);
+            *out++ = r * N + item;
+        }
+    }
+    return DR_OK;
+}
+
+// Rows of zeros for those without one: they adapt to zeros.
+static bool put_texts(const dr_trm_query *queries, int64_t rows, int64_t X, float *out) {
+    bool any = false;
+    for (int64_t r = 0; r < rows; r++, out += X) {
+        any |= queries[r].text != NULL;
+        if (queries[r].text)
+            memcpy(out, queries[r].text, (size_t)X * sizeof *out);
+        else
+            memset(out, 0, (size_t)X * sizeof *out);
+    }
+    return any;
+}
+
+// A part of a retrieval that one pass serves: its requests from `q` on, whose places begin at `place`.
+typedef struct pass {
+    const dr_trm_query *queries; // of this part
+    int64_t q, rows, place, n_places;
+} pass;
+
+// The next part; false behind the last. The first call wants a part of nothing.
+static bool next_pass(const dr_trm_retrieval *r, const dr_trm_query *queries, int64_t n, bool exclude_history,
+                      pass *p) {
+    int64_t left = n - p->q - p->rows, most = r->trm->serving.rows;
+    p->q += p->rows;
+    p->place += p->n_places;
+    p->queries = queries + p->q;
+    p->rows = left < most ? left : most;
+    p->n_places = count_places(p->queries, p->rows, exclude_history);
+    return left > 0;
+}
+
+// Where the parts of a pass's input begin in the transfer.
+static size_t inputs_at(const dr_trm_retrieval *r, const pass *p) {
+    return (size_t)trm_inputs_size(p->q, r->trm->config.max_history) * sizeof(int32_t);
+}
+
+static size_t texts_at(const dr_trm_retrieval *r, const pass *p) {
+    return r->texts + (size_t)(p->q * r->trm->config.text_dim) * sizeof(float);
+}
+
+static size_t places_at(const dr_trm_retrieval *r, const pass *p) {
+    return r->places + (size_t)p->place * sizeof(int64_t);
+}
+
+// Writes a pass's input on the host.
+static dr_status lay_pass(dr_trm_retrieval *r, const pass *p, bool exclude_history, bool *any_text) {
+    const dr_trm *trm = r->trm;
+    char *host = r->input->host;
+    int32_t *inputs = (int32_t *)(void *)(host + inputs_at(r, p));
+    int64_t *places = (int64_t *)(void *)(host + places_at(r, p));
+    DR_TRY(dr_trm_lay_out(trm, p->queries, p->rows, trm_inputs_of(inputs, p->rows, trm->config.max_history)));
+    DR_TRY(list_places(trm, p->queries, p->rows, exclude_history, places));
+    *any_text |=
+        put_texts(p->queries, p->rows, trm->config.text_dim, (float *)(void *)(host + texts_at(r, p)));
+    return DR_OK;
+}
+
+// Sends a pass's input and leaves its scores in serving->scores, -inf at the places.
+static dr_status score_pass(dr_trm_retrieval *r, const pass *p, bool any_text) {
+    dr_trm *trm = r->trm;
+    trm_serving *s = &trm->serving;
+    dr_backend *b = trm->backend;
+    int64_t L = trm->config.max_history, X = trm->config.text_dim, D = trm->config.hidden;
+    int64_t N = (int64_t)trm->config.n_items + 1, rows = p->rows;
+    DR_TRY(reserve_places(trm, p->n_places));
+    DR_TRY(b->ops->transfer_in(b, r->input, inputs_at(r, p), s->batch->inputs,
+                               (size_t)trm_inputs_size(rows, L) * sizeof(int32_t)));
+    DR_TRY(
+        b->ops->transfer_in(b, r->input, places_at(r, p), s->places, (size_t)p->n_places * sizeof(int64_t)));
+    if (any_text) {
+        DR_TRY(b->ops->transfer_in(b, r->input, texts_at(r, p), s->adaptor.x,
+                                   (size_t)(rows * X) * sizeof(float)));
+        DR_TRY(dr_trm_adapt(trm, &s->adaptor, rows, NULL));
+    }
+    dr_trm_batch_gather(trm, s->batch, rows, trm->adapted, NULL);
+    DR_TRY(dr_trm_batch_forward(trm, s->batch, any_text ? s->adaptor.y : NULL, NULL));
+    b->ops->unit_rows(b, s->batch->fused, rows, D, s->unit);
+    DR_TRY(b->ops->gemm(b, false, true, rows, N, D, 1.0f, s->unit, trm->unit_items, 0.0f, s->scores));
+    b->ops->fill_places(b, s->scores, s->places, p->n_places, -INFINITY);
+    return DR_OK;
+}
+
+// Room for n requests with these places on the host. Nothing of it is in use by the backend.
+static dr_status reserve_input(dr_trm_retrieval *r, int64_t n_places) {
+    dr_backend *b = r->trm->backend;
+    size_t need = r->places + (size_t)n_places * sizeof(int64_t);
+    if (r->input && need <= r->input->bytes) return DR_OK;
+    b->ops->transfer_destroy(b, r->input);
+    r->input = NULL;
+    return b->ops->transfer_create(b, "retrieval inputs", need + need / 4, &r->input);
+}
+
+// ---- retrievals ----
+
+static size_t rounded_up(size_t bytes) {
+    return (bytes + sizeof(int64_t) - 1) / sizeof(int64_t) * sizeof(int64_t);
+}
+
+dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_retrieval **out_retrieval) {
+    dr_backend *b = trm->backend;
+    dr_trm_retrieval *r = NULL;
+    dr_status status;
+    DR_CHECK(most >= 1 && k >= 1 && k <= trm->config.n_items && k <= DR_TOP_MOST, DR_ERR_RANGE,
+             "retrieval: top %d of %d items, at most %d", k, trm->config.n_items, DR_TOP_MOST);
+    DR_TRY(reserve_hits(trm, k));
+    DR_TRY(dr_alloc(&r, "retrieval", 1, sizeof *r));
+    *r = (dr_trm_retrieval){.trm = trm, .most = most, .k = k};
+    r->texts = rounded_up((size_t)trm_inputs_size(most, trm->config.max_history) * sizeof(int32_t));
+    r->places = r->texts + rounded_up((size_t)(most * trm->config.text_dim) * sizeof(float));
+    DR_TRY_GOTO(status, reserve_input(r, 2 * most), destroy);
+    DR_TRY_GOTO(
+        status,
+        b->ops->transfer_create(b, "retrieved items", (size_t)(most * k) * sizeof(dr_hit), &r->output),
+        destroy);
+    *out_retrieval = r;
+    return DR_OK;
+destroy:
+    dr_trm_retrieval_destroy(r);
+    return status;
+}
+
+void dr_trm_retrieval_destroy(dr_trm_retrieval *r) {
+    if (!r) return;
+    dr_backend *b = r->trm->backend;
+    b->ops->transfer_destroy(b, r->input);
+    b->ops->transfer_destroy(b, r->output);
+    dr_free(r);
+}
+
+dr_status dr_trm_retrieval_begin(dr_trm_retrieval *r, const dr_trm_query *queries, int64_t n,
+                                 bool exclude_history) {
+    trm_serving *s = &r->trm->serving;
+    dr_backend *b = r->trm->backend;
+    bool any_text = false;
+    DR_CHECK(n >= 1 && n <= r->most && r->n == 0, DR_ERR_ARGUMENT,
+             "retrieval: %lld requests, at most %lld, %lld are under way", (long long)n, (long long)r->most,
+             (long long)r->n);
+    DR_TRY(reserve_input(r, count_places(queries, n, exclude_history)));
+    for (pass p = {0}; next_pass(r, queries, n, exclude_history, &p);) // refused before anything is sent
+        DR_TRY(lay_pass(r, &p, exclude_history, &any_text));
+    r->n = n;
+    for (pass p = {0}; next_pass(r, queries, n, exclude_history, &p);) {
+        DR_TRY(score_pass(r, &p, any_text));
+        DR_TRY(b->ops->top_k(b, s->scores, p.rows, (int64_t)r->trm->config.n_items + 1, r->k, s->hits));
+        DR_TRY(b->ops->transfer_out(b, r->output, (size_t)(p.q * r->k) * sizeof(dr_hit), s->hits,
+                                    (size_t)(p.rows * r->k) * sizeof(dr_hit)));
+    }
+    return DR_OK;
+}
+
+dr_status dr_trm_retrieval_done(dr_trm_retrieval *r, bool *out_done) {
+    dr_backend *b = r->trm->backend;
+    return b->ops->transfer_done(b, r->output, out_done);
+}
+
+// Sleeps between looks, longer each time: a retrieval takes well under a millisecond or the device is busy.
+static dr_status wait_done(dr_trm_retrieval *r, double deadline_s) {
+    bool is_done = false;
+    DR_TRY(dr_trm_retrieval_done(r, &is_done));
+    double end = dr_clock_seconds() + deadline_s;
+    for (double pause = 2e-5; !is_done; pause = pause < 5e-4 ? 2 * pause : 1e-3) {
+        DR_CHECK(dr_clock_seconds() < end, DR_ERR_TIMEOUT, "retrieval of %lld requests: not done after %g s",
+                 (long long)r->n, deadline_s);
+        dr_clock_sleep(pause);
+        DR_TRY(dr_trm_retrieval_done(r, &is_done));
+    }
+    return DR_OK;
+}
+
+dr_status dr_trm_retrieval_finish(dr_trm_retrieval *r, double deadline_s, const dr_hit **out_hits) {
+    const dr_hit *hits = (const dr_hit *)(void *)r->output->host;
+    DR_CHECK(r->n > 0, DR_ERR_ARGUMENT, "retrieval: finished, and none of at most %lld is under way",
+             (long long)r->most);
+    DR_TRY(wait_done(r, deadline_s));
+    int64_t n = r->n;
+    r->n = 0;
+    for (int64_t i = 0; i < n * r->k; i++)
+        DR_CHECK(hits[i].item >= 0, DR_ERR_RANGE, "retrieval: only %lld of %d items remain for request %lld",
+                 (long long)(i % r->k), r->k, (long long)(i / r->k));
+    *out_hits = hits;
+    return DR_OK;
+}
+
+// ---- calls that wait ----
+
+dr_status dr_trm_score(dr_trm *trm, const dr_trm_query *queries, int64_t n, float *out_scores) {
+    dr_backend *b = trm->backend;
+    trm_serving *s = &trm->serving;
+    int64_t N = (int64_t)trm->config.n_items + 1;
+    for (int64_t q = 0; q < n; q += s->rows) {
+        pass p = {0};
+        bool any_text = false;
+        next_pass(s->own, queries + q, n - q < s->rows ? n - q : s->rows, false, &p);
+        DR_TRY(lay_pass(s->own, &p, false, &any_text));
+        DR_TRY(score_pass(s->own, &p, any_text));
+        b->ops->copy_out(b, out_scores + q * N, s->scores, (size_t)(p.rows * N) * sizeof(float));
+    }
+    return DR_OK;
+}
+
+// A retrieval of k items for the calls that wait, kept for the next call.
+static dr_status own_retrieval(dr_trm *trm, int32_t k) {
+    trm_serving *s = &trm->serving;
+    dr_trm_retrieval *wider = NULL;
+    if (s->own->k == k) return DR_OK;
+    DR_TRY(dr_trm_retrieval_create(trm, s->rows, k, &wider));
+    dr_trm_retrieval_destroy(s->own);
+    s->own = wider;
+    return DR_OK;
+}
+
+dr_status dr_trm_top_k(dr_trm *trm, const dr_trm_query *queries, int64_t n, int32_t k, bool exclude_history,
+                       dr_hit *out_hits) {
+    trm_serving *s = &trm->serving;
+    const dr_hit *hits = NULL;
+    DR_TRY(own_retrieval(trm, k));
+    for (int64_t q = 0; q < n; q += s->rows) {
+        int64_t rows = n - q < s->rows ? n - q : s->rows;
+        DR_TRY(dr_trm_retrieval_begin(s->own, queries + q, rows, exclude_history));
+        DR_TRY(dr_trm_retrieval_finish(s->own, DEADLINE_S, &hits));
+        memcpy(out_hits + q * k, hits, (size_t)(rows * k) * sizeof *hits);
+    }
+    return DR_OK;
+}
+
+// ---- the catalogue ----
+
+// A piece of the catalogue's texts: adapted, and normalised for the host. unit: backend memory, a piece.
+static dr_status prepare_piece(dr_trm *trm, int64_t first, int64_t rows, float *unit) {
+    dr_backend *b = trm->backend;
+    trm_adaptor *a = &trm->serving.adaptor;
+    int64_t D = trm->config.hidden, X = trm->config.text_dim;
+    size_t bytes = (size_t)(rows * X) * sizeof(float);
+    b->ops->copy_in(b, a->x, trm->text + first * X, bytes);
+    DR_TRY(dr_trm_adapt(trm, a, rows, NULL));
+    b->ops->copy(b, trm->adapted + first * D, a->y, (size_t)(rows * D) * sizeof(float));
+    b->ops->unit_rows(b, a->x, rows, X, unit);
+    b->ops->copy_out(b, trm->unit_text + first * X, unit, bytes);
+    return DR_OK;
+}
+
+dr_status dr_trm_prepare_serving(dr_trm *trm) {
+    dr_backend *b = trm->backend;
+    int64_t N = (int64_t)trm->config.n_items + 1, D = trm->config.hidden, X = trm->config.text_dim,
+            rows = trm->serving.rows;
+    float *unit = NULL;
+    DR_TRY(dr_trm_weights_changed(trm));
+    b->ops->unit_rows(b, trm->params + trm->items, N, D, trm->unit_items);
+    b->ops->zero(b, trm->unit_items, (size_t)D * sizeof(float));
+    if (trm->host_items != trm->unit_items)
+        b->ops->copy_out(b, trm->host_items, trm->unit_items, (size_t)(N * D) * sizeof(float));
+    DR_TRY(dr_memory_create(b, &unit, "unit text vectors", rows * X, sizeof(float)));
+    dr_status status = DR_OK;
+    for (int64_t r = 0; r < N && status == DR_OK; r += rows)
+        status = prepare_piece(trm, r, N - r < rows ? N - r : rows, unit);
+    b->ops->memory_destroy(b, unit);
+    memset(trm->unit_text, 0, (size_t)X * sizeof(float));
+    return status;
+}
