@@ -255,6 +255,7 @@ static dr_status run_prepared(const dr_config *c, const placement *p, const dr_r
     DR_TRY(dr_policy_parts_model(&own->policy, dr_config_string(c, "model.policy")));
     if (p->world.size > 1) DR_TRY(dr_world_meet()); // deadlines begin when the slowest has its weights
     dr_run_assets assets = {.rollout = rollout_of(c, &own->policy), .backend = own->policy.backend};
+    assets.rollout.retrieval_deadline_s = settings->deadline_s;
     dr_status status =
         create_roles(p, settings, &assets, own->channels, own->on_devices ? own->on_devices : own->learners,
                      own->roles, &own->n_roles);

@@ -7,6 +7,7 @@
 #include "core/base/log.h"
 #include "core/episode/episode.h"
 #include "core/episode/rollout.h"
+#include "tests/delayed_backend.h"
 #include "tests/tiny_catalogue.h"
 #include "tests/tiny_policy.h"
 #include "tests/tiny_trm.h"
@@ -432,6 +433,112 @@ static void test_plain_text_tags(void **state) {
     dr_tokenizer_destroy(plain);
 }
 
+// ---- lists that come late ----
+
+// All episodes with a retrieval model that is asked `looks` times in vain.
+static void run_late(const dr_rollout_parts *parts, int looks, outcome *o) {
+    dr_backend late = delayed_backend(backend, 0);
+    dr_rollout_parts own = *parts;
+    check_ok(tiny_trm(&late, &data, &own.trm));
+    delayed_looks_needed = delayed_looks_left = looks;
+    delayed_looks = delayed_rounds = 0;
+    run_all(&own, o);
+    assert_int_equal(delayed_n_copies, 0);
+    dr_trm_destroy(own.trm);
+}
+
+static void test_late_lists(void **state) {
+    (void)state;
+    const struct {
+        int32_t looks, max_live, pages;
+    } cases[] = {
+        {1, 8, 0}, {4, 3, 0}, {9, 24, 0}, {30, 8, 0}, {2, 1, 0}, {6, 8, 420 / DR_KV_PAGE + 2},
+    };
+    outcome want = {0}, got = {0};
+    dr_rollout_parts parts = usual_parts();
+    int most = 0;
+    run_all(&parts, &want);
+    run_late(&parts, 0, &got); // on the processor: the same ticks
+    check_equal(&want, &got, "lists at once");
+    assert_int_equal(got.stats.ticks, want.stats.ticks);
+    assert_int_equal(got.stats.decode_rows, want.stats.decode_rows);
+    outcome_reset(&got);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        parts.max_live = cases[i].max_live;
+        parts.kv_pages = cases[i].pages;
+        run_late(&parts, cases[i].looks, &got);
+        check_equal(&want, &got, "late lists");
+        assert_int_equal(got.stats.retrievals, want.stats.retrievals);
+        assert_int_equal(got.stats.sampled_tokens, want.stats.sampled_tokens);
+        assert_int_equal(got.stats.tool_tokens, want.stats.tool_tokens);
+        assert_true(delayed_rounds > 0 && delayed_looks >= cases[i].looks * delayed_rounds);
+        most = delayed_most_under_way > most ? delayed_most_under_way : most;
+        outcome_reset(&got);
+    }
+    assert_int_equal(most, 2); // two batches of retrievals at a time, and no more
+    outcome_reset(&want);
+}
+
+// Those who wait do not hold up the others: tokens are drawn in ticks that begin and end without a list.
+static void test_others_go_on(void **state) {
+    (void)state;
+    dr_backend late = delayed_backend(backend, 12);
+    dr_rollout_parts parts = usual_parts();
+    dr_rollout *rollout = NULL;
+    outcome o = {0};
+    int64_t drawn = 0;
+    check_ok(tiny_trm(&late, &data, &parts.trm));
+    check_ok(dr_rollout_create(&parts, &rollout));
+    for (int p = 0; p < PROMPTS; p++) {
+        dr_rollout_request q = request_of(p, 0, SAMPLES);
+        check_ok(dr_rollout_submit(rollout, &q));
+    }
+    while (dr_rollout_pending(rollout) > 0) {
+        dr_rollout_stats before, after;
+        bool waits = delayed_under_way() > 0;
+        int64_t rounds = delayed_rounds;
+        dr_rollout_stats_get(rollout, &before);
+        check_ok(dr_rollout_tick(rollout));
+        dr_rollout_stats_get(rollout, &after);
+        if (waits && delayed_rounds == rounds) {
+            assert_int_equal(after.retrievals, before.retrievals);
+            drawn += after.sampled_tokens - before.sampled_tokens;
+        }
+        drain(rollout, &o);
+    }
+    print_message("%d tokens were drawn while %d lists were waited for\n", (int)drawn, (int)delayed_rounds);
+    assert_true(drawn > 40);
+    dr_rollout_destroy(rollout);
+    dr_trm_destroy(parts.trm);
+    outcome_reset(&o);
+}
+
+// A list that never comes ends the wait at its deadline, and the wait sleeps.
+static void test_retrieval_deadline(void **state) {
+    (void)state;
+    dr_backend late = delayed_backend(backend, 0);
+    dr_rollout_parts parts = usual_parts();
+    dr_rollout *rollout = NULL;
+    dr_status status = DR_OK;
+    parts.retrieval_deadline_s = 0.05;
+    check_ok(tiny_trm(&late, &data, &parts.trm));
+    delayed_looks_needed = delayed_looks_left = INT32_MAX;
+    check_ok(dr_rollout_create(&parts, &rollout));
+    for (int p = 0; p < PROMPTS; p++) {
+        dr_rollout_request q = request_of(p, 0, SAMPLES);
+        check_ok(dr_rollout_submit(rollout, &q));
+    }
+    int64_t looks = 0;
+    for (int ticks = 0; status == DR_OK && ticks < 100000; ticks++) {
+        looks = delayed_looks;
+        status = dr_rollout_tick(rollout);
+    }
+    check_error(status, DR_ERR_TIMEOUT, "not done after 0.05 s");
+    assert_true(delayed_looks - looks < 100); // of the tick that waited
+    dr_rollout_destroy(rollout);              // with retrievals under way
+    dr_trm_destroy(parts.trm);
+}
+
 // ---- caps and refusals ----
 
 // Runs all with these caps; every episode must have `tokens` tokens behind its prompt, and some must stop for
@@ -544,11 +651,19 @@ static void test_no_allocation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_episodes),      cmocka_unit_test(test_batching),
-        cmocka_unit_test(test_few_pages),     cmocka_unit_test(test_order_and_split),
-        cmocka_unit_test(test_late_requests), cmocka_unit_test(test_keys_and_sampling),
-        cmocka_unit_test(test_bursts),        cmocka_unit_test(test_plain_text_tags),
-        cmocka_unit_test(test_caps),          cmocka_unit_test(test_no_allocation),
+        cmocka_unit_test(test_episodes),
+        cmocka_unit_test(test_batching),
+        cmocka_unit_test(test_few_pages),
+        cmocka_unit_test(test_order_and_split),
+        cmocka_unit_test(test_late_requests),
+        cmocka_unit_test(test_keys_and_sampling),
+        cmocka_unit_test(test_bursts),
+        cmocka_unit_test(test_plain_text_tags),
+        cmocka_unit_test(test_late_lists),
+        cmocka_unit_test(test_others_go_on),
+        cmocka_unit_test(test_retrieval_deadline),
+        cmocka_unit_test(test_caps),
+        cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -33,7 +33,7 @@ static dr_status check_parts(const dr_rollout_parts *p) {
 }
 
 static dr_status create_buffers(dr_rollout *r) {
-    int64_t n = r->parts.max_live, k = r->parts.protocol.k_retrieve;
+    int64_t n = r->parts.max_live;
     DR_TRY(dr_alloc(&r->slots, "live episodes", n, sizeof *r->slots));
     DR_TRY(dr_alloc(&r->live, "live list", n, sizeof *r->live));
     DR_TRY(dr_alloc(&r->spare, "spare list", n, sizeof *r->spare));
@@ -48,17 +48,11 @@ static dr_status create_buffers(dr_rollout *r) {
     DR_TRY(dr_alloc(&r->limits, "draws", n, sizeof *r->limits));
     DR_TRY(dr_alloc(&r->counts, "draws", n, sizeof *r->counts));
     DR_TRY(dr_alloc(&r->drawn, "draws", n * r->parts.burst, sizeof *r->drawn));
-    DR_TRY(dr_alloc(&r->asking, "asking episodes", n, sizeof *r->asking));
-    DR_TRY(dr_alloc(&r->texts, "preference texts", n, sizeof *r->texts));
-    DR_TRY(dr_alloc(&r->embeddings, "preference embeddings", n * r->text_dim, sizeof *r->embeddings));
-    DR_TRY(dr_alloc(&r->queries, "queries", n, sizeof *r->queries));
-    DR_TRY(dr_alloc(&r->hits, "retrieved items", n * k, sizeof *r->hits));
-    DR_TRY(dr_alloc(&r->items, "items of one list", k, sizeof *r->items));
     for (int64_t i = 0; i < n; i++) {
         r->slots[i].seq = -1;
         r->spare[i] = &r->slots[n - 1 - i];
     }
-    return DR_OK;
+    return dr_rollout_retrievals_create(r);
 }
 
 static int32_t longest_of(const dr_rollout_parts *p) {
@@ -131,9 +125,9 @@ void dr_rollout_destroy(dr_rollout *r) {
         for (int32_t i = 0; i < r->parts.max_live; i++) dr_episode_reset(&r->slots[i].episode);
     for (int32_t i = 0; i < r->n_groups; i++) destroy_group(r->groups[i]);
     for (int32_t i = 0; i < r->n_finished; i++) dr_trajectory_reset(&r->finished[r->first_finished + i]);
-    void *blocks[] = {r->slots,   r->live,   r->spare,  r->chunks, r->rows,    r->sampling, r->bits,
-                      r->states,  r->limits, r->counts, r->drawn,  r->asking,  r->texts,    r->embeddings,
-                      r->queries, r->hits,   r->items,  r->groups, r->finished};
+    dr_rollout_retrievals_destroy(r);
+    void *blocks[] = {r->slots,  r->live,   r->spare,  r->chunks, r->rows,   r->sampling, r->bits,
+                      r->states, r->limits, r->counts, r->drawn,  r->groups, r->finished};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dr_free(blocks[i]);
     dr_episode_scratch_reset(&r->scratch);
     dr_backend *b = dr_lm_backend(r->parts.lm);
@@ -319,32 +313,6 @@ static void sweep(dr_rollout *r) {
 
 // ---- one tick ----
 
-// All that asked in this tick, in one batch.
-static dr_status retrieve(dr_rollout *r) {
-    int32_t n = 0, k = r->rules.protocol.k_retrieve;
-    for (int32_t i = 0; i < r->n_rows; i++) {
-        rollout_live *live = r->rows[i];
-        if (live->episode.state != DR_EPISODE_ASKS) continue;
-        r->asking[n] = live;
-        r->texts[n] = live->episode.preference.data;
-        r->queries[n] =
-            (dr_trm_query){live->history, live->n_history, r->embeddings + (int64_t)n * r->text_dim};
-        n++;
-    }
-    if (n == 0) return DR_OK;
-    DR_TRY(r->encoder->ops->encode(r->encoder, r->texts, n, r->embeddings));
-    DR_TRY(dr_trm_top_k(r->parts.trm, r->queries, n, k, r->rules.protocol.exclude_history, r->hits));
-    for (int32_t i = 0; i < n; i++) {
-        dr_episode *e = &r->asking[i]->episode;
-        int32_t before = e->trajectory.n_tokens;
-        for (int32_t j = 0; j < k; j++) r->items[j] = r->hits[(int64_t)i * k + j].item;
-        DR_TRY(dr_episode_items(e, &r->rules, r->queries[i].text, r->text_dim, r->items, k, &r->scratch));
-        r->stats.tool_tokens += e->trajectory.n_tokens - before;
-    }
-    r->stats.retrievals += n;
-    return DR_OK;
-}
-
 // A cache made with other weights is worthless; prompts' caches kept between ticks are dropped, live ones are
 // an error.
 static dr_status check_weights(dr_rollout *r) {
@@ -360,15 +328,26 @@ static dr_status check_weights(dr_rollout *r) {
     return DR_OK;
 }
 
+// Takes in lists that are there and new episodes, and fills the batch. When nothing can run, it waits for a
+// retrieval. An empty batch: nobody is live.
+static dr_status next_batch(dr_rollout *r) {
+    DR_TRY(dr_rollout_retrieve(r, false));
+    for (;;) {
+        sweep(r);
+        DR_TRY(admit(r));
+        DR_TRY(dr_rollout_batch(r));
+        if (r->n_chunks > 0 || r->n_live == 0) return DR_OK;
+        DR_ASSERT(r->n_retrievals > 0); // else the oldest episode runs
+        DR_TRY(dr_rollout_retrieve(r, true));
+    }
+}
+
 dr_status dr_rollout_tick(dr_rollout *r) {
     DR_TRY(check_weights(r));
-    DR_TRY(admit(r));
+    DR_TRY(next_batch(r));
     if (r->n_live > 0) {
-        DR_TRY(dr_rollout_batch(r));
         DR_TRY(dr_rollout_burst(r));
-        double sampled = dr_clock_seconds();
-        DR_TRY(retrieve(r));
-        r->stats.retrieve_s += dr_clock_seconds() - sampled;
+        DR_TRY(dr_rollout_retrieve(r, false));
         r->stats.ticks++;
     }
     sweep(r);

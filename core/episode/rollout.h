@@ -1,9 +1,11 @@
 // The rollout engine: continuous batching of LLM-TRM episodes without rounds. Each tick runs one batched pass
 // of the policy in which some sequences decode one token, others prefill a prompt or the item list they just
 // got, and, in bursts, passes of single tokens behind it; episodes that ended a preference in this tick are
-// encoded and retrieved for together and go on in the next one. A prompt is prefilled once and its n samples
-// fork its cache; the cache is kept across turns. Results depend on weights, template and draw keys only,
-// never on what else is in the batch, in which order requests came or how long bursts are.
+// encoded and retrieved for together, and go on in the first tick that finds their lists: the next one where
+// the retrieval model computes on the processor, and where it has a device to itself, or a stream of one,
+// when it is done. Until then they stand by. A prompt is prefilled once and its n samples fork its cache; the
+// cache is kept across turns. Results depend on weights, template and draw keys only, never on what else is
+// in the batch, in which order requests came or how long bursts are.
 #ifndef DR_CORE_EPISODE_ROLLOUT_H
 #define DR_CORE_EPISODE_ROLLOUT_H
 
@@ -37,6 +39,7 @@ typedef struct dr_rollout_parts {
     int32_t kv_pages; // pages of the cache; 0: a third of what max_live episodes of the longest kind need.
                       // When pages run short the youngest episodes give theirs up and are prefilled again
                       // later: the same bits, more work
+    double retrieval_deadline_s; // of a wait for a retrieval when nothing else can run; 0: ten minutes
 } dr_rollout_parts;
 
 // n_samples episodes of one prompt.
@@ -68,8 +71,8 @@ dr_status dr_rollout_memory(const dr_rollout_parts *parts, int64_t *out_cache, i
 // Refused: empty or bad history, sampling settings out of range, more samples than a draw key holds, a
 // retrieval larger than what the history leaves of the catalogue.
 dr_status dr_rollout_submit(dr_rollout *rollout, const dr_rollout_request *request);
-// One tick; does nothing when idle. Errors are of the machine (memory, numbers), never of what the policy
-// wrote.
+// One tick; does nothing when idle. DR_ERR_TIMEOUT: a retrieval was not done by its deadline. Other errors
+// are of the machine (memory, numbers), never of what the policy wrote.
 dr_status dr_rollout_tick(dr_rollout *rollout);
 // Moves one finished trajectory to *out (which the caller then owns); false when none is ready.
 bool dr_rollout_take(dr_rollout *rollout, dr_trajectory *out);

@@ -1,6 +1,6 @@
 // Who runs in a tick. Invariants: an episode's cache is always a prefix of its token stream, so that
-// everything an episode needs is "run the rest of your tokens"; the oldest live episode can always get its
-// pages, so work ends.
+// everything an episode needs is "run the rest of your tokens"; the oldest live episode that does not wait
+// for a retrieval can get its pages, if not now then once the older ones have their lists, so work ends.
 #include "core/episode/rollout_internal.h"
 
 int64_t dr_rollout_pages(int64_t length, int64_t n) {
@@ -104,12 +104,18 @@ static dr_status schedule(dr_rollout *r, rollout_live *live, int64_t *budget, in
 
 dr_status dr_rollout_batch(dr_rollout *r) {
     int64_t budget = r->parts.prefill_tokens;
+    int32_t n_asking = 0;
     r->n_chunks = r->n_rows = 0;
     r->reserved_pages = 0;
     for (int32_t i = 0; i < r->n_groups; i++) r->groups[i]->chunk_tick_tokens = 0;
     for (int32_t i = 0; i < r->n_live; i++) r->live[i]->in_batch = false;
-    for (int32_t i = 0; i < r->n_live; i++) DR_TRY(schedule(r, r->live[i], &budget, i));
-    DR_CHECK(r->n_chunks > 0 || r->n_live == 0, DR_ERR_INTERNAL, "rollout: %d live episodes and none can run",
-             r->n_live);
+    for (int32_t i = 0; i < r->n_live; i++) {
+        if (r->live[i]->episode.state == DR_EPISODE_ASKS)
+            n_asking++;
+        else
+            DR_TRY(schedule(r, r->live[i], &budget, i));
+    }
+    DR_CHECK(r->n_chunks > 0 || n_asking > 0 || r->n_live == 0, DR_ERR_INTERNAL,
+             "rollout: %d live episodes and none can run", r->n_live);
     return DR_OK;
 }

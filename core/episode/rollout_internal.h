@@ -1,5 +1,6 @@
 // The engine's state, shared by its parts: rollout.c (requests in, tick, trajectories out), rollout_batch.c
-// (who runs in this tick, cache pages) and rollout_burst.c (passes and draws of a tick). Nothing outside
+// (who runs in this tick, cache pages), rollout_burst.c (passes and draws of a tick) and rollout_retrieval.c
+// (lists for those who ask). Nothing outside
 // core/episode includes it.
 #ifndef DR_CORE_EPISODE_ROLLOUT_INTERNAL_H
 #define DR_CORE_EPISODE_ROLLOUT_INTERNAL_H
@@ -28,7 +29,17 @@ typedef struct rollout_live {
     rollout_group *group; // while it waits for the prompt's cache, else NULL
     int32_t seq;          // its cache, or -1
     bool in_batch;
+    bool is_served; // it asks, and a retrieval for it is under way
 } rollout_live;
+
+// A batch of retrievals.
+typedef struct rollout_retrieval {
+    dr_trm_retrieval *work;
+    rollout_live **asking; // [n] of [max_live]
+    float *embeddings;     // [max_live, text_dim] of their preferences
+    int32_t n;
+} rollout_retrieval;
+enum { ROLLOUT_RETRIEVALS = 2 }; // batches under way at a time
 
 struct dr_rollout {
     dr_rollout_parts parts;
@@ -63,23 +74,28 @@ struct dr_rollout {
     uint8_t *states;
     int32_t *limits, *counts;
     dr_sampled *drawn;
-    // retrieval of one tick
-    rollout_live **asking; // [n_asking]
-    const char **texts;    // [max_live]
-    float *embeddings;     // [max_live, text_dim]
-    dr_trm_query *queries; // [max_live]
-    dr_hit *hits;          // [max_live, k_retrieve]
-    int32_t *items;        // [k_retrieve]
+    rollout_retrieval retrievals[ROLLOUT_RETRIEVALS];
+    int32_t first_retrieval, n_retrievals; // under way: these, from the first on, around the end
+    const char **texts;                    // [max_live] of a batch that begins
+    dr_trm_query *queries;                 // [max_live]
+    int32_t *items;                        // [k_retrieve] of one list
     dr_episode_scratch scratch;
     dr_rollout_stats stats;
 };
 
 // Fills chunks and rows of this tick: oldest episodes first, one decode token each, prompts and lists within
-// the prefill budget. Opens, forks and, when pages run short, closes caches.
+// the prefill budget. Opens, forks and, when pages run short, closes caches. No chunk: all that could run
+// wait for a retrieval, or for pages of those that do.
 dr_status dr_rollout_batch(dr_rollout *r);
 // Runs chunks and draws of this tick, and gives the episodes their tokens.
 dr_status dr_rollout_burst(dr_rollout *r);
 // Pages that n more tokens of a cache with `length` tokens take.
 int64_t dr_rollout_pages(int64_t length, int64_t n);
+
+dr_status dr_rollout_retrievals_create(dr_rollout *r);
+void dr_rollout_retrievals_destroy(dr_rollout *r); // waits for what is under way
+// Hands out the lists that are there and begins a retrieval for those who ask. wait: first the oldest one
+// that is under way, with a deadline. Episodes may be done afterwards.
+dr_status dr_rollout_retrieve(dr_rollout *r, bool wait);
 
 #endif
