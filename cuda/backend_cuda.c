@@ -298,6 +298,7 @@ static const dr_backend_ops *table(void) {
     dr_cuda_fill_head(&ops);
     dr_cuda_fill_sample(&ops);
     dr_cuda_fill_burst(&ops);
+    dr_cuda_fill_retrieval(&ops);
     return &ops;
 }
 

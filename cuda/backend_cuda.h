@@ -12,9 +12,12 @@ extern "C" {
 // A backend on device `device` (0 … number of devices - 1), owned by the caller; *out_backend is written on
 // success only. Its ops run one after another on one stream of its own and, but for copy_out, sample,
 // burst_end and sums_of_squares, return before the device is done.
+//   A transfer's host memory is pinned, and its copies are part of the same order; copy_in from memory that
+//   is not may wait for the ops before it. Ops of two backends run beside each other, also on one device.
 //   Backend memory is what memory_create gives: device memory. Every pointer of the table is to it, ids,
 //   positions and targets too, except dr_sequences, dr_kept (the sets and their ids), dr_attention_chunk (the
-//   chunks and their pages), all of a draw but its logits and all of dr_burst but the stop table's arrays,
+//   chunks and their pages), all of a draw but its logits, all of dr_burst but the stop table's arrays, and
+//   the structs of the retrieval model's ops,
 //   which are host memory, read before the op returns. weight_pack borrows `values` as backend.h says; in
 //   bf16 they may be given to memory_destroy or overwritten by copy_in at once: both come after the rounding.
 //   copy_in: from_host may be changed on return, but is not to be pinned memory. memory_destroy and

@@ -183,5 +183,6 @@ void dr_cuda_fill_attention(dr_backend_ops *ops);
 void dr_cuda_fill_head(dr_backend_ops *ops);
 void dr_cuda_fill_sample(dr_backend_ops *ops);
 void dr_cuda_fill_burst(dr_backend_ops *ops);
+void dr_cuda_fill_retrieval(dr_backend_ops *ops);
 
 #endif

@@ -228,6 +228,73 @@ DR_INDEX bool dr_ids_hold(const int32_t *ids, int64_t n, int64_t id) {
     return low < n && ids[low] == id;
 }
 
+// ---- the best of a row ----
+
+// Rises with the score and, among equal ones, falls with the column: no two columns have the same. 0: never
+// among the best. score_bits: of the score, a float.
+DR_INDEX uint64_t dr_hit_key(uint32_t score_bits, int32_t item) {
+    uint32_t size = score_bits & 0x7FFFFFFFu;
+    if (size > 0x7F800000u || score_bits == 0xFF800000u) return 0; // NaN, -inf
+    uint32_t rank = size == 0 ? 0x80000000u : score_bits >> 31 ? ~score_bits : score_bits | 0x80000000u;
+    return (uint64_t)rank << 32 | (0xFFFFFFFFu - (uint32_t)item);
+}
+
+DR_INDEX int32_t dr_hit_item(uint64_t key) {
+    return (int32_t)(0xFFFFFFFFu - (uint32_t)key);
+}
+
+// A search, DR_HIT_BITS of the key at a time from the top: the best keys begin with `prefix` or are above it;
+// `left` of those that begin with it are among them.
+typedef struct dr_hit_search {
+    uint64_t prefix;
+    int32_t shift, left; // shift: bits behind the prefix
+} dr_hit_search;
+enum { DR_HIT_BITS = 8, DR_HIT_BINS = 1 << DR_HIT_BITS };
+
+DR_INDEX dr_hit_search dr_hit_search_begin(int32_t k) {
+    dr_hit_search search;
+    search.prefix = 0;
+    search.shift = 64;
+    search.left = k;
+    return search;
+}
+
+// The bin of a key in this step, or -1 when it does not begin with the prefix.
+DR_INDEX int dr_hit_bin(const dr_hit_search *search, uint64_t key) {
+    if (key == 0 || (search->shift < 64 && key >> search->shift != search->prefix)) return -1;
+    return (int)(key >> (search->shift - DR_HIT_BITS) & (DR_HIT_BINS - 1));
+}
+
+// Goes on with the bin in which the search ends; counts [DR_HIT_BINS]. True: it is at its end, and the best
+// are the keys from dr_hit_least on.
+DR_INDEX bool dr_hit_narrow(dr_hit_search *search, const int32_t *counts) {
+    int bin = DR_HIT_BINS - 1;
+    for (; bin >= 0 && counts[bin] < search->left; bin--) search->left -= counts[bin];
+    if (bin < 0) { // in the first step only: all that there are, and they are too few
+        search->prefix = 1;
+        search->shift = 0;
+        return true;
+    }
+    search->shift -= DR_HIT_BITS;
+    search->prefix = search->prefix << DR_HIT_BITS | (uint64_t)bin;
+    return counts[bin] == search->left || search->shift == 0;
+}
+
+DR_INDEX uint64_t dr_hit_least(const dr_hit_search *search) {
+    uint64_t least = search->prefix << search->shift;
+    return least == 0 ? 1 : least;
+}
+
+// A step of a bitonic sort, largest first, of n (a power of two) keys: the lower place of pair i of n / 2,
+// whose other place is `stride` behind it, and whether the larger key belongs to the lower place.
+DR_INDEX int dr_bitonic_low(int i, int stride) {
+    return i / stride * 2 * stride + i % stride;
+}
+
+DR_INDEX bool dr_bitonic_falls(int low, int run) { // run: length of the runs that the step makes
+    return (low & run) == 0;
+}
+
 // Sequence s of a packed batch as a span.
 static inline dr_span dr_span_of_sequence(const dr_sequences *sequences, int32_t s) {
     int32_t p = dr_prefix_of(sequences, s);

@@ -191,6 +191,18 @@ dr_status dr_cuda_settle(const dr_cuda_settling *settling, dr_cuda_stream stream
 dr_status dr_cuda_list_kept(const dr_cuda_settling *settling, const int32_t *kept_ids, int32_t *list,
                             dr_cuda_stream stream);
 
+// ---- retrieval (retrieval.cu) ----
+
+// L, D, E and k at most what backend.h says.
+dr_status dr_cuda_fusion(const dr_fusion *fusion, dr_cuda_stream stream);
+dr_status dr_cuda_padded_attention(const dr_padded_attention *attention, dr_cuda_stream stream);
+dr_status dr_cuda_mixture(float *gate, const float *z, int64_t T, int64_t E, int64_t D, float *y,
+                          dr_cuda_stream stream);
+dr_status dr_cuda_unit_rows(const float *x, int64_t T, int64_t D, float *out, dr_cuda_stream stream);
+dr_status dr_cuda_fill_places(float *x, const int64_t *places, int64_t n, float value, dr_cuda_stream stream);
+dr_status dr_cuda_top_k(const float *scores, int64_t T, int64_t V, int32_t k, dr_hit *out,
+                        dr_cuda_stream stream);
+
 // ---- optimizer (optimizer.cu) ----
 
 dr_status dr_cuda_adamw(float *weights, const float *gradient, float *m, float *v, int64_t n,

@@ -18,6 +18,11 @@ static int count_devices(const char **out_reason) {
     return probe.n_devices;
 }
 
+static dr_status open_beside(const dr_backend_choice *choice, dr_backend **out_backend) {
+    const char *reason;
+    return dr_backend_cuda_create(DR_FP32, choice->worker % count_devices(&reason), out_backend);
+}
+
 static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_backend **out_backend) {
     int device = choice->worker % n_devices;
     DR_CHECK(choice->n_workers <= n_devices || choice->may_share, DR_ERR_ARGUMENT,
@@ -28,6 +33,7 @@ static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_
             choice->n_workers > n_devices ? ", shared with other workers" : "");
     return DR_OK;
 }
+
 static dr_status join_devices(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
                               dr_collective **out) {
     const char *reason = "learners share devices";
@@ -56,7 +62,15 @@ static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_
     (void)choice, (void)out_backend;
     return DR_FAIL(DR_ERR_INTERNAL, "%d devices in a build without CUDA", n_devices);
 }
+
+static dr_status open_beside(const dr_backend_choice *choice, dr_backend **out_backend) {
+    return open_device(choice, 0, out_backend);
+}
 #endif
+
+static bool is_cuda(const dr_backend *backend) {
+    return strcmp(backend->ops->name, "cuda") == 0;
+}
 
 dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_backend) {
     const char *reason = "asked for";
@@ -69,9 +83,15 @@ dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_ba
     return DR_OK;
 }
 
+dr_status dr_backend_choose_beside(const dr_backend_choice *choice, const dr_backend *first,
+                                   dr_backend **out_backend) {
+    if (is_cuda(first)) return open_beside(choice, out_backend);
+    return dr_backend_cpu_create(DR_FP32, choice->threads, out_backend);
+}
+
 int dr_backend_sharers(const dr_backend_choice *choice, const dr_backend *backend) {
     const char *reason;
-    if (strcmp(backend->ops->name, "cuda") != 0) return choice->n_workers;
+    if (!is_cuda(backend)) return choice->n_workers;
     int n_devices = count_devices(&reason), n = 0;
     for (int w = choice->worker % n_devices; w < choice->n_workers; w += n_devices) n++;
     return n;
@@ -81,7 +101,7 @@ dr_status dr_backend_collective(const dr_backend_choice *choice, dr_backend *bac
                                 dr_collective **out) {
     *out = NULL;
     if (choice->kind == DR_BACKEND_CPU || !host || host->size == 1) return DR_OK;
-    double n_devices = strcmp(backend->ops->name, "cuda") == 0; // of all learners, so that none waits in vain
+    double n_devices = is_cuda(backend); // of all learners, so that none waits in vain
     DR_TRY(host->ops->allreduce_sum_double(host, &n_devices, 1));
     return n_devices == host->size ? join_devices(choice, backend, host, out) : DR_OK;
 }

@@ -26,6 +26,11 @@ typedef struct dr_backend_choice {
 // share.
 dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_backend);
 
+// Another backend where `first` is, on its device and with its threads, in fp32: its ops do not wait for
+// those of the first.
+dr_status dr_backend_choose_beside(const dr_backend_choice *choice, const dr_backend *first,
+                                   dr_backend **out_backend);
+
 // Workers of this node that share the memory of that backend, this one among them.
 int dr_backend_sharers(const dr_backend_choice *choice, const dr_backend *backend);
 

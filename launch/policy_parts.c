@@ -13,7 +13,7 @@ dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts
     DR_TRY_GOTO(status, dr_template_load(choice->prompt_template, &parts.prompt_template), close_parts);
     DR_TRY_GOTO(status, dr_strdup(&parts.chat, choice->chat), close_parts);
     DR_TRY_GOTO(status, dr_backend_choose(&choice->backend, &parts.backend), close_parts);
-    DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, choice->backend.threads, &parts.trm_backend),
+    DR_TRY_GOTO(status, dr_backend_choose_beside(&choice->backend, parts.backend, &parts.trm_backend),
                 close_parts);
     DR_TRY_GOTO(status, dr_trm_load(parts.trm_backend, choice->trm, &parts.trm), close_parts);
     DR_CHECK_GOTO(dr_trm_config_of(parts.trm)->n_items == parts.dataset->n_items, status, DR_ERR_ARGUMENT,

@@ -33,7 +33,7 @@ typedef enum dr_policy_use { DR_POLICY_LEARNS, DR_POLICY_ANSWERS, DR_POLICY_IS_E
 
 typedef struct dr_policy_parts {
     dr_backend *backend;     // of the policy, in the chosen precision
-    dr_backend *trm_backend; // fp32: retrieval does not change with the policy's precision
+    dr_backend *trm_backend; // where the policy's is; fp32: retrieval does not change with its precision
     dr_dataset *dataset;
     dr_trm *trm;
     dr_template *prompt_template;

@@ -12,7 +12,7 @@ export LC_ALL=C
 
 # ---- programs ----
 
-op_tests="test_backend_cuda test_cuda_products test_attention_cuda test_decode_cuda"
+op_tests="test_backend_cuda test_cuda_products test_attention_cuda test_decode_cuda test_retrieval_cuda"
 programs="deeprec bench_ops bench_engine $op_tests gpu_nccl"
 
 build() { # FOLDER ARCHITECTURES

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/alloc.h"
+#include "core/base/rng.h"
 #include "cuda/attention_plan.h"
 #include "cuda/index.h"
 
@@ -502,6 +503,85 @@ static void test_settling(void **state) {
     }
 }
 
+// ---- the best of a row ----
+
+static uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+// The kernel's steps with one thread; *out_steps: passes over the row.
+static void search_and_sort(const float *row, int32_t V, int32_t k, dr_hit *out, int *out_steps) {
+    uint64_t keys[DR_TOP_MOST] = {0};
+    dr_hit_search search = dr_hit_search_begin(k);
+    int n = 0, n_sorted = 1;
+    bool is_found = false;
+    for (*out_steps = 0; !is_found; ++*out_steps) {
+        int32_t counts[DR_HIT_BINS] = {0};
+        assert_true(*out_steps < 64 / DR_HIT_BITS);
+        for (int32_t j = 0; j < V; j++) {
+            int bin = dr_hit_bin(&search, dr_hit_key(bits_of(row[j]), j));
+            if (bin >= 0) counts[bin]++;
+        }
+        is_found = dr_hit_narrow(&search, counts);
+    }
+    for (int32_t j = V - 1; j >= 0; j--) {
+        uint64_t key = dr_hit_key(bits_of(row[j]), j);
+        if (key < dr_hit_least(&search)) continue;
+        assert_true(n < k);
+        keys[n++] = key;
+    }
+    while (n_sorted < k) n_sorted *= 2;
+    for (int run = 2; run <= n_sorted; run *= 2)
+        for (int stride = run / 2; stride > 0; stride /= 2) {
+            int32_t *owners = counters(n_sorted);
+            for (int i = 0; i < n_sorted / 2; i++) {
+                int low = dr_bitonic_low(i, stride), high = low + stride;
+                uint64_t a = keys[low], b = keys[high];
+                bool turns = dr_bitonic_falls(low, run) ? a < b : a > b;
+                keys[low] = turns ? b : a;
+                keys[high] = turns ? a : b;
+                owners[low]++;
+                owners[high]++;
+            }
+            check_each_once("a step of a sort", owners, n_sorted);
+        }
+    for (int32_t i = 0; i < k; i++)
+        out[i] =
+            keys[i] > 0 ? (dr_hit){dr_hit_item(keys[i]), row[dr_hit_item(keys[i])]} : (dr_hit){-1, -INFINITY};
+}
+
+// Rows with ties, both zeros, values that are never among the best, and few or no values at all.
+static void test_best(void **state) {
+    (void)state;
+    enum { V = 900 };
+    static const int32_t wanted[] = {1, 2, 7, 64, 100, 777, 900, 1024};
+    dr_backend *cpu = NULL;
+    float row[V];
+    dr_hit want[DR_TOP_MOST], got[DR_TOP_MOST];
+    check_ok(dr_backend_cpu_create(DR_FP32, 1, &cpu));
+    for (int kind = 0; kind < 6; kind++) {
+        dr_rng rng = dr_rng_make(5, (uint64_t)kind);
+        for (int32_t j = 0; j < V; j++) {
+            float x = (float)dr_rng_normal(&rng);
+            if (kind == 1) x = (float)((int)(2 * x)) / 2; // many ties; zeros of both signs
+            if (kind == 2) x = j % 3 ? -INFINITY : x;
+            if (kind == 3) x = j % 50 ? NAN : x > 0 ? INFINITY : -x;
+            if (kind == 4) x = 0.5f;
+            if (kind == 5) x = -INFINITY;
+            row[j] = x;
+        }
+        for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+            int steps = 0;
+            check_ok(cpu->ops->top_k(cpu, row, 1, V, wanted[i], want));
+            search_and_sort(row, V, wanted[i], got, &steps);
+            assert_memory_equal(got, want, (size_t)wanted[i] * sizeof *want);
+        }
+    }
+    dr_backend_cpu_destroy(cpu);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tiles),        cmocka_unit_test(test_tile_items),
@@ -510,6 +590,7 @@ int main(void) {
         cmocka_unit_test(test_cached_spans), cmocka_unit_test(test_swizzle),
         cmocka_unit_test(test_cached_plans), cmocka_unit_test(test_packed_plans),
         cmocka_unit_test(test_ids),          cmocka_unit_test(test_settling),
+        cmocka_unit_test(test_best),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -160,7 +160,11 @@ typedef struct dr_fusion {
     float *filtered[2], *openness[2]; // [B, L, D] a and b, [B, L] g_a and g_b; kept
     float *out;                       // [B, L, D]
 } dr_fusion;
-enum { DR_FUSION_POSITIONS = 64, DR_FUSION_COLUMNS = 256 }; // L and D are at most these
+enum {
+    DR_FUSION_POSITIONS = 64, // L and D are at most these
+    DR_FUSION_COLUMNS = 256,
+    DR_MIXTURE_MOST = 64 // parts of a mixture
+};
 
 // Attention in both directions over B sequences of L positions, of which lengths[i] (1 to L) are used; scores
 // of the others are lowered by 10000.
@@ -365,7 +369,8 @@ typedef struct dr_backend_ops {
     // the op returns; what they point to is backend memory.
     void (*fusion_forward)(dr_backend *b, const dr_fusion *fusion);
     void (*padded_attention)(dr_backend *b, const dr_padded_attention *attention);
-    // y [T, D] = Σ_e w_e z[t, e], z [T, E, D], w = softmax over the row of gate [T, E], which w replaces.
+    // y [T, D] = Σ_e w_e z[t, e], z [T, E, D], w = softmax over the row of gate [T, E], which w replaces. E
+    // at most DR_MIXTURE_MOST.
     void (*mixture_forward)(dr_backend *b, float *gate, const float *z, int64_t T, int64_t E, int64_t D,
                             float *y);
     // out [T, D]: rows of x divided by their length, summed in double in order; rows of zeros stay. The same

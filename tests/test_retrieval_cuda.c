@@ -1,0 +1,183 @@
+// The retrieval model on the CUDA body against the CPU body: ops, scores, lists. No device: skipped.
+// labels: gpu
+// Also retrievals that are under way while the host goes on.
+#include "tests/cuda_check.h"
+
+#include "core/rec/trm.h"
+#include "tests/tiny_catalogue.h"
+#include "tests/tiny_trm.h"
+
+// ---- ops ----
+
+// sizes: B, L, D
+static void run_fusion(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t B = sizes[0], L = sizes[1], D = sizes[2], K2 = 2 * (L / 2 + 1);
+    dr_fusion f = {.B = B,
+                   .L = L,
+                   .D = D,
+                   .dft = put(b, op_normal(K2 * L, 0, 0.3), K2 * L),
+                   .inverse = put(b, op_normal(K2 * L, 0, 0.3), K2 * L),
+                   .filter = put(b, op_normal(K2 * D, 0, 0.3), K2 * D),
+                   .positions = put(b, op_normal(L * D, 0, 1), L * D),
+                   .out = put_poison(b, B * L * D)};
+    for (int i = 0; i < 2; i++) {
+        f.x[i] = put(b, op_normal(B * L * D, 0, 1), B * L * D);
+        f.gate[i] = put(b, op_normal(D, 0, 0.1), D);
+        f.bias[i] = put(b, op_normal(1, 0, 1), 1);
+        f.spectra[i] = put_poison(b, B * K2 * D);
+        f.filtered[i] = put_poison(b, B * L * D);
+        f.openness[i] = put_poison(b, B * L);
+    }
+    b->ops->fusion_forward(b, &f);
+    give(r, "fusion", b, f.out, B * L * D, gradient);
+    for (int i = 0; i < 2; i++) {
+        give(r, "spectrum", b, f.spectra[i], B * K2 * D, forward);
+        give(r, "filtered", b, f.filtered[i], B * L * D, gradient);
+        give(r, "gate", b, f.openness[i], B * L, gradient);
+    }
+}
+
+// sizes: B, L, H, d
+static void run_padded(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t B = sizes[0], L = sizes[1], H = sizes[2], d = sizes[3];
+    int32_t *lengths = op_ids(B, (uint32_t)L);
+    for (int64_t q = 0; q < B; q++) lengths[q]++;
+    for (int last = 0; last < 2; last++) {
+        int64_t Q = last ? 1 : L;
+        dr_padded_attention a = {.B = B,
+                                 .L = L,
+                                 .H = (int32_t)H,
+                                 .d = (int32_t)d,
+                                 .last_only = last,
+                                 .qkv = put(b, op_normal(B * L * 3 * H * d, 0, 1), B * L * 3 * H * d),
+                                 .lengths = put_ids(b, lengths, B),
+                                 .weights = put_poison(b, B * H * Q * L),
+                                 .out = put_poison(b, B * Q * H * d)};
+        b->ops->padded_attention(b, &a);
+        give(r, "attention", b, a.out, B * Q * H * d, forward);
+        give(r, "weights", b, a.weights, B * H * Q * L, forward);
+    }
+}
+
+// sizes: T, E, D
+static void run_rows(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t T = sizes[0], E = sizes[1], D = sizes[2];
+    float *gate = put(b, op_normal(T * E, 0, 1), T * E), *z = put(b, op_normal(T * E * D, 0, 1), T * E * D);
+    float *y = put_poison(b, T * D), *unit = put_poison(b, T * D);
+    b->ops->mixture_forward(b, gate, z, T, E, D, y);
+    give(r, "mixture", b, y, T * D, forward);
+    give(r, "its weights", b, gate, T * E, forward);
+    b->ops->zero(b, z, (size_t)D * sizeof(float));
+    b->ops->unit_rows(b, z, T, D, unit);
+    give(r, "unit rows", b, unit, T * D, 0);
+    int64_t places[] = {0, D - 1, (T - 1) * D, 0};
+    b->ops->fill_places(b, y, put_bytes(b, places, sizeof places), 4, 7.0f);
+    give(r, "filled", b, y, T * D, forward);
+}
+
+static void test_ops(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t fusions[][3] = {{1, 2, 1}, {3, 10, 16}, {5, 20, 128}, {2, 64, 256}};
+    static const int64_t padded[][4] = {{1, 2, 1, 1}, {3, 10, 2, 8}, {5, 20, 2, 64}, {2, 64, 3, 70}};
+    static const int64_t rows[][3] = {{1, 1, 1}, {3, 2, 33}, {70, 8, 128}, {2, 64, 300}};
+    for (int i = 0; i < 4; i++) {
+        compare(run_fusion, fusions[i], (uint64_t)(100 * i));
+        compare(run_padded, padded[i], (uint64_t)(1000 + 100 * i));
+        compare(run_rows, rows[i], (uint64_t)(2000 + 100 * i));
+        compare_on(cuda_bf16, run_padded, padded[i], (uint64_t)(3000 + 100 * i)); // fp32 there, too
+    }
+}
+
+static void check_best(int64_t T, int64_t V, int32_t k, int kind) {
+    float *scores = op_normal(T * V, 0, 1);
+    for (int64_t i = 0; i < T * V; i++) {
+        if (kind == 1) scores[i] = (float)(int)(2 * scores[i]) / 2; // many ties
+        if (kind == 2 && i % 4) scores[i] = i % 8 < 4 ? -INFINITY : NAN;
+    }
+    dr_hit *want = op_array(T * k, sizeof *want), *got = op_array(T * k, sizeof *got);
+    dr_hit *there = put_bytes(cuda, got, (size_t)(T * k) * sizeof *got);
+    check_ok(op_one->ops->top_k(op_one, scores, T, V, k, want));
+    check_ok(cuda->ops->top_k(cuda, put(cuda, scores, T * V), T, V, k, there));
+    cuda->ops->copy_out(cuda, got, there, (size_t)(T * k) * sizeof *got);
+    assert_memory_equal(got, want, (size_t)(T * k) * sizeof *got);
+    free_all();
+}
+
+static void test_best_of_rows(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t shapes[][3] = {
+        {1, 1, 1}, {7, 40, 12}, {3, 5000, 20}, {2, 700, 1000}, {2, 70000, 1024}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int kind = 0; kind < 3; kind++)
+            check_best(shapes[i][0], shapes[i][1], (int32_t)shapes[i][2], kind);
+}
+
+// ---- the model ----
+
+enum { TEXTS = TINY_USERS, LISTS = 6 };
+
+// Requests of all users, most with a preference text.
+static void fill_queries(const dr_dataset *data, const dr_trm *trm, float texts[TEXTS][TINY_TEXT],
+                         dr_trm_query *queries) {
+    static const char *const words[TEXTS - 1] = {"old war films", "space", "love stories with music"};
+    const dr_text_encoder *encoder = dr_trm_text_encoder(trm);
+    check_ok(encoder->ops->encode(encoder, words, TEXTS - 1, texts[0]));
+    for (int q = 0; q < TEXTS; q++) {
+        dr_example e;
+        assert_true(dr_dataset_example(data, q, DR_SPLIT_TEST, &e));
+        queries[q] = (dr_trm_query){e.history, e.n_history, q < TEXTS - 1 ? texts[q] : NULL};
+    }
+}
+
+static void test_model(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    dr_dataset data = tiny_catalogue();
+    dr_backend *backends[2] = {op_one, cuda};
+    dr_trm *trm[2];
+    dr_trm_query queries[TEXTS];
+    float texts[TEXTS][TINY_TEXT] = {{0}}, scores[2][TEXTS * (TINY_ITEMS + 1)];
+    dr_hit hits[TEXTS * LISTS];
+    for (int i = 0; i < 2; i++) {
+        check_ok(tiny_trm(backends[i], &data, &trm[i]));
+        if (i == 0) fill_queries(&data, trm[0], texts, queries);
+        check_ok(dr_trm_score(trm[i], queries, TEXTS, scores[i]));
+    }
+    for (int q = 0; q < TEXTS; q++) {
+        int64_t at = (int64_t)q * (TINY_ITEMS + 1);
+        assert_true(scores[1][at] == -INFINITY);
+        check_close("scores", scores[1] + at + 1, scores[0] + at + 1, TINY_ITEMS, 1e-5, 1e-5);
+    }
+    check_same_bits("text vectors", dr_trm_text_vectors(trm[1]), dr_trm_text_vectors(trm[0]),
+                    (int64_t)(TINY_ITEMS + 1) * TINY_TEXT);
+    check_same_bits("item vectors", dr_trm_item_vectors(trm[1]), dr_trm_item_vectors(trm[0]),
+                    (int64_t)(TINY_ITEMS + 1) * TINY_HIDDEN);
+    // two under way at a time: the lists of the calls that wait, one by one
+    dr_trm_retrieval *under_way[2];
+    check_ok(dr_trm_top_k(trm[1], queries, TEXTS, LISTS, true, hits));
+    for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_create(trm[1], TEXTS, LISTS, &under_way[i]));
+    for (int round = 0; round < 20; round++) {
+        const dr_hit *got[2] = {NULL, NULL};
+        int n = 1 + round % TEXTS;
+        check_ok(dr_trm_retrieval_begin(under_way[0], queries, n, true));
+        check_ok(dr_trm_retrieval_begin(under_way[1], queries + TEXTS - n, n, true));
+        for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_finish(under_way[i], 30, &got[i]));
+        assert_memory_equal(got[0], hits, (size_t)(n * LISTS) * sizeof *hits);
+        assert_memory_equal(got[1], hits + (TEXTS - n) * LISTS, (size_t)(n * LISTS) * sizeof *hits);
+    }
+    check_ok(dr_trm_retrieval_begin(under_way[0], queries, TEXTS, true));
+    for (int i = 0; i < 2; i++) dr_trm_retrieval_destroy(under_way[i]); // one of them at work
+    for (int i = 0; i < 2; i++) dr_trm_destroy(trm[i]);
+    tiny_catalogue_reset(&data);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cuda_test(test_ops),
+        cuda_test(test_best_of_rows),
+        cuda_test(test_model),
+    };
+    cuda_run(tests);
+}
