@@ -160,8 +160,7 @@ static dr_status run_parts(bench_engine *engine, const char *only) {
     for (int i = 0; i < N_PARTS; i++)
         if (is_wanted(engine, i, only)) {
             DR_CHECK(parts[i].on_device || bench_is_cpu(engine->backend), DR_ERR_UNSUPPORTED,
-                     "part %s: the retrieval model stays on the processor, expected --backend cpu",
-                     parts[i].name);
+                     "part %s: measured on the processor only, expected --backend cpu", parts[i].name);
             DR_TRY(parts[i].add_figures(engine));
         }
     return DR_OK;

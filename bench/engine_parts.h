@@ -47,14 +47,15 @@ dr_status bench_long_figures(bench_engine *engine); // minutes: only when asked 
 // peak is known or products are not bf16.
 void bench_mfu_note(const bench_engine *engine, double flops_per_s, char *out, size_t size);
 
-// A synthetic catalogue of 3,700 items, and a retrieval model of the usual size on it, hardly trained; both
-// stay on the processor.
+// A synthetic catalogue of 3,700 items, and a retrieval model of the usual size on it, hardly trained, on the
+// processor.
 typedef struct bench_world {
-    dr_backend *backend; // of the retrieval model: the CPU body
+    dr_backend *backend; // of the retrieval model
     dr_dataset *dataset;
     dr_trm *trm;
 } bench_world;
 dr_status bench_world_create(dr_precision precision, int n_threads, bench_world *out);
+dr_status bench_world_to_device(bench_world *world); // its retrieval model to device 0, in fp32
 void bench_world_reset(bench_world *world);
 
 // The linear layers of one pass of T rows, of which n_logits go through the last layer's second half and the

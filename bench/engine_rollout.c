@@ -304,9 +304,10 @@ dr_status bench_rollout_figures(bench_engine *engine) {
     bench_world world = {0};
     roller *r = NULL;
     dr_status status;
-    bool is_cpu = bench_is_cpu(engine->backend); // beside a device: as `deeprec train` sets it up
+    bool is_cpu = bench_is_cpu(engine->backend);
     DR_TRY(bench_world_create(is_cpu ? engine->backend->precision : DR_FP32,
                               is_cpu ? engine->backend->n_threads : 0, &world));
+    if (!is_cpu) DR_TRY_GOTO(status, bench_world_to_device(&world), reset_world); // as `deeprec train` does
     DR_TRY_GOTO(status, dr_alloc(&r, "rollout benchmark", 1, sizeof *r), reset_world);
     r->n_prompts = PROMPTS;
     DR_TRY_GOTO(status, create_parts(engine, &world, r), release);

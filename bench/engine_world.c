@@ -1,6 +1,8 @@
 // The catalogue and the retrieval model that retrieval and rollout are measured on.
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "bench/engine_parts.h"
 #include "core/rec/trm_train.h"
@@ -58,9 +60,42 @@ dr_status bench_world_create(dr_precision precision, int n_threads, bench_world 
     return DR_OK;
 }
 
+// Through a folder: that is how a retrieval model gets to another backend.
+static dr_status load_again(const dr_trm *trm, const char *dir, dr_backend *backend, dr_trm **out) {
+    static const char *const names[] = {"config.json", "model.safetensors"};
+    dr_status status = dr_trm_save(trm, dir);
+    if (status == DR_OK) status = dr_trm_load(backend, dir, out);
+    for (int i = 0; i < 2; i++) {
+        char path[64];
+        snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+        unlink(path);
+    }
+    rmdir(dir);
+    return status;
+}
+
+dr_status bench_world_to_device(bench_world *world) {
+    char dir[] = "/tmp/deeprec-bench-XXXXXX";
+    dr_backend *device = NULL;
+    dr_trm *trm = NULL;
+    bench_device about;
+    dr_status status;
+    DR_TRY(bench_backend_open("cuda", DR_FP32, 0, &device, &about));
+    DR_CHECK_GOTO(mkdtemp(dir), status, DR_ERR_IO, destroy_device, "%s: no folder can be made", dir);
+    DR_TRY_GOTO(status, load_again(world->trm, dir, device, &trm), destroy_device);
+    dr_trm_destroy(world->trm);
+    dr_backend_destroy(world->backend);
+    world->trm = trm;
+    world->backend = device;
+    return DR_OK;
+destroy_device:
+    dr_backend_destroy(device);
+    return status;
+}
+
 void bench_world_reset(bench_world *world) {
     dr_trm_destroy(world->trm);
     dr_dataset_destroy(world->dataset);
-    dr_backend_cpu_destroy(world->backend);
+    dr_backend_destroy(world->backend);
     memset(world, 0, sizeof *world);
 }
