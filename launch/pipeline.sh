@@ -18,11 +18,15 @@ pipeline_say() {
 
 # Sets DEEPREC. Kernels for devices are left out where there is no device: nvcc takes longer than all the rest.
 pipeline_build() {
-    local cuda=AUTO
+    local cuda=AUTO log
     [ -e /dev/nvidiactl ] || cuda=OFF
     pipeline_say "Build"
     cmake --preset release -DDR_CUDA=$cuda > /dev/null || return 1
-    cmake --build --preset release --target deeprec | tail -n 1
+    log=$(cmake --build --preset release --target deeprec 2>&1) || {
+        printf '%s\n' "$log" >&2
+        return 1
+    }
+    tail -n 1 <<< "$log"
     DEEPREC=$PWD/build/release/deeprec
 }
 
