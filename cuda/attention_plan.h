@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda/index.h"
+#include "cuda/wgmma_index.h"
 
 // Queries that one tile holds.
 static inline int32_t dr_tile_queries(int32_t group) {
@@ -129,6 +129,26 @@ static inline int64_t dr_plan_query_tiles(const dr_span *spans, int32_t n, int32
         else
             n_tiles =
                 dr_add_tiles(queries, s, starts[s], spans[s].n_rows, group, 0, INT32_MAX, tiles, n_tiles);
+    qsort(tiles, (size_t)n_tiles, sizeof *tiles, dr_longer_query_tile);
+    return n_tiles;
+}
+
+// Tiles of the kernels with wgmma, over all that a packed batch's queries see; those with most keys first.
+// Returns their number, at most the sum of dr_span_wide_tiles.
+static inline int64_t dr_span_wide_tiles(const dr_span *span, int32_t group) {
+    return dr_ceil_div(span->n_rows, dr_wgmma_queries(group));
+}
+
+static inline int64_t dr_plan_wide_tiles(const dr_span *spans, int32_t n, int32_t group,
+                                         const int64_t *starts, dr_query_tile *tiles) {
+    int32_t most = dr_wgmma_queries(group);
+    int64_t n_tiles = 0;
+    for (int32_t s = 0; s < n; s++)
+        for (int32_t first = 0; first < spans[s].n_rows; first += most) {
+            int32_t count = spans[s].n_rows - first < most ? spans[s].n_rows - first : most;
+            tiles[n_tiles++] =
+                (dr_query_tile){s, (int32_t)starts[s] + first, count, 0, spans[s].n_before + first + count};
+        }
     qsort(tiles, (size_t)n_tiles, sizeof *tiles, dr_longer_query_tile);
     return n_tiles;
 }

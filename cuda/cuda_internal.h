@@ -29,7 +29,7 @@ typedef struct dr_cuda_plan {
     dr_cuda_attention work; // what the stage holds; no operands
     int64_t pages;          // where they stand in the stage
     int32_t group;
-    bool is_mma, is_sent; // with tiles for the tensor cores; the stage holds a plan
+    bool is_mma, is_wide, is_sent; // with tiles for the tensor cores, for wgmma; the stage holds a plan
 } dr_cuda_plan;
 
 // A pass of the decode loop that was seen (exec NULL) or recorded: what it is made from (passes.c).
@@ -57,6 +57,7 @@ typedef struct dr_cuda_state {
     dr_cuda_stage stages[DR_CUDA_STAGES];
     int next_stage;
     dr_cuda_plan packed, cached;
+    bool wgmma;   // packed attention through the kernels of compute capability 9.0, of heads that they take
     bool records; // passes of the decode loop
     dr_cuda_recording recordings[DR_CUDA_RECORDINGS];
     int64_t n_passes;

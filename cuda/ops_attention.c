@@ -24,7 +24,7 @@ typedef struct span_source {
     const dr_sequences *sequences; // or NULL
     const dr_attention_chunk *chunks;
     int32_t n, group;
-    bool is_mma;
+    bool is_mma, is_wide; // with tiles for the tensor cores; of them, for wgmma too (sequences)
 } span_source;
 
 static dr_span span_at(const span_source *from, int32_t s, int32_t first_page) {
@@ -38,12 +38,13 @@ static int32_t pages_of(const span_source *from, int32_t s) {
 
 // Places, in a stage, of what a plan holds: the same offsets on host and device.
 typedef struct plan_layout {
-    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, pages,
+    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, wide_query_tiles, pages,
         bytes; // the spans themselves stand at 0
 } plan_layout;
 
 static plan_layout layout_of(const span_source *from) {
-    int64_t starts = (from->n + 1) * (int64_t)sizeof(int64_t), n_pages = 0, queries = 0, tiles = 0, keys = 0;
+    int64_t starts = (from->n + 1) * (int64_t)sizeof(int64_t), n_pages = 0, queries = 0, tiles = 0, keys = 0,
+            wide = 0;
     for (int32_t s = 0; s < from->n; s++) {
         dr_span span = span_at(from, s, 0);
         n_pages += pages_of(from, s);
@@ -51,6 +52,7 @@ static plan_layout layout_of(const span_source *from) {
         queries += span.n_rows;
         tiles += dr_span_most_tiles(&span, from->group, !from->sequences);
         if (from->sequences) keys += dr_span_mma_key_tiles(&span);
+        if (from->is_wide) wide += dr_span_wide_tiles(&span, from->group);
     }
     tiles = dr_plan_room(tiles, !from->sequences);
     plan_layout at;
@@ -60,7 +62,8 @@ static plan_layout layout_of(const span_source *from) {
     at.queries = at.rows + starts;
     at.mma_query_tiles = at.queries + queries * (int64_t)sizeof(dr_query);
     at.mma_key_tiles = at.mma_query_tiles + tiles * (int64_t)sizeof(dr_query_tile);
-    at.pages = at.mma_key_tiles + keys * (int64_t)sizeof(dr_key_tile);
+    at.wide_query_tiles = at.mma_key_tiles + keys * (int64_t)sizeof(dr_key_tile);
+    at.pages = at.wide_query_tiles + wide * (int64_t)sizeof(dr_query_tile);
     at.bytes = at.pages + n_pages * (int64_t)sizeof(int32_t);
     return at;
 }
@@ -72,7 +75,9 @@ static bool is_planned(const dr_cuda_plan *plan, const span_source *from) {
     const int32_t *pages = (const int32_t *)(plan->stage.host + plan->pages);
     int32_t first_page = 0;
     if (!plan->is_sent || plan->work.n_spans != from->n) return false;
-    if (from->group != 0 && (plan->group != from->group || plan->is_mma != from->is_mma)) return false;
+    if (from->group != 0 &&
+        (plan->group != from->group || plan->is_mma != from->is_mma || plan->is_wide != from->is_wide))
+        return false;
     for (int32_t s = 0; s < from->n; s++) {
         dr_span span = span_at(from, s, first_page);
         size_t bytes = (size_t)pages_of(from, s) * sizeof *pages;
@@ -127,7 +132,8 @@ static void write_plan(const span_source *from, const plan_layout *at, const dr_
                                 .n_spans = n,
                                 .queries = (const dr_query *)(device + at->queries),
                                 .mma_query_tiles = (const dr_query_tile *)(device + at->mma_query_tiles),
-                                .mma_key_tiles = (const dr_key_tile *)(device + at->mma_key_tiles)};
+                                .mma_key_tiles = (const dr_key_tile *)(device + at->mma_key_tiles),
+                                .wide_query_tiles = (const dr_query_tile *)(device + at->wide_query_tiles)};
     if (!from->is_mma) return;
     dr_query *queries = (dr_query *)(host + at->queries);
     work->n_queries = rows[n];
@@ -137,6 +143,9 @@ static void write_plan(const span_source *from, const plan_layout *at, const dr_
     if (!from->sequences) pad_tiles((dr_query_tile *)(host + at->mma_query_tiles), work);
     if (from->sequences)
         work->n_mma_key_tiles = dr_plan_key_tiles(spans, n, (dr_key_tile *)(host + at->mma_key_tiles));
+    if (from->is_wide)
+        work->n_wide_query_tiles =
+            dr_plan_wide_tiles(spans, n, group, rows, (dr_query_tile *)(host + at->wide_query_tiles));
 }
 
 // The spans, tiles and pages of a call, in device memory; the caller adds what they are read from.
@@ -151,6 +160,7 @@ static dr_status planned(dr_cuda_state *state, const span_source *from, dr_cuda_
         plan->pages = at.pages;
         plan->group = from->group;
         plan->is_mma = from->is_mma;
+        plan->is_wide = from->is_wide;
         plan->is_sent = true;
     }
     *out_work = plan->work;
@@ -161,9 +171,14 @@ static bool takes_mma(const dr_backend *b, int32_t H, int32_t G, int32_t d) {
     return dr_rounds_to_bf16(b->precision) && dr_mma_takes(H / G, d);
 }
 
+static bool takes_wgmma(const dr_cuda_state *state, int32_t H, int32_t G, int32_t d) {
+    return state->wgmma && dr_wgmma_takes(H / G, d);
+}
+
 static dr_status planned_sequences(dr_backend *b, dr_cuda_state *state, const dr_sequences *sequences,
                                    int32_t H, int32_t G, int32_t d, dr_cuda_attention *out_work) {
-    span_source from = {sequences, NULL, sequences->n, H / G, takes_mma(b, H, G, d)};
+    span_source from = {
+        sequences, NULL, sequences->n, H / G, takes_mma(b, H, G, d), takes_wgmma(state, H, G, d)};
     return planned(state, &from, out_work);
 }
 
@@ -222,6 +237,7 @@ static dr_status attention_forward(dr_backend *b, const float *q, const float *k
         return dr_cuda_attention_forward("attention_forward", &a, out, lse, state->stream);
     DR_TRY(reserve_rounded(state, T * 2 * G * d, &next));
     DR_TRY(round_keys(state, T, &a, &next));
+    if (takes_wgmma(state, H, G, d)) return dr_cuda_attention_wgmma_forward(&a, out, lse, state->stream);
     return dr_cuda_attention_bf16_forward("attention_forward", &a, out, lse, state->stream);
 }
 
@@ -297,7 +313,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     dr_cuda_attention a;
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(check_page(page_size));
-    span_source from = {NULL, chunks, n_chunks, H / G, takes_mma(b, H, G, d)};
+    span_source from = {.chunks = chunks, .n = n_chunks, .group = H / G, .is_mma = takes_mma(b, H, G, d)};
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(planned(state, &from, &a));
     describe(&a, q, k_cache, v_cache, q_stride, 0, H, G, d);
@@ -311,8 +327,10 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
 static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
     dr_cuda_state *state;
     dr_cuda_attention plan;
-    span_source from = {NULL, pass->chunks, pass->n_chunks, pass->group,
-                        takes_mma(b, pass->group, 1, pass->head_size)};
+    span_source from = {.chunks = pass->chunks,
+                        .n = pass->n_chunks,
+                        .group = pass->group,
+                        .is_mma = takes_mma(b, pass->group, 1, pass->head_size)};
     DR_TRY(dr_cuda_enter(b, &state));
     if (!state->records) return ops(context);
     DR_TRY(planned(state, &from, &plan));
