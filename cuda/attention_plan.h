@@ -12,11 +12,6 @@
 
 #include "cuda/wgmma_index.h"
 
-// Queries that one tile holds.
-static inline int32_t dr_tile_queries(int32_t group) {
-    return DR_CUDA_MMA_ROWS / group;
-}
-
 // Splits of the keys of a query that sees `seen` of them, or of a span's last query.
 static inline int32_t dr_splits_of(int32_t seen) {
     return (int32_t)dr_ceil_div(seen, DR_CUDA_SPLIT);
@@ -160,17 +155,14 @@ static inline int dr_longer_key_tile(const void *left, const void *right) {
     return a->first < b->first ? -1 : a->first > b->first;
 }
 
-static inline int64_t dr_span_mma_key_tiles(const dr_span *span) {
-    return dr_ceil_div(span->n_rows, DR_CUDA_MMA_KEYS);
-}
-
-// Tiles of a packed batch's keys, those that most rows see first. Returns their number.
-static inline int64_t dr_plan_key_tiles(const dr_span *spans, int32_t n, dr_key_tile *tiles) {
+// Tiles of a packed batch's keys, `keys` each, those that most rows see first. Returns their number: of each
+// span its rows by `keys`, rounded up.
+static inline int64_t dr_plan_key_tiles(const dr_span *spans, int32_t n, int32_t keys, dr_key_tile *tiles) {
     int64_t n_tiles = 0;
     for (int32_t s = 0; s < n; s++) {
         int32_t sharers = 0;
         for (int32_t i = 1; i <= spans[s].n_sharers; i++) sharers += spans[s + i].n_rows;
-        for (int32_t first = 0; first < spans[s].n_rows; first += DR_CUDA_MMA_KEYS)
+        for (int32_t first = 0; first < spans[s].n_rows; first += keys)
             tiles[n_tiles++] = (dr_key_tile){s, first, spans[s].n_rows - first + sharers};
     }
     qsort(tiles, (size_t)n_tiles, sizeof *tiles, dr_longer_key_tile);

@@ -8,103 +8,13 @@
 #include "cuda/launch.cuh"
 
 #ifdef DR_CUDA_WGMMA_BUILT
-#include "cuda/tensor_map.cuh"
-#include "cuda/wgmma.cuh"
-
-extern __shared__ __align__(128) unsigned char dr_shared[];
+#include "cuda/attention_wgmma.cuh"
 
 enum {
-    ROWS = DR_WGMMA_CONSUMERS * DR_WGMMA_ROWS, // of a block's tile of queries
-    KEYS = 128,                                // of a tile
-    THREADS = (DR_WGMMA_CONSUMERS + 1) * DR_WGMMA_THREADS,
-    CONSUMER_WARPS = DR_WGMMA_CONSUMERS * DR_WGMMA_THREADS / 32,
-    FEWER = 24, // registers: 128 · 24 + 256 · 240 is what the kernel starts with
-    MORE = 240,
-    TURN = 1,                        // named barriers: a consumer's turn, one each
+    TURN = 1,                          // named barriers: a consumer's turn, one each
     LOADED = TURN + DR_WGMMA_CONSUMERS // a consumer's queries are there, one each
 };
-
-// A block's shared memory: tiles, then barriers.
-enum barrier_kind { KEYS_FULL, VALUES_FULL, KEYS_EMPTY, VALUES_EMPTY, BARRIER_KINDS };
-template <int D> struct forward_shared {
-    enum {
-        QUERY_BYTES = ROWS * D * 2,
-        KEY_BYTES = KEYS * D * 2,
-        BARRIERS_AT = QUERY_BYTES + DR_WGMMA_STAGES * 2 * KEY_BYTES,
-        BYTES = BARRIERS_AT + BARRIER_KINDS * DR_WGMMA_STAGES * 8
-    };
-    unsigned char *base; // at a multiple of DR_WGMMA_PATTERN
-    uint32_t queries;    // its address
-
-    __device__ __forceinline__ forward_shared() {
-        const uint32_t from = dr_shared_address(dr_shared);
-        queries = (from + DR_WGMMA_PATTERN - 1) / DR_WGMMA_PATTERN * DR_WGMMA_PATTERN;
-        base = dr_shared + (queries - from);
-    }
-    __device__ __forceinline__ uint32_t keys(int stage) const {
-        return queries + QUERY_BYTES + stage * 2 * KEY_BYTES;
-    }
-    __device__ __forceinline__ uint32_t values(int stage) const {
-        return keys(stage) + KEY_BYTES;
-    }
-    __device__ __forceinline__ uint32_t barrier(barrier_kind kind, int stage) const {
-        return queries + BARRIERS_AT + (kind * DR_WGMMA_STAGES + stage) * 8;
-    }
-};
-
-// Step j uses stage j % DR_WGMMA_STAGES for the (j / DR_WGMMA_STAGES)-th time.
-static __device__ __forceinline__ int stage_of(int32_t step) {
-    return step % DR_WGMMA_STAGES;
-}
-
-static __device__ __forceinline__ uint32_t parity_of(int32_t step) {
-    return step / DR_WGMMA_STAGES % 2;
-}
-
-// ---- the warpgroup that copies; one thread ----
-
-template <int D>
-static __device__ __forceinline__ void copy_panels(const CUtensorMap *map, uint32_t to, uint32_t barrier,
-                                                   int32_t g, int32_t row) {
-    dr_barrier_expect(barrier, KEYS * D * 2);
-#pragma unroll
-    for (int p = 0; p < D / DR_WGMMA_PANEL; p++)
-        dr_tensor_copy(to + p * KEYS * DR_WGMMA_PITCH, map, barrier, p * DR_WGMMA_PANEL, g, row);
-}
-
-template <int D>
-static __device__ __forceinline__ void copy_keys(const forward_shared<D> &shared, const CUtensorMap *keys,
-                                                 const CUtensorMap *values, const dr_span &span, int32_t g,
-                                                 int32_t n_steps) {
-    for (int32_t j = 0; j < n_steps; j++) {
-        const int stage = stage_of(j);
-        const int32_t row = (int32_t)dr_step_row(&span, j, KEYS);
-        dr_barrier_wait(shared.barrier(KEYS_EMPTY, stage), parity_of(j) ^ 1);
-        copy_panels<D>(keys, shared.keys(stage), shared.barrier(KEYS_FULL, stage), g, row);
-        dr_barrier_wait(shared.barrier(VALUES_EMPTY, stage), parity_of(j) ^ 1);
-        copy_panels<D>(values, shared.values(stage), shared.barrier(VALUES_FULL, stage), g, row);
-    }
-}
-
-// ---- the warpgroups that multiply ----
-
-// Where one of a thread's two rows goes.
-struct row_place {
-    int64_t row;  // row · H + head
-    int32_t seen; // keys, 0: there is no such row
-};
-
-static __device__ __forceinline__ row_place place_of(const dr_cuda_attention &a, const dr_query_tile &tile,
-                                                     int32_t g, int r) {
-    const int32_t group = a.H / a.G;
-    row_place at = {0, 0};
-    if (r / group < tile.n_queries) {
-        const dr_query query = a.queries[tile.query + r / group];
-        at.row = (int64_t)query.row * a.H + g * group + r % group;
-        at.seen = query.seen;
-    }
-    return at;
-}
+template <int D> using forward_shared = key_stages<D, 1>;
 
 // The warpgroup's rows of q, rounded; 0 where there is no row. Many loads are on their way at a time.
 template <int D>
@@ -118,7 +28,7 @@ static __device__ __forceinline__ void load_queries(const dr_cuda_attention &a, 
         float pair[AHEAD][2];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int item = threadIdx.x % DR_WGMMA_THREADS + (begin + i) * DR_WGMMA_THREADS;
+            const int item = own_thread() + (begin + i) * DR_WGMMA_THREADS;
             const int r = first + item / (D / 2), column = item % (D / 2) * 2;
             pair[i][0] = pair[i][1] = 0.0f;
             if (r / group < tile.n_queries) {
@@ -130,34 +40,11 @@ static __device__ __forceinline__ void load_queries(const dr_cuda_attention &a, 
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int item = threadIdx.x % DR_WGMMA_THREADS + (begin + i) * DR_WGMMA_THREADS;
+            const int item = own_thread() + (begin + i) * DR_WGMMA_THREADS;
             const int r = first + item / (D / 2), column = item % (D / 2) * 2;
             *(uint32_t *)(to + dr_panel_offset(r, column, ROWS)) = dr_pack_bf16(pair[i][0], pair[i][1]);
         }
     }
-}
-
-// score = the warpgroup's queries times a tile of keys, behind its back.
-template <int D>
-static __device__ __forceinline__ void start_scores(const forward_shared<D> &shared, int first, int stage,
-                                                    float (&score)[KEYS / 2]) {
-    dr_wgmma_begin();
-#pragma unroll
-    for (int k = 0; k < D / DR_WGMMA_DEPTH; k++)
-        dr_wgmma(score, dr_wgmma_along_columns(shared.queries, ROWS, first, k),
-                 dr_wgmma_along_columns(shared.keys(stage), KEYS, 0, k), k > 0);
-    dr_wgmma_commit();
-}
-
-// sum += weights times a tile of values, behind its back.
-template <int D>
-static __device__ __forceinline__ void start_values(const forward_shared<D> &shared, int stage,
-                                                    uint32_t (&weights)[KEYS / 4], float (&sum)[D / 2]) {
-    dr_wgmma_begin();
-#pragma unroll
-    for (int k = 0; k < KEYS / DR_WGMMA_DEPTH; k++)
-        dr_wgmma_weigh(sum, weights + 4 * k, dr_wgmma_along_rows(shared.values(stage), KEYS, k));
-    dr_wgmma_commit();
 }
 
 // The running softmax of a thread's two rows.
@@ -169,7 +56,7 @@ struct softmax_pair {
 // of the two rows sees.
 static __device__ __forceinline__ void soften(float (&score)[KEYS / 2], const int32_t (&limit)[2],
                                               float scale, softmax_pair &of, float (&shrink)[2]) {
-    const int thread = threadIdx.x % DR_WGMMA_THREADS;
+    const int thread = own_thread();
     if (min(limit[0], limit[1]) < KEYS)
 #pragma unroll
         for (int i = 0; i < KEYS / 2; i++)
@@ -195,11 +82,6 @@ static __device__ __forceinline__ void soften(float (&score)[KEYS / 2], const in
     }
 }
 
-// A warp has read a tile; when all have, it may be written again.
-static __device__ __forceinline__ void release(uint32_t barrier) {
-    if (threadIdx.x % 32 == 0) dr_barrier_arrive(barrier);
-}
-
 // The values of the step before are in the sums; these become what the next ones are added to.
 template <int D>
 static __device__ __forceinline__ void take_weights(float (&score)[KEYS / 2], const float (&shrink)[2],
@@ -209,8 +91,7 @@ static __device__ __forceinline__ void take_weights(float (&score)[KEYS / 2], co
     dr_wgmma_keep(weights);
 #pragma unroll
     for (int i = 0; i < D / 2; i++) sum[i] = __fmul_rn(sum[i], shrink[i / 2 % 2]);
-#pragma unroll
-    for (int i = 0; i < KEYS / 4; i++) weights[i] = dr_pack_bf16(score[2 * i], score[2 * i + 1]);
+    round_pairs(score, weights);
 }
 
 // All steps of a warpgroup. Its products of a step wait for its turn and then give the turn to the other one.
@@ -221,14 +102,14 @@ static __device__ __forceinline__ void attend(const forward_shared<D> &shared, c
                                               const int32_t (&seen)[2], int32_t n_steps, float scale,
                                               softmax_pair &of, float (&sum)[D / 2]) {
     enum { BOTH = DR_WGMMA_CONSUMERS * DR_WGMMA_THREADS };
-    const int own = threadIdx.x / DR_WGMMA_THREADS - 1, first = own * DR_WGMMA_ROWS, other = 1 - own;
+    const int own = own_group(), first = own * DR_WGMMA_ROWS, other = 1 - own;
     const int last = stage_of(n_steps - 1);
     float score[KEYS / 2], shrink[2];
     uint32_t weights[KEYS / 4] = {};
     int32_t limit[2] = {dr_step_limit(&span, 0, KEYS, seen[0]), dr_step_limit(&span, 0, KEYS, seen[1])};
     if (own == 1 && n_steps > 1) dr_named_arrive(TURN + other, BOTH); // the first turn
     dr_barrier_wait(shared.barrier(KEYS_FULL, 0), 0);
-    start_scores(shared, first, 0, score);
+    start_dots<D, KEYS>(shared.queries(0), ROWS, first, shared.keys(0), score);
     dr_wgmma_wait<0>();
     dr_wgmma_keep(score);
     release(shared.barrier(KEYS_EMPTY, 0));
@@ -240,9 +121,9 @@ static __device__ __forceinline__ void attend(const forward_shared<D> &shared, c
         if (j > 1) release(shared.barrier(VALUES_EMPTY, stage_of(j - 2)));
         dr_barrier_wait(shared.barrier(KEYS_FULL, stage), parity_of(j));
         dr_named_wait(TURN + own, BOTH);
-        start_scores(shared, first, stage, score);
+        start_dots<D, KEYS>(shared.queries(0), ROWS, first, shared.keys(stage), score);
         dr_barrier_wait(shared.barrier(VALUES_FULL, before), parity_of(j - 1));
-        start_values(shared, before, weights, sum);
+        start_weighing<D, KEYS>(weights, shared.values(before), sum);
         if (own == 0 || j + 1 < n_steps) dr_named_arrive(TURN + other, BOTH);
         dr_wgmma_wait<1>();
         dr_wgmma_keep(score);
@@ -253,7 +134,7 @@ static __device__ __forceinline__ void attend(const forward_shared<D> &shared, c
     }
     take_weights<D>(score, shrink, weights, sum);
     dr_barrier_wait(shared.barrier(VALUES_FULL, last), parity_of(n_steps - 1));
-    start_values(shared, last, weights, sum);
+    start_weighing<D, KEYS>(weights, shared.values(last), sum);
     dr_wgmma_wait<0>();
     dr_wgmma_keep(sum);
 }
@@ -262,7 +143,7 @@ template <int D>
 static __device__ __forceinline__ void write_rows(const dr_cuda_attention &a, const row_place (&at)[2],
                                                   const softmax_pair &of, const float (&sum)[D / 2],
                                                   float *out, float *lse) {
-    const int thread = threadIdx.x % DR_WGMMA_THREADS;
+    const int thread = own_thread();
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const float total = dr_row_sum(of.total[r]), inv = 1.0f / total;
@@ -280,14 +161,13 @@ template <int D>
 static __device__ __forceinline__ void consume(const dr_cuda_attention &a, const forward_shared<D> &shared,
                                                const dr_query_tile &tile, const dr_span &span, int32_t g,
                                                int32_t n_steps, float *out, float *lse) {
-    const int own = threadIdx.x / DR_WGMMA_THREADS - 1, thread = threadIdx.x % DR_WGMMA_THREADS;
-    const int first = own * DR_WGMMA_ROWS;
+    const int own = own_group(), thread = own_thread(), first = own * DR_WGMMA_ROWS;
     const row_place at[2] = {place_of(a, tile, g, first + dr_fragment_row(thread, 0)),
                              place_of(a, tile, g, first + dr_fragment_row(thread, 2))};
     const int32_t seen[2] = {at[0].seen, at[1].seen};
     softmax_pair of = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
     float sum[D / 2];
-    load_queries<D>(a, tile, g, first, shared.base);
+    load_queries<D>(a, tile, g, first, shared_at(shared.queries(0)));
     dr_publish_shared();
     dr_named_wait(LOADED + own, DR_WGMMA_THREADS);
 #pragma unroll
@@ -306,17 +186,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
     const dr_query_tile tile = a.wide_query_tiles[blockIdx.x / a.G];
     const dr_span span = a.spans[tile.span];
     const int32_t n_steps = dr_key_steps(&span, tile.n_keys, KEYS);
-    if (threadIdx.x == 0) {
-        for (int stage = 0; stage < DR_WGMMA_STAGES; stage++)
-            for (int kind = 0; kind < BARRIER_KINDS; kind++)
-                dr_barrier_init(shared.barrier((barrier_kind)kind, stage),
-                                kind < KEYS_EMPTY ? 1 : CONSUMER_WARPS);
-        dr_barrier_publish();
-    }
-    __syncthreads();
+    init_barriers(shared);
     if (threadIdx.x < DR_WGMMA_THREADS) {
         dr_registers_fewer<FEWER>();
-        if (threadIdx.x == 0) copy_keys<D>(shared, &keys, &values, span, g, n_steps);
+        if (threadIdx.x == 0) copy_keys(shared, &keys, &values, span, g, n_steps);
     } else {
         dr_registers_more<MORE>();
         consume<D>(a, shared, tile, span, g, n_steps, out, lse);
@@ -326,7 +199,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
 template <int D>
 static dr_status launch_forward(const dr_cuda_attention &a, float *out, float *lse, dr_cuda_stream stream) {
     const char *op = "attention_forward";
-    const size_t bytes = forward_shared<D>::BYTES + DR_WGMMA_PATTERN;
+    const size_t bytes = forward_shared<D>::BYTES;
     unsigned int blocks = 0;
     CUtensorMap keys, values;
     DR_TRY(dr_cuda_grid(op, a.n_wide_query_tiles * a.G, 1, &blocks));
@@ -351,11 +224,23 @@ extern "C" bool dr_cuda_wgmma_is_built(void) {
 }
 
 #else
+static dr_status not_built(const dr_cuda_attention *attention) {
+    return DR_FAIL(DR_ERR_UNSUPPORTED, "attention of %d heads of %d: no kernels for compute capability 9.0",
+                   attention->H, attention->d);
+}
+
 extern "C" dr_status dr_cuda_attention_wgmma_forward(const dr_cuda_attention *attention, float *out,
                                                      float *lse, dr_cuda_stream stream) {
     (void)out, (void)lse, (void)stream;
-    return DR_FAIL(DR_ERR_UNSUPPORTED, "attention of %d heads of %d: no kernels for compute capability 9.0",
-                   attention->H, attention->d);
+    return not_built(attention);
+}
+
+extern "C" dr_status dr_cuda_attention_wgmma_backward(const dr_cuda_attention *attention, const uint16_t *q,
+                                                      const uint16_t *dout, const float *lse,
+                                                      const float *delta, float *dq, float *dk, float *dv,
+                                                      dr_cuda_stream stream) {
+    (void)q, (void)dout, (void)lse, (void)delta, (void)dq, (void)dk, (void)dv, (void)stream;
+    return not_built(attention);
 }
 
 extern "C" bool dr_cuda_wgmma_is_built(void) {

@@ -38,21 +38,24 @@ static int32_t pages_of(const span_source *from, int32_t s) {
 
 // Places, in a stage, of what a plan holds: the same offsets on host and device.
 typedef struct plan_layout {
-    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, wide_query_tiles, pages,
+    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, wide_query_tiles,
+        wide_key_tiles, pages,
         bytes; // the spans themselves stand at 0
 } plan_layout;
 
 static plan_layout layout_of(const span_source *from) {
     int64_t starts = (from->n + 1) * (int64_t)sizeof(int64_t), n_pages = 0, queries = 0, tiles = 0, keys = 0,
-            wide = 0;
+            wide = 0, wide_keys = 0;
     for (int32_t s = 0; s < from->n; s++) {
         dr_span span = span_at(from, s, 0);
         n_pages += pages_of(from, s);
         if (!from->is_mma) continue;
         queries += span.n_rows;
         tiles += dr_span_most_tiles(&span, from->group, !from->sequences);
-        if (from->sequences) keys += dr_span_mma_key_tiles(&span);
-        if (from->is_wide) wide += dr_span_wide_tiles(&span, from->group);
+        if (from->sequences) keys += dr_ceil_div(span.n_rows, DR_CUDA_MMA_KEYS);
+        if (!from->is_wide) continue;
+        wide += dr_span_wide_tiles(&span, from->group);
+        wide_keys += dr_ceil_div(span.n_rows, DR_WGMMA_KEYS);
     }
     tiles = dr_plan_room(tiles, !from->sequences);
     plan_layout at;
@@ -63,7 +66,8 @@ static plan_layout layout_of(const span_source *from) {
     at.mma_query_tiles = at.queries + queries * (int64_t)sizeof(dr_query);
     at.mma_key_tiles = at.mma_query_tiles + tiles * (int64_t)sizeof(dr_query_tile);
     at.wide_query_tiles = at.mma_key_tiles + keys * (int64_t)sizeof(dr_key_tile);
-    at.pages = at.wide_query_tiles + wide * (int64_t)sizeof(dr_query_tile);
+    at.wide_key_tiles = at.wide_query_tiles + wide * (int64_t)sizeof(dr_query_tile);
+    at.pages = at.wide_key_tiles + wide_keys * (int64_t)sizeof(dr_key_tile);
     at.bytes = at.pages + n_pages * (int64_t)sizeof(int32_t);
     return at;
 }
@@ -133,7 +137,8 @@ static void write_plan(const span_source *from, const plan_layout *at, const dr_
                                 .queries = (const dr_query *)(device + at->queries),
                                 .mma_query_tiles = (const dr_query_tile *)(device + at->mma_query_tiles),
                                 .mma_key_tiles = (const dr_key_tile *)(device + at->mma_key_tiles),
-                                .wide_query_tiles = (const dr_query_tile *)(device + at->wide_query_tiles)};
+                                .wide_query_tiles = (const dr_query_tile *)(device + at->wide_query_tiles),
+                                .wide_key_tiles = (const dr_key_tile *)(device + at->wide_key_tiles)};
     if (!from->is_mma) return;
     dr_query *queries = (dr_query *)(host + at->queries);
     work->n_queries = rows[n];
@@ -142,10 +147,13 @@ static void write_plan(const span_source *from, const plan_layout *at, const dr_
                                                   queries, (dr_query_tile *)(host + at->mma_query_tiles));
     if (!from->sequences) pad_tiles((dr_query_tile *)(host + at->mma_query_tiles), work);
     if (from->sequences)
-        work->n_mma_key_tiles = dr_plan_key_tiles(spans, n, (dr_key_tile *)(host + at->mma_key_tiles));
-    if (from->is_wide)
-        work->n_wide_query_tiles =
-            dr_plan_wide_tiles(spans, n, group, rows, (dr_query_tile *)(host + at->wide_query_tiles));
+        work->n_mma_key_tiles =
+            dr_plan_key_tiles(spans, n, DR_CUDA_MMA_KEYS, (dr_key_tile *)(host + at->mma_key_tiles));
+    if (!from->is_wide) return;
+    work->n_wide_query_tiles =
+        dr_plan_wide_tiles(spans, n, group, rows, (dr_query_tile *)(host + at->wide_query_tiles));
+    work->n_wide_key_tiles =
+        dr_plan_key_tiles(spans, n, DR_WGMMA_KEYS, (dr_key_tile *)(host + at->wide_key_tiles));
 }
 
 // The spans, tiles and pages of a call, in device memory; the caller adds what they are read from.
@@ -263,8 +271,10 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
     DR_TRY(round_keys(state, T, &a, &next));
     DR_TRY(round_rows(state, q, q_stride, T, (int64_t)H * d, &next, &q_rounded));
     DR_TRY(round_rows(state, dout, (int64_t)H * d, T, (int64_t)H * d, &next, &dout_rounded));
-    return dr_cuda_attention_bf16_backward(&a, q_rounded, dout_rounded, lse, delta, dq, dk, dv,
-                                           state->stream);
+    return takes_wgmma(state, H, G, d) ? dr_cuda_attention_wgmma_backward(&a, q_rounded, dout_rounded, lse,
+                                                                          delta, dq, dk, dv, state->stream)
+                                       : dr_cuda_attention_bf16_backward(&a, q_rounded, dout_rounded, lse,
+                                                                         delta, dq, dk, dv, state->stream);
 }
 
 static void kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G, int32_t d) {

@@ -12,10 +12,11 @@
 #include "cuda/index.h"
 
 enum {
-    DR_WGMMA_ROWS = 64,      // of the result, one warpgroup's
+    DR_WGMMA_ROWS = 64,      // of a result, one warpgroup's
     DR_WGMMA_DEPTH = 16,     // of one instruction
     DR_WGMMA_THREADS = 128,  // a warpgroup
     DR_WGMMA_CONSUMERS = 2,  // warpgroups of a block that multiply; one more copies
+    DR_WGMMA_KEYS = 128,     // of a tile
     DR_WGMMA_PANEL = 64,     // columns
     DR_WGMMA_PITCH = 128,    // bytes of a panel's row
     DR_WGMMA_PATTERN = 1024, // bytes of eight such rows, after which the swizzle repeats
