@@ -30,9 +30,10 @@ static __device__ __forceinline__ unsigned char *shared_at(uint32_t address) {
     return dr_shared + (address - dr_shared_address(dr_shared));
 }
 
-// Which of the multiplying warpgroups this thread is in, and its number there.
+// Which of the multiplying warpgroups this thread is in, and its number there. The shuffle tells the compiler
+// that a warp has one answer, so that descriptors are computed once for the warp.
 static __device__ __forceinline__ int own_group() {
-    return threadIdx.x / DR_WGMMA_THREADS - 1;
+    return __shfl_sync(0xffffffffu, threadIdx.x / DR_WGMMA_THREADS, 0) - 1;
 }
 
 static __device__ __forceinline__ int own_thread() {

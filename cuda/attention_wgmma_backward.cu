@@ -177,12 +177,15 @@ template <int D> struct query_stages {
     }
 };
 
-// All threads. Rows of a stage that no box reaches are zeros for good: their weights are 0, and 0 times what
-// stood there might be no number. A stage is full when its 32 copying threads' copies and its boxes are there.
-template <int D> static __device__ __forceinline__ void init_stages(const query_stages<D> &shared) {
+// All threads. Rows of a stage that no box reaches, where there are any, are zeros for good: their weights are
+// 0, and 0 times what stood there might be no number. A stage is full when its 32 copying threads' copies and
+// its boxes are there.
+template <int D>
+static __device__ __forceinline__ void init_stages(const query_stages<D> &shared, int32_t group) {
     enum { PIECES = DR_WGMMA_STAGES * 2 * query_stages<D>::ROW_BYTES / 16 };
     uint4 *pieces = (uint4 *)shared_at(shared.queries(0));
-    for (int i = threadIdx.x; i < PIECES; i += THREADS) pieces[i] = make_uint4(0, 0, 0, 0);
+    if (STAGE_ROWS % group != 0)
+        for (int i = threadIdx.x; i < PIECES; i += THREADS) pieces[i] = make_uint4(0, 0, 0, 0);
     dr_publish_shared();
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < DR_WGMMA_STAGES; stage++) {
@@ -318,11 +321,11 @@ static __global__ void __launch_bounds__(THREADS, 1)
                const __grid_constant__ CUtensorMap values) {
     const query_stages<D> shared;
     const dr_cuda_attention &a = c.in;
-    const int32_t g = blockIdx.x % a.G;
+    const int32_t g = blockIdx.x % a.G, group = a.H / a.G;
     const dr_key_tile tile = a.wide_key_tiles[blockIdx.x / a.G];
     const dr_span &span = a.spans[tile.span];
-    const view_range range = {tile.span + span.n_sharers, dr_tile_queries(a.H / a.G)};
-    init_stages(shared);
+    const view_range range = {tile.span + span.n_sharers, dr_tile_queries(group)};
+    init_stages(shared, group);
     if (threadIdx.x < DR_WGMMA_THREADS) {
         dr_registers_fewer<FEWER>();
         if (threadIdx.x == 0) {

@@ -32,25 +32,28 @@ DR_INDEX int32_t dr_panel_offset(int row, int column, int rows) {
 }
 
 // A matrix descriptor with 128-byte swizzle. address: in shared memory; leading, stride: bytes. All three are
-// multiples of 16 below 2^18.
-DR_INDEX uint64_t dr_wgmma_descriptor(uint32_t address, uint32_t leading, uint32_t stride) {
-    return (uint64_t)(address >> 4 & 0x3FFF) | (uint64_t)(leading >> 4 & 0x3FFF) << 16 |
-           (uint64_t)(stride >> 4 & 0x3FFF) << 32 | (uint64_t)1 << 62;
+// multiples of 16 below 2^18. `ahead`: bytes that the operand begins behind the address, added to what is
+// made of the rest, which a loop's steps share.
+DR_INDEX uint64_t dr_wgmma_descriptor(uint32_t address, uint32_t leading, uint32_t stride, uint32_t ahead) {
+    uint32_t low = (address >> 4 & 0x3FFF) | (leading >> 4 & 0x3FFF) << 16,
+             high = (stride >> 4 & 0x3FFF) | 1u << 30;
+    return (uint64_t)(low + (ahead >> 4)) | (uint64_t)high << 32;
 }
 
 // Rows from `first` on of a tile as an operand whose products run along the columns (K-major), columns
 // 16 step … 16 step + 15. first is a multiple of 8.
 DR_INDEX uint64_t dr_wgmma_along_columns(uint32_t tile, int rows, int first, int step) {
     int column = step * DR_WGMMA_DEPTH;
-    uint32_t panel = (uint32_t)(column / DR_WGMMA_PANEL * rows + first) * DR_WGMMA_PITCH;
-    return dr_wgmma_descriptor(tile + panel + (uint32_t)(column % DR_WGMMA_PANEL * 2), 16, DR_WGMMA_PATTERN);
+    uint32_t ahead =
+        (uint32_t)(column / DR_WGMMA_PANEL * rows * DR_WGMMA_PITCH + column % DR_WGMMA_PANEL * 2);
+    return dr_wgmma_descriptor(tile + (uint32_t)(first * DR_WGMMA_PITCH), 16, DR_WGMMA_PATTERN, ahead);
 }
 
 // All columns of a tile as an operand whose products run along the rows (MN-major), rows 16 step …
 // 16 step + 15.
 DR_INDEX uint64_t dr_wgmma_along_rows(uint32_t tile, int rows, int step) {
-    return dr_wgmma_descriptor(tile + (uint32_t)(step * DR_WGMMA_DEPTH * DR_WGMMA_PITCH),
-                               (uint32_t)(rows * DR_WGMMA_PITCH), DR_WGMMA_PATTERN);
+    return dr_wgmma_descriptor(tile, (uint32_t)(rows * DR_WGMMA_PITCH), DR_WGMMA_PATTERN,
+                               (uint32_t)(step * DR_WGMMA_DEPTH * DR_WGMMA_PITCH));
 }
 
 // ---- registers ----
