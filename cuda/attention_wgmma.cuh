@@ -40,15 +40,6 @@ static __device__ __forceinline__ int own_thread() {
     return threadIdx.x % DR_WGMMA_THREADS;
 }
 
-// Step j uses stage j % DR_WGMMA_STAGES for the (j / DR_WGMMA_STAGES)-th time.
-static __device__ __forceinline__ int stage_of(int32_t step) {
-    return step % DR_WGMMA_STAGES;
-}
-
-static __device__ __forceinline__ uint32_t parity_of(int32_t step) {
-    return step / DR_WGMMA_STAGES % 2;
-}
-
 // A warp has read a tile; when all have, it may be written again.
 static __device__ __forceinline__ void release(uint32_t barrier) {
     __syncwarp();
@@ -116,14 +107,14 @@ static __device__ __forceinline__ void copy_keys(const key_stages<D, QUERY_TILES
                                                  const CUtensorMap *keys, const CUtensorMap *values,
                                                  const dr_span &span, int32_t g, int32_t n_steps) {
     for (int32_t j = 0; j < n_steps; j++) {
-        const int stage = stage_of(j);
+        const int stage = dr_stage_of(j);
         const uint32_t keys_full = shared.barrier(KEYS_FULL, stage),
                        values_full = shared.barrier(VALUES_FULL, stage);
         const int32_t row = (int32_t)dr_step_row(&span, j, KEYS);
-        dr_barrier_wait(shared.barrier(KEYS_EMPTY, stage), parity_of(j) ^ 1);
+        dr_barrier_wait(shared.barrier(KEYS_EMPTY, stage), dr_stage_parity(j) ^ 1);
         dr_barrier_expect(keys_full, KEYS * D * 2);
         copy_panels<D>(keys, shared.keys(stage), KEYS, keys_full, g, row);
-        dr_barrier_wait(shared.barrier(VALUES_EMPTY, stage), parity_of(j) ^ 1);
+        dr_barrier_wait(shared.barrier(VALUES_EMPTY, stage), dr_stage_parity(j) ^ 1);
         dr_barrier_expect(values_full, KEYS * D * 2);
         copy_panels<D>(values, shared.values(stage), KEYS, values_full, g, row);
     }

@@ -42,13 +42,13 @@ static __device__ __forceinline__ void add_keys(const dq_shared<D> &shared, int3
                                                 const int32_t (&limit)[2], const float (&lse)[2],
                                                 const float (&delta)[2], float raw_scale,
                                                 float (&sum)[D / 2]) {
-    const int stage = stage_of(step), first = own_group() * DR_WGMMA_ROWS;
+    const int stage = dr_stage_of(step), first = own_group() * DR_WGMMA_ROWS;
     const float scale = __fmul_rn(raw_scale, DR_LOG2_E);
     float score[KEYS / 2], dot[KEYS / 2];
     uint32_t pairs[KEYS / 4];
-    dr_barrier_wait(shared.barrier(KEYS_FULL, stage), parity_of(step));
+    dr_barrier_wait(shared.barrier(KEYS_FULL, stage), dr_stage_parity(step));
     start_dots<D, KEYS>(shared.queries(0), ROWS, first, shared.keys(stage), score);
-    dr_barrier_wait(shared.barrier(VALUES_FULL, stage), parity_of(step));
+    dr_barrier_wait(shared.barrier(VALUES_FULL, stage), dr_stage_parity(step));
     start_dots<D, KEYS>(shared.queries(1), ROWS, first, shared.values(stage), dot);
     dr_wgmma_wait<1>();
     dr_wgmma_keep(score);
@@ -221,9 +221,9 @@ static __device__ __forceinline__ void copy_views(const backward_arguments &c, c
     const int32_t group = c.in.H / c.in.G;
     dr_view at = first_view(c.in, tile, range);
     for (int32_t j = 0; at.n > 0; j++) {
-        const int stage = stage_of(j);
+        const int stage = dr_stage_of(j);
         const int64_t row = c.in.spans[at.viewer].row + at.first;
-        dr_barrier_wait(shared.empty(stage), parity_of(j) ^ 1);
+        dr_barrier_wait(shared.empty(stage), dr_stage_parity(j) ^ 1);
         if (threadIdx.x == 0) {
             dr_barrier_expect(shared.full(stage), 2 * range.most * group * D * 2);
             copy_panels<D>(queries, shared.queries(stage), STAGE_ROWS, shared.full(stage), g * group,
@@ -300,8 +300,8 @@ static __device__ __forceinline__ void sum_dkv(const backward_arguments &c, cons
             low[n] = dr_view_low(&at, &tile, key + 8 * n, group);
             high[n] = key + 8 * n < n_keys ? at.n * group : 0;
         }
-        dr_barrier_wait(shared.full(stage_of(j)), parity_of(j));
-        add_queries<D>(shared, stage_of(j), low, high, c.in.scale, dk, dv);
+        dr_barrier_wait(shared.full(dr_stage_of(j)), dr_stage_parity(j));
+        add_queries<D>(shared, dr_stage_of(j), low, high, c.in.scale, dk, dv);
         at = next_view(c.in, at, range);
     }
 #pragma unroll

@@ -68,6 +68,18 @@ DR_INDEX int dr_fragment_column(int thread, int i) {
     return i / 4 * 8 + thread % 4 * 2 + i % 2;
 }
 
+// ---- stages ----
+
+// Step j uses stage j % DR_WGMMA_STAGES for the (j / DR_WGMMA_STAGES)-th time, and waits for "full" with this
+// parity; whoever fills it waits for "empty" with the other one.
+DR_INDEX int dr_stage_of(int32_t step) {
+    return step % DR_WGMMA_STAGES;
+}
+
+DR_INDEX uint32_t dr_stage_parity(int32_t step) {
+    return step / DR_WGMMA_STAGES % 2;
+}
+
 // ---- steps ----
 
 // Whether the kernels take these heads.
