@@ -75,7 +75,7 @@ dr_status bench_ceilings_create(dr_backend *backend, double seconds, bench_ceili
         return DR_OK;
     }
     c->n_threads = backend->n_threads;
-    c->bf16 = dr_rounds_to_bf16(backend->precision) && dr_cpu_has_bf16();
+    c->bf16 = backend->precision == DR_BF16 && dr_cpu_has_bf16();
     long last_cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     c->block_bytes = last_cache > (64 << 20) ? 4 * (size_t)last_cache : (size_t)256 << 20;
     DR_TRY_GOTO(status, dr_alloc(&c->block, "block to read", (int64_t)c->block_bytes, 1), destroy);

@@ -2,7 +2,7 @@
 #include "bench/ops_parts.h"
 
 static double element(const bench_call *c) {
-    return dr_rounds_to_bf16(c->b->precision) ? 2 : 4;
+    return c->b->precision == DR_BF16 ? 2 : 4;
 }
 
 // x[0] h, x[1] logprob, x[2] entropy, x[3] lse, x[4] dlogprob, x[5] dh, x[6] dw

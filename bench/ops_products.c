@@ -2,7 +2,7 @@
 #include "bench/ops_parts.h"
 
 static double element(const bench_call *c) { // bytes of a weight as products read it
-    return dr_rounds_to_bf16(c->b->precision) ? 2 : 4;
+    return c->b->precision == DR_BF16 ? 2 : 4;
 }
 
 // x [T, n_in], y [T, n_out]

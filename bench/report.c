@@ -63,9 +63,7 @@ dr_status bench_report_open(const char *json_path, const dr_backend *backend, co
     bench_report *r = NULL;
     DR_TRY(dr_alloc(&r, "report", 1, sizeof *r));
     r->n_threads = backend->n_threads;
-    r->precision = backend->precision == DR_BF16_LOOSE ? "bf16-loose"
-                   : backend->precision == DR_BF16     ? "bf16"
-                                                       : "fp32";
+    r->precision = backend->precision == DR_BF16 ? "bf16" : "fp32";
     snprintf(r->device, sizeof r->device, "%s", device);
     read_processor(r->processor, sizeof r->processor);
     if (json_path) {

@@ -199,8 +199,10 @@ step_verify() {
 }
 
 step_ops_bf16() { "$bin/bench_ops" --backend "$backend" --precision bf16 --seconds "$seconds" $ops_options; }
-step_ops_loose() {
-    "$bin/bench_ops" --backend "$backend" --precision bf16-loose --part attention --seconds "$seconds" $ops_options
+step_ops_wgmma() {
+    on_device
+    [ "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)" = 9.0 ] || skip "not a device of compute capability 9.0"
+    "$bin/bench_ops" --backend cuda-wgmma --precision bf16 --part attention --seconds "$seconds"
 }
 step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --seconds "$seconds" --shape small $ops_options; }
 
@@ -277,7 +279,7 @@ run_all() {
     run_step train 90 "the main job, one worker and two"
     run_step nccl 90 "NCCL, 2 and 4 ranks on one device"
     run_step ops_bf16 90 "figures by op, bf16"
-    run_step ops_loose 45 "attention's figures where bits may differ (wgmma)"
+    run_step ops_wgmma 45 "attention's figures, wgmma"
     run_step engine_train 60 "training"
     run_step engine_decode 60 "decoding"
     run_step engine_graphs 60 "decoding, a pass one launch"
