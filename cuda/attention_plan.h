@@ -128,12 +128,13 @@ static inline int64_t dr_plan_query_tiles(const dr_span *spans, int32_t n, int32
     return n_tiles;
 }
 
-// Tiles of the kernels with wgmma, over all that a packed batch's queries see; those with most keys first.
-// Returns their number, at most the sum of dr_span_wide_tiles.
+// Tiles of a span's queries for the kernels with wgmma.
 static inline int64_t dr_span_wide_tiles(const dr_span *span, int32_t group) {
     return dr_ceil_div(span->n_rows, dr_wgmma_queries(group));
 }
 
+// All of a packed batch's, each over all keys that its queries see; those with most keys first. Returns their
+// number, the sum of dr_span_wide_tiles.
 static inline int64_t dr_plan_wide_tiles(const dr_span *spans, int32_t n, int32_t group,
                                          const int64_t *starts, dr_query_tile *tiles) {
     int32_t most = dr_wgmma_queries(group);
