@@ -35,9 +35,11 @@ typedef struct bencher {
 } bencher;
 
 static const char usage[] =
-    "bench_ops [--backend cpu|cuda] [--precision fp32|bf16] [--part NAME] [--shape small|0.5b|1.5b|7b]\n"
-    "          [--rows N] [--threads N] [--seconds S] [--json FILE]\n"
-    "  --backend    the processor, or device 0 (default cpu)\n"
+    "bench_ops [--backend cpu|cuda|cuda-wgmma] [--precision fp32|bf16] [--part NAME]\n"
+    "          [--shape small|0.5b|1.5b|7b] [--rows N] [--threads N] [--seconds S] [--json FILE]\n"
+    "  --backend    the processor, or device 0 (default cpu); cuda-wgmma: there with packed attention by "
+    "wgmma\n"
+    "               in bf16 (compute capability 9.0)\n"
     "  --precision  of the products (default fp32)\n"
     "  --part       products, rows, attention or head alone\n"
     "  --shape      sizes of one model alone (default: small and 0.5b, on a device 7b too)\n"
@@ -198,7 +200,7 @@ static bool read_option(int option, settings *s) {
     char *end = NULL;
     if (option == 'b') {
         s->backend = optarg;
-        return strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0;
+        return strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0 || strcmp(optarg, "cuda-wgmma") == 0;
     } else if (option == 'p') {
         s->precision = strcmp(optarg, "bf16") == 0 ? DR_BF16 : DR_FP32;
         return s->precision == DR_BF16 || strcmp(optarg, "fp32") == 0;

@@ -10,8 +10,21 @@
 #if DR_HAVE_CUDA_KERNELS
 #include "cuda/backend_cuda.h"
 #include "cuda/device_probe.h"
+#include "cuda/kernels.h"
 
-static dr_status open_device(dr_precision precision, bool records, dr_backend **out_backend,
+// What a kind asks of a device beside being one.
+static dr_status set_up(const char *kind, const dr_device_probe *probe) {
+    bool wgmma = strcmp(kind, "cuda-wgmma") == 0;
+    DR_CHECK(
+        !wgmma || (dr_cuda_wgmma_is_built() && probe->devices[0].major == 9 && probe->devices[0].minor == 0),
+        DR_ERR_UNSUPPORTED, "backend %s: %s has compute capability %d.%d, expected 9.0 and a build for it",
+        kind, probe->devices[0].name, probe->devices[0].major, probe->devices[0].minor);
+    dr_cuda_record_passes(strcmp(kind, "cuda-graphs") == 0);
+    dr_cuda_wgmma_in_bf16(wgmma);
+    return DR_OK;
+}
+
+static dr_status open_device(const char *kind, dr_precision precision, dr_backend **out_backend,
                              bench_device *out) {
     dr_device_probe probe = dr_device_probe_run();
     DR_CHECK(probe.n_devices > 0, DR_ERR_UNSUPPORTED, "backend cuda: %s", probe.reason);
@@ -19,13 +32,13 @@ static dr_status open_device(dr_precision precision, bool records, dr_backend **
     snprintf(out->name, sizeof out->name, "%s", name);
     bool is_sxm = strstr(name, "PCIe") == NULL && strstr(name, "NVL") == NULL; // the others are clocked lower
     if (is_sxm && (strstr(name, "H100") || strstr(name, "H200"))) out->peak_flops = 989e12;
-    dr_cuda_record_passes(records);
+    DR_TRY(set_up(kind, &probe));
     return dr_backend_cuda_create(precision, 0, out_backend);
 }
 #else
-static dr_status open_device(dr_precision precision, bool records, dr_backend **out_backend,
+static dr_status open_device(const char *kind, dr_precision precision, dr_backend **out_backend,
                              bench_device *out) {
-    (void)precision, (void)records, (void)out_backend, (void)out;
+    (void)kind, (void)precision, (void)out_backend, (void)out;
     return DR_FAIL(DR_ERR_UNSUPPORTED, "backend cuda: this build has no CUDA kernels");
 }
 #endif
@@ -34,10 +47,9 @@ dr_status bench_backend_open(const char *kind, dr_precision precision, int n_thr
                              dr_backend **out_backend, bench_device *out_device) {
     *out_device = (bench_device){0};
     if (strcmp(kind, "cpu") == 0) return dr_backend_cpu_create(precision, n_threads, out_backend);
-    bool records = strcmp(kind, "cuda-graphs") == 0;
-    DR_CHECK(records || strcmp(kind, "cuda") == 0, DR_ERR_ARGUMENT,
-             "backend %s: expected cpu, cuda or cuda-graphs", kind);
-    return open_device(precision, records, out_backend, out_device);
+    DR_CHECK(strcmp(kind, "cuda") == 0 || strcmp(kind, "cuda-graphs") == 0 || strcmp(kind, "cuda-wgmma") == 0,
+             DR_ERR_ARGUMENT, "backend %s: expected cpu, cuda, cuda-graphs or cuda-wgmma", kind);
+    return open_device(kind, precision, out_backend, out_device);
 }
 
 bool bench_is_cpu(const dr_backend *backend) {

@@ -16,7 +16,8 @@ typedef struct bench_device {
                        // 0: not known here
 } bench_device;
 
-// kind "cpu", or "cuda": device 0. DR_ERR_UNSUPPORTED, saying why, when this build or machine has no device.
+// kind "cpu", or "cuda": device 0; "cuda-graphs": there with recorded passes; "cuda-wgmma": there with packed
+// attention by wgmma in bf16. DR_ERR_UNSUPPORTED, saying why, when this build or machine has no device.
 dr_status bench_backend_open(const char *kind, dr_precision precision, int n_threads,
                              dr_backend **out_backend, bench_device *out_device);
 // The host can use the backend's memory: the processor is measured.

@@ -85,7 +85,7 @@ static __device__ __forceinline__ void add_keys(const __nv_bfloat16 *queries, co
         float top = rows.top[i];
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++) top = fmaxf(top, fmaxf(score[n][2 * i], score[n][2 * i + 1]));
-        top = row_max(top);
+        top = dr_row_max(top);
         const float base = top == -INFINITY ? 0.0f : top; // a row that has not seen any
         const float shrink = dr_exp2(__fmul_rn(__fsub_rn(rows.top[i], base), scale)),
                     shift = -__fmul_rn(base, scale);
@@ -211,7 +211,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
         if ((first + KEYS) % DR_CUDA_SPLIT == 0 || first + KEYS >= end) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                split.total[i] = row_sum(split.total[i]);
+                split.total[i] = dr_row_sum(split.total[i]);
                 if (at[i].part >= 0) write_part(a, at[i], first / DR_CUDA_SPLIT, split, i);
             }
             merge(all, split, scale);

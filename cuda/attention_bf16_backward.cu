@@ -119,23 +119,6 @@ template <int D> static __global__ void __launch_bounds__(THREADS, BLOCKS) dq_ke
     }
 }
 
-// Queries first … first + n - 1 of span `viewer`, which see a tile's keys or some of them.
-struct view {
-    int32_t viewer, first, n;
-};
-
-// The first of them at or behind (viewer, first); n is 0 behind the last viewer.
-static __device__ __forceinline__ view view_from(const dr_cuda_attention &a, int32_t viewer, int32_t first,
-                                                 int32_t last_viewer) {
-    while (viewer <= last_viewer && first >= a.spans[viewer].n_rows) {
-        viewer++;
-        first = 0;
-    }
-    view at = {viewer, first, 0};
-    if (viewer <= last_viewer) at.n = min(a.spans[viewer].n_rows - first, ROWS / (a.H / a.G));
-    return at;
-}
-
 // One stage of dk and dv's kernel: rows of q and dout, and what belongs to them.
 template <int D> struct query_stage {
     __nv_bfloat16 *queries, *douts;
@@ -150,7 +133,7 @@ template <int D> struct query_stage {
 };
 
 template <int D>
-static __device__ __forceinline__ void load_view(const backward_arguments &c, const view &at, int32_t g,
+static __device__ __forceinline__ void load_view(const backward_arguments &c, const dr_view &at, int32_t g,
                                                  const query_stage<D> &to) {
     const int32_t group = c.in.H / c.in.G, r = threadIdx.x % ROWS;
     const int64_t row = c.in.spans[at.viewer].row + at.first;
@@ -200,20 +183,20 @@ template <int D> static __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_k
     const int32_t key = threadIdx.x / 32 * STRIP + lane / 4; // the first of two
     __nv_bfloat16 *keys = (__nv_bfloat16 *)dr_shared;
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
-    view at = view_from(a, tile.span, tile.first, last); // own rows before see none of these keys
+    dr_view at = dr_view_from(a.spans, tile.span, tile.first, last, ROWS / group);
     load_keys<D>(a, span, g, span.n_before + tile.first, n, keys, keys + KEYS * D);
     load_view(c, at, g, query_stage<D>(0));
     dr_copy_async_commit();
     for (int stage = 0; at.n > 0; stage ^= 1) {
-        const view next = view_from(a, at.viewer, at.first + at.n, last);
+        const dr_view next = dr_view_from(a.spans, at.viewer, at.first + at.n, last, ROWS / group);
         int32_t low[2], high[2];
         if (next.n > 0) load_view(c, next, g, query_stage<D>(stage ^ 1));
         dr_copy_async_commit();
         dr_copy_async_wait<1>();
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < 2; i++) { // a sharer's rows see all keys, own rows those up to themselves
-            low[i] = at.viewer == tile.span ? (tile.first + key + 8 * i - at.first) * group : 0;
+        for (int i = 0; i < 2; i++) {
+            low[i] = dr_view_low(&at, &tile, key + 8 * i, group);
             high[i] = key + 8 * i < n ? at.n * group : 0;
         }
 #pragma unroll 1

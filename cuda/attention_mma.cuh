@@ -16,8 +16,6 @@ enum {
     BLOCKS = 2  // on a multiprocessor at a time: the compiler may take the registers that this leaves
 };
 
-#define DR_LOG2_E 1.44269504088896341f
-
 // The 16 bytes that are `column` of a row.
 template <int D>
 static __device__ __forceinline__ __nv_bfloat16 *at_tile(__nv_bfloat16 *tile, int row, int column) {
@@ -92,17 +90,6 @@ static __device__ __forceinline__ void weigh_rows(const float (&weights)[2 * K][
             dr_mma(out[n + 1], left, right[2], right[3]);
         }
     }
-}
-
-// The same in all four lanes that hold a row.
-static __device__ __forceinline__ float row_max(float value) {
-    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
-    return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
-}
-
-static __device__ __forceinline__ float row_sum(float value) {
-    value += __shfl_xor_sync(0xffffffffu, value, 1);
-    return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
 #endif

@@ -10,12 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda/index.h"
-
-// Queries that one tile holds.
-static inline int32_t dr_tile_queries(int32_t group) {
-    return DR_CUDA_MMA_ROWS / group;
-}
+#include "cuda/wgmma_index.h"
 
 // Splits of the keys of a query that sees `seen` of them, or of a span's last query.
 static inline int32_t dr_splits_of(int32_t seen) {
@@ -133,6 +128,27 @@ static inline int64_t dr_plan_query_tiles(const dr_span *spans, int32_t n, int32
     return n_tiles;
 }
 
+// Tiles of a span's queries for the kernels with wgmma.
+static inline int64_t dr_span_wide_tiles(const dr_span *span, int32_t group) {
+    return dr_ceil_div(span->n_rows, dr_wgmma_queries(group));
+}
+
+// All of a packed batch's, each over all keys that its queries see; those with most keys first. Returns their
+// number, the sum of dr_span_wide_tiles.
+static inline int64_t dr_plan_wide_tiles(const dr_span *spans, int32_t n, int32_t group,
+                                         const int64_t *starts, dr_query_tile *tiles) {
+    int32_t most = dr_wgmma_queries(group);
+    int64_t n_tiles = 0;
+    for (int32_t s = 0; s < n; s++)
+        for (int32_t first = 0; first < spans[s].n_rows; first += most) {
+            int32_t count = spans[s].n_rows - first < most ? spans[s].n_rows - first : most;
+            tiles[n_tiles++] =
+                (dr_query_tile){s, (int32_t)starts[s] + first, count, 0, spans[s].n_before + first + count};
+        }
+    qsort(tiles, (size_t)n_tiles, sizeof *tiles, dr_longer_query_tile);
+    return n_tiles;
+}
+
 static inline int dr_longer_key_tile(const void *left, const void *right) {
     const dr_key_tile *a = (const dr_key_tile *)left, *b = (const dr_key_tile *)right;
     if (a->n_viewers != b->n_viewers) return a->n_viewers > b->n_viewers ? -1 : 1;
@@ -140,17 +156,14 @@ static inline int dr_longer_key_tile(const void *left, const void *right) {
     return a->first < b->first ? -1 : a->first > b->first;
 }
 
-static inline int64_t dr_span_mma_key_tiles(const dr_span *span) {
-    return dr_ceil_div(span->n_rows, DR_CUDA_MMA_KEYS);
-}
-
-// Tiles of a packed batch's keys, those that most rows see first. Returns their number.
-static inline int64_t dr_plan_key_tiles(const dr_span *spans, int32_t n, dr_key_tile *tiles) {
+// Tiles of a packed batch's keys, `keys` each, those that most rows see first. Returns their number: of each
+// span its rows by `keys`, rounded up.
+static inline int64_t dr_plan_key_tiles(const dr_span *spans, int32_t n, int32_t keys, dr_key_tile *tiles) {
     int64_t n_tiles = 0;
     for (int32_t s = 0; s < n; s++) {
         int32_t sharers = 0;
         for (int32_t i = 1; i <= spans[s].n_sharers; i++) sharers += spans[s + i].n_rows;
-        for (int32_t first = 0; first < spans[s].n_rows; first += DR_CUDA_MMA_KEYS)
+        for (int32_t first = 0; first < spans[s].n_rows; first += keys)
             tiles[n_tiles++] = (dr_key_tile){s, first, spans[s].n_rows - first + sharers};
     }
     qsort(tiles, (size_t)n_tiles, sizeof *tiles, dr_longer_key_tile);

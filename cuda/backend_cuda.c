@@ -236,7 +236,7 @@ static dr_status state_open(dr_cuda_state *state) {
     return stage_create(state, &state->burst.stage);
 }
 
-static bool own_products_only, record_passes;
+static bool own_products_only, record_passes, wgmma_in_bf16;
 
 void dr_cuda_record_passes(bool record) {
     record_passes = record;
@@ -244,6 +244,24 @@ void dr_cuda_record_passes(bool record) {
 
 void dr_cuda_own_products_only(bool own) {
     own_products_only = own;
+}
+
+void dr_cuda_wgmma_in_bf16(bool use) {
+    wgmma_in_bf16 = use;
+}
+
+// The kernels with wgmma hold code for compute capability 9.0 alone.
+static dr_status wgmma_open(dr_cuda_state *state, dr_precision precision) {
+    int major = 0, minor = 0;
+    DR_CUDA_TRY(DR_ERR_INTERNAL,
+                cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, state->device), "device %d",
+                state->device);
+    DR_CUDA_TRY(DR_ERR_INTERNAL,
+                cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, state->device), "device %d",
+                state->device);
+    state->wgmma = dr_cuda_wgmma_is_built() && major == 9 && minor == 0 &&
+                   (precision == DR_BF16_LOOSE || (precision == DR_BF16 && wgmma_in_bf16));
+    return DR_OK;
 }
 
 // fp32's products are the own kernels' alone: no library adds in their order.
@@ -313,6 +331,7 @@ dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend 
     state->records = record_passes;
     DR_TRY_GOTO(status, state_open(state), close_state);
     DR_TRY_GOTO(status, products_open(state, precision), close_state);
+    DR_TRY_GOTO(status, wgmma_open(state, precision), close_state);
     *backend = (dr_backend){.ops = table(), .precision = precision, .n_threads = 1, .state = state};
     *out_backend = backend;
     return DR_OK;

@@ -41,6 +41,11 @@ void dr_cuda_record_passes(bool record);
 // library where there is one.
 void dr_cuda_own_products_only(bool own);
 
+// Backends of DR_BF16_LOOSE on a device of compute capability 9.0 attend over packed sequences with wgmma,
+// whose sums have another order than those over the cache. Tests and benchmarks: while this is set, backends
+// of DR_BF16 that are made do so too.
+void dr_cuda_wgmma_in_bf16(bool use);
+
 // Waits for what is under way, then frees the backend. Memory and weights must have been destroyed before.
 // NULL is fine.
 void dr_backend_cuda_destroy(dr_backend *backend);

@@ -30,7 +30,7 @@ typedef struct dr_cuda_image {
     int64_t bytes, pages;   // pages: where they stand in it
     dr_cuda_attention work; // points into the plan's stage; no operands
     int32_t group;
-    bool is_mma; // with tiles for the tensor cores
+    bool is_mma, is_wide; // with tiles for the tensor cores, for wgmma
 } dr_cuda_image;
 
 // The last call on packed sequences, or on the cache.
@@ -85,6 +85,7 @@ typedef struct dr_cuda_state {
     dr_cuda_plan packed, cached;
     dr_cuda_later_plans later;
     dr_cuda_burst burst;
+    bool wgmma;   // packed attention through the kernels of compute capability 9.0, of heads that they take
     bool records; // passes of the decode loop
     dr_cuda_recording recordings[DR_CUDA_RECORDINGS];
     int64_t n_passes;

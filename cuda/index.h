@@ -197,10 +197,40 @@ typedef struct dr_query_tile {
     int32_t span, query, n_queries, first_key, n_keys;
 } dr_query_tile;
 
-// A span's own keys first … first + DR_CUDA_MMA_KEYS - 1; n_viewers: rows that see any of them.
+// A span's own keys from `first` on, as many as the kernel's tile has; n_viewers: rows that see any of them.
 typedef struct dr_key_tile {
     int32_t span, first, n_viewers;
 } dr_key_tile;
+
+// Queries that a tile of DR_CUDA_MMA_ROWS rows holds.
+DR_INDEX int32_t dr_tile_queries(int32_t group) {
+    return DR_CUDA_MMA_ROWS / group;
+}
+
+// Queries first … first + n - 1 of span `viewer`, which see a key tile's keys or some of them.
+typedef struct dr_view {
+    int32_t viewer, first, n;
+} dr_view;
+
+// The first of them at or behind (viewer, first), `most` at a time; n is 0 behind the last viewer. A key
+// tile's views begin at (span, first) of the tile: own rows before see none of its keys.
+DR_INDEX dr_view dr_view_from(const dr_span *spans, int32_t viewer, int32_t first, int32_t last_viewer,
+                              int32_t most) {
+    while (viewer <= last_viewer && first >= spans[viewer].n_rows) {
+        viewer++;
+        first = 0;
+    }
+    dr_view at = {viewer, first, 0};
+    if (viewer <= last_viewer)
+        at.n = spans[viewer].n_rows - first < most ? spans[viewer].n_rows - first : most;
+    return at;
+}
+
+// The first row of a view's tile (row · group + head) that sees key `key` of a key tile: a sharer's rows see
+// all keys, own rows those up to themselves.
+DR_INDEX int32_t dr_view_low(const dr_view *at, const dr_key_tile *tile, int32_t key, int32_t group) {
+    return at->viewer == tile->span ? (tile->first + key - at->first) * group : 0;
+}
 
 // Whether the tensor cores' kernels take these heads: by their sizes alone, so that every pass does.
 DR_INDEX bool dr_mma_takes(int32_t group, int32_t d) {

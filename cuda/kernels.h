@@ -101,6 +101,10 @@ typedef struct dr_cuda_attention {
     const dr_query_tile *mma_query_tiles;
     const dr_key_tile *mma_key_tiles;
     int64_t n_queries, n_mma_query_tiles, n_mma_key_tiles, n_parts;
+    // The same of the kernels with wgmma; none where they do not serve.
+    const dr_query_tile *wide_query_tiles;
+    const dr_key_tile *wide_key_tiles;
+    int64_t n_wide_query_tiles, n_wide_key_tiles;
     float *part_sums;  // [n_parts, H, d]
     float *part_stats; // [n_parts, H, 2]: maximum of the scores, sum of exponentials
 } dr_cuda_attention;
@@ -122,6 +126,16 @@ dr_status dr_cuda_attention_bf16_forward(const char *op, const dr_cuda_attention
 dr_status dr_cuda_attention_bf16_backward(const dr_cuda_attention *attention, const uint16_t *q,
                                           const uint16_t *dout, const float *lse, const float *delta,
                                           float *dq, float *dk, float *dv, dr_cuda_stream stream);
+// The same with wgmma and tensor copies, for devices of compute capability 9.0: packed sequences, heads that
+// dr_wgmma_takes, keys and values as dense bf16 rows [T, G, d] at multiples of 16 bytes; their bits are not
+// those of dr_cuda_attention_bf16_forward. DR_ERR_UNSUPPORTED in a build for other devices.
+bool dr_cuda_wgmma_is_built(void);
+dr_status dr_cuda_attention_wgmma_forward(const dr_cuda_attention *attention, float *out, float *lse,
+                                          dr_cuda_stream stream);
+// q, dout at multiples of 16 bytes too.
+dr_status dr_cuda_attention_wgmma_backward(const dr_cuda_attention *attention, const uint16_t *q,
+                                           const uint16_t *dout, const float *lse, const float *delta,
+                                           float *dq, float *dk, float *dv, dr_cuda_stream stream);
 // rounded [T, width], dense and bf16, from rows [T, width] with a stride in floats.
 dr_status dr_cuda_round_rows(const float *values, int64_t stride, int64_t T, int64_t width, uint16_t *rounded,
                              dr_cuda_stream stream);

@@ -27,7 +27,7 @@ typedef struct span_source {
     const dr_sequences *sequences; // or NULL
     const dr_attention_chunk *chunks;
     int32_t n, group;
-    bool is_mma;
+    bool is_mma, is_wide; // with tiles for the tensor cores; of them, for wgmma too (sequences)
 } span_source;
 
 static dr_span span_at(const span_source *from, int32_t s, int32_t first_page) {
@@ -41,19 +41,24 @@ static int32_t pages_of(const span_source *from, int32_t s) {
 
 // Places, in a stage, of what a plan holds: the same offsets on host and device.
 typedef struct plan_layout {
-    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, pages,
+    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, wide_query_tiles,
+        wide_key_tiles, pages,
         bytes; // the spans themselves stand at 0
 } plan_layout;
 
 static plan_layout layout_of(const span_source *from) {
-    int64_t starts = (from->n + 1) * (int64_t)sizeof(int64_t), n_pages = 0, queries = 0, tiles = 0, keys = 0;
+    int64_t starts = (from->n + 1) * (int64_t)sizeof(int64_t), n_pages = 0, queries = 0, tiles = 0, keys = 0,
+            wide = 0, wide_keys = 0;
     for (int32_t s = 0; s < from->n; s++) {
         dr_span span = span_at(from, s, 0);
         n_pages += pages_of(from, s);
         if (!from->is_mma) continue;
         queries += span.n_rows;
         tiles += dr_span_most_tiles(&span, from->group, !from->sequences);
-        if (from->sequences) keys += dr_span_mma_key_tiles(&span);
+        if (from->sequences) keys += dr_ceil_div(span.n_rows, DR_CUDA_MMA_KEYS);
+        if (!from->is_wide) continue;
+        wide += dr_span_wide_tiles(&span, from->group);
+        wide_keys += dr_ceil_div(span.n_rows, DR_WGMMA_KEYS);
     }
     tiles = dr_plan_room(tiles, !from->sequences);
     plan_layout at;
@@ -63,7 +68,9 @@ static plan_layout layout_of(const span_source *from) {
     at.queries = at.rows + starts;
     at.mma_query_tiles = at.queries + queries * (int64_t)sizeof(dr_query);
     at.mma_key_tiles = at.mma_query_tiles + tiles * (int64_t)sizeof(dr_query_tile);
-    at.pages = at.mma_key_tiles + keys * (int64_t)sizeof(dr_key_tile);
+    at.wide_query_tiles = at.mma_key_tiles + keys * (int64_t)sizeof(dr_key_tile);
+    at.wide_key_tiles = at.wide_query_tiles + wide * (int64_t)sizeof(dr_query_tile);
+    at.pages = at.wide_key_tiles + wide_keys * (int64_t)sizeof(dr_key_tile);
     at.bytes = at.pages + n_pages * (int64_t)sizeof(int32_t);
     return at;
 }
@@ -74,7 +81,9 @@ static bool shows(const dr_cuda_image *image, const span_source *from) {
     const int32_t *pages = (const int32_t *)(image->host + image->pages);
     int32_t first_page = 0;
     if (image->work.n_spans != from->n) return false;
-    if (from->group != 0 && (image->group != from->group || image->is_mma != from->is_mma)) return false;
+    if (from->group != 0 &&
+        (image->group != from->group || image->is_mma != from->is_mma || image->is_wide != from->is_wide))
+        return false;
     for (int32_t s = 0; s < from->n; s++) {
         dr_span span = span_at(from, s, first_page);
         size_t bytes = (size_t)pages_of(from, s) * sizeof *pages;
@@ -128,7 +137,9 @@ static void write_plan(const span_source *from, const plan_layout *at, char *hos
                                 .n_spans = n,
                                 .queries = (const dr_query *)(device + at->queries),
                                 .mma_query_tiles = (const dr_query_tile *)(device + at->mma_query_tiles),
-                                .mma_key_tiles = (const dr_key_tile *)(device + at->mma_key_tiles)};
+                                .mma_key_tiles = (const dr_key_tile *)(device + at->mma_key_tiles),
+                                .wide_query_tiles = (const dr_query_tile *)(device + at->wide_query_tiles),
+                                .wide_key_tiles = (const dr_key_tile *)(device + at->wide_key_tiles)};
     if (!from->is_mma) return;
     dr_query *queries = (dr_query *)(host + at->queries);
     work->n_queries = rows[n];
@@ -137,12 +148,22 @@ static void write_plan(const span_source *from, const plan_layout *at, char *hos
                                                   queries, (dr_query_tile *)(host + at->mma_query_tiles));
     if (!from->sequences) pad_tiles((dr_query_tile *)(host + at->mma_query_tiles), work);
     if (from->sequences)
-        work->n_mma_key_tiles = dr_plan_key_tiles(spans, n, (dr_key_tile *)(host + at->mma_key_tiles));
+        work->n_mma_key_tiles =
+            dr_plan_key_tiles(spans, n, DR_CUDA_MMA_KEYS, (dr_key_tile *)(host + at->mma_key_tiles));
+    if (!from->is_wide) return;
+    work->n_wide_query_tiles =
+        dr_plan_wide_tiles(spans, n, group, rows, (dr_query_tile *)(host + at->wide_query_tiles));
+    work->n_wide_key_tiles =
+        dr_plan_key_tiles(spans, n, DR_WGMMA_KEYS, (dr_key_tile *)(host + at->wide_key_tiles));
 }
 
 static dr_cuda_image image_of(const span_source *from, const plan_layout *at, char *host, char *device) {
-    dr_cuda_image image = {
-        .host = host, .bytes = at->bytes, .pages = at->pages, .group = from->group, .is_mma = from->is_mma};
+    dr_cuda_image image = {.host = host,
+                           .bytes = at->bytes,
+                           .pages = at->pages,
+                           .group = from->group,
+                           .is_mma = from->is_mma,
+                           .is_wide = from->is_wide};
     write_plan(from, at, host, device, &image.work);
     return image;
 }
@@ -193,9 +214,14 @@ static bool takes_mma(const dr_backend *b, int32_t H, int32_t G, int32_t d) {
     return dr_rounds_to_bf16(b->precision) && dr_mma_takes(H / G, d);
 }
 
+static bool takes_wgmma(const dr_cuda_state *state, int32_t H, int32_t G, int32_t d) {
+    return state->wgmma && dr_wgmma_takes(H / G, d);
+}
+
 static dr_status planned_sequences(dr_backend *b, dr_cuda_state *state, const dr_sequences *sequences,
                                    int32_t H, int32_t G, int32_t d, dr_cuda_attention *out_work) {
-    span_source from = {sequences, NULL, sequences->n, H / G, takes_mma(b, H, G, d)};
+    span_source from = {
+        sequences, NULL, sequences->n, H / G, takes_mma(b, H, G, d), takes_wgmma(state, H, G, d)};
     return planned(state, &from, out_work);
 }
 
@@ -254,6 +280,7 @@ static dr_status attention_forward(dr_backend *b, const float *q, const float *k
         return dr_cuda_attention_forward("attention_forward", &a, out, lse, state->stream);
     DR_TRY(reserve_rounded(state, T * 2 * G * d, &next));
     DR_TRY(round_keys(state, T, &a, &next));
+    if (takes_wgmma(state, H, G, d)) return dr_cuda_attention_wgmma_forward(&a, out, lse, state->stream);
     return dr_cuda_attention_bf16_forward("attention_forward", &a, out, lse, state->stream);
 }
 
@@ -279,8 +306,10 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
     DR_TRY(round_keys(state, T, &a, &next));
     DR_TRY(round_rows(state, q, q_stride, T, (int64_t)H * d, &next, &q_rounded));
     DR_TRY(round_rows(state, dout, (int64_t)H * d, T, (int64_t)H * d, &next, &dout_rounded));
-    return dr_cuda_attention_bf16_backward(&a, q_rounded, dout_rounded, lse, delta, dq, dk, dv,
-                                           state->stream);
+    return takes_wgmma(state, H, G, d) ? dr_cuda_attention_wgmma_backward(&a, q_rounded, dout_rounded, lse,
+                                                                          delta, dq, dk, dv, state->stream)
+                                       : dr_cuda_attention_bf16_backward(&a, q_rounded, dout_rounded, lse,
+                                                                         delta, dq, dk, dv, state->stream);
 }
 
 static void kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G, int32_t d) {
@@ -329,7 +358,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     dr_cuda_attention a;
     DR_TRY(check_sizes(H, G, d));
     DR_TRY(check_page(page_size));
-    span_source from = {NULL, chunks, n_chunks, H / G, takes_mma(b, H, G, d)};
+    span_source from = {.chunks = chunks, .n = n_chunks, .group = H / G, .is_mma = takes_mma(b, H, G, d)};
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(planned(state, &from, &a));
     describe(&a, q, k_cache, v_cache, q_stride, 0, H, G, d);
@@ -340,8 +369,10 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
 }
 
 static span_source source_of(const dr_backend *b, const dr_cached_pass *pass) {
-    return (span_source){NULL, pass->chunks, pass->n_chunks, pass->group,
-                         takes_mma(b, pass->group, 1, pass->head_size)};
+    return (span_source){.chunks = pass->chunks,
+                         .n = pass->n_chunks,
+                         .group = pass->group,
+                         .is_mma = takes_mma(b, pass->group, 1, pass->head_size)};
 }
 
 // With the plan sent before, no op of the pass sends anything.

@@ -59,6 +59,8 @@ template <int PENDING> static __device__ __forceinline__ void dr_copy_async_wait
     asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING) : "memory");
 }
 
+#define DR_LOG2_E 1.44269504088896341f
+
 // 2^x; 1 for 0 and 0 for -inf, exactly.
 static __device__ __forceinline__ float dr_exp2(float x) {
     float y;
@@ -71,6 +73,17 @@ static __device__ __forceinline__ uint32_t dr_pack_bf16(float low, float high) {
     uint32_t pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
+}
+
+// The same in all four lanes that hold a row.
+static __device__ __forceinline__ float dr_row_max(float value) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+static __device__ __forceinline__ float dr_row_sum(float value) {
+    value += __shfl_xor_sync(0xffffffffu, value, 1);
+    return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
 #endif

@@ -23,14 +23,9 @@ build() { # FOLDER ARCHITECTURES
     return "${PIPESTATUS[0]}"
 }
 
-# "90" for compute capability 9.0, "90a" where the kernels ask for what only that chip has
-architecture() {
-    if [ "$1" = 90 ] && grep -q '90a' CMakeLists.txt; then echo 90a-real; else echo "$1-real"; fi
-}
-
 pack() {
     local dir=$1 built=build/gpu-pack file plugins pmix
-    build "$built" "$(architecture 90)" || return 1
+    build "$built" 90-real || return 1
     rm -rf "$dir/bin" "$dir/lib" "$dir/lib.tar.gz" "$dir/share"
     mkdir -p "$dir/bin" "$dir/lib/plugins" "$dir/lib/pmix" "$dir/share" || return 1
     for file in $programs; do
@@ -104,7 +99,7 @@ step_build() {
     local wanted=none capability
     if [ "$backend" = cuda ]; then
         capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
-        wanted=$(architecture "${capability/./}")
+        wanted=${capability/./}-real
     fi
     build "$root/build/gpu-$backend" "$wanted"
 }
@@ -204,6 +199,11 @@ step_verify() {
 }
 
 step_ops_bf16() { "$bin/bench_ops" --backend "$backend" --precision bf16 --seconds "$seconds" $ops_options; }
+step_ops_wgmma() {
+    on_device
+    [ "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)" = 9.0 ] || skip "not a device of compute capability 9.0"
+    "$bin/bench_ops" --backend cuda-wgmma --precision bf16 --part attention --seconds "$seconds"
+}
 step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --seconds "$seconds" --shape small $ops_options; }
 
 engine() { "$bin/bench_engine" --backend "$backend" --precision bf16 --seconds "$seconds" "$@"; }
@@ -279,6 +279,7 @@ run_all() {
     run_step train 90 "the main job, one worker and two"
     run_step nccl 90 "NCCL, 2 and 4 ranks on one device"
     run_step ops_bf16 90 "figures by op, bf16"
+    run_step ops_wgmma 45 "attention's figures, wgmma"
     run_step engine_train 60 "training"
     run_step engine_decode 60 "decoding"
     run_step engine_graphs 60 "decoding, a pass one launch"

@@ -420,7 +420,7 @@ static void test_packed_plans(void **state) {
             }
         }
         check_each_once("rows", rows, starts[9]);
-        int64_t n_keys = dr_plan_key_tiles(p.spans, 9, keys);
+        int64_t n_keys = dr_plan_key_tiles(p.spans, 9, DR_CUDA_MMA_KEYS, keys);
         for (int64_t i = 0; i < n_keys; i++) {
             const dr_span *span = &p.spans[keys[i].span];
             assert_true(i == 0 || keys[i - 1].n_viewers >= keys[i].n_viewers);
