@@ -26,7 +26,8 @@ extern "C" {
 // has them). The loose two are there to measure what exactness costs: a library multiplies and sums in any
 // order, so they are not row-exact. On the CPU DR_FP32_LOOSE does so in the forward products, and
 // DR_BF16_LOOSE is DR_BF16, whose products have no faster way there; on CUDA both do in all three products of
-// a linear layer.
+// a linear layer, and DR_BF16_LOOSE in the attention of packed passes where the device has faster units for
+// it.
 typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE, DR_BF16_LOOSE } dr_precision;
 
 static inline bool dr_rounds_to_bf16(dr_precision precision) {
