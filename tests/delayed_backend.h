@@ -26,6 +26,11 @@ static int delayed_n_copies;
 static int delayed_looks_needed, delayed_looks_left; // of the oldest transfer to the host
 static int64_t delayed_looks, delayed_rounds;        // answered no; transfers done
 static int delayed_most_under_way;
+// Not 0: one look in so many finds that everything begun so far is done, the others find nothing new; which
+// ones is drawn from delayed_seed.
+static int delayed_odds;
+static uint64_t delayed_seed;
+static int delayed_caught_up; // copies that are done then and not delivered
 
 // Transfers to the host that are not done.
 static inline int delayed_under_way(void) {
@@ -75,8 +80,19 @@ static inline void delayed_deliver(const dr_transfer *transfer) {
         dr_free(copy->kept);
     }
     delayed_n_copies -= n;
+    delayed_caught_up -= n < delayed_caught_up ? n : delayed_caught_up;
     memmove(delayed_copies, delayed_copies + n, (size_t)delayed_n_copies * sizeof *delayed_copies);
     delayed_looks_left = delayed_looks_needed;
+}
+
+// The backend has fallen behind and catches up with all at once.
+static bool is_caught_up(const dr_transfer *transfer) {
+    int last = -1;
+    for (int i = 0; i < delayed_n_copies; i++)
+        if (delayed_copies[i].transfer == transfer) last = i;
+    delayed_seed = delayed_seed * 6364136223846793005u + 1442695040888963407u;
+    if ((int)(delayed_seed >> 33) % delayed_odds == 0) delayed_caught_up = delayed_n_copies;
+    return last < delayed_caught_up;
 }
 
 static dr_status d_transfer_done(dr_backend *b, dr_transfer *transfer, bool *out_done) {
@@ -86,7 +102,9 @@ static dr_status d_transfer_done(dr_backend *b, dr_transfer *transfer, bool *out
         is_under_way |= delayed_copies[i].transfer == transfer;
         if (delayed_copies[i].comes && seen++ == 0) is_oldest = delayed_copies[i].transfer == transfer;
     }
-    *out_done = !is_under_way || (is_oldest && delayed_looks_left == 0);
+    bool is_over =
+        delayed_odds > 0 ? is_under_way && is_caught_up(transfer) : is_oldest && delayed_looks_left == 0;
+    *out_done = !is_under_way || is_over;
     if (!*out_done) {
         delayed_looks++;
         delayed_looks_left -= is_oldest;
@@ -115,7 +133,7 @@ static inline dr_backend delayed_backend(dr_backend *inner, int looks) {
     delayed_inner = inner;
     delayed_looks_needed = delayed_looks_left = looks;
     delayed_looks = delayed_rounds = 0;
-    delayed_n_copies = delayed_most_under_way = 0;
+    delayed_n_copies = delayed_most_under_way = delayed_caught_up = delayed_odds = 0;
     dr_backend b = *inner;
     b.ops = &ops;
     return b;

@@ -539,6 +539,34 @@ static void test_retrieval_deadline(void **state) {
     dr_trm_destroy(parts.trm);
 }
 
+// A device that has fallen behind is done with several batches at one look, between two looks of a tick. With
+// these caps some lists end their episodes, so that in the end nothing but askers may be left.
+static void test_caught_up(void **state) {
+    (void)state;
+    dr_backend late = delayed_backend(backend, 0);
+    dr_rollout_parts parts = usual_parts();
+    check_ok(tiny_trm(&late, &data, &parts.trm));
+    int most = 0;
+    parts.max_live = 12;
+    for (int32_t cap = 216; cap <= 240; cap += 4) {
+        outcome want = {0}, got = {0};
+        dr_rollout_parts plain = usual_parts();
+        plain.protocol.max_total_tokens = parts.protocol.max_total_tokens = cap;
+        run_all(&plain, &want);
+        for (int odds = 3; odds <= 48; odds *= 4) {
+            delayed_odds = odds;
+            delayed_seed = (uint64_t)(cap * odds);
+            run_all(&parts, &got);
+            check_equal(&want, &got, "caught up");
+            outcome_reset(&got);
+        }
+        most = delayed_most_under_way > most ? delayed_most_under_way : most;
+        outcome_reset(&want);
+    }
+    assert_true(most > 1);
+    dr_trm_destroy(parts.trm);
+}
+
 // ---- caps and refusals ----
 
 // Runs all with these caps; every episode must have `tokens` tokens behind its prompt, and some must stop for
@@ -662,6 +690,7 @@ int main(void) {
         cmocka_unit_test(test_late_lists),
         cmocka_unit_test(test_others_go_on),
         cmocka_unit_test(test_retrieval_deadline),
+        cmocka_unit_test(test_caught_up),
         cmocka_unit_test(test_caps),
         cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_refusals),

@@ -10,6 +10,8 @@
 #include "core/rec/trm_train.h"
 #include "core/store/safetensors.h"
 #include "tests/golden.h"
+#include "tests/tiny_catalogue.h"
+#include "tests/tiny_trm.h"
 
 enum { L = 20 };
 
@@ -283,13 +285,47 @@ static void test_bad_folders(void **state) {
     assert_null(trm);
 }
 
+// A retrieval of more requests than one pass takes is cut into passes; each request gets what it gets alone.
+static void test_many_requests(void **state) {
+    (void)state;
+    enum { N = 300, K = 7, LONGEST = 15 };
+    static const int64_t counts[] = {1, 127, 128, 129, 256, 257, N};
+    static int32_t histories[N][LONGEST];
+    static float texts[N][TINY_TEXT];
+    static dr_trm_query queries[N];
+    static dr_hit want[N * K];
+    dr_dataset data = tiny_catalogue();
+    dr_trm *trm = NULL;
+    dr_trm_retrieval *retrieval = NULL;
+    check_ok(tiny_trm(backend, &data, &trm));
+    dr_rng rng = dr_rng_make(3, 5);
+    for (int i = 0; i < N; i++) {
+        int32_t n = 1 + (int32_t)dr_rng_below(&rng, LONGEST);
+        for (int32_t j = 0; j < n; j++) histories[i][j] = 1 + (int32_t)dr_rng_below(&rng, TINY_ITEMS);
+        for (int j = 0; j < TINY_TEXT; j++) texts[i][j] = (float)dr_rng_normal(&rng);
+        queries[i] = (dr_trm_query){histories[i], n, i % 3 ? texts[i] : NULL};
+    }
+    check_ok(dr_trm_retrieval_create(trm, N, K, &retrieval));
+    for (int exclude = 0; exclude < 2; exclude++) {
+        for (int i = 0; i < N; i++) check_ok(dr_trm_top_k(trm, queries + i, 1, K, exclude, want + i * K));
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+            const dr_hit *got = NULL;
+            check_ok(dr_trm_retrieval_begin(retrieval, queries, counts[c], exclude));
+            check_error(dr_trm_retrieval_begin(retrieval, queries, 1, exclude), DR_ERR_ARGUMENT, "under way");
+            check_ok(dr_trm_retrieval_finish(retrieval, 5, &got));
+            assert_memory_equal(got, want, (size_t)(counts[c] * K) * sizeof *got);
+        }
+    }
+    dr_trm_retrieval_destroy(retrieval);
+    dr_trm_destroy(trm);
+    tiny_catalogue_reset(&data);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_scores_match),
-        cmocka_unit_test(test_gradients_match),
-        cmocka_unit_test(test_finite_differences),
-        cmocka_unit_test(test_top_k),
-        cmocka_unit_test(test_training_learns_and_repeats),
+        cmocka_unit_test(test_scores_match),       cmocka_unit_test(test_gradients_match),
+        cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_top_k),
+        cmocka_unit_test(test_many_requests),      cmocka_unit_test(test_training_learns_and_repeats),
         cmocka_unit_test(test_bad_folders),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

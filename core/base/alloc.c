@@ -18,9 +18,10 @@ static atomic_llong allocation_calls;
 // ones, so that no more memory is taken than was asked for. A hint: where it is refused nothing else changes.
 static void *aligned_block(size_t bytes) {
     if (bytes < LARGE) return aligned_alloc(ALIGNMENT, bytes);
-    void *block = aligned_alloc(HUGE_PAGE, bytes);
+    void *block = NULL; // not aligned_alloc, which wants whole huge pages
+    if (posix_memalign(&block, HUGE_PAGE, bytes) != 0) return NULL;
 #ifdef MADV_HUGEPAGE
-    if (block) (void)madvise(block, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    (void)madvise(block, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
     return block;
 }

@@ -329,7 +329,8 @@ static dr_status check_weights(dr_rollout *r) {
 }
 
 // Takes in lists that are there and new episodes, and fills the batch. When nothing can run, it waits for a
-// retrieval. An empty batch: nobody is live.
+// retrieval, or begins one where those under way have just ended and taken their episodes with them. An empty
+// batch: nobody is live.
 static dr_status next_batch(dr_rollout *r) {
     DR_TRY(dr_rollout_retrieve(r, false));
     for (;;) {
@@ -337,7 +338,6 @@ static dr_status next_batch(dr_rollout *r) {
         DR_TRY(admit(r));
         DR_TRY(dr_rollout_batch(r));
         if (r->n_chunks > 0 || r->n_live == 0) return DR_OK;
-        DR_ASSERT(r->n_retrievals > 0); // else the oldest episode runs
         DR_TRY(dr_rollout_retrieve(r, true));
     }
 }

@@ -157,7 +157,8 @@ dr_status dr_kv_open(dr_kv_cache *kv, int32_t *out_seq);
 dr_status dr_kv_fork(dr_kv_cache *kv, int32_t seq, int32_t *out_seq);
 void dr_kv_close(dr_kv_cache *kv, int32_t seq);
 int32_t dr_kv_length(const dr_kv_cache *kv, int32_t seq);
-// Forgets what is behind the first `length` positions, at most those there are, and gives its pages back.
+// Forgets what is behind the first `length` positions, at most those there are, and gives its pages back. A
+// last page that stays in part must be the sequence's own: what it goes on with would be a fork's too.
 void dr_kv_truncate(dr_kv_cache *kv, int32_t seq, int32_t length);
 
 // New tokens of one sequence: decode (n = 1) and chunked prefill are the same call.

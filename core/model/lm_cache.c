@@ -181,4 +181,5 @@ void dr_kv_truncate(dr_kv_cache *kv, int32_t seq, int32_t length) {
     DR_ASSERT(length >= 0 && length <= s->length);
     s->length = length;
     while (s->n_pages > (length + DR_KV_PAGE - 1) / DR_KV_PAGE) drop_page(kv, s->pages[--s->n_pages]);
+    DR_ASSERT(length % DR_KV_PAGE == 0 || kv->references[s->pages[s->n_pages - 1]] == 1);
 }

@@ -1,5 +1,6 @@
 // The retrieval model at work: requests go to the backend as one copy, are scored against the whole catalogue
-// and come back as the best items. Nothing between begin and finish waits for the backend.
+// and come back as the best items. Nothing between begin and finish waits for the backend, but for buffers
+// that have to grow.
 #include <math.h>
 #include <string.h>
 
@@ -14,6 +15,7 @@ static const double DEADLINE_S = 600; // of the calls that wait
 struct dr_trm_retrieval {
     dr_trm *trm;
     int64_t most, n; // n 0: not under way
+    bool has_failed; // its begin has, half-way: what was sent may still be on its way
     int32_t k;
     dr_transfer *input, *output;
     size_t texts, places; // where they begin in the input
@@ -222,6 +224,35 @@ void dr_trm_retrieval_destroy(dr_trm_retrieval *r) {
     dr_free(r);
 }
 
+dr_status dr_trm_retrieval_done(dr_trm_retrieval *r, bool *out_done) {
+    dr_backend *b = r->trm->backend;
+    return b->ops->transfer_done(b, r->output, out_done);
+}
+
+// Sleeps between looks, longer each time: a retrieval takes well under a millisecond or the device is busy.
+static dr_status wait_done(dr_trm_retrieval *r, dr_transfer *transfer, double deadline_s) {
+    dr_backend *b = r->trm->backend;
+    bool is_done = false;
+    DR_TRY(b->ops->transfer_done(b, transfer, &is_done));
+    double end = dr_clock_seconds() + deadline_s;
+    for (double pause = 2e-5; !is_done; pause = pause < 5e-4 ? 2 * pause : 1e-3) {
+        DR_CHECK(dr_clock_seconds() < end, DR_ERR_TIMEOUT, "retrieval of %lld requests: not done after %g s",
+                 (long long)r->n, deadline_s);
+        dr_clock_sleep(pause);
+        DR_TRY(b->ops->transfer_done(b, transfer, &is_done));
+    }
+    return DR_OK;
+}
+
+// What a begin that failed has sent: its memory is written to again only behind it.
+static dr_status forget_failed(dr_trm_retrieval *r) {
+    if (!r->has_failed) return DR_OK;
+    DR_TRY(wait_done(r, r->input, DEADLINE_S));
+    DR_TRY(wait_done(r, r->output, DEADLINE_S));
+    r->has_failed = false;
+    return DR_OK;
+}
+
 dr_status dr_trm_retrieval_begin(dr_trm_retrieval *r, const dr_trm_query *queries, int64_t n,
                                  bool exclude_history) {
     trm_serving *s = &r->trm->serving;
@@ -230,35 +261,19 @@ dr_status dr_trm_retrieval_begin(dr_trm_retrieval *r, const dr_trm_query *querie
     DR_CHECK(n >= 1 && n <= r->most && r->n == 0, DR_ERR_ARGUMENT,
              "retrieval: %lld requests, at most %lld, %lld are under way", (long long)n, (long long)r->most,
              (long long)r->n);
+    DR_TRY(forget_failed(r));
     DR_TRY(reserve_input(r, count_places(queries, n, exclude_history)));
     for (pass p = {0}; next_pass(r, queries, n, exclude_history, &p);) // refused before anything is sent
         DR_TRY(lay_pass(r, &p, exclude_history, &any_text));
-    r->n = n;
+    r->has_failed = true;
     for (pass p = {0}; next_pass(r, queries, n, exclude_history, &p);) {
         DR_TRY(score_pass(r, &p, any_text));
         DR_TRY(b->ops->top_k(b, s->scores, p.rows, (int64_t)r->trm->config.n_items + 1, r->k, s->hits));
         DR_TRY(b->ops->transfer_out(b, r->output, (size_t)(p.q * r->k) * sizeof(dr_hit), s->hits,
                                     (size_t)(p.rows * r->k) * sizeof(dr_hit)));
     }
-    return DR_OK;
-}
-
-dr_status dr_trm_retrieval_done(dr_trm_retrieval *r, bool *out_done) {
-    dr_backend *b = r->trm->backend;
-    return b->ops->transfer_done(b, r->output, out_done);
-}
-
-// Sleeps between looks, longer each time: a retrieval takes well under a millisecond or the device is busy.
-static dr_status wait_done(dr_trm_retrieval *r, double deadline_s) {
-    bool is_done = false;
-    DR_TRY(dr_trm_retrieval_done(r, &is_done));
-    double end = dr_clock_seconds() + deadline_s;
-    for (double pause = 2e-5; !is_done; pause = pause < 5e-4 ? 2 * pause : 1e-3) {
-        DR_CHECK(dr_clock_seconds() < end, DR_ERR_TIMEOUT, "retrieval of %lld requests: not done after %g s",
-                 (long long)r->n, deadline_s);
-        dr_clock_sleep(pause);
-        DR_TRY(dr_trm_retrieval_done(r, &is_done));
-    }
+    r->has_failed = false;
+    r->n = n;
     return DR_OK;
 }
 
@@ -266,7 +281,7 @@ dr_status dr_trm_retrieval_finish(dr_trm_retrieval *r, double deadline_s, const 
     const dr_hit *hits = (const dr_hit *)(void *)r->output->host;
     DR_CHECK(r->n > 0, DR_ERR_ARGUMENT, "retrieval: finished, and none of at most %lld is under way",
              (long long)r->most);
-    DR_TRY(wait_done(r, deadline_s));
+    DR_TRY(wait_done(r, r->output, deadline_s));
     int64_t n = r->n;
     r->n = 0;
     for (int64_t i = 0; i < n * r->k; i++)
@@ -282,6 +297,9 @@ dr_status dr_trm_score(dr_trm *trm, const dr_trm_query *queries, int64_t n, floa
     dr_backend *b = trm->backend;
     trm_serving *s = &trm->serving;
     int64_t N = (int64_t)trm->config.n_items + 1;
+    DR_CHECK(s->own->n == 0, DR_ERR_ARGUMENT,
+             "retrieval: scores, and a retrieval of %lld requests is under way", (long long)s->own->n);
+    DR_TRY(forget_failed(s->own));
     for (int64_t q = 0; q < n; q += s->rows) {
         pass p = {0};
         bool any_text = false;
