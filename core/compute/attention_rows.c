@@ -3,7 +3,7 @@
 // it is and nothing else.
 #include "core/compute/attention_rows_internal.h"
 
-enum { KEYS = DR_KEYS, MAX_HEAD = DR_MAX_HEAD, UNIT = 16, LINE = 64, AHEAD = 2 };
+enum { KEYS = DR_KEYS, MAX_HEAD = DR_MAX_HEAD, UNIT = 16, LINE = 64, AHEAD = 6 };
 
 typedef uint32_t words8 __attribute__((vector_size(32), aligned(4)));
 
@@ -45,7 +45,7 @@ DR_INLINE int64_t block_of(const dr_key_blocks *blocks, int64_t i) {
 }
 
 // scores[r][16 keys] of R rows, STEP of them at a time, in B blocks at once: enough sums in flight. Meanwhile
-// `ahead` is fetched: pages lie anywhere, so the processor cannot foresee them.
+// `ahead` is fetched, to the second cache: pages lie anywhere, so the processor cannot foresee them.
 #define SCORES(NAME, VECTOR, LANES, ELEMENT, LOAD, R, STEP, B)                                               \
     DR_INLINE void NAME(const dr_query_rows *rows, const ELEMENT *const *keys, const ELEMENT *const *ahead,  \
                         int32_t d, float *scores, int64_t stride) {                                          \
@@ -54,7 +54,7 @@ DR_INLINE int64_t block_of(const dr_key_blocks *blocks, int64_t i) {
             for (int32_t e = 0; e < d; e++)                                                                  \
                 for (int i = 0; i < (B); i++) {                                                              \
                     VECTOR key[KEYS / LANES];                                                                \
-                    __builtin_prefetch(ahead[i] + e * KEYS);                                                 \
+                    __builtin_prefetch(ahead[i] + e * KEYS, 0, 2);                                           \
                     LOAD(keys[i] + e * KEYS, key);                                                           \
                     for (int r = 0; r < (STEP); r++)                                                         \
                         for (int part = 0; part < KEYS / LANES; part++)                                      \
@@ -98,7 +98,7 @@ DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scal
                         sum[r][i] = *(const VECTOR *)(acc[r0 + r] + e + i * LANES);                          \
                 for (int32_t j = 0; j < count; j++) {                                                        \
                     for (int i = 0; i < UNIT * (UNITS); i += IN_LINE)                                        \
-                        __builtin_prefetch(ahead + (int64_t)j * d + e + i);                                  \
+                        __builtin_prefetch(ahead + (int64_t)j * d + e + i, 0, 2);                            \
                     for (int u = 0; u < (UNITS); u++) {                                                      \
                         VECTOR value[PARTS];                                                                 \
                         LOAD(values + (int64_t)j * d + e + u * UNIT, value);                                 \
