@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/base/host_memory.h"
 #include "core/base/log.h"
 #include "core/learn/memory_plan.h"
 #include "mpi/world.h"
@@ -241,8 +242,11 @@ static dr_status prepare(const dr_config *c, const placement *p, const dr_run_se
     DR_TRY(choose_parts(c, p, threads, &own->policy));
     dr_backend *b = own->policy.backend;
     if (works) {
+        int64_t host_total = 0;
         DR_TRY(b->ops->memory_free(b, &place.free, &place.total));
+        DR_TRY(dr_host_memory(&place.host_free, &host_total));
         place.n_workers = dr_backend_sharers(&choice, b);
+        place.n_on_host = choice.n_workers;
     }
     DR_TRY(connect(p, settings->deadline_s, own->channels, &own->learners));
     DR_TRY(dr_backend_collective(&choice, b, own->learners, &own->on_devices));

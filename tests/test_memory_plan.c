@@ -10,6 +10,7 @@
 #include "core/base/host_memory.h"
 #include "core/base/log.h"
 #include "core/compute/cpu_internal.h"
+#include "core/learn/checkpoint.h"
 #include "core/learn/learner.h"
 #include "core/learn/memory_plan.h"
 #include "core/model/optimizer.h"
@@ -210,21 +211,195 @@ static void test_parts(void **state) {
     assert_true(part(&again, "activations") < part(&kept, "activations"));
     for (int i = 0; i < DR_MEMORY_PARTS; i++) sum += kept.parts[i].bytes;
     assert_int_equal(sum, kept.bytes);
+    assert_int_equal(kept.host, 0);
     dr_lm_destroy(lm);
+    dr_backend_cpu_destroy(b);
+}
+
+// ---- beside a backend whose memory is not the host's ----
+
+static dr_backend *inner; // the CPU body, behind a backend that shows the host nothing
+static double of_backend,
+    most; // bytes of its memory; the most of the host's at any copy since `most` was set
+
+static void look(void) {
+    double now = in_use() - of_backend;
+    most = now > most ? now : most;
+}
+
+static dr_status closed_memory_create(dr_backend *b, const char *label, size_t bytes, void **out_memory) {
+    (void)b;
+    double before = in_use();
+    dr_status status = inner->ops->memory_create(inner, label, bytes, out_memory);
+    of_backend += in_use() - before;
+    return status;
+}
+
+static void closed_memory_destroy(dr_backend *b, void *memory) {
+    (void)b;
+    double before = in_use();
+    inner->ops->memory_destroy(inner, memory);
+    of_backend += in_use() - before;
+}
+
+static void closed_copy_in(dr_backend *b, void *to_backend, const void *from_host, size_t bytes) {
+    (void)b;
+    look();
+    inner->ops->copy_in(inner, to_backend, from_host, bytes);
+}
+
+static void closed_copy_out(dr_backend *b, void *to_host, const void *from_backend, size_t bytes) {
+    (void)b;
+    look();
+    inner->ops->copy_out(inner, to_host, from_backend, bytes);
+}
+
+static void *closed_host_view(dr_backend *b, void *memory) {
+    (void)b, (void)memory;
+    return NULL;
+}
+
+static dr_backend closed_backend(void) {
+    static dr_backend_ops ops;
+    ops = *inner->ops;
+    ops.memory_create = closed_memory_create;
+    ops.memory_destroy = closed_memory_destroy;
+    ops.copy_in = closed_copy_in;
+    ops.copy_out = closed_copy_out;
+    ops.host_view = closed_host_view;
+    dr_backend b = *inner;
+    b.ops = &ops;
+    return b;
+}
+
+// What the host took at most since `before`, in the copies between it and the backend.
+static double since(double before) {
+    double taken = most - before;
+    most = 0;
+    return taken;
+}
+
+static double now_on_host(void) {
+    most = 0;
+    return in_use() - of_backend;
+}
+
+// Loading, saving, a checkpoint and its return, with the copies that they make for the host.
+static void test_host_copies(void **state) {
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip();
+#endif
+    const char *dir = check_scratch_dir();
+    char *checkpoint = NULL;
+    const dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, 0.0f, 1.0f};
+    const dr_lm_config config = policy_config();
+    dr_checkpoint_info info = {.step = 1, .n_files = 1};
+    dr_lm *lm = NULL, *again = NULL;
+    dr_optimizer *optimizer = NULL;
+    check_ok(dr_backend_cpu_create(DR_FP32, 1, &inner));
+    dr_backend b = closed_backend();
+    dr_memory_plan plan = plan_of(&b, DR_KEEP_ACTIVATIONS, false);
+    double planned = (double)part(&plan, "copy of weights on the host");
+    check_ok(dr_lm_create(&b, &config, 3, &lm));
+    check_ok(dr_optimizer_create(lm, &settings, NULL, &optimizer));
+    check_ok(dr_checkpoint_dir(dir, 1, &checkpoint));
+    double before = now_on_host();
+    check_ok(dr_lm_save(lm, dir, DR_SAVE_FP32));
+    double saved = since(before);
+    check_ok(dr_lm_load(&b, dir, &again));
+    double loaded = since(before);
+    check_ok(dr_alloc(&info.files, "checkpoint files", 1, sizeof *info.files));
+    check_ok(dr_checkpoint_write_part(lm, optimizer, checkpoint, 0, 1, &info.files[0]));
+    double written = since(before);
+    check_ok(dr_checkpoint_commit(&config, checkpoint, &info));
+    check_ok(dr_checkpoint_load(lm, optimizer, checkpoint));
+    double read = since(before);
+    print_message("planned %.1f MB; save %.1f, load %.1f, checkpoint %.1f, its return %.1f MB\n",
+                  planned * 1e-6, saved * 1e-6, loaded * 1e-6, written * 1e-6, read * 1e-6);
+    const double taken[] = {saved, loaded, written, read}, slack = 4 << 20; // whole huge pages, HDF5's own
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
+        assert_true(taken[i] > 0 && taken[i] <= planned + slack);
+    assert_true(saved >= 0.75 * planned);
+    assert_int_equal(plan.host,
+                     part(&plan, "copy of weights on the host") + part(&plan, "retrievals on the host"));
+    dr_checkpoint_info_reset(&info);
+    dr_free(checkpoint);
+    dr_optimizer_destroy(optimizer);
+    dr_lm_destroy(again);
+    dr_lm_destroy(lm);
+    dr_backend_cpu_destroy(inner);
+}
+
+// Retrievals of a rollout with requests of long histories, all of which are left out.
+static void test_retrievals(void **state) {
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip();
+#endif
+    enum { N = 300, LONGEST = 200, K = 4 };
+    static int32_t history[LONGEST];
+    static dr_trm_query queries[N];
+    static dr_hit best[N * K];
+    dr_trm *own = NULL;
+    dr_trm_retrieval *retrievals[2] = {NULL, NULL};
+    const dr_hit *hits = NULL;
+    int64_t host = 0, shared = 0;
+    check_ok(tiny_trm(trm_backend, &data, &own));
+    for (int i = 0; i < LONGEST; i++) history[i] = 1 + i % 9;
+    for (int i = 0; i < N; i++) queries[i] = (dr_trm_query){.history = history, .n_history = LONGEST};
+    dr_trm_retrieval_memory(own, N, K, LONGEST, &host, &shared);
+    check_ok(dr_trm_top_k(trm, queries, N, K, true, best)); // the backend has its scratch
+    double before = in_use();
+    for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_create(own, N, K, &retrievals[i]));
+    for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_begin(retrievals[i], queries, N, true));
+    for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_finish(retrievals[i], 10, &hits));
+    double taken = in_use() - before, planned = (double)(2 * host + shared);
+    print_message("planned %.0f bytes, taken %.0f\n", planned, taken);
+    assert_true(taken <= planned + 4096 && taken >= 0.75 * planned); // 4096: what malloc adds
+    for (int i = 0; i < 2; i++) dr_trm_retrieval_destroy(retrievals[i]);
+    dr_trm_destroy(own);
+    // a plan has them where they live
+    dr_backend *b = NULL;
+    check_ok(dr_backend_cpu_create(DR_FP32, 1, &b));
+    dr_memory_plan open = plan_of(b, DR_KEEP_ACTIVATIONS, false);
+    inner = b;
+    dr_backend behind = closed_backend();
+    dr_memory_plan closed = plan_of(&behind, DR_KEEP_ACTIVATIONS, false);
+    assert_int_equal(part(&open, "retrievals on the host"), 0);
+    assert_int_equal(part(&closed, "retrievals") + part(&closed, "retrievals on the host"),
+                     part(&open, "retrievals"));
+    assert_true(part(&closed, "retrievals") > 0 && part(&closed, "retrievals on the host") > 0);
     dr_backend_cpu_destroy(b);
 }
 
 static void test_refusal(void **state) {
     (void)state;
-    dr_memory_plan plan = {.parts = {{"weights", 70000000}, {"gradient", 30000000}}, .bytes = 100000000};
-    for (int i = 2; i < DR_MEMORY_PARTS; i++) plan.parts[i].name = "nothing";
-    check_ok(dr_memory_plan_check(&plan, &(dr_memory_place){100000000, 500000000, 1}));
-    check_ok(dr_memory_plan_check(&plan, &(dr_memory_place){400000000, 500000000, 4}));
+    dr_memory_plan plan = {.parts = {{.name = "weights", .bytes = 70000000},
+                                     {.name = "gradient", .bytes = 30000000},
+                                     {.name = "copy", .on_host = true}},
+                           .bytes = 100000000};
+    for (int i = 3; i < DR_MEMORY_PARTS; i++) plan.parts[i].name = "nothing";
+    check_ok(dr_memory_plan_check(&plan, &(dr_memory_place){.free = 100000000, .n_workers = 1}));
+    check_ok(dr_memory_plan_check(&plan, &(dr_memory_place){.free = 400000000, .n_workers = 4}));
     dr_log_set_level(DR_LOG_ERROR + 1);
-    check_error(dr_memory_plan_check(&plan, &(dr_memory_place){99999999, 500000000, 1}), DR_ERR_MEMORY,
-                "weights 70.0, gradient 30.0, in all 100.0 MB; free are 100.0 of 500.0 MB");
-    check_error(dr_memory_plan_check(&plan, &(dr_memory_place){399000000, 500000000, 4}), DR_ERR_MEMORY,
+    dr_memory_place place = {.free = 99999999, .total = 500000000, .n_workers = 1, .n_on_host = 1};
+    check_error(dr_memory_plan_check(&plan, &place), DR_ERR_MEMORY,
+                "weights 70.0, gradient 30.0, in all 100.0 MB; free are 100.0 of 500.0 MB. Smaller");
+    place.free = 399000000;
+    place.n_workers = 4;
+    check_error(dr_memory_plan_check(&plan, &place), DR_ERR_MEMORY,
                 "in all 100.0 MB, of 4 workers here 400.0 MB; free are 399.0 of 500.0 MB");
+    // of the device there is enough, of the host there is not
+    plan.host = plan.parts[2].bytes = 60000000;
+    place = (dr_memory_place){
+        .free = 400000000, .total = 500000000, .n_workers = 2, .host_free = 240000000, .n_on_host = 4};
+    check_ok(dr_memory_plan_check(&plan, &place));
+    place.host_free--;
+    check_error(
+        dr_memory_plan_check(&plan, &place), DR_ERR_MEMORY,
+        "of 2 workers here 200.0 MB; free are 400.0 of 500.0 MB; copy 60.0, in all 60.0 MB, of 4 workers "
+        "here 240.0 MB; free are 240.0 MB");
     dr_log_set_level(DR_LOG_INFO);
 }
 
@@ -300,6 +475,7 @@ static void test_free_here(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_taken),          cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_host_copies),    cmocka_unit_test(test_retrievals),
         cmocka_unit_test(test_refusal),        cmocka_unit_test(test_free_without_limits),
         cmocka_unit_test(test_free_in_groups), cmocka_unit_test(test_free_here),
     };

@@ -68,6 +68,8 @@ dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_roll
 void dr_rollout_destroy(dr_rollout *rollout);
 // Bytes of backend memory that the engine and the passes it runs take; an outline of the policy is enough.
 dr_status dr_rollout_memory(const dr_rollout_parts *parts, int64_t *out_cache, int64_t *out_passes);
+// Bytes that its retrievals take beside the retrieval model: on the host, and of that model's backend.
+void dr_rollout_retrieval_memory(const dr_rollout_parts *parts, int64_t *out_host, int64_t *out_backend);
 // Refused: empty or bad history, sampling settings out of range, more samples than a draw key holds, a
 // retrieval larger than what the history leaves of the catalogue.
 dr_status dr_rollout_submit(dr_rollout *rollout, const dr_rollout_request *request);

@@ -15,45 +15,83 @@ static int64_t scratch_of(const dr_memory_needs *needs) {
     return b->ops->pass_memory(b, &shape);
 }
 
+// Whether the host uses the backend's memory as its own.
+static dr_status look_for_host(dr_backend *b, bool *out_is_host) {
+    void *memory = NULL;
+    DR_TRY(b->ops->memory_create(b, "a look", 1, &memory));
+    *out_is_host = b->ops->host_view(b, memory) != NULL;
+    b->ops->memory_destroy(b, memory);
+    return DR_OK;
+}
+
 dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan) {
     dr_lm *lm = needs->rollout->lm;
     dr_backend *b = dr_lm_backend(lm);
     const dr_lm_config *c = dr_lm_config_of(lm);
     int64_t cache = 0, passes = 0, weights = dr_lm_weights_memory(lm), products = dr_lm_products_memory(lm);
+    int64_t lists = 0, lists_on_host = 0;
+    bool is_host = false;
     DR_TRY(dr_rollout_memory(needs->rollout, &cache, &passes));
+    DR_TRY(look_for_host(b, &is_host));
+    dr_rollout_retrieval_memory(needs->rollout, &lists_on_host, &lists);
     dr_memory_plan plan = {
-        .parts = {
-            {"weights", weights},
-            {"weights in bf16", products},
-            {"gradient", dr_lm_n_params(lm) * (int64_t)sizeof(float)},
-            {"moments", dr_optimizer_memory(lm, needs->n_learners)},
-            {"frozen policy", needs->has_reference ? weights + products : 0},
-            {"activations", dr_learner_memory(lm, needs->has_reference, needs->pack_tokens,
+        .parts = {{.name = "weights", .bytes = weights},
+                  {.name = "weights in bf16", .bytes = products},
+                  {.name = "gradient", .bytes = dr_lm_n_params(lm) * (int64_t)sizeof(float)},
+                  {.name = "moments", .bytes = dr_optimizer_memory(lm, needs->n_learners)},
+                  {.name = "frozen policy", .bytes = needs->has_reference ? weights + products : 0},
+                  {.name = "activations",
+                   .bytes = dr_learner_memory(lm, needs->has_reference, needs->pack_tokens,
                                               needs->rollout->protocol.max_total_tokens, needs->activations)},
-            {"loss head", b->ops->head_memory(b, c->vocab, c->hidden)},
-            {"keys and values", cache},
-            {"decoding", passes},
-            {"scratch of operations", scratch_of(needs)},
-            {"collective", needs->collective}}};
-    for (int i = 0; i < DR_MEMORY_PARTS; i++) plan.bytes += plan.parts[i].bytes;
+                  {.name = "loss head", .bytes = b->ops->head_memory(b, c->vocab, c->hidden)},
+                  {.name = "keys and values", .bytes = cache},
+                  {.name = "decoding", .bytes = passes},
+                  {.name = "scratch of operations", .bytes = scratch_of(needs)},
+                  {.name = "collective", .bytes = needs->collective},
+                  {.name = "retrievals", .bytes = is_host ? lists + lists_on_host : lists},
+                  {.name = "retrievals on the host", .bytes = is_host ? 0 : lists_on_host, .on_host = true},
+                  {.name = "copy of weights on the host",
+                   .bytes = is_host ? 0 : dr_lm_copy_memory(lm),
+                   .on_host = true}}};
+    for (int i = 0; i < DR_MEMORY_PARTS; i++)
+        *(plan.parts[i].on_host ? &plan.host : &plan.bytes) += plan.parts[i].bytes;
     *out_plan = plan;
     return DR_OK;
 }
 
-dr_status dr_memory_plan_print(const dr_memory_plan *plan, const dr_memory_place *place, dr_buf *out) {
+static dr_status print_sum(int64_t bytes, int n_workers, dr_buf *out) {
+    DR_TRY(dr_buf_printf(out, "in all %.1f MB", (double)bytes * 1e-6));
+    if (n_workers < 2) return DR_OK;
+    return dr_buf_printf(out, ", of %d workers here %.1f MB", n_workers, (double)bytes * n_workers * 1e-6);
+}
+
+static dr_status print_parts(const dr_memory_plan *plan, bool on_host, dr_buf *out) {
     for (int i = 0; i < DR_MEMORY_PARTS; i++)
-        if (plan->parts[i].bytes > 0)
+        if (plan->parts[i].on_host == on_host && plan->parts[i].bytes > 0)
             DR_TRY(dr_buf_printf(out, "%s %.1f, ", plan->parts[i].name, (double)plan->parts[i].bytes * 1e-6));
-    DR_TRY(dr_buf_printf(out, "in all %.1f MB", (double)plan->bytes * 1e-6));
-    if (place->n_workers > 1)
-        DR_TRY(dr_buf_printf(out, ", of %d workers here %.1f MB", place->n_workers,
-                             (double)plan->bytes * place->n_workers * 1e-6));
-    return dr_buf_printf(out, "; free are %.1f of %.1f MB", (double)place->free * 1e-6,
-                         (double)place->total * 1e-6);
+    return DR_OK;
+}
+
+dr_status dr_memory_plan_print(const dr_memory_plan *plan, const dr_memory_place *place, dr_buf *out) {
+    DR_TRY(print_parts(plan, false, out));
+    DR_TRY(print_sum(plan->bytes, place->n_workers, out));
+    DR_TRY(dr_buf_printf(out, "; free are %.1f of %.1f MB", (double)place->free * 1e-6,
+                         (double)place->total * 1e-6));
+    if (plan->host == 0) return DR_OK;
+    DR_TRY(dr_buf_printf(out, "; "));
+    DR_TRY(print_parts(plan, true, out));
+    DR_TRY(print_sum(plan->host, place->n_on_host, out));
+    return dr_buf_printf(out, "; free are %.1f MB", (double)place->host_free * 1e-6);
+}
+
+static bool fits(int64_t bytes, int64_t free, int n_workers) {
+    return bytes <= free / n_workers;
 }
 
 dr_status dr_memory_plan_check(const dr_memory_plan *plan, const dr_memory_place *place) {
-    if (plan->bytes <= place->free / place->n_workers) return DR_OK;
+    if (fits(plan->bytes, place->free, place->n_workers) &&
+        (plan->host == 0 || fits(plan->host, place->host_free, place->n_on_host)))
+        return DR_OK;
     dr_buf line = {0};
     dr_status status = dr_memory_plan_print(plan, place, &line);
     if (status == DR_OK)

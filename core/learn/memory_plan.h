@@ -15,7 +15,7 @@ extern "C" {
 // What the worker is going to make.
 typedef struct dr_memory_needs {
     const dr_rollout_parts
-        *rollout; // borrowed; lm may be an outline, what is not the policy's is not looked at
+        *rollout; // borrowed; lm may be an outline; tokenizer and template are not looked at
     int64_t pack_tokens;
     dr_activations activations;
     bool has_reference; // a frozen policy of the same shape
@@ -27,28 +27,32 @@ typedef struct dr_memory_needs {
 typedef struct dr_memory_part {
     const char *name;
     int64_t bytes;
+    bool on_host; // beside a backend whose memory is not the host's
 } dr_memory_part;
 
-enum { DR_MEMORY_PARTS = 11 };
+enum { DR_MEMORY_PARTS = 14 };
 typedef struct dr_memory_plan {
     dr_memory_part parts[DR_MEMORY_PARTS];
-    int64_t bytes; // of all parts
+    int64_t bytes, host; // of all parts, those on the host apart
 } dr_memory_plan;
 
 // Backend memory, where the parts of the learner and of the collective that live on the host are counted as
-// well. Left out: text, trajectories, the retrieval model and what libraries take for themselves. Errors are
-// those of dr_rollout_create.
+// well; beside a backend whose memory is not the host's also what else of size the host needs. Left out:
+// text, trajectories, the retrieval model, which is there before, pinned twins of a device's descriptors, and
+// what libraries take for themselves. Errors are those of dr_rollout_create.
 dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan);
 
 // Where the plan has to fit.
 typedef struct dr_memory_place {
-    int64_t free, total; // bytes
+    int64_t free, total; // bytes, for the backend
     int n_workers;       // that take as much each of it
+    int64_t host_free;   // not looked at where a plan has nothing on the host apart
+    int n_on_host;       // workers on this host
 } dr_memory_place;
 
-// Appends one line, in MB of 10^6 bytes: each part, the sum, and what is free.
+// Appends one line, in MB of 10^6 bytes: each part, the sum, and what is free; the same of the host's parts.
 dr_status dr_memory_plan_print(const dr_memory_plan *plan, const dr_memory_place *place, dr_buf *out);
-// DR_ERR_MEMORY with that line when all workers together need more than is free.
+// DR_ERR_MEMORY with that line when all workers together need more than is free, of either.
 dr_status dr_memory_plan_check(const dr_memory_plan *plan, const dr_memory_place *place);
 
 #ifdef __cplusplus

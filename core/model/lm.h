@@ -204,7 +204,10 @@ dr_status dr_lm_decode_burst(dr_lm *lm, dr_kv_cache *kv, const dr_lm_burst *burs
 
 // ---- memory: what the above takes, in bytes; an outline is enough ----
 
-int64_t dr_lm_weights_memory(const dr_lm *lm);  // the flat fp32 buffer
+int64_t dr_lm_weights_memory(const dr_lm *lm); // the flat fp32 buffer
+// On the host, where the backend's memory is not the host's: the copy of all values that saving takes, and an
+// optimizer whose learners meet on the host. Loading and checkpoints hold less at a time.
+int64_t dr_lm_copy_memory(const dr_lm *lm);
 int64_t dr_lm_products_memory(const dr_lm *lm); // what the linear ops keep beside it
 int64_t dr_lm_workspace_memory(const dr_lm *lm, int64_t max_tokens, dr_activations activations);
 int64_t dr_kv_memory(const dr_lm *lm, int64_t n_pages);

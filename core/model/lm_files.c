@@ -178,6 +178,10 @@ dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, dr_save_type ty
     return status;
 }
 
+int64_t dr_lm_copy_memory(const dr_lm *lm) {
+    return lm->n_params * (int64_t)sizeof(float);
+}
+
 dr_status dr_lm_save(const dr_lm *lm, const char *dir, dr_save_type type) {
     return dr_lm_save_in_shards(lm, dir, type, DR_LM_SHARD_BYTES);
 }

@@ -59,6 +59,10 @@ dr_status dr_trm_top_k(dr_trm *trm, const dr_trm_query *queries, int64_t n, int3
 // time. Several retrievals of a model may be under way; they are done in the order in which they were begun.
 typedef struct dr_trm_retrieval dr_trm_retrieval;
 dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_retrieval **out_retrieval);
+// Bytes that it takes, where no history is longer than `longest` (0: histories are not left out): on the
+// host, and of the backend, which all retrievals of a model share.
+void dr_trm_retrieval_memory(const dr_trm *trm, int64_t most, int32_t k, int64_t longest, int64_t *out_host,
+                             int64_t *out_backend);
 void dr_trm_retrieval_destroy(dr_trm_retrieval *retrieval); // waits for what is under way; NULL is fine
 // Queries, their histories and texts may be changed or freed on return. One that is under way may not be
 // begun again before its end.

@@ -58,6 +58,10 @@ static dr_status reserve_hits(dr_trm *trm, int32_t k) {
     return DR_OK;
 }
 
+static int64_t places_capacity(int64_t n) {
+    return n + n / 2;
+}
+
 static dr_status reserve_places(dr_trm *trm, int64_t n) {
     dr_backend *b = trm->backend;
     trm_serving *s = &trm->serving;
@@ -65,8 +69,8 @@ static dr_status reserve_places(dr_trm *trm, int64_t n) {
     b->ops->memory_destroy(b, s->places);
     s->places = NULL;
     s->n_places = 0;
-    DR_TRY(dr_memory_create(b, &s->places, "items left out", n + n / 2, sizeof *s->places));
-    s->n_places = n + n / 2;
+    DR_TRY(dr_memory_create(b, &s->places, "items left out", places_capacity(n), sizeof *s->places));
+    s->n_places = places_capacity(n);
     return DR_OK;
 }
 
@@ -177,6 +181,10 @@ static dr_status score_pass(dr_trm_retrieval *r, const pass *p, bool any_text) {
     return DR_OK;
 }
 
+static size_t input_capacity(size_t bytes) {
+    return bytes + bytes / 4;
+}
+
 // Room for n requests with these places on the host. Nothing of it is in use by the backend.
 static dr_status reserve_input(dr_trm_retrieval *r, int64_t n_places) {
     dr_backend *b = r->trm->backend;
@@ -184,13 +192,31 @@ static dr_status reserve_input(dr_trm_retrieval *r, int64_t n_places) {
     if (r->input && need <= r->input->bytes) return DR_OK;
     b->ops->transfer_destroy(b, r->input);
     r->input = NULL;
-    return b->ops->transfer_create(b, "retrieval inputs", need + need / 4, &r->input);
+    return b->ops->transfer_create(b, "retrieval inputs", input_capacity(need), &r->input);
 }
 
 // ---- retrievals ----
 
 static size_t rounded_up(size_t bytes) {
     return (bytes + sizeof(int64_t) - 1) / sizeof(int64_t) * sizeof(int64_t);
+}
+
+// Where texts and places of a call of n requests begin in its input.
+static void lay_input(const dr_trm_config *c, int64_t n, size_t *out_texts, size_t *out_places) {
+    *out_texts = rounded_up((size_t)trm_inputs_size(n, c->max_history) * sizeof(int32_t));
+    *out_places = *out_texts + rounded_up((size_t)(n * c->text_dim) * sizeof(float));
+}
+
+void dr_trm_retrieval_memory(const dr_trm *trm, int64_t most, int32_t k, int64_t longest, int64_t *out_host,
+                             int64_t *out_backend) {
+    size_t texts, places;
+    int64_t rows = trm->serving.rows < most ? trm->serving.rows : most, each = longest > 0 ? longest + 1 : 2;
+    lay_input(&trm->config, most, &texts, &places);
+    *out_host = (int64_t)(sizeof(dr_trm_retrieval) +
+                          input_capacity(places + (size_t)(most * each) * sizeof(int64_t)) +
+                          (size_t)(most * k) * sizeof(dr_hit));
+    *out_backend = trm->serving.rows * k * (int64_t)sizeof(dr_hit) +
+                   places_capacity(rows * each) * (int64_t)sizeof(int64_t);
 }
 
 dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_retrieval **out_retrieval) {
@@ -202,8 +228,7 @@ dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_r
     DR_TRY(reserve_hits(trm, k));
     DR_TRY(dr_alloc(&r, "retrieval", 1, sizeof *r));
     *r = (dr_trm_retrieval){.trm = trm, .most = most, .k = k};
-    r->texts = rounded_up((size_t)trm_inputs_size(most, trm->config.max_history) * sizeof(int32_t));
-    r->places = r->texts + rounded_up((size_t)(most * trm->config.text_dim) * sizeof(float));
+    lay_input(&trm->config, most, &r->texts, &r->places);
     DR_TRY_GOTO(status, reserve_input(r, 2 * most), destroy);
     DR_TRY_GOTO(
         status,
