@@ -8,6 +8,7 @@
 #include "core/base/alloc.h"
 #include "core/base/log.h"
 #include "cuda/cuda_internal.h"
+#include "cuda/stage_plan.h"
 
 dr_status dr_cuda_enter(dr_backend *b, dr_cuda_state **out_state) {
     dr_cuda_state *state = b->state;
@@ -124,16 +125,16 @@ static dr_status memory_free(dr_backend *b, int64_t *out_free, int64_t *out_tota
 
 // ---- scratch and stages ----
 
-// Partial sums or attention's delta, whichever is more, and draws with their kept sets, those of a step and
-// those of a burst. Of the stages only the loss head's are counted (head_memory): kept sets are the most that
-// goes through any.
+// Partial sums or attention's delta, whichever is more, draws with their kept sets, those of a step and those
+// of a burst, and the stages of plans and bursts. The loss head counts its own (head_memory): kept sets are
+// the most that goes through the others.
 static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
     (void)b;
     int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in, sums = dr_chunk_count(s->T) * widest,
             delta = s->T * s->H, ids = 2 * s->n_draws * s->V,
             n_drawn = s->n_draws * (s->n_steps > 1 ? s->n_steps : 1);
     return ((sums > delta ? sums : delta) + ids) * (int64_t)sizeof(float) +
-           n_drawn * (int64_t)sizeof(dr_cuda_drawn);
+           n_drawn * (int64_t)sizeof(dr_cuda_drawn) + dr_stages_memory(s);
 }
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
@@ -148,10 +149,6 @@ dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const ch
 void dr_cuda_release(dr_cuda_state *state, dr_cuda_buffer *buffer) {
     release(state, buffer->data);
     *buffer = (dr_cuda_buffer){0};
-}
-
-int64_t dr_cuda_stage_capacity(int64_t bytes) {
-    return bytes < 65536 ? 65536 : bytes + bytes / 4;
 }
 
 static void stage_free(dr_cuda_state *state, dr_cuda_stage *stage) {

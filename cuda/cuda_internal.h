@@ -123,7 +123,6 @@ dr_status dr_cuda_stage_open(dr_cuda_state *state, int64_t bytes, dr_cuda_stage 
 // The same for a stage of one's own.
 dr_status dr_cuda_stage_reserve(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes);
 dr_status dr_cuda_stage_send(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes);
-int64_t dr_cuda_stage_capacity(int64_t bytes); // what a stage that grows to hold `bytes` takes
 
 // ---- products through cuBLASLt (linear_lt.c) ----
 

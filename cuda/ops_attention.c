@@ -6,8 +6,8 @@
 #include <cuda_runtime_api.h>
 
 #include "core/base/alloc.h"
-#include "cuda/attention_plan.h"
 #include "cuda/cuda_internal.h"
+#include "cuda/stage_plan.h"
 
 static dr_status check_sizes(int32_t H, int32_t G, int32_t d) {
     DR_CHECK(G > 0 && H % G == 0 && d > 0 && d <= DR_CUDA_MAX_HEAD, DR_ERR_RANGE,
@@ -39,40 +39,14 @@ static int32_t pages_of(const span_source *from, int32_t s) {
     return from->sequences ? 0 : (int32_t)dr_chunk_pages(&from->chunks[s]);
 }
 
-// Places, in a stage, of what a plan holds: the same offsets on host and device.
-typedef struct plan_layout {
-    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, wide_query_tiles,
-        wide_key_tiles, pages,
-        bytes; // the spans themselves stand at 0
-} plan_layout;
-
-static plan_layout layout_of(const span_source *from) {
-    int64_t starts = (from->n + 1) * (int64_t)sizeof(int64_t), n_pages = 0, queries = 0, tiles = 0, keys = 0,
-            wide = 0, wide_keys = 0;
+static dr_plan_layout layout_of(const span_source *from) {
+    dr_plan_counts n = {0};
     for (int32_t s = 0; s < from->n; s++) {
         dr_span span = span_at(from, s, 0);
-        n_pages += pages_of(from, s);
-        if (!from->is_mma) continue;
-        queries += span.n_rows;
-        tiles += dr_span_most_tiles(&span, from->group, !from->sequences);
-        if (from->sequences) keys += dr_ceil_div(span.n_rows, DR_CUDA_MMA_KEYS);
-        if (!from->is_wide) continue;
-        wide += dr_span_wide_tiles(&span, from->group);
-        wide_keys += dr_ceil_div(span.n_rows, DR_WGMMA_KEYS);
+        dr_plan_count(&n, &span, pages_of(from, s), from->is_mma ? from->group : 0, !from->sequences,
+                      from->is_wide);
     }
-    tiles = dr_plan_room(tiles, !from->sequences);
-    plan_layout at;
-    at.query_tiles = from->n * (int64_t)sizeof(dr_span);
-    at.key_tiles = at.query_tiles + starts;
-    at.rows = at.key_tiles + starts;
-    at.queries = at.rows + starts;
-    at.mma_query_tiles = at.queries + queries * (int64_t)sizeof(dr_query);
-    at.mma_key_tiles = at.mma_query_tiles + tiles * (int64_t)sizeof(dr_query_tile);
-    at.wide_query_tiles = at.mma_key_tiles + keys * (int64_t)sizeof(dr_key_tile);
-    at.wide_key_tiles = at.wide_query_tiles + wide * (int64_t)sizeof(dr_query_tile);
-    at.pages = at.wide_key_tiles + wide_keys * (int64_t)sizeof(dr_key_tile);
-    at.bytes = at.pages + n_pages * (int64_t)sizeof(int32_t);
-    return at;
+    return dr_plan_layout_of(&n, !from->sequences);
 }
 
 // Whether a plan says what `from` says: one comparison instead of a new plan in each layer of a pass.
@@ -113,7 +87,7 @@ static void pad_tiles(dr_query_tile *tiles, dr_cuda_attention *work) {
 }
 
 // Fills host memory and points `work` at what will be its copies on the device.
-static void write_plan(const span_source *from, const plan_layout *at, char *host, char *device,
+static void write_plan(const span_source *from, const dr_plan_layout *at, char *host, char *device,
                        dr_cuda_attention *work) {
     int32_t n = from->n, group = from->group ? from->group : 1, *pages = (int32_t *)(host + at->pages);
     dr_span *spans = (dr_span *)host;
@@ -157,7 +131,7 @@ static void write_plan(const span_source *from, const plan_layout *at, char *hos
         dr_plan_key_tiles(spans, n, DR_WGMMA_KEYS, (dr_key_tile *)(host + at->wide_key_tiles));
 }
 
-static dr_cuda_image image_of(const span_source *from, const plan_layout *at, char *host, char *device) {
+static dr_cuda_image image_of(const span_source *from, const dr_plan_layout *at, char *host, char *device) {
     dr_cuda_image image = {.host = host,
                            .bytes = at->bytes,
                            .pages = at->pages,
@@ -169,7 +143,7 @@ static dr_cuda_image image_of(const span_source *from, const plan_layout *at, ch
 }
 
 static dr_status send_plan(dr_cuda_state *state, dr_cuda_plan *plan, const span_source *from) {
-    plan_layout at = layout_of(from);
+    dr_plan_layout at = layout_of(from);
     plan->is_sent = false;
     if (!from->sequences) state->later.n = 0; // the stage may move, and then they point to where it was
     DR_TRY(dr_cuda_stage_reserve(state, &plan->stage, at.bytes));
@@ -388,11 +362,6 @@ static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_
 
 // ---- bursts ----
 
-static int64_t image_room(const plan_layout *at) {
-    enum { PLACE = 16 };
-    return dr_ceil_div(at->bytes, PLACE) * PLACE;
-}
-
 // The fixed place must hold the largest of them from now on: kernels and recordings know it by its address.
 static dr_status reserve_fixed(dr_cuda_state *state, int64_t bytes) {
     dr_cuda_plan *plan = &state->cached;
@@ -411,8 +380,8 @@ dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32
     later->n = 0;
     for (int32_t i = 0; i < n_passes; i++) {
         span_source from = source_of(b, &passes[i]);
-        plan_layout at = layout_of(&from);
-        bytes += image_room(&at);
+        dr_plan_layout at = layout_of(&from);
+        bytes += dr_plan_stride(&at);
         if (at.bytes > most) most = at.bytes;
     }
     DR_TRY(reserve_fixed(state, most));
@@ -425,9 +394,9 @@ dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32
     char *host = later->stage.host;
     for (int32_t i = 0; i < n_passes; i++) {
         span_source from = source_of(b, &passes[i]);
-        plan_layout at = layout_of(&from);
+        dr_plan_layout at = layout_of(&from);
         later->images[i] = image_of(&from, &at, host, state->cached.stage.device);
-        host += image_room(&at);
+        host += dr_plan_stride(&at);
     }
     DR_TRY(dr_cuda_stage_send(state, &later->stage, bytes));
     later->n = n_passes;

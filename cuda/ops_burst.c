@@ -4,21 +4,13 @@
 
 #include "core/base/alloc.h"
 #include "cuda/cuda_internal.h"
+#include "cuda/stage_plan.h"
 
-// Places in the stage: the number of ids listed at 0, then the rows, then the draws of all steps.
-typedef struct burst_layout {
-    int64_t rows, draws, bytes;
-} burst_layout;
-
-static burst_layout layout_of(const dr_burst *burst) {
-    enum { PLACE = 16 };
-    burst_layout at = {.rows = PLACE};
-    at.draws = dr_ceil_div(at.rows + burst->n_rows * (int64_t)sizeof(dr_burst_row), PLACE) * PLACE;
-    at.bytes = at.draws + burst->n_steps * burst->n_rows * (int64_t)sizeof(dr_cuda_draw);
-    return at;
+static dr_burst_layout layout_of(const dr_burst *burst) {
+    return dr_burst_layout_of(burst->n_rows, burst->n_steps);
 }
 
-static void write_burst(const dr_burst *burst, const burst_layout *at, char *host) {
+static void write_burst(const dr_burst *burst, const dr_burst_layout *at, char *host) {
     dr_burst_row *rows = (dr_burst_row *)(host + at->rows);
     dr_cuda_draw *draws = (dr_cuda_draw *)(host + at->draws);
     *(int64_t *)host = 0;
@@ -57,7 +49,7 @@ static dr_status burst_begin(dr_backend *b, const dr_burst *burst) {
     DR_TRY(dr_burst_check(burst));
     DR_TRY(dr_cuda_enter(b, &state));
     dr_cuda_burst *own = &state->burst;
-    const burst_layout at = layout_of(burst);
+    const dr_burst_layout at = layout_of(burst);
     own->burst = NULL;
     own->lists = keeps_parts(burst);
     DR_TRY(reserve(state, burst));
@@ -76,7 +68,7 @@ static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, in
     dr_cuda_burst *own = &state->burst;
     const dr_burst *burst = own->burst;
     DR_ASSERT(burst && own->step < burst->n_steps);
-    const burst_layout at = layout_of(burst);
+    const dr_burst_layout at = layout_of(burst);
     const int64_t n = burst->n_rows, first = own->step++ * n;
     char *device = own->stage.device;
     dr_cuda_settling settling = {.n_rows = n,
@@ -124,7 +116,7 @@ static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
     dr_cuda_burst *own = &state->burst;
     const dr_burst *burst = own->burst;
     DR_ASSERT(burst && own->step == burst->n_steps);
-    const burst_layout at = layout_of(burst);
+    const dr_burst_layout at = layout_of(burst);
     const int64_t n = burst->n_rows, n_drawn = burst->n_steps * n;
     own->burst = NULL;
     DR_TRY(dr_cuda_fetch(state, &n_listed, own->stage.device, sizeof n_listed));

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cuda/cuda_internal.h"
+#include "cuda/stage_plan.h"
 
 enum { HEAD_ROWS = 128 };
 

@@ -8,6 +8,7 @@
 #include "core/base/rng.h"
 #include "cuda/attention_plan.h"
 #include "cuda/index.h"
+#include "cuda/stage_plan.h"
 
 static int32_t *counters(int64_t n) {
     int32_t *counts = NULL;
@@ -582,6 +583,68 @@ static void test_best(void **state) {
     dr_backend_cpu_destroy(cpu);
 }
 
+// ---- stages ----
+
+// Bytes of a plan over n spans.
+static int64_t plan_bytes(const dr_span *spans, int32_t n, int32_t group, bool is_cached) {
+    dr_plan_counts counts = {0};
+    for (int32_t s = 0; s < n; s++) {
+        int64_t seen = (int64_t)spans[s].n_before + spans[s].n_rows;
+        dr_plan_count(&counts, &spans[s], is_cached ? dr_ceil_div(seen, DR_CUDA_PAGE) : 0, group, is_cached,
+                      !is_cached && group > 0);
+    }
+    return dr_plan_layout_of(&counts, is_cached).bytes;
+}
+
+// No call of a shape needs more of a stage than the shape says, and one at its limits hardly less. A tick
+// has 2 LIVE + 1 chunks at most, of LIVE + PREFILL rows.
+static void test_stages(void **state) {
+    (void)state;
+    enum { LIVE = 12, PREFILL = 100, LONGEST = 1500, SPANS = 2 * LIVE + 1, T = 300 };
+    static dr_span spans[4 * T];
+    dr_rng rng = dr_rng_make(3, 3);
+    for (int round = 0; round < 300; round++) {
+        int32_t group = 1 + (int32_t)dr_rng_below(&rng, DR_CUDA_MMA_ROWS), left = LIVE + PREFILL, n = 0;
+        dr_plan_counts most = dr_most_of_cached(SPANS, LIVE + PREFILL, LONGEST, group);
+        for (; n < SPANS && left > 0; n++) {
+            int32_t rows = 1 + (int32_t)dr_rng_below(&rng, (uint32_t)(n % 2 ? left : 2));
+            rows = rows < left ? rows : left;
+            int32_t before = round % 3 ? (int32_t)dr_rng_below(&rng, LONGEST) : LONGEST - rows;
+            if (before + rows > LONGEST) before = LONGEST - rows;
+            spans[n] = (dr_span){.n_rows = rows, .n_before = before};
+            left -= rows;
+        }
+        assert_true(plan_bytes(spans, n, group, true) <= dr_plan_layout_of(&most, true).bytes);
+        assert_true(plan_bytes(spans, n, 0, true) <= dr_plan_layout_of(&most, true).bytes);
+        most = dr_most_of_packed(T, group);
+        for (n = 0, left = T; n < 4 * T; n++) {
+            int32_t rows = left > 0 && n % 4 == 0 ? 1 + (int32_t)dr_rng_below(&rng, 2 + round % 40) : 0;
+            rows = rows < left ? rows : left;
+            spans[n] = (dr_span){.n_rows = rows};
+            left -= rows;
+        }
+        assert_true(plan_bytes(spans, n, group, false) <= dr_plan_layout_of(&most, false).bytes);
+    }
+    for (int32_t s = 0; s < LIVE; s++) spans[s] = (dr_span){.n_rows = 1, .n_before = LONGEST - 1};
+    dr_plan_counts most = dr_most_of_cached(LIVE, LIVE, LONGEST, 4);
+    int64_t room = dr_plan_layout_of(&most, true).bytes, taken = plan_bytes(spans, LIVE, 4, true);
+    assert_true(taken <= room && room - taken <= 64 * (int64_t)sizeof(dr_query_tile));
+    // a shape's stages: each burst is longer, and holds more plans
+    dr_pass_shape shape = {.T = T,
+                           .H = 8,
+                           .G = 2,
+                           .n_draws = LIVE,
+                           .n_steps = 1,
+                           .n_cached = LIVE + PREFILL,
+                           .longest = LONGEST};
+    int64_t alone = dr_stages_memory(&shape);
+    shape.n_steps = 65;
+    assert_true(dr_stages_memory(&shape) - alone >= 64 * taken);
+    dr_burst_layout burst = dr_burst_layout_of(LIVE, 65);
+    assert_true(burst.draws >= burst.rows + LIVE * (int64_t)sizeof(dr_burst_row) && burst.draws % 16 == 0);
+    assert_int_equal(burst.bytes - burst.draws, 65 * LIVE * (int64_t)sizeof(dr_cuda_draw));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tiles),        cmocka_unit_test(test_tile_items),
@@ -590,7 +653,7 @@ int main(void) {
         cmocka_unit_test(test_cached_spans), cmocka_unit_test(test_swizzle),
         cmocka_unit_test(test_cached_plans), cmocka_unit_test(test_packed_plans),
         cmocka_unit_test(test_ids),          cmocka_unit_test(test_settling),
-        cmocka_unit_test(test_best),
+        cmocka_unit_test(test_best),         cmocka_unit_test(test_stages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

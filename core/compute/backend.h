@@ -202,6 +202,8 @@ typedef struct dr_pass_shape {
     int64_t n_out, n_in; // the largest of any weight but the head's
     int64_t V, n_draws;  // vocabulary; rows drawn at a time
     int64_t n_steps;     // draws in turn of a burst
+    int64_t n_cached;    // rows of a pass over the cache, those drawn among them
+    int64_t longest;     // positions of a sequence
     int64_t n_sharing;   // sequences of one prefix, itself among them
     int32_t H, G, d;
 } dr_pass_shape;

@@ -10,6 +10,8 @@ static int64_t scratch_of(const dr_memory_needs *needs) {
     int64_t longest = needs->rollout->protocol.max_total_tokens;
     dr_pass_shape shape = dr_lm_pass_shape(lm, needs->pack_tokens > longest ? needs->pack_tokens : longest);
     shape.n_draws = needs->rollout->max_live;
+    shape.n_cached = shape.n_draws + needs->rollout->prefill_tokens;
+    shape.longest = longest;
     shape.n_steps = needs->rollout->burst > 0 ? needs->rollout->burst : DR_ROLLOUT_BURST;
     shape.n_sharing = needs->n_samples + 1;
     return b->ops->pass_memory(b, &shape);

@@ -212,7 +212,7 @@ int64_t dr_lm_products_memory(const dr_lm *lm); // what the linear ops keep besi
 int64_t dr_lm_workspace_memory(const dr_lm *lm, int64_t max_tokens, dr_activations activations);
 int64_t dr_kv_memory(const dr_lm *lm, int64_t n_pages);
 int64_t dr_lm_decode_memory(const dr_lm *lm, int64_t tokens); // scratch of a call with so many in all chunks
-// The model's part of a shape: T tokens; what is drawn and shared is 0.
+// The model's part of a shape: T tokens; what is drawn, cached and shared is 0.
 dr_pass_shape dr_lm_pass_shape(const dr_lm *lm, int64_t T);
 
 #ifdef __cplusplus

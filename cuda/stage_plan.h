@@ -1,0 +1,123 @@
+// How large the descriptors are that reach the device through stages, and how large they get for a shape of
+// passes: plans of attention (attention_plan.h) and what a burst sends. Plain functions of counts.
+#ifndef DR_CUDA_STAGE_PLAN_H
+#define DR_CUDA_STAGE_PLAN_H
+
+#include "cuda/attention_plan.h"
+#include "cuda/kernels.h"
+
+// What a plan holds.
+typedef struct dr_plan_counts {
+    int64_t spans, pages;
+    int64_t queries, query_tiles, key_tiles;  // for the tensor cores, else 0
+    int64_t wide_query_tiles, wide_key_tiles; // for wgmma, else 0
+} dr_plan_counts;
+
+// Adds a span. group 0: without tiles for the tensor cores; is_wide: with those for wgmma too.
+static inline void dr_plan_count(dr_plan_counts *n, const dr_span *span, int64_t n_pages, int32_t group,
+                                 bool is_cached, bool is_wide) {
+    n->spans++;
+    n->pages += n_pages;
+    if (group == 0) return;
+    n->queries += span->n_rows;
+    n->query_tiles += dr_span_most_tiles(span, group, is_cached);
+    if (!is_cached) n->key_tiles += dr_ceil_div(span->n_rows, DR_CUDA_MMA_KEYS);
+    if (!is_wide) return;
+    n->wide_query_tiles += dr_span_wide_tiles(span, group);
+    n->wide_key_tiles += dr_ceil_div(span->n_rows, DR_WGMMA_KEYS);
+}
+
+// Places of its parts in a stage, the same on host and device; the spans themselves stand at 0.
+typedef struct dr_plan_layout {
+    int64_t query_tiles, key_tiles, rows, queries, mma_query_tiles, mma_key_tiles, wide_query_tiles,
+        wide_key_tiles, pages, bytes;
+} dr_plan_layout;
+
+static inline dr_plan_layout dr_plan_layout_of(const dr_plan_counts *n, bool is_cached) {
+    int64_t query_tiles = dr_plan_room(n->query_tiles, is_cached);
+    int64_t starts = (n->spans + 1) * (int64_t)sizeof(int64_t);
+    dr_plan_layout at;
+    at.query_tiles = n->spans * (int64_t)sizeof(dr_span);
+    at.key_tiles = at.query_tiles + starts;
+    at.rows = at.key_tiles + starts;
+    at.queries = at.rows + starts;
+    at.mma_query_tiles = at.queries + n->queries * (int64_t)sizeof(dr_query);
+    at.mma_key_tiles = at.mma_query_tiles + query_tiles * (int64_t)sizeof(dr_query_tile);
+    at.wide_query_tiles = at.mma_key_tiles + n->key_tiles * (int64_t)sizeof(dr_key_tile);
+    at.wide_key_tiles = at.wide_query_tiles + n->wide_query_tiles * (int64_t)sizeof(dr_query_tile);
+    at.pages = at.wide_key_tiles + n->wide_key_tiles * (int64_t)sizeof(dr_key_tile);
+    at.bytes = at.pages + n->pages * (int64_t)sizeof(int32_t);
+    return at;
+}
+
+// Plans of a burst stand behind each other at such multiples.
+static inline int64_t dr_plan_stride(const dr_plan_layout *at) {
+    enum { PLACE = 16 };
+    return dr_ceil_div(at->bytes, PLACE) * PLACE;
+}
+
+// Places of a burst's parts in its stage: the number of ids listed at 0, then the rows, then the draws of all
+// steps.
+typedef struct dr_burst_layout {
+    int64_t rows, draws, bytes;
+} dr_burst_layout;
+
+static inline dr_burst_layout dr_burst_layout_of(int64_t n_rows, int64_t n_steps) {
+    enum { PLACE = 16 };
+    dr_burst_layout at;
+    at.rows = PLACE;
+    at.draws = dr_ceil_div(at.rows + n_rows * (int64_t)sizeof(dr_burst_row), PLACE) * PLACE;
+    at.bytes = at.draws + n_steps * n_rows * (int64_t)sizeof(dr_cuda_draw);
+    return at;
+}
+
+// What a stage takes that grows to hold `bytes`.
+static inline int64_t dr_cuda_stage_capacity(int64_t bytes) {
+    return bytes < 65536 ? 65536 : bytes + bytes / 4;
+}
+
+// ---- the largest of a shape ----
+
+// A call on the cache: `rows` rows in `spans` spans, no sequence longer than `longest`.
+static inline dr_plan_counts dr_most_of_cached(int64_t spans, int64_t rows, int64_t longest, int32_t group) {
+    dr_plan_counts n;
+    n.spans = spans;
+    n.pages = spans * dr_ceil_div(longest, DR_CUDA_PAGE);
+    n.queries = rows;
+    // a span is cut by its keys or by its rows
+    n.query_tiles =
+        spans * dr_splits_of((int32_t)longest) + dr_ceil_div(rows, dr_tile_queries(group)) + spans;
+    n.key_tiles = n.wide_query_tiles = n.wide_key_tiles = 0;
+    return n;
+}
+
+// A packed batch of T rows: four sequences a row at most, empty ones among them, as a micro-batch has room
+// for.
+static inline dr_plan_counts dr_most_of_packed(int64_t T, int32_t group) {
+    dr_plan_counts n;
+    n.spans = 4 * T;
+    n.pages = 0;
+    n.queries = T;
+    n.query_tiles = dr_ceil_div(T, dr_tile_queries(group)) + T;
+    n.key_tiles = dr_ceil_div(T, DR_CUDA_MMA_KEYS) + T;
+    n.wide_query_tiles = dr_ceil_div(T, dr_wgmma_queries(group)) + T;
+    n.wide_key_tiles = dr_ceil_div(T, DR_WGMMA_KEYS) + T;
+    return n;
+}
+
+// Bytes on the device of all stages that plans and bursts go through. The plans of a burst's later passes
+// hold one row of each sequence that draws.
+static inline int64_t dr_stages_memory(const dr_pass_shape *s) {
+    int32_t group = s->H / s->G <= DR_CUDA_MMA_ROWS ? s->H / s->G : DR_CUDA_MMA_ROWS;
+    dr_plan_counts packed = dr_most_of_packed(s->T, group),
+                   cached = dr_most_of_cached(2 * s->n_draws + 1, s->n_cached, s->longest, group),
+                   later = dr_most_of_cached(s->n_draws, s->n_draws, s->longest, group);
+    int64_t n_later = s->n_steps > 1 ? s->n_steps - 1 : 0;
+    dr_plan_layout of_packed = dr_plan_layout_of(&packed, false),
+                   of_cached = dr_plan_layout_of(&cached, true), of_later = dr_plan_layout_of(&later, true);
+    return dr_cuda_stage_capacity(of_packed.bytes) + dr_cuda_stage_capacity(of_cached.bytes) +
+           dr_cuda_stage_capacity(n_later * dr_plan_stride(&of_later)) +
+           dr_cuda_stage_capacity(dr_burst_layout_of(s->n_draws, s->n_steps).bytes);
+}
+
+#endif
