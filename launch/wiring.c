@@ -232,8 +232,13 @@ typedef struct process_parts {
     int n_roles;
 } process_parts;
 
-// Everything but the policy and the roles, and what those will take. What is free is looked at before any
-// worker of this node can have begun to take it: connecting waits for all processes.
+static dr_status meet(const dr_config *c, const placement *p) {
+    return p->world.size > 1 ? dr_world_meet(&p->world, dr_config_float(c, "run.start_deadline")) : DR_OK;
+}
+
+// Everything but the policy and the roles, and what those will take. What is free is looked at when all have
+// their retrieval models, and before any worker of this node can have begun to take more: connecting waits
+// for all processes.
 static dr_status prepare(const dr_config *c, const placement *p, const dr_run_settings *settings, int threads,
                          process_parts *own) {
     dr_backend_choice choice = choose_backend(c, p, threads);
@@ -241,6 +246,7 @@ static dr_status prepare(const dr_config *c, const placement *p, const dr_run_se
     bool works = has_worker(p, p->world.rank);
     DR_TRY(choose_parts(c, p, threads, &own->policy));
     dr_backend *b = own->policy.backend;
+    DR_TRY(meet(c, p));
     if (works) {
         int64_t host_total = 0;
         DR_TRY(b->ops->memory_free(b, &place.free, &place.total));
@@ -257,7 +263,7 @@ static dr_status prepare(const dr_config *c, const placement *p, const dr_run_se
 static dr_status run_prepared(const dr_config *c, const placement *p, const dr_run_settings *settings,
                               process_parts *own, int *out_interrupted) {
     DR_TRY(dr_policy_parts_model(&own->policy, dr_config_string(c, "model.policy")));
-    if (p->world.size > 1) DR_TRY(dr_world_meet()); // deadlines begin when the slowest has its weights
+    DR_TRY(meet(c, p)); // deadlines begin when the slowest has its weights
     dr_run_assets assets = {.rollout = rollout_of(c, &own->policy), .backend = own->policy.backend};
     assets.rollout.retrieval_deadline_s = settings->deadline_s;
     dr_status status =

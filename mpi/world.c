@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "mpi/mpi_check.h"
 
@@ -43,14 +44,104 @@ dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world) {
     return DR_OK;
 }
 
-dr_status dr_world_meet(void) {
-    MPI_Request request;
-    DR_MPI(MPI_Ibarrier(MPI_COMM_WORLD, &request));
-    for (int all_here = 0;;) {
-        DR_MPI(MPI_Test(&request, &all_here, MPI_STATUS_IGNORE));
-        if (all_here) return DR_OK;
-        dr_clock_sleep(0.001);
+// ---- the meeting ----
+
+// Messages are empty: each rank says to rank 0 that it is here, and rank 0 answers at once, that it is here,
+// and again when all are. No channel uses this tag: it would stand for endpoint 0 and an endpoint beyond the
+// last (channel_mpi.c).
+enum { MEET_TAG = 32767, MOST_NAMED = 16 };
+static const double MEET_PAUSE_S = 0.002, MEET_GRACE_S = 2;
+
+static dr_status say(int rank, MPI_Request *out_request) {
+    return dr_mpi_check(MPI_Isend(NULL, 0, MPI_BYTE, rank, MEET_TAG, MPI_COMM_WORLD, out_request),
+                        "MPI_Isend");
+}
+
+static dr_status listen_to(int rank, MPI_Request *out_request) {
+    return dr_mpi_check(MPI_Irecv(NULL, 0, MPI_BYTE, rank, MEET_TAG, MPI_COMM_WORLD, out_request),
+                        "MPI_Irecv");
+}
+
+static dr_status refuse_missing(const MPI_Request *arrivals, int size, double deadline_s) {
+    dr_buf names = {0};
+    int n = 0;
+    dr_status status = DR_OK;
+    for (int r = 1; r < size && status == DR_OK; r++) {
+        if (arrivals[r] == MPI_REQUEST_NULL || ++n > MOST_NAMED) continue;
+        status = dr_buf_printf(&names, "%s%d", n > 1 ? ", " : "", r);
     }
+    if (status == DR_OK && n > MOST_NAMED) status = dr_buf_printf(&names, " and %d more", n - MOST_NAMED);
+    if (status == DR_OK)
+        status = DR_FAIL(DR_ERR_TIMEOUT, "start: within %g s %d of %d ranks have not come: %s", deadline_s, n,
+                         size, names.data);
+    dr_buf_reset(&names);
+    return status;
+}
+
+// Answers those who have come since the last look.
+static dr_status answer_arrivals(MPI_Request *arrivals, MPI_Request *answers, int size, int *n_here) {
+    for (int r = 1; r < size; r++) {
+        int is_here = 0;
+        if (arrivals[r] == MPI_REQUEST_NULL) continue;
+        DR_MPI(MPI_Test(&arrivals[r], &is_here, MPI_STATUS_IGNORE));
+        if (!is_here) continue;
+        DR_TRY(say(r, &answers[r]));
+        ++*n_here;
+    }
+    return DR_OK;
+}
+
+// requests [3 * size], all null: arrivals, and both answers.
+static dr_status gather_all(MPI_Request *requests, int size, double deadline_s) {
+    MPI_Request *answers = requests + size;
+    double end = dr_clock_seconds() + deadline_s;
+    int n_here = 1, is_sent = 0;
+    for (int r = 1; r < size; r++) DR_TRY(listen_to(r, &requests[r]));
+    for (;;) {
+        DR_TRY(answer_arrivals(requests, answers, size, &n_here));
+        if (n_here == size) break;
+        if (dr_clock_seconds() >= end) return refuse_missing(requests, size, deadline_s);
+        dr_clock_sleep(MEET_PAUSE_S);
+    }
+    for (int r = 1; r < size; r++) DR_TRY(say(r, &answers[size + r]));
+    for (;;) {
+        DR_MPI(MPI_Testall(2 * size, answers, &is_sent, MPI_STATUSES_IGNORE));
+        if (is_sent) return DR_OK;
+        DR_CHECK(dr_clock_seconds() < end, DR_ERR_TIMEOUT,
+                 "start: rank 0's answers are not taken within %g s", deadline_s);
+        dr_clock_sleep(MEET_PAUSE_S);
+    }
+}
+
+// Rank 0's next answer.
+static dr_status wait_for_answer(double deadline_s, const char *what) {
+    MPI_Request request;
+    double end = dr_clock_seconds() + deadline_s;
+    DR_TRY(listen_to(0, &request));
+    for (;;) {
+        int is_here = 0;
+        DR_MPI(MPI_Test(&request, &is_here, MPI_STATUS_IGNORE));
+        if (is_here) return DR_OK;
+        DR_CHECK(dr_clock_seconds() < end, DR_ERR_TIMEOUT, "start: within %g s rank 0 has not %s", deadline_s,
+                 what);
+        dr_clock_sleep(MEET_PAUSE_S);
+    }
+}
+
+dr_status dr_world_meet(const dr_world *world, double deadline_s) {
+    MPI_Request *requests = NULL, arrival;
+    if (world->rank > 0) {
+        DR_TRY(say(0, &arrival));
+        DR_TRY(wait_for_answer(deadline_s, "come"));
+        // rank 0 came before it answered: its wait ends before this one, so that it names who is missing
+        DR_TRY(wait_for_answer(deadline_s + MEET_GRACE_S, "said that all have come"));
+        return dr_mpi_check(MPI_Wait(&arrival, MPI_STATUS_IGNORE), "MPI_Wait"); // was taken long ago
+    }
+    DR_TRY(dr_alloc(&requests, "arrivals", 3 * (int64_t)world->size, sizeof *requests));
+    for (int i = 0; i < 3 * world->size; i++) requests[i] = MPI_REQUEST_NULL;
+    dr_status status = gather_all(requests, world->size, deadline_s);
+    dr_free(requests);
+    return status;
 }
 
 void dr_world_finalize(void) {

@@ -18,8 +18,10 @@ typedef struct dr_world {
 int dr_world_is_launched(void);
 // MPI_Init with errors returned, then a short silence: Open MPI's TCP start races with early messages.
 dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world);
-// Waits, asleep, until every process of the job has come here: at the start, before any role has a deadline.
-dr_status dr_world_meet(void);
+// Waits, asleep between looks, until every process of the job has come here: at the start, before any role
+// has a deadline. DR_ERR_TIMEOUT after deadline_s: rank 0 names the ranks that have not come, the others rank
+// 0 where it has not; only the end of the job is left then.
+dr_status dr_world_meet(const dr_world *world, double deadline_s);
 void dr_world_finalize(void);
 // Ends every process of the job with `code`; one line must have been logged before.
 void dr_world_abort(int code) __attribute__((noreturn));
