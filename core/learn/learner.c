@@ -13,10 +13,7 @@ struct dr_learner {
     int64_t pack_tokens;
     dr_lm_workspace *workspace, *reference_workspace;
     dr_micro_batch batch;
-    int32_t *item_of;  // [rows] which trajectory of the micro-batch
-    float *row_weight; // [rows] 1 for sampled tokens
-    float *stored;     // [rows] log-probability at sampling
-    float *logprob, *entropy, *reference_logprob, *ignored, *dlogprob;
+    float *logprob, *entropy, *reference_logprob, *ignored, *dlogprob; // [rows]
 };
 
 void dr_learn_stats_add(dr_learn_stats *sum, const dr_learn_stats *part) {
@@ -39,13 +36,11 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
     l->lm = lm;
     l->reference = reference;
     l->pack_tokens = pack_tokens;
-    float **real[] = {&l->row_weight,        &l->stored,  &l->logprob, &l->entropy,
-                      &l->reference_logprob, &l->ignored, &l->dlogprob};
+    float **real[] = {&l->logprob, &l->entropy, &l->reference_logprob, &l->ignored, &l->dlogprob};
     dr_status status = dr_lm_workspace_create(lm, n, activations, &l->workspace);
     if (status == DR_OK && reference)
         status = dr_lm_workspace_create(reference, n, DR_RECOMPUTE, &l->reference_workspace);
     if (status == DR_OK) status = dr_micro_batch_create(n, &l->batch);
-    if (status == DR_OK) status = dr_alloc(&l->item_of, "micro-batch", n, sizeof *l->item_of);
     for (size_t i = 0; i < sizeof real / sizeof *real && status == DR_OK; i++)
         status = dr_alloc(real[i], "micro-batch", n, sizeof(float));
     if (status != DR_OK) {
@@ -58,7 +53,7 @@ dr_status dr_learner_create(dr_lm *lm, dr_lm *reference, int64_t pack_tokens, in
 
 int64_t dr_learner_memory(const dr_lm *lm, bool has_reference, int64_t pack_tokens, int64_t longest,
                           dr_activations activations) {
-    enum { NUMBERS = 8 }; // of a row, in the learner
+    enum { NUMBERS = 5 }; // of a row, in the learner
     int64_t n = pack_tokens > longest ? pack_tokens : longest;
     return dr_lm_workspace_memory(lm, n, activations) +
            (has_reference ? dr_lm_workspace_memory(lm, n, DR_RECOMPUTE) : 0) + dr_micro_batch_memory(n) +
@@ -70,41 +65,30 @@ void dr_learner_destroy(dr_learner *l) {
     dr_lm_workspace_destroy(l->workspace);
     dr_lm_workspace_destroy(l->reference_workspace);
     dr_micro_batch_reset(&l->batch);
-    float *real[] = {l->row_weight,        l->stored,  l->logprob, l->entropy,
-                     l->reference_logprob, l->ignored, l->dlogprob};
+    float *real[] = {l->logprob, l->entropy, l->reference_logprob, l->ignored, l->dlogprob};
     for (size_t i = 0; i < sizeof real / sizeof *real; i++) dr_free(real[i]);
-    dr_free(l->item_of);
     dr_free(l);
 }
 
-static float row_weight(const dr_trajectory *t, int32_t i, float context_weight) {
-    return t->provenance[i] == DR_FROM_POLICY ? 1.0f : context_weight;
+static float context_weight(const dr_loss_settings *settings) {
+    return settings->kind == DR_LOSS_POLICY ? 0.0f : settings->context_weight;
 }
 
-// Adds one trajectory to the micro-batch: its tokens but the last as input, a loss row for each token that
-// the policy sampled, and for the others where they have a weight. False: it does not fit any more.
+static float row_weight(const dr_loss_settings *settings, const dr_trajectory *t, int32_t i) {
+    return t->provenance[i] == DR_FROM_POLICY ? 1.0f : context_weight(settings);
+}
+
+static bool has_weight(const void *settings, const dr_trajectory *t, int32_t i) {
+    return row_weight(settings, t, i) != 0.0f;
+}
+
+// The distribution that a token was drawn from; supervised: the whole softmax. A prompt that is trained on
+// itself is not shared: its rows belong to one trajectory each.
 static bool batch_add(dr_learner *l, const dr_trajectory *t, int32_t item, const dr_loss_settings *settings) {
-    dr_micro_batch *m = &l->batch;
-    bool is_policy = settings->kind == DR_LOSS_POLICY;
-    float context_weight = is_policy ? 0.0f : settings->context_weight;
-    int64_t budget = m->pack.n_seqs == 0 ? m->max_tokens : l->pack_tokens, n_rows = 0;
-    // a prompt that is trained on itself is not shared: its rows belong to one trajectory each
-    int32_t n_prompt = context_weight == 0.0f ? dr_trajectory_prompt_count(t) : 0;
-    for (int32_t i = 1; i < t->n_tokens; i++) n_rows += row_weight(t, i, context_weight) != 0.0f;
-    if (n_rows == 0) return true; // nothing of it is trained on
-    if (!dr_micro_batch_fits(m, t->ids, t->n_tokens, n_prompt, n_rows, budget)) return false;
-    dr_micro_batch_add(m, t->ids, t->n_tokens, n_prompt);
-    for (int32_t i = 1; i < t->n_tokens; i++) {
-        float weight = row_weight(t, i, context_weight);
-        if (weight == 0.0f) continue;
-        // the distribution that it was drawn from; supervised: the whole softmax
-        dr_kept kept = is_policy ? dr_trajectory_kept(t, i) : (dr_kept){NULL, 0};
-        int64_t r = dr_micro_batch_row(m, i, kept);
-        l->row_weight[r] = weight;
-        l->item_of[r] = item;
-        l->stored[r] = kept.n > 0 ? t->logprob_kept[i] : t->logprob[i];
-    }
-    return true;
+    const dr_loss_rows rows = {has_weight, settings, settings->kind == DR_LOSS_POLICY,
+                               context_weight(settings) == 0.0f};
+    int64_t budget = l->batch.pack.n_seqs == 0 ? l->batch.max_tokens : l->pack_tokens;
+    return dr_micro_batch_add(&l->batch, t, item, &rows, budget);
 }
 
 // Derivative of the loss for one token by its log-probability; notes what metrics want.
@@ -144,15 +128,17 @@ static dr_status pack_run(dr_learner *l, const dr_pack *pack, const dr_learn_ite
         DR_TRY(dr_lm_forward(l->reference, l->reference_workspace, pack, settings->temperature,
                              l->reference_logprob, l->ignored));
     for (int64_t r = 0; r < pack->n_rows; r++) {
-        const dr_learn_item *item = &items[l->item_of[r]];
+        const dr_learn_item *item = &items[l->batch.number_of[r]];
+        const dr_trajectory *t = item->trajectory;
+        float row = row_weight(settings, t, l->batch.token_of[r]);
         DR_CHECK(isfinite(l->logprob[r]), DR_ERR_NUMERIC,
                  "learner: log-probability %g at step %u, prompt %u, sample %u: no update is made",
-                 (double)l->logprob[r], item->trajectory->step, item->trajectory->prompt,
-                 item->trajectory->sample);
-        l->dlogprob[r] = token_gradient(settings, item, l->logprob[r], l->stored[r],
-                                        has_kl ? l->reference_logprob[r] : 0.0f, stats);
-        l->dlogprob[r] *= l->row_weight[r];
-        if (l->row_weight[r] != 1.0f) continue; // statistics are of the policy's tokens
+                 (double)l->logprob[r], t->step, t->prompt, t->sample);
+        l->dlogprob[r] =
+            token_gradient(settings, item, l->logprob[r], dr_micro_batch_recorded(&l->batch, t, r),
+                           has_kl ? l->reference_logprob[r] : 0.0f, stats);
+        l->dlogprob[r] *= row;
+        if (row != 1.0f) continue; // statistics are of the policy's tokens
         stats->entropy += l->entropy[r];
         stats->tokens += 1;
         if (settings->kind == DR_LOSS_SUPERVISED) stats->loss -= (double)item->token_weight * l->logprob[r];

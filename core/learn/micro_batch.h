@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 
+#include "core/episode/trajectory.h"
 #include "core/model/lm.h"
 
 #ifdef __cplusplus
@@ -18,6 +19,8 @@ typedef struct dr_micro_batch {
     int64_t max_tokens;                                  // tokens at most, and loss rows at most
     int32_t *ids, *cu_seqlens, *prefix, *rows, *targets; // owned
     dr_kept *kept; // [max_tokens], owned; the sets themselves are borrowed
+    // [rows], owned: which trajectory a row belongs to, by its number, and which of its tokens it predicts
+    int32_t *number_of, *token_of;
     // of the sequence added last
     const int32_t *sequence; // its ids, borrowed until the next one is added
     int32_t prompt; // number of the packed sequence that holds its prompt, -1: it has none of its own
@@ -30,15 +33,20 @@ void dr_micro_batch_reset(dr_micro_batch *m);      // frees what it owns and zer
 int64_t dr_micro_batch_memory(int64_t max_tokens); // bytes
 void dr_micro_batch_clear(dr_micro_batch *m);
 
-// True when a sequence of n tokens (the last one is only a target), the first n_prompt of which are its
-// prompt, can be added with n_rows loss rows and leaves the pack within `budget` tokens (max_tokens or less).
-bool dr_micro_batch_fits(const dr_micro_batch *m, const int32_t *ids, int64_t n, int64_t n_prompt,
-                         int64_t n_rows, int64_t budget);
-// Adds it; it must fit in max_tokens, n >= 2 and n_prompt < n. n_prompt 0: nothing is shared.
-void dr_micro_batch_add(dr_micro_batch *m, const int32_t *ids, int64_t n, int64_t n_prompt);
-// Adds the loss row that predicts token i (1 … n-1) of the sequence added last, drawn from `kept` (borrowed
-// until the pack has run; n 0: from the whole vocabulary); returns its number in the pack.
-int64_t dr_micro_batch_row(dr_micro_batch *m, int64_t i, dr_kept kept);
+// Which tokens of trajectories get a loss row.
+typedef struct dr_loss_rows {
+    bool (*has_row)(const void *context, const dr_trajectory *t, int32_t i); // i >= 1
+    const void *context;
+    bool over_kept;     // over the set that top-p left when the token was drawn, else over the vocabulary
+    bool shares_prompt; // no prompt token has a row
+} dr_loss_rows;
+
+// Adds a trajectory (borrowed until the pack has run), its tokens but the last as input, with its loss rows;
+// one without any is left out. False: it does not fit into `budget` tokens (max_tokens or less) any more.
+bool dr_micro_batch_add(dr_micro_batch *m, const dr_trajectory *t, int32_t number, const dr_loss_rows *rows,
+                        int64_t budget);
+// What was recorded of row r's token, of trajectory t, when it was drawn: under the distribution of the row.
+float dr_micro_batch_recorded(const dr_micro_batch *m, const dr_trajectory *t, int64_t r);
 
 #ifdef __cplusplus
 }

@@ -278,44 +278,31 @@ typedef struct training_pass {
     dr_micro_batch batch;
     dr_lm_workspace *workspace;
     bool over_kept;
-    int32_t *sequence_of, *position_of; // of the loss rows
-    float *logprob, *entropy;
+    float *logprob, *entropy; // of the loss rows
 } training_pass;
 
 static void pass_free(training_pass *p) {
     dr_micro_batch_reset(&p->batch);
     dr_lm_workspace_destroy(p->workspace);
-    void *owned[] = {p->sequence_of, p->position_of, p->logprob, p->entropy};
-    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
+    dr_free(p->logprob);
+    dr_free(p->entropy);
 }
 
 static dr_status pass_allocate(training_pass *p, dr_lm *lm, int64_t tokens) {
     DR_TRY(dr_micro_batch_create(tokens, &p->batch));
     DR_TRY(dr_lm_workspace_create(lm, tokens, DR_KEEP_ACTIVATIONS, &p->workspace));
-    DR_TRY(dr_alloc(&p->sequence_of, "training pass", tokens, sizeof *p->sequence_of));
-    DR_TRY(dr_alloc(&p->position_of, "training pass", tokens, sizeof *p->position_of));
     DR_TRY(dr_alloc(&p->logprob, "training pass", tokens, sizeof *p->logprob));
     return dr_alloc(&p->entropy, "training pass", tokens, sizeof *p->entropy);
 }
 
-static bool is_compared(const dr_trajectory *t, int32_t i, bool over_kept) {
-    return t->provenance[i] == DR_FROM_POLICY && (!over_kept || dr_trajectory_kept(t, i).n > 0);
+static bool is_compared(const void *pass, const dr_trajectory *t, int32_t i) {
+    const training_pass *p = pass;
+    return t->provenance[i] == DR_FROM_POLICY && (!p->over_kept || dr_trajectory_kept(t, i).n > 0);
 }
 
 static bool pass_add(training_pass *p, const dr_trajectory *t, int32_t index) {
-    int64_t n_rows = 0, n_prompt = dr_trajectory_prompt_count(t);
-    for (int32_t i = 1; i < t->n_tokens; i++) n_rows += is_compared(t, i, p->over_kept);
-    if (!dr_micro_batch_fits(&p->batch, t->ids, t->n_tokens, n_prompt, n_rows, p->batch.max_tokens))
-        return false;
-    dr_micro_batch_add(&p->batch, t->ids, t->n_tokens, n_prompt);
-    for (int32_t i = 1; i < t->n_tokens; i++) {
-        if (!is_compared(t, i, p->over_kept)) continue;
-        dr_kept kept = p->over_kept ? dr_trajectory_kept(t, i) : (dr_kept){NULL, 0};
-        int64_t r = dr_micro_batch_row(&p->batch, i, kept);
-        p->sequence_of[r] = index;
-        p->position_of[r] = i;
-    }
-    return true;
+    const dr_loss_rows rows = {is_compared, p, p->over_kept, true};
+    return dr_micro_batch_add(&p->batch, t, index, &rows, p->batch.max_tokens);
 }
 
 static dr_status pass_run(training_pass *p, dr_lm *lm, float temperature, const dr_mismatch_set *set,
@@ -323,9 +310,9 @@ static dr_status pass_run(training_pass *p, dr_lm *lm, float temperature, const 
     if (p->batch.pack.n_rows > 0)
         DR_TRY(dr_lm_forward(lm, p->workspace, &p->batch.pack, temperature, p->logprob, p->entropy));
     for (int64_t r = 0; r < p->batch.pack.n_rows; r++) {
-        const dr_trajectory *t = &set->sequences[p->sequence_of[r]];
-        float recorded = (p->over_kept ? t->logprob_kept : t->logprob)[p->position_of[r]];
-        compare(out, p->sequence_of[r], p->position_of[r], p->logprob[r], recorded);
+        int32_t index = p->batch.number_of[r];
+        float recorded = dr_micro_batch_recorded(&p->batch, &set->sequences[index], r);
+        compare(out, index, p->batch.token_of[r], p->logprob[r], recorded);
     }
     dr_micro_batch_clear(&p->batch);
     return DR_OK;
