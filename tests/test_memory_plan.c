@@ -14,32 +14,18 @@
 #include "core/learn/learner.h"
 #include "core/learn/memory_plan.h"
 #include "core/model/optimizer.h"
-#include "tests/tiny_catalogue.h"
-#include "tests/tiny_policy.h"
-#include "tests/tiny_trm.h"
+#include "tests/tiny_rollout.h"
 
 enum { SAMPLES = 6, MOST = TINY_USERS * SAMPLES, PACK = 1024 };
-static dr_dataset data;
-static dr_backend *trm_backend;
-static dr_tokenizer *tokenizer;
-static dr_trm *trm;
-static dr_template *compact;
 
 static int setup(void **state) {
     (void)state;
-    data = tiny_catalogue();
-    if (dr_backend_cpu_create(DR_FP32, 1, &trm_backend) != DR_OK) return -1;
-    if (tiny_tokenizer(&tokenizer) != DR_OK || tiny_trm(trm_backend, &data, &trm) != DR_OK) return -1;
-    return dr_template_load("compact", &compact) == DR_OK ? 0 : -1;
+    return tiny_rollout_open();
 }
 
 static int teardown(void **state) {
     (void)state;
-    dr_template_destroy(compact);
-    dr_trm_destroy(trm);
-    dr_tokenizer_destroy(tokenizer);
-    dr_backend_cpu_destroy(trm_backend);
-    tiny_catalogue_reset(&data);
+    tiny_rollout_close();
     return 0;
 }
 
@@ -52,14 +38,7 @@ static dr_lm_config policy_config(void) {
 }
 
 static dr_rollout_parts parts_of(dr_lm *lm) {
-    dr_rollout_parts parts = {.lm = lm,
-                              .tokenizer = tokenizer,
-                              .trm = trm,
-                              .dataset = &data,
-                              .prompt_template = compact,
-                              .protocol = tiny_protocol,
-                              .max_live = 8,
-                              .prefill_tokens = 64};
+    dr_rollout_parts parts = tiny_rollout_parts(lm);
     parts.protocol.max_total_tokens = 1000;
     return parts;
 }
@@ -118,17 +97,8 @@ static void worker_step(worker *w, bool has_reference) {
     int n = 0;
     double norm = 0;
     for (int u = 0; u < TINY_USERS; u++) {
-        dr_example e;
-        assert_true(dr_dataset_example(&data, u, DR_SPLIT_TEST, &e));
-        dr_rollout_request request = {.seed = 5,
-                                      .prompt = (uint32_t)u,
-                                      .n_samples = SAMPLES,
-
-                                      .user = u,
-                                      .target = e.target,
-                                      .history = e.history,
-                                      .n_history = e.n_history,
-                                      .sampling = {1.0f, 0.95f}};
+        dr_rollout_request request = tiny_rollout_request(u, 0, SAMPLES);
+        request.sampling.top_p = 0.95f;
         check_ok(dr_rollout_submit(w->rollout, &request));
     }
     while (dr_rollout_pending(w->rollout) > 0) {
@@ -345,7 +315,7 @@ static void test_retrievals(void **state) {
     dr_trm_retrieval *retrievals[2] = {NULL, NULL};
     const dr_hit *hits = NULL;
     int64_t host = 0, shared = 0;
-    check_ok(tiny_trm(trm_backend, &data, &own));
+    check_ok(tiny_trm(backend, &data, &own));
     for (int i = 0; i < LONGEST; i++) history[i] = 1 + i % 9;
     for (int i = 0; i < N; i++) queries[i] = (dr_trm_query){.history = history, .n_history = LONGEST};
     dr_trm_retrieval_memory(own, N, K, LONGEST, &host, &shared);
@@ -468,7 +438,7 @@ static void test_free_here(void **state) {
     check_error(dr_host_memory_under(root, &free, &total), DR_ERR_FORMAT, "MemAvailable");
     dr_log_set_level(DR_LOG_INFO);
     assert_int_equal(free, -1);
-    check_ok(trm_backend->ops->memory_free(trm_backend, &free, &total));
+    check_ok(backend->ops->memory_free(backend, &free, &total));
     assert_true(free >= 0 && total > 0 && free <= total);
 }
 

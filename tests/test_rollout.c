@@ -6,65 +6,27 @@
 
 #include "core/base/log.h"
 #include "core/episode/episode.h"
-#include "core/episode/rollout.h"
 #include "tests/delayed_backend.h"
-#include "tests/tiny_catalogue.h"
-#include "tests/tiny_policy.h"
-#include "tests/tiny_trm.h"
+#include "tests/tiny_rollout.h"
 
 enum { PROMPTS = 4, SAMPLES = 6 };
 
-static dr_dataset data;
-static dr_backend *backend;
-static dr_tokenizer *tokenizer;
 static dr_lm *lm;
-static dr_trm *trm;
-static dr_template *compact;
 
 static int setup(void **state) {
     (void)state;
-    data = tiny_catalogue();
-    if (dr_backend_cpu_create(DR_FP32, 1, &backend) != DR_OK) return -1;
-    if (tiny_tokenizer(&tokenizer) != DR_OK || tiny_policy(backend, tokenizer, &lm) != DR_OK) return -1;
-    if (tiny_trm(backend, &data, &trm) != DR_OK) return -1;
-    return dr_template_load("compact", &compact) == DR_OK ? 0 : -1;
+    return tiny_rollout_open() == 0 && tiny_policy(backend, tokenizer, &lm) == DR_OK ? 0 : -1;
 }
 
 static int teardown(void **state) {
     (void)state;
-    dr_template_destroy(compact);
-    dr_trm_destroy(trm);
     dr_lm_destroy(lm);
-    dr_tokenizer_destroy(tokenizer);
-    dr_backend_cpu_destroy(backend);
-    tiny_catalogue_reset(&data);
+    tiny_rollout_close();
     return 0;
 }
 
 static dr_rollout_parts usual_parts(void) {
-    return (dr_rollout_parts){.lm = lm,
-                              .tokenizer = tokenizer,
-                              .trm = trm,
-                              .dataset = &data,
-                              .prompt_template = compact,
-                              .protocol = tiny_protocol,
-                              .max_live = 8,
-                              .prefill_tokens = 64};
-}
-
-static dr_rollout_request request_of(int prompt, int first, int n) {
-    dr_example example;
-    assert_true(dr_dataset_example(&data, prompt, DR_SPLIT_TEST, &example));
-    return (dr_rollout_request){.seed = 99,
-                                .step = 7,
-                                .prompt = (uint32_t)prompt,
-                                .first_sample = first,
-                                .n_samples = n,
-                                .user = prompt,
-                                .target = example.target,
-                                .history = example.history,
-                                .n_history = example.n_history,
-                                .sampling = {1.0f, 1.0f}};
+    return tiny_rollout_parts(lm);
 }
 
 // Trajectories by prompt and sample, as their wire bytes: equal bytes are equal bits.
@@ -108,7 +70,7 @@ static void run(const dr_rollout_parts *parts, const dr_rollout_request *request
 
 static void run_all(const dr_rollout_parts *parts, outcome *o) {
     dr_rollout_request requests[PROMPTS];
-    for (int p = 0; p < PROMPTS; p++) requests[p] = request_of(p, 0, SAMPLES);
+    for (int p = 0; p < PROMPTS; p++) requests[p] = tiny_rollout_request(p, 0, SAMPLES);
     run(parts, requests, PROMPTS, o);
     assert_int_equal(o->n, PROMPTS * SAMPLES);
 }
@@ -256,21 +218,21 @@ static void test_order_and_split(void **state) {
     outcome want = {0}, got = {0};
     run_all(&parts, &want);
     dr_rollout_request requests[3 * PROMPTS];
-    for (int p = 0; p < PROMPTS; p++) requests[p] = request_of(PROMPTS - 1 - p, 0, SAMPLES);
+    for (int p = 0; p < PROMPTS; p++) requests[p] = tiny_rollout_request(PROMPTS - 1 - p, 0, SAMPLES);
     run(&parts, requests, PROMPTS, &got);
     check_equal(&want, &got, "other order");
     outcome_reset(&got);
     for (int p = 0; p < PROMPTS; p++) { // samples of a prompt in three requests, mixed with the others'
-        requests[p] = request_of(p, 4, 2);
-        requests[PROMPTS + p] = request_of(PROMPTS - 1 - p, 0, 1);
-        requests[2 * PROMPTS + p] = request_of(p, 1, 3);
+        requests[p] = tiny_rollout_request(p, 4, 2);
+        requests[PROMPTS + p] = tiny_rollout_request(PROMPTS - 1 - p, 0, 1);
+        requests[2 * PROMPTS + p] = tiny_rollout_request(p, 1, 3);
     }
     run(&parts, requests, 3 * PROMPTS, &got);
     assert_int_equal(got.n, PROMPTS * SAMPLES);
     check_equal(&want, &got, "split requests");
     outcome_reset(&got);
     for (int p = 0; p < PROMPTS; p++) { // replay of single samples, each in a fresh engine
-        dr_rollout_request one = request_of(p, p, 1);
+        dr_rollout_request one = tiny_rollout_request(p, p, 1);
         run(&parts, &one, 1, &got);
         assert_int_equal(got.bytes[p][p].length, want.bytes[p][p].length);
         assert_memory_equal(got.bytes[p][p].data, want.bytes[p][p].data, want.bytes[p][p].length);
@@ -288,7 +250,7 @@ static void test_late_requests(void **state) {
     dr_rollout *rollout = NULL;
     check_ok(dr_rollout_create(&parts, &rollout));
     for (int p = 0; p < PROMPTS; p++) {
-        dr_rollout_request q = request_of(p, 0, SAMPLES);
+        dr_rollout_request q = tiny_rollout_request(p, 0, SAMPLES);
         check_ok(dr_rollout_submit(rollout, &q));
         for (int i = 0; i < 5; i++) check_ok(dr_rollout_tick(rollout));
         if (p % 2) drain(rollout, &got);
@@ -309,7 +271,7 @@ static void test_keys_and_sampling(void **state) {
     outcome want = {0}, got = {0};
     run_all(&parts, &want);
     int same = 0;
-    dr_rollout_request q = request_of(0, 0, SAMPLES);
+    dr_rollout_request q = tiny_rollout_request(0, 0, SAMPLES);
     q.step = 8; // another step: other draws
     run(&parts, &q, 1, &got);
     for (int s = 0; s < SAMPLES; s++) {
@@ -320,7 +282,7 @@ static void test_keys_and_sampling(void **state) {
     }
     assert_true(same < SAMPLES);
     outcome_reset(&got);
-    q = request_of(0, 0, SAMPLES);
+    q = tiny_rollout_request(0, 0, SAMPLES);
     q.sampling = (dr_sampling){0.0f, 1.0f}; // greedy: all samples agree
     run(&parts, &q, 1, &got);
     dr_trajectory first = decoded(&got.bytes[0][0]);
@@ -343,7 +305,7 @@ static int64_t check_bursts(const dr_rollout_parts *usual, const dr_sampling *ho
     outcome want = {0}, got = {0};
     int64_t preemptions = 0;
     for (int p = 0; p < PROMPTS; p++) {
-        requests[p] = request_of(p, 0, SAMPLES);
+        requests[p] = tiny_rollout_request(p, 0, SAMPLES);
         requests[p].sampling = *how;
     }
     dr_rollout_parts parts = *usual;
@@ -490,7 +452,7 @@ static void test_others_go_on(void **state) {
     check_ok(tiny_trm(&late, &data, &parts.trm));
     check_ok(dr_rollout_create(&parts, &rollout));
     for (int p = 0; p < PROMPTS; p++) {
-        dr_rollout_request q = request_of(p, 0, SAMPLES);
+        dr_rollout_request q = tiny_rollout_request(p, 0, SAMPLES);
         check_ok(dr_rollout_submit(rollout, &q));
     }
     while (dr_rollout_pending(rollout) > 0) {
@@ -525,7 +487,7 @@ static void test_retrieval_deadline(void **state) {
     delayed_looks_needed = delayed_looks_left = INT32_MAX;
     check_ok(dr_rollout_create(&parts, &rollout));
     for (int p = 0; p < PROMPTS; p++) {
-        dr_rollout_request q = request_of(p, 0, SAMPLES);
+        dr_rollout_request q = tiny_rollout_request(p, 0, SAMPLES);
         check_ok(dr_rollout_submit(rollout, &q));
     }
     int64_t looks = 0;
@@ -602,18 +564,18 @@ static void test_refusals(void **state) {
     dr_rollout_parts parts = usual_parts();
     dr_rollout *rollout = NULL;
     check_ok(dr_rollout_create(&parts, &rollout));
-    dr_rollout_request q = request_of(0, 0, 1);
+    dr_rollout_request q = tiny_rollout_request(0, 0, 1);
     q.n_history = 0;
     check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "empty history");
-    q = request_of(0, 65536, 1);
+    q = tiny_rollout_request(0, 65536, 1);
     check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "samples 65536");
-    q = request_of(0, 0, 0);
+    q = tiny_rollout_request(0, 0, 0);
     check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "samples");
-    q = request_of(0, 0, 1);
+    q = tiny_rollout_request(0, 0, 1);
     q.sampling.top_p = 0;
     check_error(dr_rollout_submit(rollout, &q), DR_ERR_ARGUMENT, "top-p");
     const int32_t wrong[] = {1, 25};
-    q = request_of(0, 0, 1);
+    q = tiny_rollout_request(0, 0, 1);
     q.history = wrong;
     q.n_history = 2;
     check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "item 25");
@@ -624,7 +586,7 @@ static void test_refusals(void **state) {
     check_error(dr_rollout_submit(rollout, &q), DR_ERR_RANGE, "3 items are left");
     assert_int_equal(dr_rollout_pending(rollout), 0);
     // weights must not change under live episodes
-    q = request_of(0, 0, 1);
+    q = tiny_rollout_request(0, 0, 1);
     check_ok(dr_rollout_submit(rollout, &q));
     check_ok(dr_rollout_tick(rollout));
     check_ok(dr_lm_weights_changed(lm));
@@ -642,7 +604,7 @@ static void run_round(dr_rollout *rollout, int *out_quiet, int64_t *out_allocati
     *out_quiet = 0;
     *out_allocations = 0;
     for (int p = 0; p < PROMPTS; p++) {
-        dr_rollout_request q = request_of(p, 0, SAMPLES);
+        dr_rollout_request q = tiny_rollout_request(p, 0, SAMPLES);
         check_ok(dr_rollout_submit(rollout, &q));
     }
     while (dr_rollout_pending(rollout) > 0) {
