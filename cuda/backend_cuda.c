@@ -125,16 +125,29 @@ static dr_status memory_free(dr_backend *b, int64_t *out_free, int64_t *out_tota
 
 // ---- scratch and stages ----
 
-// Partial sums or attention's delta, whichever is more, draws with their kept sets, those of a step and those
-// of a burst, and the stages of plans and bursts. The loss head counts its own (head_memory): kept sets are
-// the most that goes through the others.
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+// Operands of a training pass as bf16: attention's, and both of a product where the library multiplies.
+static int64_t rounded_memory(const dr_backend *b, const dr_pass_shape *s) {
+    const dr_cuda_state *state = b->state;
+    if (!dr_rounds_to_bf16(b->precision)) return 0;
+    int64_t attention = dr_mma_takes(s->H / s->G, s->d) ? 2 * (s->H + s->G) * s->d : 0,
+            products = state->lt ? 2 * larger(s->n_out, s->n_in) : 0;
+    return s->T * (attention + products) * (int64_t)sizeof(uint16_t);
+}
+
+// The largest of partial sums, attention's delta and the splits of sequences that draw (those of short pieces
+// of prompts left out); draws with their kept sets, those of a step and those of a burst; operands; and the
+// stages of plans and bursts. The loss head counts its own (head_memory): kept sets are the most that goes
+// through the others.
 static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
-    (void)b;
-    int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in, sums = dr_chunk_count(s->T) * widest,
-            delta = s->T * s->H, ids = 2 * s->n_draws * s->V,
-            n_drawn = s->n_draws * (s->n_steps > 1 ? s->n_steps : 1);
-    return ((sums > delta ? sums : delta) + ids) * (int64_t)sizeof(float) +
-           n_drawn * (int64_t)sizeof(dr_cuda_drawn) + dr_stages_memory(s);
+    int64_t sums = dr_chunk_count(s->T) * larger(s->n_out, s->n_in), delta = s->T * s->H,
+            splits = dr_plan_room(s->n_draws * dr_splits_of((int32_t)s->longest), true) * s->H * (s->d + 2),
+            ids = 2 * s->n_draws * s->V, n_drawn = s->n_draws * larger(s->n_steps, 1);
+    return (larger(larger(sums, delta), splits) + ids) * (int64_t)sizeof(float) +
+           n_drawn * (int64_t)sizeof(dr_cuda_drawn) + rounded_memory(b, s) + dr_stages_memory(s);
 }
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
