@@ -1,8 +1,16 @@
 // The NCCL body of the collective seam: a sum goes chunk by chunk to the rank that owns it, which copies and
 // adds in rank order, on a stream of its own. NCCL's own sum would be faster, but its order depends on
-// topology and size. What is begun early goes from the end of the values to their start, one owner at a time;
-// the rest goes to all owners at once, which is faster. Ranks agree where that rest ends. Shards go to
-// everyone as broadcasts of one group: they need not be equal, as an all-gather of NCCL's wants them.
+// topology and size. What may begin early goes from the end of the values to their start, one owner at a
+// time; the rest goes to all owners at once, which is faster. Shards go to everyone as broadcasts of one
+// group: they need not be equal, as an all-gather of NCCL's wants them.
+//
+// Order. A sum of n values over `size` ranks is one sequence of exchanges, the same on every rank whatever
+// was final when: the early chunks, as many as an empty stream has room for, then the rest. Between begin and
+// sum a rank may be held up by the device at any call that waits for all of its work: memory that is given
+// back, a kernel that is loaded at its first use. Such a wait is for exchanges that this rank has queued, and
+// so are all waits within a sum; none is for another rank to come to some place. So of the ranks that wait
+// the one that has queued fewest exchanges goes on: all the others have queued these too. For that, nothing
+// here may wait for the other ranks through `host` while a sum is under way.
 #include "cuda/collective_nccl.h"
 #include "cuda/nccl_library.h"
 
@@ -40,11 +48,10 @@ typedef struct group {
     cudaEvent_t made;    // on the backend's stream: what was final then is there
     cudaEvent_t done;    // on the stream that is waited for
     dr_shard *parts;     // [size] what goes to each rank in one exchange
-    double *marks;       // [size] `queued` of each rank
     float *values;       // of the sum under way
     int64_t n, final;    // n 0: none; values from `final` on are final on this rank
     int64_t queued;      // values from here on are on the stream
-    int n_ops;           // on it since it was empty
+    int n_ops;           // on it since it was empty, as it is when a sum begins
 } group;
 
 // One operation under way, for its deadline and its errors.
@@ -197,20 +204,6 @@ static dr_status make_room(group *g, const call *k) {
     return DR_OK;
 }
 
-// The same without waiting: *out_full when there is none yet.
-static dr_status look_for_room(group *g, const call *k, bool *out_full) {
-    *out_full = is_full(g);
-    if (!*out_full) return DR_OK;
-    cudaError_t error = cudaEventQuery(g->done);
-    if (error == cudaSuccess) g->n_ops = 0;
-    if (error == cudaSuccess) *out_full = false;
-    cudaGetLastError(); // clears "not ready"
-    DR_CHECK(error == cudaSuccess || error == cudaErrorNotReady, DR_ERR_INTERNAL,
-             "learner %d of %d: NCCL %s: cuda: %s", g->base.rank, g->base.size, k->what,
-             cudaGetErrorString(error));
-    return DR_OK;
-}
-
 // What is on the backend's stream comes before all that goes on the sums' stream from now on.
 static dr_status follow_backend(const group *g, const call *k) {
     dr_cuda_state *state;
@@ -227,26 +220,24 @@ static dr_shard next_chunk(const group *g, int *out_owner) {
     return dr_shard_piece(left, 0, chunk_of(g->base.size));
 }
 
-// Queues chunks while they begin at `limit` or behind; unless it may wait, as many as there is room for.
-static dr_status queue_down_to(group *g, int64_t limit, bool may_wait, const call *k) {
-    while (g->queued > limit) {
+// Queues early chunks while they begin at `limit` or behind, up to as many as an empty stream has room for,
+// also when it has done some of them: how many there are depends on n and size alone.
+static dr_status queue_early(group *g, int64_t limit, const call *k) {
+    while (g->queued > limit && !is_full(g)) {
         int owner = 0;
-        bool full = false;
         dr_shard chunk = next_chunk(g, &owner);
         if (chunk.begin < limit) break;
-        DR_TRY(may_wait ? make_room(g, k) : look_for_room(g, k, &full));
-        if (full) break;
         for (int r = 0; r < g->base.size; r++) g->parts[r] = r == owner ? chunk : (dr_shard){0, 0};
         DR_TRY(sum_parts(g, k));
-        DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventRecord(g->done, g->stream), "NCCL %s", k->what);
         g->queued = chunk.begin;
     }
     return DR_OK;
 }
 
-// Values before `end`: a chunk of every shard at a time.
-static dr_status queue_rest(group *g, int64_t end, const call *k) {
-    const int64_t longest = dr_shard_of(g->n, 0, g->base.size).end, chunk = chunk_of(g->base.size);
+// Values before the early ones: a chunk of every shard at a time.
+static dr_status queue_rest(group *g, const call *k) {
+    const int64_t end = g->queued, first = dr_shard_of(g->n, 0, g->base.size).end;
+    const int64_t longest = end < first ? end : first, chunk = chunk_of(g->base.size);
     for (int64_t i = 0; i * chunk < longest; i++) {
         for (int r = 0; r < g->base.size; r++) {
             dr_shard left = dr_shard_of(g->n, r, g->base.size);
@@ -260,25 +251,11 @@ static dr_status queue_rest(group *g, int64_t end, const call *k) {
     return DR_OK;
 }
 
-// The lowest mark down to which a rank has queued its chunks; the others' streams wait for them.
-static dr_status agree_on_queued(group *g, int64_t *out_lowest) {
-    memset(g->marks, 0, (size_t)g->base.size * sizeof *g->marks);
-    g->marks[g->base.rank] = (double)g->queued; // exact: far below 2^53
-    DR_TRY(g->host->ops->allreduce_sum_double(g->host, g->marks, g->base.size));
-    double lowest = g->marks[0];
-    for (int r = 1; r < g->base.size; r++)
-        if (g->marks[r] < lowest) lowest = g->marks[r];
-    *out_lowest = (int64_t)lowest;
-    return DR_OK;
-}
-
 static dr_status finish_sum(group *g) {
-    int64_t lowest = 0;
-    DR_TRY(agree_on_queued(g, &lowest));
     const call k = begin(g, "sum", g->n, "values");
     DR_TRY(follow_backend(g, &k));
-    DR_TRY(queue_down_to(g, lowest, true, &k));
-    DR_TRY(queue_rest(g, lowest, &k));
+    DR_TRY(queue_early(g, 0, &k));
+    DR_TRY(queue_rest(g, &k));
     DR_TRY(wait_for_stream(g, g->stream, &k));
     g->n_ops = 0;
     g->n = 0;
@@ -303,8 +280,9 @@ static dr_status note_final(group *g, float *values, int64_t n, int64_t from) {
 
 static dr_status begin_sum(group *g) {
     const call k = begin(g, "sum", g->n, "values");
+    if (is_full(g)) return DR_OK; // all that goes early is on the stream
     DR_TRY(follow_backend(g, &k));
-    return queue_down_to(g, g->final, false, &k);
+    return queue_early(g, g->final, &k);
 }
 
 static dr_status reduce_scatter_begin(dr_collective *c, float *values, int64_t n, int64_t from) {
@@ -382,7 +360,6 @@ static dr_status prepare(group *g) {
     DR_TRY(dr_nccl_load(&g->nccl));
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(dr_alloc(&g->parts, "NCCL parts", g->base.size, sizeof *g->parts));
-    DR_TRY(dr_alloc(&g->marks, "NCCL marks", g->base.size, sizeof *g->marks));
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking),
                 "stream of device %d", state->device);
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventCreateWithFlags(&g->made, cudaEventDisableTiming),
@@ -414,11 +391,13 @@ static dr_status agree(const group *g, dr_status own) {
     return DR_OK;
 }
 
-// One value from each rank to each: connections are made at the first exchange, which would keep the
-// beginning of a sum waiting for other ranks.
+// One value from each rank to each, and one addition: connections are made at the first exchange and the
+// kernel of the addition is loaded at its first use, both of which would keep the beginning of a sum waiting
+// for other ranks.
 static dr_status greet(group *g, const call *k) {
     for (int r = 0; r < g->base.size; r++) g->parts[r] = (dr_shard){g->base.size + r, g->base.size + r + 1};
     DR_TRY(judge(g, k, settle(g, queue_parts(g, g->gathered), k->end)));
+    DR_TRY(dr_cuda_add(g->gathered + g->base.size, 1, g->gathered, g->stream));
     return wait_for_stream(g, g->stream, k);
 }
 
@@ -464,7 +443,6 @@ static void destroy(dr_collective *c) {
     if (g->done) cudaEventDestroy(g->done);
     if (g->stream) cudaStreamDestroy(g->stream);
     dr_free(g->parts);
-    dr_free(g->marks);
     dr_free(g);
 }
 

@@ -1,7 +1,8 @@
 // Several ranks sum up and gather through NCCL on ONE device, for tests/gpu.sh: each rank says that it is a
 // machine of its own, because NCCL refuses two ranks of one machine on one device. The sum of fractions must
-// have the bits of the sum in rank order, whether it is begun while they are written or not. Run under
-// mpirun; exit status 0 only when it has, on every rank.
+// have the bits of the sum in rank order, whether it is begun while they are written or not, and a rank that
+// gives memory back in between must not wait for ever. Run under mpirun; exit status 0 only when it has, on
+// every rank.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,44 +12,60 @@
 #include "cuda/collective_nccl.h"
 #include "mpi/world.h"
 
-enum { N = 20 << 20, MOST_RANKS = 16 }; // more than one chunk of a rank
+enum {
+    N = 20 << 20,       // more than one chunk of a rank
+    LONG_N = 272 << 20, // more than two ranks begin early
+    MOST_RANKS = 16
+};
 
 static float value_of(int rank, int64_t i) {
     return (float)(i % 1013 + 1) / (float)(rank + 3);
 }
 
-// Values go to the device from the end to the start, in steps of another size on every rank; rank 1 begins
-// nothing.
-static dr_status write_and_begin(dr_backend *b, dr_collective *group, const float *host, float *memory) {
-    int64_t step = N / (3 + group->rank) + 1;
-    for (int64_t end = N; end > 0; end -= step) {
-        int64_t from = end > step ? end - step : 0;
-        b->ops->copy_in(b, memory + from, host + from, (size_t)(end - from) * sizeof *host);
-        if (group->rank != 1) DR_TRY(group->ops->reduce_scatter_begin(group, memory, N, from));
-    }
+// What a backward pass does whose scratch grows: the device's memory is given back once all of its work is
+// done, the chunks that were begun included, and rank 1 sends its part of these with its sum alone.
+static dr_status grow_scratch(dr_backend *b) {
+    float *scratch = NULL;
+    DR_TRY(dr_memory_create(b, &scratch, "scratch", 1 << 20, sizeof *scratch));
+    b->ops->memory_destroy(b, scratch);
     return DR_OK;
 }
 
-static dr_status check_sum(dr_backend *b, dr_collective *group, float *host, bool is_begun) {
+// Values [n] go to the device from the end to the start, in steps of another size on every rank; rank 1
+// begins nothing.
+static dr_status write_and_begin(dr_backend *b, dr_collective *group, const float *host, float *memory,
+                                 int64_t n) {
+    int64_t step = n / (3 + group->rank) + 1;
+    for (int64_t end = n; end > 0; end -= step) {
+        int64_t from = end > step ? end - step : 0;
+        b->ops->copy_in(b, memory + from, host + from, (size_t)(end - from) * sizeof *host);
+        if (group->rank != 1) DR_TRY(group->ops->reduce_scatter_begin(group, memory, n, from));
+    }
+    return group->rank == 0 ? grow_scratch(b) : DR_OK;
+}
+
+// host [n] is overwritten.
+static dr_status check_sum(dr_backend *b, dr_collective *group, float *host, int64_t n, bool is_begun) {
     float *memory = NULL;
     dr_status status = DR_OK;
-    DR_TRY(dr_memory_create(b, &memory, "gradient", N, sizeof *memory));
-    for (int64_t i = 0; i < N; i++) host[i] = value_of(group->rank, i);
+    const size_t bytes = (size_t)n * sizeof *host;
+    DR_TRY(dr_memory_create(b, &memory, "gradient", n, sizeof *memory));
+    for (int64_t i = 0; i < n; i++) host[i] = value_of(group->rank, i);
     if (is_begun)
-        status = write_and_begin(b, group, host, memory);
+        status = write_and_begin(b, group, host, memory, n);
     else
-        b->ops->copy_in(b, memory, host, N * sizeof *host);
-    if (status == DR_OK) status = group->ops->reduce_scatter_sum(group, memory, N);
-    if (status == DR_OK) status = group->ops->all_gather(group, memory, N);
-    if (status == DR_OK) b->ops->copy_out(b, host, memory, N * sizeof *host);
+        b->ops->copy_in(b, memory, host, bytes);
+    if (status == DR_OK) status = group->ops->reduce_scatter_sum(group, memory, n);
+    if (status == DR_OK) status = group->ops->all_gather(group, memory, n);
+    if (status == DR_OK) b->ops->copy_out(b, host, memory, bytes);
     b->ops->memory_destroy(b, memory);
     DR_TRY(status);
-    for (int64_t i = 0; i < N; i++) {
+    for (int64_t i = 0; i < n; i++) {
         float want = value_of(0, i);
         for (int rank = 1; rank < group->size; rank++) want += value_of(rank, i);
         DR_CHECK(memcmp(&host[i], &want, sizeof want) == 0, DR_ERR_INTERNAL,
-                 "value %lld is %.9g, expected %.9g%s", (long long)i, (double)host[i], (double)want,
-                 is_begun ? ", the sum was begun early" : "");
+                 "value %lld of %lld is %.9g, expected %.9g%s", (long long)i, (long long)n, (double)host[i],
+                 (double)want, is_begun ? ", the sum was begun early" : "");
     }
     return DR_OK;
 }
@@ -59,15 +76,17 @@ static dr_status sum_up(const dr_world *world) {
     dr_collective *host = NULL, *devices = NULL;
     float *values = NULL;
     dr_status status;
+    const bool is_long = world->size == 2; // keeps the check on more ranks short
     DR_CHECK(world->size <= MOST_RANKS, DR_ERR_ARGUMENT, "%d ranks, expected up to %d", world->size,
              MOST_RANKS);
     for (int rank = 0; rank < world->size; rank++) processes[rank] = rank;
     DR_TRY(dr_collective_mpi_create(processes, world->size, 30, &host));
     DR_TRY_GOTO(status, dr_backend_cuda_create(DR_FP32, 0, &backend), release);
     DR_TRY_GOTO(status, dr_collective_nccl_create(backend, host, &devices), release);
-    DR_TRY_GOTO(status, dr_alloc(&values, "values", N, sizeof *values), release);
-    DR_TRY_GOTO(status, check_sum(backend, devices, values, false), release);
-    status = check_sum(backend, devices, values, true);
+    DR_TRY_GOTO(status, dr_alloc(&values, "values", is_long ? LONG_N : N, sizeof *values), release);
+    DR_TRY_GOTO(status, check_sum(backend, devices, values, N, false), release);
+    DR_TRY_GOTO(status, check_sum(backend, devices, values, N, true), release);
+    if (is_long) status = check_sum(backend, devices, values, LONG_N, true);
 release:
     if (devices) devices->ops->destroy(devices);
     dr_free(values);
@@ -84,7 +103,8 @@ int main(int argc, char **argv) {
     setenv("NCCL_HOSTID", name, 1);
     dr_status status = sum_up(&world);
     if (status == DR_OK)
-        printf("rank %d of %d: %d values summed up in rank order\n", world.rank, world.size, N);
+        printf("rank %d of %d: %d values summed up in rank order\n", world.rank, world.size,
+               world.size == 2 ? LONG_N : N);
     else
         fprintf(stderr, "rank %d of %d: %s: %s\n", world.rank, world.size, dr_status_name(status),
                 dr_last_error());
