@@ -10,9 +10,20 @@
 #include "cuda/cuda_internal.h"
 #include "cuda/stage_plan.h"
 
+static bool is_given_up; // for all backends: giving memory back waits for all work of a device
+
+void dr_cuda_give_up(void) {
+    is_given_up = true;
+}
+
+bool dr_cuda_is_given_up(void) {
+    return is_given_up;
+}
+
 dr_status dr_cuda_enter(dr_backend *b, dr_cuda_state **out_state) {
     dr_cuda_state *state = b->state;
     if (state->failed != DR_OK) return state->failed;
+    if (is_given_up) return DR_ERR_TIMEOUT; // told when it was
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaSetDevice(state->device), "device %d", state->device);
     *out_state = state;
     return DR_OK;
@@ -41,7 +52,7 @@ static dr_status memory_create(dr_backend *b, const char *label, size_t bytes, v
 
 // Frees also after a failure: whoever cleans up has no other way to give memory back.
 static void release(dr_cuda_state *state, void *memory) {
-    if (!memory) return;
+    if (!memory || is_given_up) return;
     cudaSetDevice(state->device);
     cudaStreamSynchronize(state->stream);
     dr_cuda_forget_recordings(state); // any of them may name it
@@ -354,7 +365,7 @@ free_backend:
 }
 
 void dr_backend_cuda_destroy(dr_backend *backend) {
-    if (!backend) return;
+    if (!backend || is_given_up) return;
     dr_cuda_state *state = backend->state;
     cudaSetDevice(state->device);
     cudaStreamSynchronize(state->stream);

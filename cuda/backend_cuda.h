@@ -21,7 +21,9 @@ extern "C" {
 //   which are host memory, read before the op returns. weight_pack borrows `values` as backend.h says; in
 //   bf16 they may be given to memory_destroy or overwritten by copy_in at once: both come after the rounding.
 //   copy_in: from_host may be changed on return, but is not to be pinned memory. memory_destroy and
-//   weight_destroy wait for the ops that are under way.
+//   weight_destroy wait for the ops that are under way, transfer_destroy for its copies, 10 s at most: then a
+//   warning says so, and no backend of the process waits for a device or gives memory back any more, so that
+//   a run whose retrieval passed its deadline can end.
 // DR_BF16 multiplies by weights whose sizes are multiples of 8 through cuBLASLt where that can be loaded, by
 // others with the own kernels; both are row-exact, their bits differ.
 // Errors of create: DR_ERR_ARGUMENT, no such device or none at all, in words; DR_ERR_UNSUPPORTED, a device

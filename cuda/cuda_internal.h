@@ -102,6 +102,11 @@ dr_status dr_cuda_enter(dr_backend *b, dr_cuda_state **out_state);
 // The end of an op that returns no status.
 void dr_cuda_keep(dr_cuda_state *state, dr_status status);
 
+// Work that was waited for long enough does not end. From now on no backend of this process waits or gives
+// anything back, so that the process comes to its end; ops that return a status fail.
+void dr_cuda_give_up(void);
+bool dr_cuda_is_given_up(void);
+
 // In a .c file that includes <cuda_runtime_api.h>; the text names what failed, as printf does.
 #define DR_CUDA_TRY(code, call, format, ...)                                                                 \
     do {                                                                                                     \

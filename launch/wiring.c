@@ -271,8 +271,23 @@ static dr_status run_prepared(const dr_config *c, const placement *p, const dr_r
                      own->roles, &own->n_roles);
     if (status == DR_OK) status = dr_run_roles(own->roles, own->n_roles);
     if (own->n_roles > 0 && own->roles[0]) *out_interrupted = own->roles[0]->was_interrupted;
-    for (int r = 0; r < own->n_roles; r++) own->roles[r]->ops->destroy(own->roles[r]);
     return status;
+}
+
+static void close_parts(const placement *p, process_parts *own) {
+    for (int r = 0; r < own->n_roles; r++) own->roles[r]->ops->destroy(own->roles[r]);
+    for (int e = 0; e < dr_layout_endpoints(&p->layout); e++)
+        if (own->channels[e]) own->channels[e]->ops->destroy(own->channels[e]);
+    if (own->on_devices) own->on_devices->ops->destroy(own->on_devices);
+    if (own->learners) own->learners->ops->destroy(own->learners);
+    dr_policy_parts_close(&own->policy);
+    dr_free(own);
+}
+
+// The others wait for a peer that has failed. Comes before anything is given back: memory of a device is only
+// when the device is done, which waits without a deadline for exchanges that the others may never make.
+static void abort_on_failure(const placement *p, dr_status status) {
+    if (status != DR_OK && p->world.size > 1) dr_world_abort(1);
 }
 
 static dr_status run_placed(const dr_config *c, const dr_run_settings *settings, bool is_plan, placement *p,
@@ -287,12 +302,8 @@ static dr_status run_placed(const dr_config *c, const dr_run_settings *settings,
                 p->layout.n_workers, p->layout.n_workers > 1 ? "s" : "", threads, threads > 1 ? "s" : "");
     dr_status status = prepare(c, p, settings, threads, own);
     if (status == DR_OK && !is_plan) status = run_prepared(c, p, settings, own, out_interrupted);
-    for (int e = 0; e < dr_layout_endpoints(&p->layout); e++)
-        if (own->channels[e]) own->channels[e]->ops->destroy(own->channels[e]);
-    if (own->on_devices) own->on_devices->ops->destroy(own->on_devices);
-    if (own->learners) own->learners->ops->destroy(own->learners);
-    dr_policy_parts_close(&own->policy);
-    dr_free(own);
+    abort_on_failure(p, status);
+    close_parts(p, own);
     return status;
 }
 
@@ -307,8 +318,7 @@ dr_status dr_wiring_run(const dr_cli *cli, const dr_config *config, const dr_run
     dr_status status = launched ? dr_world_init(&argc, &argv, &p->world) : DR_OK;
     if (status == DR_OK && p->world.size > 1) dr_log_set_identity("rank", p->world.rank);
     if (status == DR_OK) status = run_placed(config, settings, is_plan, p, out_interrupted);
-    if (launched && status != DR_OK && p->world.size > 1)
-        dr_world_abort(1); // the others wait for a peer that has failed
+    abort_on_failure(p, status);
     if (launched) dr_world_finalize();
     dr_free(p);
     return status;

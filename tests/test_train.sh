@@ -114,6 +114,10 @@ for step in 4 5 6; do
 done
 if train "$work/b" 1 --resume 2> "$work/damage"; then fail "started over although every checkpoint is damaged"; fi
 grep -q "none of its" "$work/damage" || fail "the refusal does not say that no checkpoint is usable"
+code=0
+train "$work/b" 4 --resume 2> "$work/damage" || code=$? # a role that fails ends the whole job
+[ "$code" = 1 ] || fail "a job of 4 ranks whose coordinator failed ends with $code, expected 1"
+[ "$(grep -c "none of its" "$work/damage")" = 1 ] || fail "4 ranks do not tell once that no checkpoint is usable"
 
 # another number of learners loads the checkpoint
 code=0

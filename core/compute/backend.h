@@ -225,7 +225,7 @@ typedef struct dr_backend_ops {
     // Copies that nobody waits for, in the order of the ops: `bytes` from `from` of the transfer on to the
     // backend, or from there to `to` of the transfer on. The host leaves these bytes alone until they are
     // done: transfer_done tells, without waiting, whether all copies of the transfer are, and then so is
-    // everything that was begun before them. Destroying waits.
+    // everything that was begun before them. Destroying waits for them, for a bounded time.
     dr_status (*transfer_create)(dr_backend *b, const char *label, size_t bytes, dr_transfer **out_transfer);
     void (*transfer_destroy)(dr_backend *b, dr_transfer *transfer); // NULL is fine
     dr_status (*transfer_in)(dr_backend *b, dr_transfer *transfer, size_t from, void *to_backend,
