@@ -64,13 +64,14 @@ count() {
         END { flush() }' "$file")
 }
 
-# ctest NAME BUILD ARGS...: prints each test's line, and the whole output of those that failed.
+# ctest NAME BUILD ARGS...: prints each test's line, and the whole output of those that failed. As many run beside each
+# other as there are cores; those that start ranks or whole programs run alone.
 run_ctest() {
     local name=$1 build=$2 file
     shift 2
     file=$PWD/$build/junit.xml
     rm -f "$file"
-    ctest --test-dir "$build" --output-on-failure --timeout 600 --output-junit "$file" "$@"
+    ctest --test-dir "$build" -j "$jobs" --output-on-failure --timeout 600 --output-junit "$file" "$@"
     count "$name" "$file"
 }
 

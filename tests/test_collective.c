@@ -1,6 +1,6 @@
 // The MPI body of the collective seam on 2, 3 and 4 ranks: sums by hand, begun early or not, bytes sent, and
 // optimizer steps that do not depend on the number of learners.
-// labels: cpu
+// labels: cpu ranks
 #include "tests/check.h"
 
 #include <math.h>

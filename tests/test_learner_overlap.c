@@ -1,6 +1,6 @@
 // The learners' sum of gradients begun during the backward pass, on 2, 3 and 4 ranks with unequal numbers of
 // micro-batches: the bits of the sum made afterwards, also where the host cannot touch the backend's memory.
-// labels: cpu
+// labels: cpu ranks
 #include "tests/check.h"
 
 #include <mpi.h>

@@ -1,5 +1,5 @@
 // The meeting at the start of a job: all go on together, and who does not come is named.
-// labels: cpu
+// labels: cpu ranks
 #include "tests/check.h"
 
 #include <mpi.h>
