@@ -1,7 +1,7 @@
-// Gradient of causal attention over packed sequences for compute capability 9.0: one kernel over query tiles for
-// dq, one over key tiles for dk and dv, each output with one block that sums it up in one order. Scores and
-// their gradients are computed in both: two products of seven are done twice, and in exchange nothing is added
-// by two blocks. The two warpgroups that multiply go on without regard to each other, so that one's
+// Gradient of causal attention over packed sequences for compute capability 9.0: one kernel over query tiles
+// for dq, one over key tiles for dk and dv, each output with one block that sums it up in one order. Scores
+// and their gradients are computed in both: two products of seven are done twice, and in exchange nothing is
+// added by two blocks. The two warpgroups that multiply go on without regard to each other, so that one's
 // exponentials run behind the other's products.
 #include "cuda/launch.cuh"
 
@@ -38,10 +38,9 @@ template <int D> using dq_shared = key_stages<D, 2>; // queries and dout
 
 // What one step gives to dq of a warpgroup's rows.
 template <int D>
-static __device__ __forceinline__ void add_keys(const dq_shared<D> &shared, int32_t step,
-                                                const int32_t (&limit)[2], const float (&lse)[2],
-                                                const float (&delta)[2], float raw_scale,
-                                                float (&sum)[D / 2]) {
+static __device__ __forceinline__ void
+add_keys(const dq_shared<D> &shared, int32_t step, const int32_t (&limit)[2], const float (&lse)[2],
+         const float (&delta)[2], float raw_scale, float (&sum)[D / 2]) {
     const int stage = dr_stage_of(step), first = own_group() * DR_WGMMA_ROWS;
     const float scale = __fmul_rn(raw_scale, DR_LOG2_E);
     float score[KEYS / 2], dot[KEYS / 2];
@@ -177,9 +176,9 @@ template <int D> struct query_stages {
     }
 };
 
-// All threads. Rows of a stage that no box reaches, where there are any, are zeros for good: their weights are
-// 0, and 0 times what stood there might be no number. A stage is full when its 32 copying threads' copies and
-// its boxes are there.
+// All threads. Rows of a stage that no box reaches, where there are any, are zeros for good: their weights
+// are 0, and 0 times what stood there might be no number. A stage is full when its 32 copying threads' copies
+// and its boxes are there.
 template <int D>
 static __device__ __forceinline__ void init_stages(const query_stages<D> &shared, int32_t group) {
     enum { PIECES = DR_WGMMA_STAGES * 2 * query_stages<D>::ROW_BYTES / 16 };
@@ -343,39 +342,21 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
 // ---- launches ----
 
-template <int D>
-static dr_status launch_dq(const backward_arguments &c, const uint16_t *q, const uint16_t *dout,
-                           const CUtensorMap &keys, const CUtensorMap &values, dr_cuda_stream stream) {
+// A kernel over `tiles` tiles a key head, which copies `queries` queries at a time.
+template <int D, class KERNEL>
+static dr_status launch(KERNEL kernel, const char *what, const backward_arguments &c, int64_t tiles,
+                        int32_t queries, size_t bytes, const uint16_t *q, const uint16_t *dout,
+                        const CUtensorMap &keys, const CUtensorMap &values, dr_cuda_stream stream) {
     const char *op = "attention_backward";
     const dr_cuda_attention &a = c.in;
-    const int32_t group = a.H / a.G, queries = dr_wgmma_queries(group);
-    const size_t bytes = dq_shared<D>::BYTES;
     unsigned int blocks = 0;
     CUtensorMap q_map, dout_map;
-    DR_TRY(dr_cuda_grid(op, a.n_wide_query_tiles * a.G, 1, &blocks));
-    DR_TRY(dr_tensor_map_of(op, q, a.n_rows, a.H, D, group, queries, &q_map));
-    DR_TRY(dr_tensor_map_of(op, dout, a.n_rows, a.H, D, group, queries, &dout_map));
-    DR_TRY(dr_cuda_allow_shared(op, dq_kernel<D>, bytes, D));
-    dq_kernel<D><<<blocks, THREADS, bytes, stream>>>(c, q_map, dout_map, keys, values);
-    DR_CUDA_LAUNCHED("%s, wgmma, dq of %d sequences, %d/%d heads of %d", op, a.n_spans, a.H, a.G, D);
-    return DR_OK;
-}
-
-template <int D>
-static dr_status launch_dkv(const backward_arguments &c, const uint16_t *q, const uint16_t *dout,
-                            const CUtensorMap &keys, const CUtensorMap &values, dr_cuda_stream stream) {
-    const char *op = "attention_backward";
-    const dr_cuda_attention &a = c.in;
-    const int32_t group = a.H / a.G, queries = dr_tile_queries(group);
-    const size_t bytes = query_stages<D>::BYTES;
-    unsigned int blocks = 0;
-    CUtensorMap q_map, dout_map;
-    DR_TRY(dr_cuda_grid(op, a.n_wide_key_tiles * a.G, 1, &blocks));
-    DR_TRY(dr_tensor_map_of(op, q, a.n_rows, a.H, D, group, queries, &q_map));
-    DR_TRY(dr_tensor_map_of(op, dout, a.n_rows, a.H, D, group, queries, &dout_map));
-    DR_TRY(dr_cuda_allow_shared(op, dkv_kernel<D>, bytes, D));
-    dkv_kernel<D><<<blocks, THREADS, bytes, stream>>>(c, q_map, dout_map, keys, values);
-    DR_CUDA_LAUNCHED("%s, wgmma, dk and dv of %d sequences, %d/%d heads of %d", op, a.n_spans, a.H, a.G, D);
+    DR_TRY(dr_cuda_grid(op, tiles * a.G, 1, &blocks));
+    DR_TRY(dr_tensor_map_of(op, q, a.n_rows, a.H, D, a.H / a.G, queries, &q_map));
+    DR_TRY(dr_tensor_map_of(op, dout, a.n_rows, a.H, D, a.H / a.G, queries, &dout_map));
+    DR_TRY(dr_cuda_allow_shared(op, kernel, bytes, D));
+    kernel<<<blocks, THREADS, bytes, stream>>>(c, q_map, dout_map, keys, values);
+    DR_CUDA_LAUNCHED("%s, wgmma, %s of %d sequences, %d/%d heads of %d", op, what, a.n_spans, a.H, a.G, D);
     return DR_OK;
 }
 
@@ -386,8 +367,10 @@ static dr_status launch_backward(const backward_arguments &c, const uint16_t *q,
     CUtensorMap keys, values;
     DR_TRY(dr_tensor_map_of("attention_backward", a.k, a.n_rows, a.G, D, 1, KEYS, &keys));
     DR_TRY(dr_tensor_map_of("attention_backward", a.v, a.n_rows, a.G, D, 1, KEYS, &values));
-    DR_TRY(launch_dq<D>(c, q, dout, keys, values, stream));
-    return launch_dkv<D>(c, q, dout, keys, values, stream);
+    DR_TRY(launch<D>(dq_kernel<D>, "dq", c, a.n_wide_query_tiles, dr_wgmma_queries(a.H / a.G),
+                     dq_shared<D>::BYTES, q, dout, keys, values, stream));
+    return launch<D>(dkv_kernel<D>, "dk and dv", c, a.n_wide_key_tiles, dr_tile_queries(a.H / a.G),
+                     query_stages<D>::BYTES, q, dout, keys, values, stream);
 }
 
 extern "C" dr_status dr_cuda_attention_wgmma_backward(const dr_cuda_attention *attention, const uint16_t *q,
