@@ -164,7 +164,7 @@ dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, 
                                 int64_t n_in, float *dw);
 
 // Runs a pass over the cache whose plan is sent: plainly, recording it, or as it was recorded.
-dr_status dr_cuda_run_pass(dr_cuda_state *state, const dr_cached_pass *pass, const dr_cuda_attention *plan,
+dr_status dr_cuda_run_pass(dr_backend *b, const dr_cached_pass *pass, const dr_cuda_attention *plan,
                            dr_pass_ops *ops, void *context);
 void dr_cuda_forget_recordings(dr_cuda_state *state); // the stream has nothing to do any more
 

@@ -355,9 +355,9 @@ static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_
     dr_cuda_attention plan;
     span_source from = source_of(b, pass);
     DR_TRY(dr_cuda_enter(b, &state));
-    if (!state->records) return ops(context);
+    if (!state->records) return ops(context, b, 0, pass->n_chunks);
     DR_TRY(planned(state, &from, &plan));
-    return dr_cuda_run_pass(state, pass, &plan, ops, context);
+    return dr_cuda_run_pass(b, pass, &plan, ops, context);
 }
 
 // ---- bursts ----

@@ -51,12 +51,13 @@ static dr_status remember(dr_cuda_state *state, const dr_cached_pass *pass, cons
 }
 
 // What `ops` queues goes into a graph and not to the device.
-static dr_status record(dr_cuda_state *state, dr_cuda_recording *r, dr_pass_ops *ops, void *context) {
+static dr_status record(dr_backend *b, dr_cuda_recording *r, dr_pass_ops *ops, void *context) {
+    dr_cuda_state *state = b->state;
     cudaGraph_t graph = NULL;
     int32_t n = r->pass.n_chunks;
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamBeginCapture(state->stream, cudaStreamCaptureModeThreadLocal),
                 "recording of a pass of %d rows", n);
-    dr_status status = ops(context);
+    dr_status status = ops(context, b, 0, n);
     cudaError_t error = cudaStreamEndCapture(state->stream, &graph); // whatever became of the ops
     if (status == DR_OK) status = state->failed;
     if (status == DR_OK && error == cudaSuccess) error = cudaGraphInstantiate(&r->exec, graph, 0);
@@ -66,17 +67,18 @@ static dr_status record(dr_cuda_state *state, dr_cuda_recording *r, dr_pass_ops 
     return DR_OK;
 }
 
-dr_status dr_cuda_run_pass(dr_cuda_state *state, const dr_cached_pass *pass, const dr_cuda_attention *plan,
+dr_status dr_cuda_run_pass(dr_backend *b, const dr_cached_pass *pass, const dr_cuda_attention *plan,
                            dr_pass_ops *ops, void *context) {
+    dr_cuda_state *state = b->state;
     state->n_passes++;
     dr_cuda_recording *r = find(state, pass, plan);
     if (!r) {
         DR_TRY(remember(state, pass, plan));
-        return ops(context);
+        return ops(context, b, 0, pass->n_chunks);
     }
     r->used = state->n_passes;
     if (!r->exec) {
-        dr_status status = record(state, r, ops, context);
+        dr_status status = record(b, r, ops, context);
         if (status != DR_OK) {
             forget(r);
             return status;

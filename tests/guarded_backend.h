@@ -366,14 +366,13 @@ static dr_status g_attention_cached(dr_backend *b, const float *q, int64_t q_str
 }
 
 static dr_status g_cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
-    (void)b;
     HOSTS(pass), HOSTS(pass->chunks);
     for (int32_t c = 0; c < pass->n_chunks; c++) assert_int_equal(pass->chunks[c].n_new, 1);
     assert_false(guard_is_tracing);
     guard_pass_of_burst(pass);
     guard_is_tracing = true;
     guard_trace = 0;
-    dr_status status = ops(context);
+    dr_status status = ops(context, b, 0, pass->n_chunks);
     guard_is_tracing = false;
     for (int i = 0; i < guard_n_passes; i++) {
         const dr_cached_pass *before = &guard_passes[i].pass;

@@ -243,6 +243,10 @@ int64_t dr_cpu_attention_floats(const dr_pass_shape *s) {
     return forward > backward ? forward : backward;
 }
 
+int64_t dr_cpu_cached_floats(const dr_pass_shape *s) {
+    return ROWS * dr_padded_keys(s->longest);
+}
+
 int64_t dr_cpu_prefix_floats(const dr_pass_shape *s) {
     return 2 * s->T * s->d * s->n_sharing * s->G;
 }
@@ -370,16 +374,10 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     return DR_OK;
 }
 
-static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
-    (void)b, (void)pass;
-    return ops(context);
-}
-
 void dr_cpu_fill_attention(dr_backend_ops *ops) {
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
     ops->kv_round = kv_round;
     ops->kv_store = kv_store;
     ops->attention_cached = attention_cached;
-    ops->cached_pass = cached_pass;
 }

@@ -58,9 +58,12 @@ typedef struct dr_attention_chunk {
 typedef struct dr_cached_pass {
     const dr_attention_chunk *chunks;   // those that its ops name, by this address; n_new 1 each
     int32_t n_chunks, group, head_size; // group: query heads a key head
+    int64_t row_macs, position_macs; // multiply-adds of a row without attention, and for each position seen
     const void *places[3];
 } dr_cached_pass;
-typedef dr_status dr_pass_ops(void *context); // calls the ops of a pass, in the same order each time
+// Calls on b the ops of a pass's rows first … first + n - 1, in the same order each time. Parts of one pass
+// may run at the same time, each on a body of its own that has the same memory and weights.
+typedef dr_status dr_pass_ops(void *context, dr_backend *b, int32_t first, int32_t n);
 
 // The sequences of a packed batch: sequence s owns rows cu_seqlens[s] … cu_seqlens[s+1]-1. prefix[s] = p: s
 // goes on where sequence p ends, so its rows also see all of p's, which is run once for all that share it; p
@@ -325,7 +328,8 @@ typedef struct dr_backend_ops {
     dr_status (*attention_cached)(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,
                                   const void *v_cache, const dr_attention_chunk *chunks, int32_t n_chunks,
                                   int32_t page_size, int32_t H, int32_t G, int32_t d, float *out);
-    // Runs a pass: calls `ops`, or repeats what an earlier call for the same places made the device do.
+    // Runs a pass: calls `ops` for all its rows, at once or in parts, or repeats what an earlier call for the
+    // same places made the device do.
     dr_status (*cached_pass)(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context);
 
     // One draw for each row of logits [T, V]: from the smallest set of most probable ids whose mass reaches

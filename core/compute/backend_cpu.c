@@ -91,12 +91,18 @@ static int64_t larger(int64_t a, int64_t b) {
 static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
     int64_t deepest = larger(s->n_out, s->T), depth = deepest < DR_DEPTH ? deepest : DR_DEPTH;
     int64_t shared = larger(dr_panels_floats(depth, s->n_in), dr_cpu_prefix_floats(s));
-    int64_t thread = larger(larger(dr_cpu_attention_floats(s), dr_cpu_weight_floats(s)),
+    int64_t attention = larger(dr_cpu_attention_floats(s), dr_cpu_cached_floats(s));
+    int64_t thread = larger(larger(attention, dr_cpu_weight_floats(s)),
                             larger(dr_cpu_draw_floats(s), DR_PANEL * s->n_in)); // a panel: bf16 in lanes
     int64_t bytes = (shared + thread * b->n_threads + dr_cpu_turns_floats(s)) * (int64_t)sizeof(float);
-    if (b->precision == DR_BF16)
-        bytes += dr_cpu_state_of(b)->bf16 ? dr_bf16_memory(s) : dr_bf16_lanes_rounded(b, s);
+    bytes += dr_cpu_bf16_memory(b, s) + dr_cpu_singles_memory(b, s);
     return bytes + bytes / 4;
+}
+
+int64_t dr_cpu_bf16_memory(const dr_backend *b, const dr_pass_shape *s) {
+    const dr_cpu_state *state = b->state;
+    if (!dr_rounds_to_bf16(b->precision)) return 0;
+    return state->bf16 ? dr_bf16_memory(s) : dr_bf16_lanes_rounded(b, s);
 }
 
 dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {
@@ -176,6 +182,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     dr_cpu_fill_attention(&ops);
     dr_cpu_fill_head(&ops);
     dr_cpu_fill_softmax(&ops);
+    dr_cpu_fill_passes(&ops);
     dr_cpu_fill_burst(&ops);
     dr_cpu_fill_retrieval(&ops);
 
@@ -202,6 +209,7 @@ free_backend:
 void dr_backend_cpu_destroy(dr_backend *backend) {
     if (!backend) return;
     dr_cpu_state *state = backend->state;
+    dr_cpu_singles_destroy(backend);
     dr_bf16_destroy(state->bf16);
     dr_free(state->shared.data);
     dr_free(state->head.data);

@@ -64,6 +64,7 @@ typedef struct dr_cpu_state {
     dr_scratch shared;                 // packed operand of the running call
     dr_scratch head;                   // of the loss head, which calls linear ops while it holds it
     dr_scratch thread[DR_MAX_THREADS]; // one a thread
+    dr_backend **singles;              // [n_threads] bodies of one thread each, or NULL (passes_cpu.c)
     dr_scratch *kept;                  // [n_kept] kept sets of the last draws, ids where floats are
     int64_t n_kept;
     const dr_burst *burst; // the one that is under way, or NULL (burst_cpu.c)
@@ -154,6 +155,14 @@ dr_status dr_bf16_backward_input(struct dr_bf16 *bf16, const dr_weight *w, const
 dr_status dr_bf16_backward_weight(struct dr_bf16 *bf16, const float *x, const float *dy, int64_t T,
                                   int64_t n_out, int64_t n_in, float *dw);
 
+// Bodies of one thread each, which share b's weights (passes_cpu.c).
+dr_status dr_cpu_singles_create(dr_backend *b);
+void dr_cpu_singles_destroy(dr_backend *b);
+int64_t dr_cpu_row_work(const dr_cached_pass *pass, int32_t row); // multiply-adds
+// begins [n_parts + 1]: where parts of about the same work begin, each of a row at least; no more parts than
+// rows.
+void dr_cpu_share_out(const dr_cached_pass *pass, int32_t n_parts, int32_t *begins);
+
 // e^x with a relative error below 2e-7; 0 below -87, e^88 above 88. Written so that compilers turn loops over
 // it into vectors.
 DR_INLINE float dr_expf(float x) {
@@ -234,15 +243,18 @@ DR_INLINE float dr_largest(const float *x, int64_t n) {
     return top;
 }
 
-// What ops ask of the scratch for passes of a shape, in floats; of a thread's scratch the first three.
+// What ops ask of the scratch for passes of a shape, in floats; of a thread's scratch the first four.
 int64_t dr_cpu_attention_floats(const dr_pass_shape *shape);
+int64_t dr_cpu_cached_floats(const dr_pass_shape *shape);
 int64_t dr_cpu_weight_floats(const dr_pass_shape *shape);
 int64_t dr_cpu_draw_floats(const dr_pass_shape *shape);
 int64_t dr_cpu_prefix_floats(const dr_pass_shape *shape);
 int64_t dr_cpu_turns_floats(const dr_pass_shape *shape);
+int64_t dr_cpu_singles_memory(const dr_backend *b, const dr_pass_shape *shape); // bytes, scratch of theirs
 // Bytes of the rounded operands of bf16 products: in lanes, and through oneDNN.
 int64_t dr_bf16_lanes_rounded(const dr_backend *b, const dr_pass_shape *shape);
 int64_t dr_bf16_memory(const dr_pass_shape *shape);
+int64_t dr_cpu_bf16_memory(const dr_backend *b, const dr_pass_shape *shape); // of the way that b takes
 
 // Op families; each file fills its entries.
 void dr_cpu_fill_linear(dr_backend_ops *ops);
@@ -251,6 +263,7 @@ void dr_cpu_fill_elementwise(dr_backend_ops *ops);
 void dr_cpu_fill_attention(dr_backend_ops *ops);
 void dr_cpu_fill_head(dr_backend_ops *ops);
 void dr_cpu_fill_softmax(dr_backend_ops *ops);
+void dr_cpu_fill_passes(dr_backend_ops *ops);
 void dr_cpu_fill_burst(dr_backend_ops *ops);
 void dr_cpu_fill_retrieval(dr_backend_ops *ops);
 

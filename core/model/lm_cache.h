@@ -46,12 +46,15 @@ typedef struct lm_pass_scratch {
     float *top; // rows of x that go on after the last layer's attention
 } lm_pass_scratch;
 
-// One pass over the cache, of the ids and positions that stand in lm->numbers. Rows that go on to the head:
-// every one, or those that lm->numbers.rows names, the last one of each chunk that wants logits.
+// One pass over the cache, of the ids and positions that stand in lm->numbers from `first` on. Rows that go
+// on to the head: every one, or those that lm->numbers.rows names, the last one of each chunk that wants
+// logits.
 typedef struct lm_pass {
     dr_lm *lm;
     dr_kv_cache *kv;
+    dr_backend *backend;              // that its ops run on
     const dr_attention_chunk *chunks; // [n_chunks]; unless every_row, n_rows of one row each behind them
+    int64_t first;                    // row that the chunks count from 0 on and the scratch begins behind
     int32_t n_chunks, n_rows;
     bool every_row;
     int64_t T;

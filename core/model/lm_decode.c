@@ -44,51 +44,61 @@ static dr_status scratch_reserve(dr_lm *lm, int64_t T) {
     return DR_OK;
 }
 
-// Queries, keys and values of a layer from its normalised input s->norm, the latter two into the cache.
-static dr_status layer_store(dr_lm *lm, const lm_layer *layer, void *k_cache, void *v_cache,
-                             const dr_attention_chunk *chunks, int32_t n_chunks, int64_t T,
-                             const lm_pass_scratch *s) {
-    dr_backend *b = lm->backend;
+// Where q, k and v of the pass's rows stand, counted as its chunks count them.
+static lm_qkv qkv_of(const lm_pass *pass) {
+    lm_qkv at = dr_lm_qkv_at(&pass->lm->config, pass->s.qkv, pass->T);
+    at.q -= pass->first * at.q_stride;
+    at.k -= pass->first * at.kv_stride;
+    at.v -= pass->first * at.kv_stride;
+    return at;
+}
+
+// Queries, keys and values of layer i from its normalised input s.norm, the latter two into the cache.
+static dr_status layer_store(const lm_pass *pass, int32_t i) {
+    dr_lm *lm = pass->lm;
+    dr_backend *b = pass->backend;
     const dr_lm_config *c = &lm->config;
-    lm_qkv at = dr_lm_qkv_at(c, s->qkv, T);
-    DR_TRY(dr_lm_qkv_forward(lm, layer, s->norm, lm->numbers.positions, T, s->qkv, NULL, NULL));
-    b->ops->kv_store(b, at.k, at.v, at.kv_stride, chunks, n_chunks, DR_KV_PAGE, c->n_kv_heads, c->head_size,
-                     k_cache, v_cache);
+    lm_qkv at = qkv_of(pass);
+    DR_TRY(dr_lm_qkv_forward(lm, b, &lm->layers[i], pass->s.norm, lm->numbers.positions + pass->first,
+                             pass->T, pass->s.qkv, NULL, NULL));
+    b->ops->kv_store(b, at.k, at.v, at.kv_stride, pass->chunks, pass->n_chunks, DR_KV_PAGE, c->n_kv_heads,
+                     c->head_size, pass->kv->k[i], pass->kv->v[i]);
     return DR_OK;
 }
 
-// Into s->att, at the rows that the chunks name.
-static dr_status layer_attend(dr_lm *lm, const void *k_cache, const void *v_cache,
-                              const dr_attention_chunk *chunks, int32_t n_chunks, int64_t T,
-                              const lm_pass_scratch *s) {
-    dr_backend *b = lm->backend;
-    const dr_lm_config *c = &lm->config;
-    lm_qkv at = dr_lm_qkv_at(c, s->qkv, T);
-    return b->ops->attention_cached(b, at.q, at.q_stride, k_cache, v_cache, chunks, n_chunks, DR_KV_PAGE,
-                                    c->n_heads, c->n_kv_heads, c->head_size, s->att);
+// Into s.att, at the rows that the chunks name.
+static dr_status layer_attend(const lm_pass *pass, int32_t i, const dr_attention_chunk *chunks,
+                              int32_t n_chunks) {
+    dr_backend *b = pass->backend;
+    const dr_lm_config *c = &pass->lm->config;
+    lm_qkv at = qkv_of(pass);
+    float *att = pass->s.att - pass->first * c->n_heads * c->head_size;
+    return b->ops->attention_cached(b, at.q, at.q_stride, pass->kv->k[i], pass->kv->v[i], chunks, n_chunks,
+                                    DR_KV_PAGE, c->n_heads, c->n_kv_heads, c->head_size, att);
 }
 
-// x (n, D) += s->out; s->norm = x under the norm whose weight is at `weight` in the parameters.
-static void add_and_norm(dr_lm *lm, int64_t weight, int64_t n, float *x, const lm_pass_scratch *s) {
-    dr_backend *b = lm->backend;
-    const dr_lm_config *c = &lm->config;
-    b->ops->rmsnorm_residual_forward(b, s->out, lm->params + weight, n, c->hidden, c->rms_eps, x, s->norm,
-                                     NULL);
+// x (n, D) += s.out; s.norm = x under the norm whose weight is at `weight` in the parameters.
+static void add_and_norm(const lm_pass *pass, int64_t weight, int64_t n, float *x) {
+    dr_backend *b = pass->backend;
+    const dr_lm_config *c = &pass->lm->config;
+    b->ops->rmsnorm_residual_forward(b, pass->s.out, pass->lm->params + weight, n, c->hidden, c->rms_eps, x,
+                                     pass->s.norm, NULL);
 }
 
 // What follows attention in layer i, on n rows: x (n, D) is the residual stream, att (n, A) may lie in
-// s->qkv. s->norm becomes what the next layer, or the head, reads.
-static dr_status layer_finish(dr_lm *lm, int32_t i, const float *att, int64_t n, float *x,
-                              const lm_pass_scratch *s) {
-    dr_backend *b = lm->backend;
+// s.qkv. s.norm becomes what the next layer, or the head, reads.
+static dr_status layer_finish(const lm_pass *pass, int32_t i, const float *att, int64_t n, float *x) {
+    dr_lm *lm = pass->lm;
+    dr_backend *b = pass->backend;
     const dr_lm_config *c = &lm->config;
+    const lm_pass_scratch *s = &pass->s;
     const lm_layer *layer = &lm->layers[i];
     DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, s->out));
-    add_and_norm(lm, layer->norm2, n, x, s);
+    add_and_norm(pass, layer->norm2, n, x);
     DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, s->norm, n, NULL, s->gate_up));
     b->ops->swiglu_forward(b, s->gate_up, n, c->intermediate, s->act);
     DR_TRY(b->ops->linear_forward(b, layer->w_down, s->act, n, NULL, s->out));
-    add_and_norm(lm, i + 1 < c->n_layers ? lm->layers[i + 1].norm1 : lm->final_norm, n, x, s);
+    add_and_norm(pass, i + 1 < c->n_layers ? lm->layers[i + 1].norm1 : lm->final_norm, n, x);
     return DR_OK;
 }
 
@@ -154,16 +164,15 @@ static int32_t wanted_rows(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks
 
 static dr_status last_layer(const lm_pass *pass) {
     dr_lm *lm = pass->lm;
-    dr_kv_cache *kv = pass->kv;
-    dr_backend *b = lm->backend;
+    dr_backend *b = pass->backend;
     const lm_pass_scratch *s = &pass->s;
     int32_t last = lm->config.n_layers - 1, n = pass->n_rows;
     int64_t A = (int64_t)lm->config.n_heads * lm->config.head_size;
-    DR_TRY(layer_attend(lm, kv->k[last], kv->v[last], pass->chunks + pass->n_chunks, n, pass->T, s));
+    DR_TRY(layer_attend(pass, last, pass->chunks + pass->n_chunks, n));
     const int32_t *rows = lm->numbers.rows;
     b->ops->embedding_forward(b, s->att, rows, n, A, s->qkv); // gathers of rows; Q is more than A
     b->ops->embedding_forward(b, s->x, rows, n, lm->config.hidden, s->top);
-    return layer_finish(lm, last, s->qkv, n, s->top, s);
+    return layer_finish(pass, last, s->qkv, n, s->top);
 }
 
 static bool are_single_rows(const dr_lm_chunk *chunks, int32_t n_chunks, int64_t T) {
@@ -197,26 +206,63 @@ void dr_lm_pass_of_rows(lm_pass *pass, const dr_attention_chunk *chunks, int32_t
 }
 
 // All layers over the chunks, appended to the cache, then the head of the rows wanted.
-static dr_status pass_ops(void *context) {
-    lm_pass *pass = context;
+static dr_status run_ops(const lm_pass *pass) {
     dr_lm *lm = pass->lm;
-    dr_kv_cache *kv = pass->kv;
-    dr_backend *b = lm->backend;
-    lm_pass_scratch *s = &pass->s;
-    DR_TRY(b->ops->weight_rows(b, lm->w_embed, lm->numbers.ids, pass->T, s->x));
+    dr_backend *b = pass->backend;
+    const lm_pass_scratch *s = &pass->s;
+    DR_TRY(b->ops->weight_rows(b, lm->w_embed, lm->numbers.ids + pass->first, pass->T, s->x));
     b->ops->rmsnorm_forward(b, s->x, lm->params + lm->layers[0].norm1, pass->T, lm->config.hidden,
                             lm->config.rms_eps, s->norm, NULL);
     for (int32_t i = 0; i < lm->config.n_layers; i++) {
-        DR_TRY(layer_store(lm, &lm->layers[i], kv->k[i], kv->v[i], pass->chunks, pass->n_chunks, pass->T, s));
+        DR_TRY(layer_store(pass, i));
         if (i + 1 == lm->config.n_layers && !pass->every_row) {
             if (pass->n_rows > 0) DR_TRY(last_layer(pass));
             break;
         }
-        DR_TRY(layer_attend(lm, kv->k[i], kv->v[i], pass->chunks, pass->n_chunks, pass->T, s));
-        DR_TRY(layer_finish(lm, i, s->att, pass->T, s->x, s));
+        DR_TRY(layer_attend(pass, i, pass->chunks, pass->n_chunks));
+        DR_TRY(layer_finish(pass, i, s->att, pass->T, s->x));
     }
     if (pass->n_rows == 0) return DR_OK;
     return b->ops->linear_forward(b, lm->w_head, s->norm, pass->n_rows, NULL, pass->logits);
+}
+
+// A pass's n rows from `first` on, one a chunk; their scratch is their part of the pass's.
+static lm_pass part_of(const lm_pass *pass, int32_t first, int32_t n) {
+    const dr_lm_config *c = &pass->lm->config;
+    const int64_t D = c->hidden, F = c->intermediate, r = first;
+    const lm_pass_scratch *s = &pass->s;
+    lm_pass part = *pass;
+    DR_ASSERT(pass->every_row && pass->T == pass->n_chunks && first + n <= pass->n_chunks);
+    part.chunks += first;
+    part.first += first;
+    part.T = part.n_chunks = part.n_rows = n;
+    part.s = (lm_pass_scratch){.x = s->x + r * D,
+                               .norm = s->norm + r * D,
+                               .qkv = s->qkv + r * lm_qkv_width(c),
+                               .att = s->att + r * c->n_heads * c->head_size,
+                               .out = s->out + r * D,
+                               .gate_up = s->gate_up + r * 2 * F,
+                               .act = s->act + r * F,
+                               .top = s->top + r * D};
+    part.logits += r * c->vocab;
+    return part;
+}
+
+static dr_status pass_ops(void *context, dr_backend *b, int32_t first, int32_t n) {
+    const lm_pass *pass = context;
+    lm_pass part = n == pass->n_chunks ? *pass : part_of(pass, first, n);
+    part.backend = b;
+    return run_ops(&part);
+}
+
+static int64_t row_macs(const dr_lm *lm) {
+    int64_t macs = 0;
+    for (int32_t i = 0; i < lm->n_products; i++) {
+        const lm_product *product = &lm->products[i];
+        bool is_table = *product->w == lm->w_embed && lm->w_embed != lm->w_head;
+        macs += is_table ? 0 : product->rows * product->cols;
+    }
+    return macs;
 }
 
 dr_cached_pass dr_lm_cached_pass(const lm_pass *pass) {
@@ -225,6 +271,8 @@ dr_cached_pass dr_lm_cached_pass(const lm_pass *pass) {
                             .n_chunks = pass->n_chunks,
                             .group = c->n_heads / c->n_kv_heads,
                             .head_size = c->head_size,
+                            .row_macs = row_macs(pass->lm),
+                            .position_macs = 2 * (int64_t)c->n_layers * c->n_heads * c->head_size,
                             .places = {pass->kv, pass->s.x, pass->logits}};
 }
 
@@ -232,7 +280,8 @@ dr_status dr_lm_pass_run(lm_pass *pass) {
     dr_backend *b = pass->lm->backend;
     const dr_cached_pass cached = dr_lm_cached_pass(pass);
     bool is_repeatable = pass->every_row && pass->T == pass->n_chunks;
-    return is_repeatable ? b->ops->cached_pass(b, &cached, pass_ops, pass) : pass_ops(pass);
+    return is_repeatable ? b->ops->cached_pass(b, &cached, pass_ops, pass)
+                         : pass_ops(pass, b, 0, pass->n_chunks);
 }
 
 static dr_status decode(lm_pass *pass, const dr_lm_chunk *chunks, int32_t n_chunks) {

@@ -71,9 +71,9 @@ static inline int64_t lm_qk_width(const dr_lm_config *c) {
 }
 // x (T, D) -> projections, norms by head where the model has them, rotation, into qkv. With norms, raw
 // (T (H + G) d) keeps what they read and inv (T (H + G)) their inverse sizes for the backward; both NULL: not
-// kept. Row-exact; the bits do not depend on whether they are kept.
-dr_status dr_lm_qkv_forward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,
-                            int64_t T, float *qkv, float *raw, float *inv);
+// kept. Row-exact; the bits do not depend on whether they are kept. On b, which has the model's weights.
+dr_status dr_lm_qkv_forward(const dr_lm *lm, dr_backend *b, const lm_layer *layer, const float *x,
+                            const int32_t *positions, int64_t T, float *qkv, float *raw, float *inv);
 // dqkv, laid out like qkv, holds the gradient after rotation and is used up. dx (T, D) is overwritten,
 // gradient [n_params] +=. draw: scratch of T (H + G) d floats; it, raw and inv matter with norms only.
 dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,

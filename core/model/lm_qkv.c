@@ -9,9 +9,8 @@ lm_qkv dr_lm_qkv_at(const dr_lm_config *c, float *base, int64_t T) {
                     c->qk_norm ? kv : whole};
 }
 
-static dr_status forward_with_norms(dr_lm *lm, const lm_layer *layer, const float *x, int64_t T,
-                                    const lm_qkv *at, float *raw, float *inv) {
-    dr_backend *b = lm->backend;
+static dr_status forward_with_norms(const dr_lm *lm, dr_backend *b, const lm_layer *layer, const float *x,
+                                    int64_t T, const lm_qkv *at, float *raw, float *inv) {
     const dr_lm_config *c = &lm->config;
     int64_t q_rows = T * c->n_heads, k_rows = T * c->n_kv_heads, d = c->head_size;
     float *raw_q = raw ? raw : at->q, *raw_k = raw ? raw + q_rows * d : at->k;
@@ -25,8 +24,8 @@ static dr_status forward_with_norms(dr_lm *lm, const lm_layer *layer, const floa
 }
 
 // Queries and keys stand in one row and are turned together, or are turned one after the other.
-static void rotate(dr_lm *lm, const lm_qkv *at, const int32_t *positions, int64_t T, int direction) {
-    dr_backend *b = lm->backend;
+static void rotate(const dr_lm *lm, dr_backend *b, const lm_qkv *at, const int32_t *positions, int64_t T,
+                   int direction) {
     const dr_lm_config *c = &lm->config;
     int64_t d = c->head_size;
     if (!c->qk_norm) {
@@ -38,16 +37,15 @@ static void rotate(dr_lm *lm, const lm_qkv *at, const int32_t *positions, int64_
     b->ops->rope(b, at->k, positions, lm->inv_freq, T, c->n_kv_heads, d, at->kv_stride, direction);
 }
 
-dr_status dr_lm_qkv_forward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,
-                            int64_t T, float *qkv, float *raw, float *inv) {
-    dr_backend *b = lm->backend;
+dr_status dr_lm_qkv_forward(const dr_lm *lm, dr_backend *b, const lm_layer *layer, const float *x,
+                            const int32_t *positions, int64_t T, float *qkv, float *raw, float *inv) {
     const float *bias = layer->qkv_bias < 0 ? NULL : lm->params + layer->qkv_bias;
     lm_qkv at = dr_lm_qkv_at(&lm->config, qkv, T);
     if (lm->config.qk_norm)
-        DR_TRY(forward_with_norms(lm, layer, x, T, &at, raw, inv));
+        DR_TRY(forward_with_norms(lm, b, layer, x, T, &at, raw, inv));
     else
         DR_TRY(b->ops->linear_forward(b, layer->w_qkv, x, T, bias, qkv));
-    rotate(lm, &at, positions, T, 1);
+    rotate(lm, b, &at, positions, T, 1);
     b->ops->kv_round(b, at.k, at.v, at.kv_stride, T, lm->config.n_kv_heads, lm->config.head_size);
     return DR_OK;
 }
@@ -79,7 +77,7 @@ dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, c
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     lm_qkv at = dr_lm_qkv_at(c, dqkv, T);
-    rotate(lm, &at, positions, T, -1);
+    rotate(lm, b, &at, positions, T, -1);
     if (c->qk_norm) return backward_with_norms(lm, layer, x, T, &at, raw, inv, draw, dx, gradient);
     DR_TRY(b->ops->linear_backward_input(b, layer->w_qkv, dqkv, T, dx, false));
     return b->ops->linear_backward_weight(b, x, dqkv, T, lm_qkv_width(c), c->hidden, gradient + layer->qkv,

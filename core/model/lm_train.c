@@ -186,7 +186,7 @@ static dr_status layer_attend(dr_lm *lm, const lm_layer *layer, layer_activation
     int64_t T = pack->n_tokens;
     lm_qkv at = dr_lm_qkv_at(c, a->qkv, T);
     dr_sequences sequences = sequences_of(pack);
-    DR_TRY(dr_lm_qkv_forward(lm, layer, a->norm1, positions, T, a->qkv, a->qk_raw, a->qk_inv));
+    DR_TRY(dr_lm_qkv_forward(lm, lm->backend, layer, a->norm1, positions, T, a->qkv, a->qk_raw, a->qk_inv));
     return b->ops->attention_forward(b, at.q, at.k, at.v, at.q_stride, at.kv_stride, &sequences, c->n_heads,
                                      c->n_kv_heads, c->head_size, a->att, a->lse);
 }

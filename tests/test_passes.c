@@ -1,0 +1,152 @@
+// Passes of the decode loop whose rows the CPU's threads share out: one thread's bits, and fair shares.
+// labels: cpu
+#include <stdio.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/rng.h"
+#include "core/compute/cpu_internal.h"
+#include "core/model/lm.h"
+#include "tests/check.h"
+
+enum { SEQUENCES = 45, STEPS = 18, VOCAB = 131, LONGEST = 400, PAGES = 400 };
+
+// ---- the same bits ----
+
+// Sequences of 1 to 30 positions and one of LONGEST decode STEPS tokens each; the logits of all steps.
+static void decode(dr_precision precision, int threads, bool qk_norm, float *out) {
+    dr_backend *b = NULL;
+    dr_lm *lm = NULL;
+    dr_kv_cache *kv = NULL;
+    dr_lm_config config;
+    dr_lm_chunk chunks[SEQUENCES];
+    int32_t ids[LONGEST + STEPS * SEQUENCES];
+    float *logits = NULL;
+    dr_rng rng = dr_rng_make(3, 1);
+    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) ids[i] = (int32_t)dr_rng_below(&rng, VOCAB);
+    check_ok(dr_backend_cpu_create(precision, threads, &b));
+    check_ok(dr_lm_preset("tiny", VOCAB, &config));
+    config.qk_norm = qk_norm;
+    config.qkv_bias = config.tied_head = !qk_norm;
+    check_ok(dr_lm_create(b, &config, 7, &lm));
+    check_ok(dr_kv_create(lm, PAGES, SEQUENCES, &kv));
+    check_ok(dr_memory_create(b, &logits, "logits", SEQUENCES * VOCAB, sizeof(float)));
+    for (int s = 0; s < SEQUENCES; s++) {
+        chunks[s] = (dr_lm_chunk){.n = s == 3 ? LONGEST : 1 + s * 7 % 30, .ids = ids + s};
+        if (s == 3) chunks[s].ids = ids;
+        check_ok(dr_kv_open(kv, &chunks[s].seq));
+    }
+    check_ok(dr_lm_decode(lm, kv, chunks, SEQUENCES, NULL));
+    for (int step = 0; step < STEPS; step++) {
+        for (int s = 0; s < SEQUENCES; s++)
+            chunks[s] = (dr_lm_chunk){chunks[s].seq, 1, ids + LONGEST + step * SEQUENCES + s, true};
+        check_ok(dr_lm_decode(lm, kv, chunks, SEQUENCES, logits));
+        b->ops->copy_out(b, out + step * SEQUENCES * VOCAB, logits, SEQUENCES * VOCAB * sizeof(float));
+    }
+    if (threads > 1) assert_non_null(dr_cpu_state_of(b)->singles); // the way that is meant was taken
+    b->ops->memory_destroy(b, logits);
+    dr_kv_destroy(kv);
+    dr_lm_destroy(lm);
+    dr_backend_destroy(b);
+}
+
+static void check_threads(dr_precision precision, bool qk_norm) {
+    enum { N = STEPS * SEQUENCES * VOCAB };
+    float *want = NULL, *got = NULL;
+    check_ok(dr_alloc(&want, "logits", N, sizeof(float)));
+    check_ok(dr_alloc(&got, "logits", N, sizeof(float)));
+    decode(precision, 1, qk_norm, want);
+    for (int threads = 2; threads <= 5; threads++) { // 45 rows: at least 8 each
+        char name[64];
+        snprintf(name, sizeof name, "logits of %d threads", threads);
+        memset(got, 0xFF, N * sizeof(float));
+        decode(precision, threads, qk_norm, got);
+        check_same_bits(name, got, want, N);
+    }
+    dr_free(want);
+    dr_free(got);
+}
+
+static void test_fp32(void **state) {
+    (void)state;
+    check_threads(DR_FP32, false);
+    check_threads(DR_FP32, true);
+}
+
+static void test_bf16(void **state) {
+    (void)state;
+    check_threads(DR_BF16, false);
+    check_threads(DR_BF16, true);
+    dr_cpu_lanes_only(true); // and where the processor multiplies bf16, without that
+    check_threads(DR_BF16, true);
+    dr_cpu_lanes_only(false);
+}
+
+// ---- shares ----
+
+// Whatever the rows are: in order, none empty, none left out, and no part above its share by more than a row.
+static void test_shares(void **state) {
+    (void)state;
+    enum { MOST_ROWS = 300, MOST_PARTS = 40 };
+    dr_attention_chunk chunks[MOST_ROWS];
+    int32_t begins[MOST_PARTS + 1];
+    dr_rng rng = dr_rng_make(11, 2);
+    for (int round = 0; round < 2000; round++) {
+        int32_t n_parts = 1 + (int32_t)dr_rng_below(&rng, MOST_PARTS),
+                n = n_parts + (int32_t)dr_rng_below(&rng, (uint32_t)(MOST_ROWS - n_parts + 1));
+        int64_t all = 0, heaviest = 0;
+        dr_cached_pass pass = {.chunks = chunks,
+                               .n_chunks = n,
+                               .row_macs = 1 + dr_rng_below(&rng, 1000),
+                               .position_macs = dr_rng_below(&rng, 100)};
+        for (int32_t r = 0; r < n; r++) {
+            chunks[r] = (dr_attention_chunk){.row = r, .n_new = 1};
+            chunks[r].n_past = (int32_t)dr_rng_below(&rng, dr_rng_below(&rng, 8) == 0 ? 20000 : 50);
+            int64_t work = dr_cpu_row_work(&pass, r);
+            all += work;
+            heaviest = work > heaviest ? work : heaviest;
+        }
+        dr_cpu_share_out(&pass, n_parts, begins);
+        assert_int_equal(begins[0], 0);
+        assert_int_equal(begins[n_parts], n);
+        for (int32_t part = 0; part < n_parts; part++) {
+            int64_t work = 0;
+            assert_true(begins[part] < begins[part + 1]);
+            for (int32_t r = begins[part]; r < begins[part + 1]; r++) work += dr_cpu_row_work(&pass, r);
+            // the last may have to take what others were too small for
+            if (work > all / n_parts + heaviest + n_parts)
+                fail_msg("round %d: part %d of %d has %lld of %lld, the heaviest row %lld", round, part,
+                         n_parts, (long long)work, (long long)all, (long long)heaviest);
+        }
+    }
+}
+
+// ---- failures ----
+
+static dr_status fail_late(void *context, dr_backend *b, int32_t first, int32_t n) {
+    int32_t *ran = context;
+    assert_int_equal(b->n_threads, 1);
+    for (int32_t r = first; r < first + n; r++) ran[r]++;
+    DR_CHECK(first == 0, DR_ERR_NUMERIC, "row %d is no number", first);
+    return DR_OK;
+}
+
+static void test_failure(void **state) {
+    (void)state;
+    enum { ROWS = 32 };
+    dr_backend *b = NULL;
+    dr_attention_chunk chunks[ROWS] = {{0}};
+    int32_t ran[ROWS] = {0};
+    const dr_cached_pass pass = {.chunks = chunks, .n_chunks = ROWS, .row_macs = 1};
+    check_ok(dr_backend_cpu_create(DR_FP32, 4, &b));
+    check_error(b->ops->cached_pass(b, &pass, fail_late, ran), DR_ERR_NUMERIC,
+                "pass, rows 8 to 15: row 8 is no number");
+    for (int r = 0; r < ROWS; r++) assert_int_equal(ran[r], 1);
+    dr_backend_destroy(b);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_fp32), cmocka_unit_test(test_bf16),
+                                       cmocka_unit_test(test_shares), cmocka_unit_test(test_failure)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
