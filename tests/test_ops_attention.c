@@ -315,8 +315,8 @@ static void check_cached(dr_backend *packed_by, dr_backend *cached_by, int32_t H
 
 static void test_cached_is_packed(void **state) {
     (void)state;
-    static const int32_t heads[][3] = {{4, 2, 20}, {2, 1, 64}, {3, 3, 80},
-                                       {8, 1, 16}, {1, 1, 5},  {12, 4, 24}};
+    static const int32_t heads[][3] = {{4, 2, 20}, {2, 1, 64},  {3, 3, 80}, {8, 1, 16},
+                                       {1, 1, 5},  {12, 4, 24}, {6, 6, 16}, {18, 9, 8}};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
         check_cached(op_one, op_one, heads[i][0], heads[i][1], heads[i][2]);
         check_cached(op_two, op_one, heads[i][0], heads[i][1], heads[i][2]);
@@ -327,8 +327,8 @@ static void test_cached_is_packed(void **state) {
 // bf16: a cache of two bytes an element gives the bits of a packed pass over what it can hold.
 static void test_cached_bf16(void **state) {
     (void)state;
-    static const int32_t heads[][3] = {{4, 2, 20}, {2, 1, 64}, {3, 3, 80},
-                                       {8, 1, 16}, {1, 1, 5},  {2, 1, 256}};
+    static const int32_t heads[][3] = {{4, 2, 20}, {2, 1, 64},  {3, 3, 80},  {8, 1, 16},
+                                       {1, 1, 5},  {2, 1, 256}, {5, 5, 256}, {18, 9, 8}};
     dr_backend *one = NULL, *two = NULL;
     check_ok(dr_backend_cpu_create(DR_BF16, 1, &one));
     check_ok(dr_backend_cpu_create(DR_BF16, 2, &two));

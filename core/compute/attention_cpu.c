@@ -82,7 +82,7 @@ static void forward_sequence(const packed_call *c, const seen_rows *seen, int32_
         rows.lse[rows.n] = lse ? lse + row * c->H + h : NULL;
         rows.n_keys[rows.n++] = seen->n_prefix + (int32_t)i + 1;
         if (rows.n == ROWS || flat + 1 == (int64_t)seen->n * group) {
-            dr_attend(&rows, &blocks, d, c->scale, scores);
+            dr_attend(&rows, 1, &blocks, d, c->scale, scores);
             rows.n = 0;
         }
     }
@@ -244,7 +244,8 @@ int64_t dr_cpu_attention_floats(const dr_pass_shape *s) {
 }
 
 int64_t dr_cpu_cached_floats(const dr_pass_shape *s) {
-    return ROWS * dr_padded_keys(s->longest);
+    int64_t heads = s->G < DR_ATTENTION_HEADS ? s->G : DR_ATTENTION_HEADS;
+    return heads * ROWS * dr_padded_keys(s->longest);
 }
 
 int64_t dr_cpu_prefix_floats(const dr_pass_shape *s) {
@@ -334,26 +335,40 @@ typedef struct cached_call {
     size_t element; // bytes of a cached one
 } cached_call;
 
-static void cached_chunk(const cached_call *c, const dr_attention_chunk *chunk, int32_t g, float *scores,
-                         float *out) {
-    int32_t group = c->H / c->G, d = c->d;
-    size_t head = (size_t)g * KEYS * (size_t)d * c->element;
-    dr_key_blocks blocks = {.k = c->k + head,
-                            .v = c->v + head,
+static void add_row(const cached_call *c, const dr_attention_chunk *chunk, int64_t flat, int32_t g,
+                    float *out, dr_query_rows *rows) {
+    int32_t group = c->H / c->G;
+    int64_t i = flat / group, row = chunk->row + i, h = g * group + flat % group;
+    rows->q[rows->n] = c->q + row * c->q_stride + h * c->d;
+    rows->out[rows->n] = out + (row * c->H + h) * c->d;
+    rows->n_keys[rows->n++] = chunk->n_past + (int32_t)i + 1;
+}
+
+// The chunk's rows for key heads g … g + n_heads - 1, as many at a time as there is room for.
+static void cached_chunk(const cached_call *c, const dr_attention_chunk *chunk, int32_t g, int n_heads,
+                         float *scores, float *out) {
+    int64_t head = (int64_t)KEYS * c->d, n_rows = (int64_t)chunk->n_new * (c->H / c->G);
+    size_t begin = (size_t)(g * head) * c->element;
+    dr_key_blocks blocks = {.k = c->k + begin,
+                            .v = c->v + begin,
                             .pages = chunk->pages,
-                            .block_stride = (int64_t)c->G * KEYS * d,
+                            .block_stride = c->G * head,
+                            .head_stride = head,
                             .is_bf16 = c->element == sizeof(bf16)};
-    dr_query_rows rows = {0};
-    for (int64_t flat = 0; flat < (int64_t)chunk->n_new * group; flat++) {
-        int64_t i = flat / group, row = chunk->row + i, h = g * group + flat % group;
-        rows.q[rows.n] = c->q + row * c->q_stride + h * d;
-        rows.out[rows.n] = out + (row * c->H + h) * d;
-        rows.n_keys[rows.n++] = chunk->n_past + (int32_t)i + 1;
-        if (rows.n == ROWS || flat + 1 == (int64_t)chunk->n_new * group) {
-            dr_attend(&rows, &blocks, d, c->scale, scores);
-            rows.n = 0;
-        }
+    for (int64_t flat = 0, n; flat < n_rows; flat += n) {
+        dr_query_rows heads[DR_ATTENTION_HEADS] = {0};
+        n = n_rows - flat < ROWS ? n_rows - flat : ROWS;
+        for (int h = 0; h < n_heads; h++)
+            for (int64_t i = 0; i < n; i++) add_row(c, chunk, flat + i, g + h, out, &heads[h]);
+        dr_attend(heads, n_heads, &blocks, c->d, c->scale, scores);
     }
+}
+
+// Heads at a time: so many that their keys are read as they stand, but none where threads would have nothing.
+static int32_t heads_together(int32_t n_chunks, int32_t G, int n_threads) {
+    int32_t most = G < DR_ATTENTION_HEADS ? G : DR_ATTENTION_HEADS;
+    while (most > 1 && (int64_t)n_chunks * ((G + most - 1) / most) < 4 * (int64_t)n_threads) most /= 2;
+    return n_threads == 1 ? (G < DR_ATTENTION_HEADS ? G : DR_ATTENTION_HEADS) : most;
 }
 
 static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,
@@ -365,12 +380,17 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     int64_t longest = 1;
     for (int32_t c = 0; c < n_chunks; c++)
         if (chunks[c].n_past + chunks[c].n_new > longest) longest = chunks[c].n_past + chunks[c].n_new;
-    DR_TRY(reserve_threads(b, ROWS * dr_padded_keys(longest)));
+    const int32_t together = heads_together(n_chunks, G, b->n_threads),
+                  n_sets = (G + together - 1) / together;
+    DR_TRY(reserve_threads(b, together * ROWS * dr_padded_keys(longest)));
     cached_call call = {q, k_cache, v_cache, q_stride, H, G, d, 1.0f / sqrtf((float)d), dr_kv_bytes(b)};
     dr_cpu_state *state = dr_cpu_state_of(b);
 #pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
-    for (int32_t task = 0; task < n_chunks * G; task++)
-        cached_chunk(&call, &chunks[task / G], task % G, state->thread[omp_get_thread_num()].data, out);
+    for (int32_t task = 0; task < n_chunks * n_sets; task++) {
+        int32_t g = task % n_sets * together;
+        cached_chunk(&call, &chunks[task / n_sets], g, G - g < together ? G - g : together,
+                     state->thread[omp_get_thread_num()].data, out);
+    }
     return DR_OK;
 }
 

@@ -3,7 +3,7 @@
 // it is and nothing else.
 #include "core/compute/attention_rows_internal.h"
 
-enum { KEYS = DR_KEYS, MAX_HEAD = DR_MAX_HEAD, UNIT = 16, LINE = 64, AHEAD = 6 };
+enum { KEYS = DR_KEYS, MAX_HEAD = DR_MAX_HEAD, HEADS = DR_ATTENTION_HEADS, UNIT = 16, LINE = 64, AHEAD = 3 };
 
 typedef uint32_t words8 __attribute__((vector_size(32), aligned(4)));
 
@@ -129,23 +129,27 @@ DR_INLINE float softmax_row(float *scores, int32_t n, int64_t padded, float scal
 VALUES_REST(rest_float, float, value_float)
 VALUES_REST(rest_bf16, bf16, value_bf16)
 
-// R rows, B blocks of keys at once and UNITS units of values.
+// R rows a head, B blocks of keys at once and UNITS units of values; the heads of a block one after another,
+// as they stand in memory.
 #define ATTEND(NAME, ATTRIBUTE, VECTOR, LANES, ELEMENT, LOAD, REST, R, STEP, B, UNITS)                       \
     SCORES(scores_##NAME, VECTOR, LANES, ELEMENT, LOAD, R, STEP, B)                                          \
     SCORES(scores_one_##NAME, VECTOR, LANES, ELEMENT, LOAD, R, STEP, 1)                                      \
     VALUES(values_##NAME, VECTOR, LANES, ELEMENT, LOAD, R, STEP, UNITS)                                      \
     VALUES(values_one_##NAME, VECTOR, LANES, ELEMENT, LOAD, R, STEP, 1)                                      \
-    static ATTRIBUTE void NAME(dr_query_rows *rows, const dr_key_blocks *blocks, int32_t d, float scale,     \
-                               float *scores) {                                                              \
+    static ATTRIBUTE void NAME(dr_query_rows *heads, int n_heads, const dr_key_blocks *blocks, int32_t d,    \
+                               float scale, float *scores) {                                                 \
         const ELEMENT *k = blocks->k, *v = blocks->v, *keys[B], *ahead[B];                                   \
         int32_t most = 0;                                                                                    \
-        for (int r = 0; r < rows->n; r++) most = rows->n_keys[r] > most ? rows->n_keys[r] : most;            \
-        for (int r = rows->n; r < (R); r++) { /* idle rows repeat the first one */                           \
-            rows->q[r] = rows->q[0];                                                                         \
-            rows->n_keys[r] = rows->n_keys[0];                                                               \
+        for (int h = 0; h < n_heads; h++) {                                                                  \
+            dr_query_rows *rows = &heads[h];                                                                 \
+            for (int r = 0; r < rows->n; r++) most = rows->n_keys[r] > most ? rows->n_keys[r] : most;        \
+            for (int r = rows->n; r < (R); r++) { /* idle rows repeat the first one */                       \
+                rows->q[r] = rows->q[0];                                                                     \
+                rows->n_keys[r] = rows->n_keys[0];                                                           \
+            }                                                                                                \
         }                                                                                                    \
         int64_t n_blocks = (most + KEYS - 1) / KEYS, padded = n_blocks * KEYS, i = 0;                        \
-        int64_t distance = (B) > AHEAD ? (B) : AHEAD;                                                        \
+        int64_t distance = (B) > AHEAD ? (B) : AHEAD, of_head = (R)*padded;                                  \
         for (int64_t n; i < n_blocks; i += n) {                                                              \
             n = i + (B) <= n_blocks ? (B) : 1;                                                               \
             for (int64_t l = 0; l < n; l++) { /* behind the last keys come the first values */               \
@@ -154,29 +158,43 @@ VALUES_REST(rest_bf16, bf16, value_bf16)
                 ahead[l] = next < n_blocks ? k + block_of(blocks, next)                                      \
                                            : v + block_of(blocks, (next - n_blocks) % n_blocks);             \
             }                                                                                                \
-            if (n == (B))                                                                                    \
-                scores_##NAME(rows, keys, ahead, d, scores + i * KEYS, padded);                              \
-            else                                                                                             \
-                scores_one_##NAME(rows, keys, ahead, d, scores + i * KEYS, padded);                          \
+            for (int h = 0; h < n_heads; h++) {                                                              \
+                float *to = scores + h * of_head + i * KEYS;                                                 \
+                if (n == (B))                                                                                \
+                    scores_##NAME(&heads[h], keys, ahead, d, to, padded);                                    \
+                else                                                                                         \
+                    scores_one_##NAME(&heads[h], keys, ahead, d, to, padded);                                \
+                for (int64_t l = 0; l < n; l++) {                                                            \
+                    keys[l] += blocks->head_stride;                                                          \
+                    ahead[l] += blocks->head_stride;                                                         \
+                }                                                                                            \
+            }                                                                                                \
         }                                                                                                    \
-        float total[R], top[R], acc[R][MAX_HEAD];                                                            \
-        for (int r = 0; r < (R); r++)                                                                        \
-            total[r] = softmax_row(scores + r * padded, rows->n_keys[r], padded, scale, &top[r]);            \
-        memset(acc, 0, sizeof acc);                                                                          \
+        float total[HEADS][R], top[HEADS][R], acc[HEADS][R][MAX_HEAD];                                       \
+        for (int h = 0; h < n_heads; h++)                                                                    \
+            for (int r = 0; r < (R); r++)                                                                    \
+                total[h][r] = softmax_row(scores + h * of_head + r * padded, heads[h].n_keys[r], padded,     \
+                                          scale, &top[h][r]);                                                \
+        memset(acc, 0, (size_t)n_heads * sizeof acc[0]);                                                     \
         for (i = 0; i < n_blocks; i++) {                                                                     \
             int64_t next = i + AHEAD < n_blocks ? i + AHEAD : n_blocks - 1;                                  \
             int32_t count = most - i * KEYS < KEYS ? (int32_t)(most - i * KEYS) : KEYS;                      \
             const ELEMENT *values = v + block_of(blocks, i), *after = v + block_of(blocks, next);            \
-            const float *p = scores + i * KEYS;                                                              \
-            int32_t e = values_##NAME(0, p, padded, values, after, count, d, acc);                           \
-            e = values_one_##NAME(e, p, padded, values, after, count, d, acc);                               \
-            REST(R, e, p, padded, values, count, d, acc);                                                    \
+            for (int h = 0; h < n_heads; h++) {                                                              \
+                const float *p = scores + h * of_head + i * KEYS;                                            \
+                int32_t e = values_##NAME(0, p, padded, values, after, count, d, acc[h]);                    \
+                e = values_one_##NAME(e, p, padded, values, after, count, d, acc[h]);                        \
+                REST(R, e, p, padded, values, count, d, acc[h]);                                             \
+                values += blocks->head_stride;                                                               \
+                after += blocks->head_stride;                                                                \
+            }                                                                                                \
         }                                                                                                    \
-        for (int r = 0; r < rows->n; r++) {                                                                  \
-            float inv = 1.0f / total[r];                                                                     \
-            for (int32_t e = 0; e < d; e++) rows->out[r][e] = acc[r][e] * inv;                               \
-            if (rows->lse[r]) *rows->lse[r] = top[r] + logf(total[r]);                                       \
-        }                                                                                                    \
+        for (int h = 0; h < n_heads; h++)                                                                    \
+            for (int r = 0; r < heads[h].n; r++) {                                                           \
+                float inv = 1.0f / total[h][r];                                                              \
+                for (int32_t e = 0; e < d; e++) heads[h].out[r][e] = acc[h][r][e] * inv;                     \
+                if (heads[h].lse[r]) *heads[h].lse[r] = top[h][r] + logf(total[h][r]);                       \
+            }                                                                                                \
     }
 
 // Eight vectors of sums are in flight, however few the rows are.
@@ -191,12 +209,15 @@ VALUES_REST(rest_bf16, bf16, value_bf16)
 ALL_ROWS(float, unit_float8, unit_float16, rest_float)
 ALL_ROWS(bf16, unit_bf16_8, unit_bf16_16, rest_bf16)
 
-void dr_attend(dr_query_rows *rows, const dr_key_blocks *blocks, int32_t d, float scale, float *scores) {
-    typedef void attend(dr_query_rows *, const dr_key_blocks *, int32_t, float, float *);
+void dr_attend(dr_query_rows *heads, int n_heads, const dr_key_blocks *blocks, int32_t d, float scale,
+               float *scores) {
+    typedef void attend(dr_query_rows *, int, const dr_key_blocks *, int32_t, float, float *);
     static attend *const body[2][2][4] = {{{float_narrow_1, float_narrow_2, float_narrow_4, float_narrow_8},
                                            {float_wide_1, float_wide_2, float_wide_4, float_wide_8}},
                                           {{bf16_narrow_1, bf16_narrow_2, bf16_narrow_4, bf16_narrow_8},
                                            {bf16_wide_1, bf16_wide_2, bf16_wide_4, bf16_wide_8}}};
-    int n = rows->n;
-    body[blocks->is_bf16][dr_cpu_is_wide()][n > 4 ? 3 : n > 2 ? 2 : n - 1](rows, blocks, d, scale, scores);
+    int n = heads[0].n;
+    body[blocks->is_bf16][dr_cpu_is_wide()][n > 4   ? 3
+                                            : n > 2 ? 2
+                                                    : n - 1](heads, n_heads, blocks, d, scale, scores);
 }

@@ -7,18 +7,18 @@
 
 #include "core/compute/cpu_internal.h"
 
-enum { DR_KEYS = DR_LANES, DR_ATTENTION_ROWS = 8, DR_MAX_HEAD = 256 };
+enum { DR_KEYS = DR_LANES, DR_ATTENTION_ROWS = 8, DR_ATTENTION_HEADS = 4, DR_MAX_HEAD = 256 };
 
-// Where the keys [d][DR_KEYS] and values [DR_KEYS][d] of one key/value head stand: block i at base + (pages ?
-// pages[i] : i) * block_stride elements.
+// Where the keys [d][DR_KEYS] and values [DR_KEYS][d] of key/value heads stand: block i of head h at base +
+// (pages ? pages[i] : i) * block_stride + h * head_stride elements.
 typedef struct dr_key_blocks {
     const void *k, *v;
     const int32_t *pages;
-    int64_t block_stride;
+    int64_t block_stride, head_stride; // the latter of more heads than one
     bool is_bf16; // elements are bf16, each row's in the order of dr_bf16_place; else floats
 } dr_key_blocks;
 
-// Up to DR_ATTENTION_ROWS query rows that look at the first n_keys[r] keys.
+// Up to DR_ATTENTION_ROWS query rows of one head that look at the first n_keys[r] keys.
 typedef struct dr_query_rows {
     int32_t n;
     const float *q[DR_ATTENTION_ROWS];
@@ -31,8 +31,10 @@ DR_INLINE int64_t dr_padded_keys(int64_t n) {
     return (n + DR_KEYS - 1) / DR_KEYS * DR_KEYS;
 }
 
-// scores: DR_ATTENTION_ROWS * dr_padded_keys(the most keys of a row) floats of scratch.
-void dr_attend(dr_query_rows *rows, const dr_key_blocks *blocks, int32_t d, float scale, float *scores);
+// heads [n_heads], at most DR_ATTENTION_HEADS, with as many rows each. scores: n_heads * DR_ATTENTION_ROWS *
+// dr_padded_keys(the most keys of a row) floats of scratch.
+void dr_attend(dr_query_rows *heads, int n_heads, const dr_key_blocks *blocks, int32_t d, float scale,
+               float *scores);
 
 // Where element e of a row of n bf16 stands: of 16 whole ones number i and i + 8 share a word, so that one
 // shift and one mask widen them into two vectors in their order.
