@@ -4,11 +4,11 @@
 #include <dnnl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "bench/device.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
+#include "core/base/host_memory.h"
 #include "core/base/hot.h"
 
 enum { LEAST_REPEATS = 5, MOST_REPEATS = 511, MOST_RATES = 256 };
@@ -76,7 +76,7 @@ dr_status bench_ceilings_create(dr_backend *backend, double seconds, bench_ceili
     }
     c->n_threads = backend->n_threads;
     c->bf16 = backend->precision == DR_BF16 && dr_cpu_has_bf16();
-    long last_cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    int64_t last_cache = dr_host_cache();
     c->block_bytes = last_cache > (64 << 20) ? 4 * (size_t)last_cache : (size_t)256 << 20;
     DR_TRY_GOTO(status, dr_alloc(&c->block, "block to read", (int64_t)c->block_bytes, 1), destroy);
     memset(c->block, 1, c->block_bytes);

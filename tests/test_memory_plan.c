@@ -428,6 +428,20 @@ static void test_free_in_groups(void **state) {
     check_memory(root, 1500000, 2000000);
 }
 
+static void test_cache(void **state) {
+    static const struct {
+        const char *text;
+        int64_t bytes;
+    } cases[] = {{"32768K\n", 32 << 20}, {"0K\n", 0}, {"32768\n", 0}, {"12M\n", 0}, {"-4K\n", 0}, {"", 0}};
+    (void)state;
+    assert_int_equal(dr_host_cache_under(check_scratch_dir()), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *root = check_scratch_dir();
+        put(root, "sys/devices/system/cpu/cpu0/cache/index3", "size", cases[i].text);
+        assert_int_equal(dr_host_cache_under(root), cases[i].bytes);
+    }
+}
+
 static void test_free_here(void **state) {
     (void)state;
     int64_t free = -1, total = -1;
@@ -447,7 +461,8 @@ int main(void) {
         cmocka_unit_test(test_taken),          cmocka_unit_test(test_parts),
         cmocka_unit_test(test_host_copies),    cmocka_unit_test(test_retrievals),
         cmocka_unit_test(test_refusal),        cmocka_unit_test(test_free_without_limits),
-        cmocka_unit_test(test_free_in_groups), cmocka_unit_test(test_free_here),
+        cmocka_unit_test(test_free_in_groups), cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_free_here),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -121,6 +121,35 @@ static void test_shares(void **state) {
     }
 }
 
+// ---- weights that do not stay in the cache ----
+
+static dr_status note_parts(void *context, dr_backend *b, int32_t first, int32_t n) {
+    int32_t *parts = context;
+    (void)b, (void)first, (void)n;
+    __atomic_add_fetch(parts, 1, __ATOMIC_RELAXED);
+    return DR_OK;
+}
+
+static void test_far_weights(void **state) {
+    (void)state;
+    enum { ROWS = 32 };
+    dr_attention_chunk chunks[ROWS] = {{0}};
+    dr_precision precisions[] = {DR_FP32, DR_BF16};
+    for (int i = 0; i < 2; i++) {
+        dr_backend *b = NULL;
+        check_ok(dr_backend_cpu_create(precisions[i], 2, &b));
+        int64_t half = dr_cpu_state_of(b)->cache / 2, most = half / (i ? 2 : 4);
+        assert_true(half > 0);
+        for (int64_t macs = most - 1; macs <= most + 1; macs++) {
+            const dr_cached_pass pass = {.chunks = chunks, .n_chunks = ROWS, .row_macs = macs};
+            int32_t parts = 0;
+            check_ok(b->ops->cached_pass(b, &pass, note_parts, &parts));
+            assert_int_equal(parts, macs <= most ? 2 : 1);
+        }
+        dr_backend_destroy(b);
+    }
+}
+
 // ---- failures ----
 
 static dr_status fail_late(void *context, dr_backend *b, int32_t first, int32_t n) {
@@ -147,6 +176,7 @@ static void test_failure(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_fp32), cmocka_unit_test(test_bf16),
-                                       cmocka_unit_test(test_shares), cmocka_unit_test(test_failure)};
+                                       cmocka_unit_test(test_shares), cmocka_unit_test(test_far_weights),
+                                       cmocka_unit_test(test_failure)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

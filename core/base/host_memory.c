@@ -128,3 +128,20 @@ dr_status dr_host_memory_under(const char *root, int64_t *out_free, int64_t *out
 dr_status dr_host_memory(int64_t *out_free, int64_t *out_total) {
     return dr_host_memory_under("", out_free, out_total);
 }
+
+int64_t dr_host_cache_under(const char *root) {
+    dr_buf path = {0}, text = {0};
+    int64_t kilobytes = 0;
+    char unit = 0;
+    if (dr_buf_printf(&path, "%s/sys/devices/system/cpu/cpu0/cache/index3/size", root) == DR_OK &&
+        dr_file_exists(path.data) && dr_file_read(path.data, 0, &text) == DR_OK &&
+        (sscanf(text.data, "%" SCNd64 "%c", &kilobytes, &unit) != 2 || unit != 'K' || kilobytes < 0))
+        kilobytes = 0;
+    dr_buf_reset(&path);
+    dr_buf_reset(&text);
+    return kilobytes * 1024;
+}
+
+int64_t dr_host_cache(void) {
+    return dr_host_cache_under("");
+}

@@ -1,4 +1,4 @@
-// How much memory this process may still take.
+// How much memory this process may still take, and how much of it stays near a processor.
 #ifndef DR_CORE_BASE_HOST_MEMORY_H
 #define DR_CORE_BASE_HOST_MEMORY_H
 
@@ -16,6 +16,10 @@ extern "C" {
 dr_status dr_host_memory(int64_t *out_free, int64_t *out_total);
 // The same from files below `root`, a folder that stands for "/".
 dr_status dr_host_memory_under(const char *root, int64_t *out_free, int64_t *out_total);
+
+// Bytes of the first processor's third-level cache, as the system tells them; 0: it does not.
+int64_t dr_host_cache(void);
+int64_t dr_host_cache_under(const char *root);
 
 #ifdef __cplusplus
 }

@@ -155,6 +155,8 @@ bool dr_cpu_has_bf16(void) {
 #endif
 }
 
+enum { LIKELY_CACHE = 8 << 20 };
+
 dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backend **out_backend) {
     static dr_backend_ops ops;
     DR_CHECK(n_threads >= 0 && n_threads <= DR_MAX_THREADS, DR_ERR_ARGUMENT,
@@ -195,6 +197,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     if (threads > DR_MAX_THREADS) threads = DR_MAX_THREADS;
     if (precision == DR_BF16 && dr_cpu_has_bf16() && !lanes_only)
         DR_TRY_GOTO(status, dr_bf16_create(threads, &state->bf16), free_state);
+    state->cache = dr_host_cache() > 0 ? dr_host_cache() : LIKELY_CACHE;
     *backend = (dr_backend){.ops = &ops, .precision = precision, .n_threads = threads, .state = state};
     *out_backend = backend;
     return DR_OK;

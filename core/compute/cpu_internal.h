@@ -64,6 +64,7 @@ typedef struct dr_cpu_state {
     dr_scratch shared;                 // packed operand of the running call
     dr_scratch head;                   // of the loss head, which calls linear ops while it holds it
     dr_scratch thread[DR_MAX_THREADS]; // one a thread
+    int64_t cache;                     // bytes of the last one, or what is likely
     dr_backend **singles;              // [n_threads] bodies of one thread each, or NULL (passes_cpu.c)
     dr_scratch *kept;                  // [n_kept] kept sets of the last draws, ids where floats are
     int64_t n_kept;

@@ -1,12 +1,13 @@
-// Passes of the decode loop: with rows enough, each thread takes a share of them through the whole pass, on a
-// body of one thread. Between two ops nobody waits for the others, and while one thread is at products
-// another reads keys. Rows do not depend on each other, so the bits are those of one pass.
+// Passes of the decode loop: with rows enough and weights that stay in the cache, each thread takes a share
+// of them through the whole pass, on a body of one thread. Between two ops nobody waits for the others, and
+// while one thread is at products another reads keys. Rows do not depend on each other, so the bits are those
+// of one pass.
 #include <stdio.h>
 
 #include "core/base/alloc.h"
 #include "core/compute/cpu_internal.h"
 
-enum { SHARE = 8 }; // rows of a thread, at least: each thread reads all weights for its own
+enum { SHARE = 8 }; // rows of a thread, at least
 
 dr_status dr_cpu_singles_create(dr_backend *b) {
     dr_cpu_state *state = dr_cpu_state_of(b);
@@ -29,14 +30,20 @@ void dr_cpu_singles_destroy(dr_backend *b) {
     state->singles = NULL;
 }
 
-static bool is_shared_out(const dr_backend *b, int64_t n_rows) {
+static bool has_rows_for_all(const dr_backend *b, int64_t n_rows) {
     return b->n_threads > 1 && n_rows >= SHARE * b->n_threads;
+}
+
+// Each thread reads all weights for its own rows: where they do not stay in the last cache, beside the keys
+// that pass through it, threads that share the reading are faster.
+static bool stay_near(dr_backend *b, const dr_cached_pass *pass) {
+    return pass->row_macs * (dr_rounds_to_bf16(b->precision) ? 2 : 4) <= dr_cpu_state_of(b)->cache / 2;
 }
 
 // Each body may come to run all rows but the others' one.
 int64_t dr_cpu_singles_memory(const dr_backend *b, const dr_pass_shape *s) {
     dr_pass_shape part = *s;
-    if (!is_shared_out(b, s->n_cached)) return 0;
+    if (!has_rows_for_all(b, s->n_cached)) return 0;
     part.T = s->n_cached;
     int64_t floats = dr_cpu_cached_floats(s), of_weight = dr_cpu_weight_floats(&part);
     if (of_weight > floats) floats = of_weight;
@@ -86,7 +93,8 @@ static dr_status run_parts(dr_backend *b, dr_pass_ops *ops, void *context, const
 
 static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
     int32_t begins[DR_MAX_THREADS + 1];
-    if (!is_shared_out(b, pass->n_chunks)) return ops(context, b, 0, pass->n_chunks);
+    if (!has_rows_for_all(b, pass->n_chunks) || !stay_near(b, pass))
+        return ops(context, b, 0, pass->n_chunks);
     DR_TRY(dr_cpu_singles_create(b));
     dr_cpu_share_out(pass, b->n_threads, begins);
     return run_parts(b, ops, context, begins);
