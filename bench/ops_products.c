@@ -38,6 +38,39 @@ static dr_status run_forward(bench_call *c) {
     return c->b->ops->linear_forward(c->b, c->w, c->x[0], c->T, NULL, c->x[1]);
 }
 
+// x[0] gate and up, x[1] y: the matrix is down's
+static dr_status prepare_swiglu(bench_call *c) {
+    int64_t O = c->m->hidden, I = c->m->intermediate;
+    float *values = NULL;
+    DR_TRY(bench_call_weight(c, O, I, &values));
+    DR_TRY(bench_call_normal(c, c->T * 2 * I, &c->x[0]));
+    DR_TRY(bench_call_zeros(c, c->T * O, &c->x[1]));
+    bench_call_compare(c, c->x[1], c->T * O);
+    c->product = (bench_product){.m = c->T, .n = O, .k = I, .trans_b = true, .count = 1};
+    c->bytes = element(c) * (double)(O * I) + 4.0 * (double)(c->T * (2 * I + O));
+    return DR_OK;
+}
+
+static dr_status run_swiglu(bench_call *c) {
+    return c->b->ops->swiglu_linear_forward(c->b, c->w, c->x[0], c->T, c->x[1]);
+}
+
+static dr_status prepare_swiglu_weight(bench_call *c) {
+    int64_t O = c->m->hidden, I = c->m->intermediate;
+    DR_TRY(bench_call_normal(c, c->T * 2 * I, &c->x[0]));
+    DR_TRY(bench_call_normal(c, c->T * O, &c->x[1]));
+    DR_TRY(bench_call_zeros(c, O * I, &c->x[2]));
+    bench_call_compare(c, c->x[2], O * I);
+    c->product = (bench_product){.m = O, .n = I, .k = c->T, .trans_a = true, .count = 1};
+    c->bytes = 4.0 * (double)(c->T * (2 * I + O)) + 8.0 * (double)(O * I);
+    return DR_OK;
+}
+
+static dr_status run_swiglu_weight(bench_call *c) {
+    return c->b->ops->swiglu_linear_backward_weight(c->b, c->x[0], c->x[1], c->T, c->m->hidden,
+                                                    c->m->intermediate, c->x[2]);
+}
+
 static dr_status prepare_backward_input(bench_call *c) {
     int64_t O = 2 * (int64_t)c->m->intermediate, I = c->m->hidden;
     float *values = NULL;
@@ -160,6 +193,8 @@ static const bench_op ops[] = {
     {"linear_forward.head", prepare_head, run_forward, NULL, true, false},
     {"linear_backward_input", prepare_backward_input, run_backward_input, NULL, false, true},
     {"linear_backward_weight", prepare_backward_weight, run_backward_weight, NULL, false, true},
+    {"swiglu_linear_forward.down", prepare_swiglu, run_swiglu, NULL, true, true},
+    {"swiglu_linear_backward_weight.down", prepare_swiglu_weight, run_swiglu_weight, NULL, false, true},
     {"gemm", prepare_gemm, run_gemm, NULL, true, true},
     {"weight_pack.embedding", prepare_pack, run_pack, run_rows, false, true},
     {"weight_rows.embedding", prepare_rows, run_rows, NULL, true, true},

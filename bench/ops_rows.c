@@ -84,21 +84,7 @@ static dr_status run_rope(bench_call *c) {
     return DR_OK;
 }
 
-// x[0] gate and up, x[1] out, x[2] dout, x[3] gradient
-static dr_status prepare_swiglu(bench_call *c) {
-    int64_t n = c->T * c->m->intermediate;
-    DR_TRY(bench_call_normal(c, 2 * n, &c->x[0]));
-    DR_TRY(bench_call_zeros(c, n, &c->x[1]));
-    bench_call_compare(c, c->x[1], n);
-    c->bytes = 12.0 * (double)n;
-    return DR_OK;
-}
-
-static dr_status run_swiglu(bench_call *c) {
-    c->b->ops->swiglu_forward(c->b, c->x[0], c->T, c->m->intermediate, c->x[1]);
-    return DR_OK;
-}
-
+// x[0] gate and up, x[2] dout, x[3] gradient
 static dr_status prepare_swiglu_backward(bench_call *c) {
     int64_t n = c->T * c->m->intermediate;
     DR_TRY(bench_call_normal(c, 2 * n, &c->x[0]));
@@ -227,7 +213,6 @@ static const bench_op ops[] = {
     {"layernorm_forward", prepare_norm, run_layer, NULL, false, true},
     {"layernorm_backward", prepare_layer_backward, run_layer_backward, NULL, false, true},
     {"rope", prepare_rope, run_rope, NULL, true, true},
-    {"swiglu_forward", prepare_swiglu, run_swiglu, NULL, true, true},
     {"swiglu_backward", prepare_swiglu_backward, run_swiglu_backward, NULL, false, true},
     {"gelu_forward", prepare_two, run_gelu, NULL, false, true},
     {"gelu_backward", prepare_four, run_gelu_backward, NULL, false, true},

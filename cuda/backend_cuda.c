@@ -140,13 +140,14 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-// Operands of a training pass as bf16: attention's, and both of a product where the library multiplies.
-static int64_t rounded_memory(const dr_backend *b, const dr_pass_shape *s) {
+// Operands of a training pass: silu(gate) · up; in bf16 also attention's, and both of a product where the
+// library multiplies.
+static int64_t operand_memory(const dr_backend *b, const dr_pass_shape *s) {
     const dr_cuda_state *state = b->state;
-    if (!dr_rounds_to_bf16(b->precision)) return 0;
+    if (!dr_rounds_to_bf16(b->precision)) return s->T * s->n_in * (int64_t)sizeof(float);
     int64_t attention = dr_mma_takes(s->H / s->G, s->d) ? 2 * (s->H + s->G) * s->d : 0,
             products = state->lt ? 2 * larger(s->n_out, s->n_in) : 0;
-    return s->T * (attention + products) * (int64_t)sizeof(uint16_t);
+    return s->T * (attention + products + s->n_in) * (int64_t)sizeof(uint16_t);
 }
 
 // The largest of partial sums, attention's delta and the splits of sequences that draw (those of short pieces
@@ -158,7 +159,7 @@ static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
             splits = dr_plan_room(s->n_draws * dr_splits_of((int32_t)s->longest), true) * s->H * (s->d + 2),
             ids = 2 * s->n_draws * s->V, n_drawn = s->n_draws * larger(s->n_steps, 1);
     return (larger(larger(sums, delta), splits) + ids) * (int64_t)sizeof(float) +
-           n_drawn * (int64_t)sizeof(dr_cuda_drawn) + rounded_memory(b, s) + dr_stages_memory(s);
+           n_drawn * (int64_t)sizeof(dr_cuda_drawn) + operand_memory(b, s) + dr_stages_memory(s);
 }
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
@@ -305,6 +306,7 @@ static void state_close(dr_cuda_state *state) {
     dr_cuda_release(state, &state->drawn);
     dr_cuda_release(state, &state->burst.list);
     dr_cuda_release(state, &state->rounded);
+    dr_cuda_release(state, &state->gated);
     dr_free(state->kept_host);
     dr_free(state->drawn_host);
     for (int i = 0; i < DR_CUDA_STAGES; i++) stage_destroy(state, &state->stages[i]);

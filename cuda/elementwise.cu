@@ -34,23 +34,6 @@ static __device__ __forceinline__ float sigmoid(float x) {
     return 1.0f / (1.0f + expf(-x));
 }
 
-static __global__ void swiglu_forward_kernel(const float *gate_up, int64_t T, int64_t F, float *out) {
-    const int64_t item = dr_cuda_item(), t = item / F, j = item % F;
-    if (t >= T) return;
-    float gate = gate_up[t * 2 * F + j], up = gate_up[t * 2 * F + F + j];
-    out[item] = gate / (1.0f + expf(-gate)) * up;
-}
-
-extern "C" dr_status dr_cuda_swiglu_forward(const float *gate_up, int64_t T, int64_t F, float *out,
-                                            dr_cuda_stream stream) {
-    unsigned int blocks = 0;
-    if (T == 0 || F == 0) return DR_OK;
-    DR_TRY(dr_cuda_grid("swiglu_forward", T * F, THREADS, &blocks));
-    swiglu_forward_kernel<<<blocks, THREADS, 0, stream>>>(gate_up, T, F, out);
-    DR_CUDA_LAUNCHED("swiglu_forward of %lld x %lld", (long long)T, (long long)F);
-    return DR_OK;
-}
-
 static __global__ void swiglu_backward_kernel(const float *dout, const float *gate_up, int64_t T, int64_t F,
                                               float *dgate_up) {
     const int64_t item = dr_cuda_item(), t = item / F, j = item % F, at = t * 2 * F + j;

@@ -19,7 +19,7 @@ enum {
     DR_CUDA_FP32_OWN = 4, // rows, and columns, of a tile that one thread owns
     DR_CUDA_BF16_DEPTH = 32,
     DR_CUDA_BF16_THREADS = 128,
-    DR_CUDA_ROUNDED = 8,  // values that one thread rounds to bf16
+    DR_CUDA_ROUNDED = 8,  // values that one thread rounds to bf16, or makes of gate and up
     DR_CUDA_QUERIES = 32, // flat query rows of one attention tile; also its keys
     DR_CUDA_KEYS = 32,
     DR_CUDA_ATTENTION_THREADS = 256,
@@ -72,6 +72,25 @@ DR_INDEX int dr_thread_row(int thread, int i) {
 
 DR_INDEX int dr_thread_column(int thread, int j) {
     return thread % (DR_CUDA_TILE / DR_CUDA_FP32_OWN) + j * (DR_CUDA_TILE / DR_CUDA_FP32_OWN);
+}
+
+// Pieces of DR_CUDA_ROUNDED columns of rows of F, the last of a row shorter: how many there are, and where
+// one begins.
+DR_INDEX int64_t dr_piece_count(int64_t T, int64_t F) {
+    return T * dr_ceil_div(F, DR_CUDA_ROUNDED);
+}
+
+DR_INDEX dr_place dr_piece_at(int64_t piece, int64_t F) {
+    const int64_t across = dr_ceil_div(F, DR_CUDA_ROUNDED);
+    dr_place place;
+    place.row = piece / across;
+    place.column = piece % across * DR_CUDA_ROUNDED;
+    return place;
+}
+
+// Where a place's gate stands in gate_up [T, 2F]; its up stands F behind it.
+DR_INDEX int64_t dr_gate_at(dr_place place, int64_t F) {
+    return place.row * 2 * F + place.column;
 }
 
 // ---- sums over rows in two stages ----

@@ -39,6 +39,12 @@ dr_status dr_cuda_product_bf16(const dr_cuda_product *product, dr_cuda_stream st
 // rounded [n] = values as bf16, to nearest, ties to even; not overlapping.
 dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t *rounded, dr_cuda_stream stream);
 
+// out [T, F] = silu(gate) · up of gate_up [T, 2F], gate first: as it is, or as bf16 in the same way as
+// dr_cuda_round_bf16 rounds it; not overlapping.
+dr_status dr_cuda_swiglu(const float *gate_up, int64_t T, int64_t F, float *out, dr_cuda_stream stream);
+dr_status dr_cuda_swiglu_bf16(const float *gate_up, int64_t T, int64_t F, uint16_t *out,
+                              dr_cuda_stream stream);
+
 // ---- norms (norm.cu) ----
 
 dr_status dr_cuda_rmsnorm_forward(const float *x, const float *w, int64_t T, int64_t D, float eps, float *y,
@@ -66,8 +72,6 @@ dr_status dr_cuda_column_sums(const char *op, const float *dy, const float *x, c
 
 dr_status dr_cuda_rope(float *x, const int32_t *positions, const float *inv_freq, int64_t T, int64_t n_heads,
                        int64_t d, int64_t stride, int direction, dr_cuda_stream stream);
-dr_status dr_cuda_swiglu_forward(const float *gate_up, int64_t T, int64_t F, float *out,
-                                 dr_cuda_stream stream);
 dr_status dr_cuda_swiglu_backward(const float *dout, const float *gate_up, int64_t T, int64_t F,
                                   float *dgate_up, dr_cuda_stream stream);
 dr_status dr_cuda_gelu_forward(const float *x, int64_t n, float *y, dr_cuda_stream stream);

@@ -146,23 +146,46 @@ extern "C" dr_status dr_cuda_product_bf16(const dr_cuda_product *product, dr_cud
 
 enum { THREADS = 256, ROUNDED = DR_CUDA_ROUNDED };
 
+// One value, or ROUNDED of them at addresses that a wide load and store take.
+static __device__ __forceinline__ void store(float value, float *to) {
+    *to = value;
+}
+
+static __device__ __forceinline__ void store(float value, uint16_t *to) {
+    *to = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+static __device__ __forceinline__ void load_wide(const float *from, float (&values)[ROUNDED]) {
+    const float4 low = reinterpret_cast<const float4 *>(from)[0],
+                 high = reinterpret_cast<const float4 *>(from)[1];
+    memcpy(values, &low, sizeof low);
+    memcpy(values + 4, &high, sizeof high);
+}
+
+static __device__ __forceinline__ void store_wide(const float (&values)[ROUNDED], float *to) {
+    reinterpret_cast<float4 *>(to)[0] = make_float4(values[0], values[1], values[2], values[3]);
+    reinterpret_cast<float4 *>(to)[1] = make_float4(values[4], values[5], values[6], values[7]);
+}
+
+static __device__ __forceinline__ void store_wide(const float (&values)[ROUNDED], uint16_t *to) {
+    __nv_bfloat162 pairs[ROUNDED / 2];
+    for (int i = 0; i < ROUNDED / 2; i++) pairs[i] = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
+    uint4 packed;
+    memcpy(&packed, pairs, sizeof packed);
+    *reinterpret_cast<uint4 *>(to) = packed;
+}
+
 // Each thread ROUNDED values, two loads and one store where the addresses allow it.
 static __global__ void __launch_bounds__(THREADS)
     round_kernel(const float *values, int64_t n, bool is_wide, uint16_t *rounded) {
     const int64_t at = dr_cuda_item() * ROUNDED;
     if (is_wide && at + ROUNDED <= n) {
-        const float4 *from = reinterpret_cast<const float4 *>(values + at);
-        const float4 low = from[0], high = from[1];
-        __nv_bfloat162 pairs[] = {__floats2bfloat162_rn(low.x, low.y), __floats2bfloat162_rn(low.z, low.w),
-                                  __floats2bfloat162_rn(high.x, high.y),
-                                  __floats2bfloat162_rn(high.z, high.w)};
-        uint4 packed;
-        memcpy(&packed, pairs, sizeof packed);
-        *reinterpret_cast<uint4 *>(rounded + at) = packed;
+        float own[ROUNDED];
+        load_wide(values + at, own);
+        store_wide(own, rounded + at);
         return;
     }
-    for (int64_t i = at; i < at + ROUNDED && i < n; i++)
-        rounded[i] = __bfloat16_as_ushort(__float2bfloat16_rn(values[i]));
+    for (int64_t i = at; i < at + ROUNDED && i < n; i++) store(values[i], rounded + i);
 }
 
 extern "C" dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t *rounded,
@@ -174,4 +197,49 @@ extern "C" dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t
     round_kernel<<<blocks, THREADS, 0, stream>>>(values, n, is_wide, rounded);
     DR_CUDA_LAUNCHED("rounding to bf16 of %lld values", (long long)n);
     return DR_OK;
+}
+
+static __device__ __forceinline__ float gated(float gate, float up) {
+    return __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up);
+}
+
+// Each thread a piece of a row; wide: where rows of gate, up and out begin at addresses that wide loads and
+// stores take.
+template <typename ELEMENT>
+static __global__ void __launch_bounds__(THREADS)
+    swiglu_kernel(const float *gate_up, int64_t T, int64_t F, bool is_wide, ELEMENT *out) {
+    const dr_place at = dr_piece_at(dr_cuda_item(), F);
+    if (at.row >= T) return;
+    const float *gate = gate_up + dr_gate_at(at, F), *up = gate + F;
+    ELEMENT *to = out + at.row * F + at.column;
+    if (is_wide) {
+        float gates[ROUNDED], ups[ROUNDED];
+        load_wide(gate, gates);
+        load_wide(up, ups);
+        for (int i = 0; i < ROUNDED; i++) gates[i] = gated(gates[i], ups[i]);
+        store_wide(gates, to);
+        return;
+    }
+    for (int i = 0; i < ROUNDED && at.column + i < F; i++) store(gated(gate[i], up[i]), to + i);
+}
+
+template <typename ELEMENT>
+static dr_status swiglu(const float *gate_up, int64_t T, int64_t F, ELEMENT *out, dr_cuda_stream stream) {
+    const bool is_wide = F % ROUNDED == 0 && ((uintptr_t)gate_up | (uintptr_t)out) % sizeof(uint4) == 0;
+    unsigned int blocks = 0;
+    if (T == 0 || F == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("swiglu", dr_piece_count(T, F), THREADS, &blocks));
+    swiglu_kernel<<<blocks, THREADS, 0, stream>>>(gate_up, T, F, is_wide, out);
+    DR_CUDA_LAUNCHED("swiglu of %lld x %lld", (long long)T, (long long)F);
+    return DR_OK;
+}
+
+extern "C" dr_status dr_cuda_swiglu(const float *gate_up, int64_t T, int64_t F, float *out,
+                                    dr_cuda_stream stream) {
+    return swiglu(gate_up, T, F, out, stream);
+}
+
+extern "C" dr_status dr_cuda_swiglu_bf16(const float *gate_up, int64_t T, int64_t F, uint16_t *out,
+                                         dr_cuda_stream stream) {
+    return swiglu(gate_up, T, F, out, stream);
 }

@@ -65,19 +65,33 @@ static dr_lt_operand weight_operand(const dr_weight *w) {
     return (dr_lt_operand){w->values, w->rounded, w->n_out * w->n_in};
 }
 
+// silu(gate) · up [T, F] in scratch, in the type that is multiplied.
+static dr_status gated_operand(dr_backend *b, const float *gate_up, int64_t T, int64_t F,
+                               dr_lt_operand *out) {
+    const bool rounds = dr_rounds_to_bf16(b->precision);
+    const int64_t bytes = T * F * (int64_t)(rounds ? sizeof(uint16_t) : sizeof(float));
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_TRY(dr_cuda_reserve(state, &state->gated, "silu(gate) · up", bytes));
+    void *data = state->gated.data;
+    *out = (dr_lt_operand){rounds ? NULL : data, rounds ? data : NULL, T * F};
+    return rounds ? dr_cuda_swiglu_bf16(gate_up, T, F, data, state->stream)
+                  : dr_cuda_swiglu(gate_up, T, F, data, state->stream);
+}
+
 // y (t, o) = Σ_i x (t, i) · w (o, i)
-dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,
-                         float *y) {
+static dr_status forward(dr_backend *b, const char *op, const dr_weight *w, const dr_lt_operand *x, int64_t T,
+                         const float *bias, float *y) {
     const dr_lt_product by_library = {.op = bias ? DR_LT_FORWARD_BIAS : DR_LT_FORWARD,
                                       .n_out = w->n_out,
                                       .n_in = w->n_in,
                                       .T = T,
                                       .left = weight_operand(w),
-                                      .right = {x, NULL, T * w->n_in},
+                                      .right = *x,
                                       .bias = bias,
                                       .out = y};
-    const dr_cuda_product product = {.op = "linear_forward",
-                                     .a = {x, NULL, w->n_in, 1},
+    const dr_cuda_product product = {.op = op,
+                                     .a = {x->values, x->rounded, w->n_in, 1},
                                      .b = {w->values, w->rounded, w->n_in, 1},
                                      .m = T,
                                      .n = w->n_out,
@@ -86,6 +100,19 @@ dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int6
                                      .bias = bias,
                                      .c = y};
     return multiply(b, &by_library, &product);
+}
+
+dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,
+                         float *y) {
+    const dr_lt_operand rows = {x, NULL, T * w->n_in};
+    return forward(b, "linear_forward", w, &rows, T, bias, y);
+}
+
+static dr_status swiglu_linear_forward(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
+                                       float *y) {
+    dr_lt_operand rows;
+    DR_TRY(gated_operand(b, gate_up, T, w->n_in, &rows));
+    return forward(b, "swiglu_linear_forward", w, &rows, T, NULL, y);
 }
 
 // dx (t, i) = Σ_o dy (t, o) · w (o, i)
@@ -112,19 +139,19 @@ dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *d
 }
 
 // dw (o, i) += Σ_t dy (t, o) · x (t, i)
-dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
-                                int64_t n_in, float *dw) {
+static dr_status weight_gradient(dr_backend *b, const char *op, const dr_lt_operand *x, const float *dy,
+                                 int64_t T, int64_t n_out, int64_t n_in, float *dw) {
     const dr_lt_product by_library = {.op = DR_LT_BACKWARD_WEIGHT,
                                       .n_out = n_out,
                                       .n_in = n_in,
                                       .T = T,
-                                      .left = {x, NULL, T * n_in},
+                                      .left = *x,
                                       .right = {dy, NULL, T * n_out},
                                       .out = dw,
                                       .accumulate = true};
-    const dr_cuda_product product = {.op = "linear_backward_weight",
+    const dr_cuda_product product = {.op = op,
                                      .a = {dy, NULL, 1, n_out},
-                                     .b = {x, NULL, 1, n_in},
+                                     .b = {x->values, x->rounded, 1, n_in},
                                      .m = n_out,
                                      .n = n_in,
                                      .k = T,
@@ -132,6 +159,19 @@ dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, 
                                      .beta = 1.0f,
                                      .c = dw};
     return multiply(b, &by_library, &product);
+}
+
+dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
+                                int64_t n_in, float *dw) {
+    const dr_lt_operand rows = {x, NULL, T * n_in};
+    return weight_gradient(b, "linear_backward_weight", &rows, dy, T, n_out, n_in, dw);
+}
+
+static dr_status swiglu_linear_backward_weight(dr_backend *b, const float *gate_up, const float *dy,
+                                               int64_t T, int64_t n_out, int64_t n_in, float *dw) {
+    dr_lt_operand rows;
+    DR_TRY(gated_operand(b, gate_up, T, n_in, &rows));
+    return weight_gradient(b, "swiglu_linear_backward_weight", &rows, dy, T, n_out, n_in, dw);
 }
 
 static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
@@ -171,5 +211,7 @@ void dr_cuda_fill_linear(dr_backend_ops *ops) {
     ops->linear_forward = dr_cuda_linear;
     ops->linear_backward_input = dr_cuda_linear_input;
     ops->linear_backward_weight = linear_backward_weight;
+    ops->swiglu_linear_forward = swiglu_linear_forward;
+    ops->swiglu_linear_backward_weight = swiglu_linear_backward_weight;
     ops->gemm = gemm;
 }

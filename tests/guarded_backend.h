@@ -236,6 +236,20 @@ static dr_status g_linear_backward_weight(dr_backend *b, const float *x, const f
     GUARDED_STATUS(linear_backward_weight(guard_inner, x, dy, T, n_out, n_in, dw, dbias));
 }
 
+static dr_status g_swiglu_linear_forward(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
+                                         float *y) {
+    (void)b;
+    OURS(gate_up), OURS(y);
+    GUARDED_STATUS(swiglu_linear_forward(guard_inner, w, gate_up, T, y));
+}
+
+static dr_status g_swiglu_linear_backward_weight(dr_backend *b, const float *gate_up, const float *dy,
+                                                 int64_t T, int64_t n_out, int64_t n_in, float *dw) {
+    (void)b;
+    OURS(gate_up), OURS(dy), OURS(dw);
+    GUARDED_STATUS(swiglu_linear_backward_weight(guard_inner, gate_up, dy, T, n_out, n_in, dw));
+}
+
 static dr_status g_gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k,
                         float alpha, const float *a, const float *b_matrix, float beta, float *c) {
     (void)b;
@@ -276,12 +290,6 @@ static void g_rope(dr_backend *b, float *x, const int32_t *positions, const floa
     (void)b;
     OURS(x), OURS(positions), OURS(inv_freq);
     GUARDED(rope(guard_inner, x, positions, inv_freq, T, n_heads, d, stride, direction));
-}
-
-static void g_swiglu_forward(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
-    (void)b;
-    OURS(gate_up), OURS(out);
-    GUARDED(swiglu_forward(guard_inner, gate_up, T, F, out));
 }
 
 static void g_swiglu_backward(dr_backend *b, const float *dout, const float *gate_up, int64_t T, int64_t F,
@@ -553,13 +561,14 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .linear_forward = g_linear_forward,
                                        .linear_backward_input = g_linear_backward_input,
                                        .linear_backward_weight = g_linear_backward_weight,
+                                       .swiglu_linear_forward = g_swiglu_linear_forward,
+                                       .swiglu_linear_backward_weight = g_swiglu_linear_backward_weight,
                                        .gemm = g_gemm,
                                        .rmsnorm_forward = g_rmsnorm_forward,
                                        .rmsnorm_residual_forward = g_rmsnorm_residual_forward,
                                        .rmsnorm_backward = g_rmsnorm_backward,
                                        .layernorm_forward = g_layernorm_forward,
                                        .rope = g_rope,
-                                       .swiglu_forward = g_swiglu_forward,
                                        .swiglu_backward = g_swiglu_backward,
                                        .gelu_forward = g_gelu_forward,
                                        .add = g_add,

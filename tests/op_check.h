@@ -167,6 +167,17 @@ static inline void op_check_slope(const char *name, op_loss loss, void *context,
     }
 }
 
+// silu(gate) · up [T, F] itself, of an fp32 backend: the product with the identity adds zeros to it.
+static inline void op_swiglu(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
+    float *identity = op_array(F * F, sizeof(float));
+    dr_weight *w = NULL;
+    for (int64_t i = 0; i < F; i++) identity[i * F + i] = 1;
+    check_ok(b->ops->weight_create(b, F, F, &w));
+    check_ok(b->ops->weight_pack(b, w, identity));
+    check_ok(b->ops->swiglu_linear_forward(b, w, gate_up, T, out));
+    b->ops->weight_destroy(b, w);
+}
+
 static inline double op_dot(const float *a, const float *b, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)a[i] * b[i];

@@ -11,7 +11,7 @@ static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
     float *bias = put(b, op_normal(O, 0, 1), O), *y = put_poison(b, T * O), *plain = put_poison(b, T * O);
     float *dx = put_poison(b, T * I), *more = put(b, op_normal(T * I, 0, 1), T * I);
     float *dw = put(b, op_normal(O * I, 0, 1), O * I), *dbias = put(b, op_normal(O, 0, 1), O);
-    float *rows = put_poison(b, T * I);
+    float *rows = put_poison(b, T * I), *gate_up = put(b, op_normal(2 * T * I, 0, 2), 2 * T * I);
     check_ok(b->ops->weight_rows(b, w, put_ids(b, op_ids(T, (int32_t)O), T), T, rows));
     give(r, "rows of a weight", b, rows, T * I, 0);
     check_ok(b->ops->linear_forward(b, w, x, T, bias, y));
@@ -26,6 +26,10 @@ static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
     give(r, "dx added", b, more, T * I, gradient);
     give(r, "dw", b, dw, O * I, gradient);
     give(r, "dbias", b, dbias, O, gradient);
+    check_ok(b->ops->swiglu_linear_forward(b, w, gate_up, T, y));
+    check_ok(b->ops->swiglu_linear_backward_weight(b, gate_up, dy, T, O, I, dw));
+    give(r, "linear of swiglu", b, y, T * O, forward);
+    give(r, "dw of swiglu", b, dw, O * I, gradient);
     b->ops->weight_destroy(b, w);
 }
 
@@ -104,7 +108,7 @@ static void test_norms(void **state) {
 static void run_elements(dr_backend *b, const int64_t *sizes, results *r) {
     int64_t T = sizes[0], D = sizes[1], n = T * D, stride = 3 * D + 5;
     float *x = put(b, op_normal(n, 0, 2), n), *dy = put(b, op_normal(n, 0, 1), n);
-    float *half = put(b, op_normal(n / 2, 0, 1), n / 2), *y = put_poison(b, n), *out = put_poison(b, n / 2);
+    float *half = put(b, op_normal(n / 2, 0, 1), n / 2), *y = put_poison(b, n);
     float *heads = put(b, op_normal(T * stride, 0, 1), T * stride), *inv_freq = op_array(D, sizeof(float));
     int32_t *positions = put_ids(b, op_ids(T, 3000), T);
     for (int64_t i = 0; i < D / 2; i++) inv_freq[i] = (float)pow(10000, -2.0 * (double)i / (double)D);
@@ -113,8 +117,6 @@ static void run_elements(dr_backend *b, const int64_t *sizes, results *r) {
     give(r, "rope", b, heads, T * stride, forward);
     b->ops->rope(b, heads, positions, frequencies, T, 2, D, stride, -1);
     give(r, "rope back", b, heads, T * stride, forward);
-    b->ops->swiglu_forward(b, x, T, D / 2, out);
-    give(r, "swiglu", b, out, n / 2, forward);
     b->ops->swiglu_backward(b, half, x, T, D / 2, y);
     give(r, "swiglu's gradient", b, y, n, gradient);
     b->ops->gelu_forward(b, x, n, y);
@@ -403,8 +405,11 @@ static void row_rope(dr_backend *b, const row_case *c, int64_t t0, int64_t T, fl
     b->ops->rope(b, out, c->ids + t0, c->inv_freq, T, 1, c->D, c->D, 1);
 }
 
-static void row_swiglu(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
-    b->ops->swiglu_forward(b, c->x + t0 * c->D, T, c->D / 2, out);
+// x [T, D] is gate and up.
+static void row_swiglu_linear(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    dr_weight *w = pack(b, c->n_out, c->D / 2, c->values);
+    check_ok(b->ops->swiglu_linear_forward(b, w, c->x + t0 * c->D, T, out));
+    b->ops->weight_destroy(b, w);
 }
 
 static void row_gelu(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
@@ -473,7 +478,7 @@ static void test_rows(void **state) {
         check_rows("rmsnorm", cuda, row_rmsnorm, &c, c.D);
         check_rows("layernorm", cuda, row_layernorm, &c, c.D);
         check_rows("rope", cuda, row_rope, &c, c.D);
-        check_rows("swiglu", cuda, row_swiglu, &c, c.D / 2);
+        check_rows("linear of swiglu", cuda, row_swiglu_linear, &c, c.n_out);
         check_rows("gelu", cuda, row_gelu, &c, c.D);
         check_rows("embedding", cuda, row_embedding, &c, c.D);
         check_rows("softmax", cuda, row_stats, &c, 1);
@@ -481,6 +486,7 @@ static void test_rows(void **state) {
         free_all();
         c = row_make(cuda_bf16, sizes[i][0], sizes[i][1]);
         check_rows("bf16 linear", cuda_bf16, row_linear, &c, c.n_out);
+        check_rows("bf16 linear of swiglu", cuda_bf16, row_swiglu_linear, &c, c.n_out);
         check_rows("bf16 head", cuda_bf16, row_head, &c, 1);
         free_all();
     }

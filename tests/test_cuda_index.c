@@ -79,6 +79,30 @@ static void check_parts(int64_t T, int64_t rows, int64_t n, int64_t most_parts, 
     check_each_once("rows", counts, T);
 }
 
+// Every value that is made of gate and up has one thread, which finds both of them.
+static void test_pieces(void **state) {
+    (void)state;
+    static const int64_t shapes[][2] = {{1, 1}, {3, 7}, {5, 8}, {4, 9}, {33, 40}, {7, 1001}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        int64_t T = shapes[s][0], F = shapes[s][1], n = dr_piece_count(T, F);
+        int32_t *made = counters(T * F), *read = counters(2 * T * F);
+        for (int64_t piece = 0; piece < n; piece++) {
+            dr_place at = dr_piece_at(piece, F);
+            assert_true(at.row < T && at.column < F && at.column % DR_CUDA_ROUNDED == 0);
+            for (int i = 0; i < DR_CUDA_ROUNDED && at.column + i < F; i++) {
+                int64_t gate = dr_gate_at(at, F) + i;
+                assert_true(gate / (2 * F) == at.row && gate % (2 * F) == at.column + i);
+                made[at.row * F + at.column + i]++;
+                read[gate]++;
+                read[gate + F]++;
+            }
+        }
+        assert_true(dr_piece_at(n, F).row >= T); // threads behind the last piece do nothing
+        check_each_once("silu(gate) · up", made, T * F);
+        check_each_once("gate and up", read, 2 * T * F);
+    }
+}
+
 static void test_chunks(void **state) {
     (void)state;
     static const int64_t sizes[] = {0,    1,    3,    4,     5,     63,    64,     65,
@@ -648,12 +672,13 @@ static void test_stages(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tiles),        cmocka_unit_test(test_tile_items),
-        cmocka_unit_test(test_chunks),       cmocka_unit_test(test_score_tile),
-        cmocka_unit_test(test_parts),        cmocka_unit_test(test_packed_spans),
-        cmocka_unit_test(test_cached_spans), cmocka_unit_test(test_swizzle),
-        cmocka_unit_test(test_cached_plans), cmocka_unit_test(test_packed_plans),
-        cmocka_unit_test(test_ids),          cmocka_unit_test(test_settling),
-        cmocka_unit_test(test_best),         cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_pieces),       cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_score_tile),   cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_packed_spans), cmocka_unit_test(test_cached_spans),
+        cmocka_unit_test(test_swizzle),      cmocka_unit_test(test_cached_plans),
+        cmocka_unit_test(test_packed_plans), cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_settling),     cmocka_unit_test(test_best),
+        cmocka_unit_test(test_stages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

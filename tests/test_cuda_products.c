@@ -13,6 +13,7 @@
 enum { LIBRARY, OWN, N_BODIES };
 static const char *const body_names[N_BODIES] = {"library", "own kernels"};
 static dr_backend *bodies[N_BODIES];        // DR_BF16; NULL: no device
+static dr_backend *plain;                   // DR_FP32; NULL: no device
 static dr_backend *loose_fp32, *loose_bf16; // NULL: no device, or no library there
 
 // ---- values ----
@@ -120,6 +121,63 @@ static void test_weight_rows(void **state) {
     }
 }
 
+// ---- silu(gate) · up as an operand ----
+
+// What the device makes of gate and up: its product with the identity in fp32.
+static const float *swiglu_of(const float *gate_up, int64_t T, int64_t F) {
+    float *identity = op_array(F * F, sizeof(float)), *act = put_poison(plain, T * F);
+    for (int64_t i = 0; i < F; i++) identity[i * F + i] = 1;
+    dr_weight *w = pack(plain, F, F, identity);
+    check_ok(plain->ops->swiglu_linear_forward(plain, w, put(plain, gate_up, 2 * T * F), T, act));
+    plain->ops->weight_destroy(plain, w);
+    return get(plain, act, T * F);
+}
+
+// The bits, or where the library sums in any order the values, of the plain ops that read it from memory.
+// odd: gate and up begin at an address that no wide load takes.
+static void check_swiglu(dr_backend *b, const char *name, int64_t T, int64_t O, int64_t I, int odd) {
+    const float *both = op_normal(2 * T * I, 0, 2), *start = op_normal(O * I, 0, 1);
+    float *act = put(b, swiglu_of(both, T, I), T * I), *dy = put(b, op_normal(T * O, 0, 1), T * O);
+    float *gate_up = put_poison(b, 2 * T * I + 1) + odd, *got[2], *want[2];
+    dr_weight *w = pack(b, O, I, op_normal(O * I, 0, 1));
+    b->ops->copy_in(b, gate_up, both, (size_t)(2 * T * I) * sizeof(float));
+    for (int i = 0; i < 2; i++) {
+        float *y = put_poison(b, T * O), *dw = put(b, start, O * I);
+        check_ok(i == 0 ? b->ops->linear_forward(b, w, act, T, NULL, y)
+                        : b->ops->swiglu_linear_forward(b, w, gate_up, T, y));
+        check_ok(i == 0 ? b->ops->linear_backward_weight(b, act, dy, T, O, I, dw, NULL)
+                        : b->ops->swiglu_linear_backward_weight(b, gate_up, dy, T, O, I, dw));
+        float **results = i == 0 ? want : got;
+        results[0] = get(b, y, T * O);
+        results[1] = get(b, dw, O * I);
+    }
+    for (int i = 0; i < 2; i++) {
+        char text[96];
+        int64_t n = i == 0 ? T * O : O * I;
+        snprintf(text, sizeof text, "%s, %s of swiglu, %d rows, %d x %d", name, i == 0 ? "y" : "dw", (int)T,
+                 (int)O, (int)I);
+        if (dr_is_loose(b->precision))
+            check_relative_error(text, got[i], want[i], n, 2e-5);
+        else
+            check_same_bits(text, got[i], want[i], n);
+    }
+    b->ops->weight_destroy(b, w);
+    free_all();
+}
+
+static void test_swiglu(void **state) {
+    (void)state;
+    if (!plain) skip();
+    for (int i = 0; i < N_SHAPES * N_COUNTS; i++) {
+        int64_t T = row_counts[i % N_COUNTS], O = shapes[i / N_COUNTS][0], I = shapes[i / N_COUNTS][1];
+        check_swiglu(plain, "fp32", T, O, I, i % 2);
+        for (int body = 0; body < N_BODIES; body++)
+            check_swiglu(bodies[body], body_names[body], T, O, I, i % 2);
+        if (loose_fp32) check_swiglu(loose_fp32, "loose fp32", T, O, I, i % 2);
+        if (loose_bf16) check_swiglu(loose_bf16, "loose bf16", T, O, I, i % 2);
+    }
+}
+
 // ---- rows alone ----
 
 // Every row of a product of any number of rows has the bits of the product of that row alone.
@@ -196,6 +254,7 @@ static int setup(void **state) {
         print_message("no device: %s\n", probe.reason);
         return op_group_setup(state);
     }
+    if (dr_backend_cuda_create(DR_FP32, 0, &plain) != DR_OK) return -1;
     if (dr_backend_cuda_create(DR_BF16, 0, &bodies[LIBRARY]) != DR_OK) return -1;
     dr_cuda_own_products_only(true);
     if (dr_backend_cuda_create(DR_BF16, 0, &bodies[OWN]) != DR_OK) return -1;
@@ -213,6 +272,7 @@ static int setup(void **state) {
 static int teardown(void **state) {
 #if DR_HAVE_CUDA_KERNELS
     for (int i = 0; i < N_BODIES; i++) dr_backend_cuda_destroy(bodies[i]);
+    dr_backend_cuda_destroy(plain);
     dr_backend_cuda_destroy(loose_fp32);
     dr_backend_cuda_destroy(loose_bf16);
 #endif
@@ -222,7 +282,7 @@ static int teardown(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cuda_test(test_values),     cuda_test(test_loose),         cuda_test(test_weight_rows),
-        cuda_test(test_rows_alone), cuda_test(test_odd_addresses),
+        cuda_test(test_rows_alone), cuda_test(test_odd_addresses), cuda_test(test_swiglu),
     };
     int n_failed = cmocka_run_group_tests(tests, setup, teardown);
     return n_failed != 0 || bodies[OWN] ? n_failed : 77; // 77: skipped

@@ -84,8 +84,11 @@ static void row_rope(dr_backend *b, const row_case *c, int64_t t0, int64_t T, fl
     b->ops->rope(b, out, c->ids + t0, c->inv_freq, T, 1, c->D, c->D, 1);
 }
 
-static void row_swiglu(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
-    b->ops->swiglu_forward(b, c->x + t0 * c->D, T, c->D / 2, out);
+// x [T, D] is gate and up.
+static void row_swiglu_linear(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    dr_weight *w = packed_weight(b, c->n_out, c->D / 2, c->values);
+    check_ok(b->ops->swiglu_linear_forward(b, w, c->x + t0 * c->D, T, out));
+    b->ops->weight_destroy(b, w);
 }
 
 static void row_gelu(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
@@ -150,7 +153,7 @@ static void test_rows(void **state) {
         check_rows("rmsnorm of a sum", row_residual, &c, D, op_one, op_two);
         check_rows("layernorm", row_layernorm, &c, D, op_one, op_two);
         if (D % 2 == 0) check_rows("rope", row_rope, &c, D, op_one, op_two);
-        if (D % 2 == 0) check_rows("swiglu", row_swiglu, &c, D / 2, op_one, op_two);
+        if (D % 2 == 0) check_rows("linear of swiglu", row_swiglu_linear, &c, n_out, op_one, op_two);
         check_rows("gelu", row_gelu, &c, D, op_one, op_two);
         check_rows("add", row_add, &c, D, op_one, op_two);
         check_rows("embedding", row_embedding, &c, D, op_one, op_two);
@@ -158,6 +161,7 @@ static void test_rows(void **state) {
     }
     row_case deep = row_make(1030, 40); // several blocks of inputs
     check_rows("deep linear", row_linear, &deep, 40, op_one, op_two);
+    check_rows("deep linear of swiglu", row_swiglu_linear, &deep, 40, op_one, op_two);
     check_rows("deep head", row_head, &deep, 3, op_one, op_two);
 }
 
@@ -451,6 +455,8 @@ static void check_bf16_rows(void) {
     check_rows("bf16 linear", row_linear, &c, 97, one, two);
     check_rows("bf16 head", row_head, &c, 3, one, two);
     check_rows("bf16 deep linear", row_linear, &deep, 40, one, two);
+    check_rows("bf16 linear of swiglu", row_swiglu_linear, &c, 97, one, two);
+    check_rows("bf16 deep linear of swiglu", row_swiglu_linear, &deep, 40, one, two);
     dr_backend_cpu_destroy(one);
     dr_backend_cpu_destroy(two);
 }

@@ -95,13 +95,14 @@ static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
     int64_t thread = larger(larger(attention, dr_cpu_weight_floats(s)),
                             larger(dr_cpu_draw_floats(s), DR_PANEL * s->n_in)); // a panel: bf16 in lanes
     int64_t bytes = (shared + thread * b->n_threads + dr_cpu_turns_floats(s)) * (int64_t)sizeof(float);
-    bytes += dr_cpu_bf16_memory(b, s) + dr_cpu_singles_memory(b, s);
+    bytes += dr_cpu_operand_memory(b, s) + dr_cpu_singles_memory(b, s);
     return bytes + bytes / 4;
 }
 
-int64_t dr_cpu_bf16_memory(const dr_backend *b, const dr_pass_shape *s) {
+// In fp32 only rows that stand for gate and up are made.
+int64_t dr_cpu_operand_memory(const dr_backend *b, const dr_pass_shape *s) {
     const dr_cpu_state *state = b->state;
-    if (!dr_rounds_to_bf16(b->precision)) return 0;
+    if (!dr_rounds_to_bf16(b->precision)) return dr_rows_chunk(b, s->T) * s->n_in * (int64_t)sizeof(float);
     return state->bf16 ? dr_bf16_memory(s) : dr_bf16_lanes_rounded(b, s);
 }
 
@@ -216,7 +217,7 @@ void dr_backend_cpu_destroy(dr_backend *backend) {
     dr_bf16_destroy(state->bf16);
     dr_free(state->shared.data);
     dr_free(state->head.data);
-    for (int i = 0; i < 2; i++) dr_free(state->rounded[i].data);
+    for (int i = 0; i < 2; i++) dr_free(state->operands[i].data);
     dr_free(state->turns.values.data);
     dr_free(state->turns.frequencies.data);
     for (int i = 0; i < DR_MAX_THREADS; i++) dr_free(state->thread[i].data);

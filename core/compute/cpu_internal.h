@@ -73,8 +73,8 @@ typedef struct dr_cpu_state {
     dr_burst_row *burst_rows; // [n_burst_rows]
     dr_sampled *burst_drawn;  // [n_burst_drawn], of which the burst has n_steps times n_rows
     int64_t n_burst_rows, n_burst_drawn;
-    dr_scratch rounded[2]; // operands of a bf16 product, as floats
-    struct dr_bf16 *bf16;  // NULL in fp32 and where the processor does not multiply bf16
+    dr_scratch operands[2]; // of a product, as floats, where they are made for it
+    struct dr_bf16 *bf16;   // NULL in fp32 and where the processor does not multiply bf16
 } dr_cpu_state;
 
 DR_INLINE dr_cpu_state *dr_cpu_state_of(dr_backend *b) {
@@ -88,6 +88,25 @@ struct dr_weight {
     const float *values; // what was packed last; borrowed, [n_out, n_in]; NULL in bf16
     void *bf16;          // rounded: [n_out, n_in] (gemm_bf16.c) or panels (gemm_bf16_lanes.c)
 };
+
+// Rows of a product's operand: values [T, n], or gate and up [T, 2n] of which they are silu(gate) · up.
+typedef struct dr_rows {
+    const float *values;
+    int64_t n;
+    bool is_gated;
+} dr_rows;
+
+DR_INLINE dr_rows dr_rows_from(const dr_rows *rows, int64_t t) {
+    return (dr_rows){rows->values + t * rows->n * (rows->is_gated ? 2 : 1), rows->n, rows->is_gated};
+}
+// How many of `left` rows are made at a time, so that what is made stays small: rows do not depend on each
+// other, and a sum over rows goes on from chunk to chunk (operand_cpu.c).
+int64_t dr_rows_chunk(const dr_backend *b, int64_t left);
+// The first T rows as floats [T, n], `rounds`: rounded to bf16. In state->operands[which], or where they are
+// when there is nothing to make.
+dr_status dr_rows_floats(dr_backend *b, int which, const dr_rows *rows, int64_t T, bool rounds,
+                         const float **out);
+dr_status dr_rows_bf16(dr_backend *b, const dr_rows *rows, int64_t T, bf16 *out); // out [T, n]
 
 // c [m, n] = op(a) · op(b) (+ c) with threads; the building block of every fp32 product.
 dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
@@ -136,11 +155,11 @@ void dr_bf16_round_floats(const float *x, int64_t n, int n_threads, float *out);
 // bf16 products of any processor (gemm_bf16_lanes.c): rounded operands, in fp32, each output one chain.
 dr_status dr_bf16_lanes_pack(dr_backend *b, dr_weight *w, const float *values);
 void dr_bf16_lanes_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
-dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y);
+dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y);
 dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
                                        float *dx, bool accumulate);
-dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
-                                        int64_t n_out, int64_t n_in, float *dw);
+dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T,
+                                        int64_t n_out, float *dw);
 
 // Bytes that the products of T tokens, a chunk at most, with one weight take beside their operands.
 int64_t dr_bf16_lanes_memory(const dr_backend *b, int64_t T, int64_t n_out, int64_t n_in);
@@ -150,11 +169,11 @@ dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out);
 void dr_bf16_destroy(struct dr_bf16 *bf16);
 dr_status dr_bf16_weight_pack(struct dr_bf16 *bf16, dr_weight *w, const float *values);
 void dr_bf16_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
-dr_status dr_bf16_forward(struct dr_bf16 *bf16, const dr_weight *w, const float *x, int64_t T, float *y);
-dr_status dr_bf16_backward_input(struct dr_bf16 *bf16, const dr_weight *w, const float *dy, int64_t T,
-                                 float *dx, bool accumulate);
-dr_status dr_bf16_backward_weight(struct dr_bf16 *bf16, const float *x, const float *dy, int64_t T,
-                                  int64_t n_out, int64_t n_in, float *dw);
+dr_status dr_bf16_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y);
+dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+                                 bool accumulate);
+dr_status dr_bf16_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T, int64_t n_out,
+                                  float *dw);
 
 // Bodies of one thread each, which share b's weights (passes_cpu.c).
 dr_status dr_cpu_singles_create(dr_backend *b);
@@ -252,10 +271,11 @@ int64_t dr_cpu_draw_floats(const dr_pass_shape *shape);
 int64_t dr_cpu_prefix_floats(const dr_pass_shape *shape);
 int64_t dr_cpu_turns_floats(const dr_pass_shape *shape);
 int64_t dr_cpu_singles_memory(const dr_backend *b, const dr_pass_shape *shape); // bytes, scratch of theirs
-// Bytes of the rounded operands of bf16 products: in lanes, and through oneDNN.
+// Bytes of the operands that are made for products: in bf16 in lanes, through oneDNN, and of the way that b
+// takes.
 int64_t dr_bf16_lanes_rounded(const dr_backend *b, const dr_pass_shape *shape);
 int64_t dr_bf16_memory(const dr_pass_shape *shape);
-int64_t dr_cpu_bf16_memory(const dr_backend *b, const dr_pass_shape *shape); // of the way that b takes
+int64_t dr_cpu_operand_memory(const dr_backend *b, const dr_pass_shape *shape);
 
 // Op families; each file fills its entries.
 void dr_cpu_fill_linear(dr_backend_ops *ops);

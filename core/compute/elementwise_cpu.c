@@ -77,13 +77,6 @@ static void rope(dr_backend *b, float *x, const int32_t *positions, const float 
     }
 }
 
-static DR_HOT void swiglu_forward_rows(const float *gate_up, int64_t T, int64_t F, float *out) {
-    for (int64_t t = 0; t < T; t++) {
-        const float *gate = gate_up + t * 2 * F, *up = gate + F;
-        for (int64_t j = 0; j < F; j++) out[t * F + j] = gate[j] / (1.0f + dr_expf(-gate[j])) * up[j];
-    }
-}
-
 static DR_HOT void swiglu_backward_rows(const float *dout, const float *gate_up, int64_t T, int64_t F,
                                         float *dgate_up) {
     for (int64_t t = 0; t < T; t++) {
@@ -95,12 +88,6 @@ static DR_HOT void swiglu_backward_rows(const float *dout, const float *gate_up,
             dgate[j] = g[j] * up[j] * s * (1.0f + gate[j] * (1.0f - s));
         }
     }
-}
-
-static void swiglu_forward(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
-#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > ROW_BLOCK)
-    for (int64_t t = 0; t < T; t += ROW_BLOCK)
-        swiglu_forward_rows(gate_up + t * 2 * F, T - t < ROW_BLOCK ? T - t : ROW_BLOCK, F, out + t * F);
 }
 
 static void swiglu_backward(dr_backend *b, const float *dout, const float *gate_up, int64_t T, int64_t F,
@@ -210,7 +197,6 @@ static void sums_of_squares(dr_backend *b, const float *x, int64_t n, double *ou
 
 void dr_cpu_fill_elementwise(dr_backend_ops *ops) {
     ops->rope = rope;
-    ops->swiglu_forward = swiglu_forward;
     ops->swiglu_backward = swiglu_backward;
     ops->gelu_forward = gelu_forward;
     ops->gelu_backward = gelu_backward;

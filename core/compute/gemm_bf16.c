@@ -149,12 +149,11 @@ static dr_status reserve(void *pointer, int64_t *count, int64_t need, size_t siz
     return DR_OK;
 }
 
-static dr_status round_rows(struct dr_bf16 *self, const float *x, int64_t rows, int64_t padded,
-                            int64_t columns, bf16 **buffer, int64_t *count) {
-    DR_TRY(reserve(buffer, count, padded * columns, sizeof(bf16), "bf16 operand"));
-    int64_t n = rows * columns;
-    dr_bf16_round(x, n, self->n_threads, *buffer);
-    memset(*buffer + n, 0, (size_t)((padded - rows) * columns) * sizeof(bf16));
+static dr_status round_rows(dr_backend *b, const dr_rows *x, int64_t rows, int64_t padded, bf16 **buffer,
+                            int64_t *count) {
+    DR_TRY(reserve(buffer, count, padded * x->n, sizeof(bf16), "bf16 operand"));
+    DR_TRY(dr_rows_bf16(b, x, rows, *buffer));
+    memset(*buffer + rows * x->n, 0, (size_t)((padded - rows) * x->n) * sizeof(bf16));
     return DR_OK;
 }
 
@@ -177,40 +176,45 @@ void dr_bf16_row(const dr_weight *w, int64_t row, float *out) {
 }
 
 // c [T, n] (+)= x [T, k] · W or Wᵀ, in row chunks.
-static dr_status rows_product(struct dr_bf16 *self, const float *x, int64_t T, int64_t n, int64_t k,
-                              const bf16 *b, int b_transposed, float *c, bool accumulate) {
+static dr_status rows_product(dr_backend *b, const dr_rows *x, int64_t T, int64_t n, const bf16 *w,
+                              int w_transposed, float *c, bool accumulate) {
+    struct dr_bf16 *self = dr_cpu_state_of(b)->bf16;
     for (int64_t t = 0; t < T; t += ROW_CHUNK) {
+        const dr_rows chunk = dr_rows_from(x, t);
         int64_t rows = T - t < ROW_CHUNK ? T - t : ROW_CHUNK, padded = bucket(rows);
-        DR_TRY(round_rows(self, x + t * k, rows, padded, k, &self->a, &self->a_count));
+        DR_TRY(round_rows(b, &chunk, rows, padded, &self->a, &self->a_count));
         float *to = c + t * n;
         bool direct = padded == rows;
         if (!direct) {
             DR_TRY(reserve(&self->c, &self->c_count, padded * n, sizeof(float), "bf16 result"));
             if (accumulate) memcpy(self->c, to, (size_t)(rows * n) * sizeof(float));
         }
-        product_key key = {padded, n, k, 0, b_transposed, accumulate};
-        DR_TRY(product_run(self, &key, self->a, b, direct ? to : self->c));
+        product_key key = {padded, n, x->n, 0, w_transposed, accumulate};
+        DR_TRY(product_run(self, &key, self->a, w, direct ? to : self->c));
         if (!direct) memcpy(to, self->c, (size_t)(rows * n) * sizeof(float));
     }
     return DR_OK;
 }
 
-dr_status dr_bf16_forward(struct dr_bf16 *self, const dr_weight *w, const float *x, int64_t T, float *y) {
-    return rows_product(self, x, T, w->n_out, w->n_in, w->bf16, 1, y, false);
+dr_status dr_bf16_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
+    return rows_product(b, x, T, w->n_out, w->bf16, 1, y, false);
 }
 
-dr_status dr_bf16_backward_input(struct dr_bf16 *self, const dr_weight *w, const float *dy, int64_t T,
-                                 float *dx, bool accumulate) {
-    return rows_product(self, dy, T, w->n_in, w->n_out, w->bf16, 0, dx, accumulate);
+dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+                                 bool accumulate) {
+    const dr_rows rows = {dy, w->n_out, false};
+    return rows_product(b, &rows, T, w->n_in, w->bf16, 0, dx, accumulate);
 }
 
-dr_status dr_bf16_backward_weight(struct dr_bf16 *self, const float *x, const float *dy, int64_t T,
-                                  int64_t n_out, int64_t n_in, float *dw) {
+dr_status dr_bf16_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T, int64_t n_out,
+                                  float *dw) {
+    struct dr_bf16 *self = dr_cpu_state_of(b)->bf16;
     for (int64_t t = 0; t < T; t += ROW_CHUNK) {
+        const dr_rows left = {dy + t * n_out, n_out, false}, right = dr_rows_from(x, t);
         int64_t rows = T - t < ROW_CHUNK ? T - t : ROW_CHUNK, padded = bucket(rows);
-        DR_TRY(round_rows(self, dy + t * n_out, rows, padded, n_out, &self->a, &self->a_count));
-        DR_TRY(round_rows(self, x + t * n_in, rows, padded, n_in, &self->b, &self->b_count));
-        product_key key = {n_out, n_in, padded, 1, 0, 1};
+        DR_TRY(round_rows(b, &left, rows, padded, &self->a, &self->a_count));
+        DR_TRY(round_rows(b, &right, rows, padded, &self->b, &self->b_count));
+        product_key key = {n_out, x->n, padded, 1, 0, 1};
         DR_TRY(product_run(self, &key, self->a, self->b, dw));
     }
     return DR_OK;

@@ -12,8 +12,7 @@ enum {
     ROWS = 12,     // tokens that the largest kernel takes
     TOKENS = 128,  // of one piece of work
     WORDS = DR_PANEL / 2,
-    CHUNK = 1024, // tokens, at least, that are rounded at a time
-    W_ROWS = 512  // rows of W, whole panels, that are widened at a time for a gradient
+    W_ROWS = 512 // rows of W, whole panels, that are widened at a time for a gradient
 };
 
 typedef uint32_t bits16 __attribute__((vector_size(64), aligned(4)));
@@ -154,26 +153,10 @@ static DR_HOT void run_panels_narrow(const dr_weight *w, const float *x, int64_t
     run_panels(false, w, x, T, begin, end, y);
 }
 
-static dr_status rounded(dr_backend *b, int which, const float *x, int64_t n, const float **out) {
-    dr_scratch *scratch = &dr_cpu_state_of(b)->rounded[which];
-    DR_TRY(dr_scratch_reserve(scratch, n));
-    dr_bf16_round_floats(x, n, b->n_threads, scratch->data);
-    *out = scratch->data;
-    return DR_OK;
-}
-
-// Tokens are taken in chunks, so that what is rounded stays small; rows do not depend on each other, and a
-// sum over tokens goes on from chunk to chunk.
-static int64_t chunk_of(const dr_backend *b, int64_t left) {
-    int64_t chunk = (int64_t)TOKENS * b->n_threads;
-    if (chunk < CHUNK) chunk = CHUNK;
-    return left < chunk ? left : chunk;
-}
-
 // Enough tokens, and each thread takes its own; few, and each takes a part of the panels.
-static dr_status forward_chunk(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
+static dr_status forward_chunk(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
     const float *rows = NULL;
-    DR_TRY(rounded(b, 0, x, T * w->n_in, &rows));
+    DR_TRY(dr_rows_floats(b, 0, x, T, true, &rows));
     bool wide = dr_cpu_is_wide();
     int64_t n_panels = (w->n_out + DR_PANEL - 1) / DR_PANEL, n_pieces = (T + TOKENS - 1) / TOKENS,
             group = n_pieces >= b->n_threads ? n_panels : (n_panels + b->n_threads - 1) / b->n_threads;
@@ -187,10 +170,11 @@ static dr_status forward_chunk(dr_backend *b, const dr_weight *w, const float *x
     return DR_OK;
 }
 
-dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
+dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
     for (int64_t t = 0, n; t < T; t += n) {
-        n = chunk_of(b, T - t);
-        DR_TRY(forward_chunk(b, w, x + t * w->n_in, n, y + t * w->n_out));
+        const dr_rows rows = dr_rows_from(x, t);
+        n = dr_rows_chunk(b, T - t);
+        DR_TRY(forward_chunk(b, w, &rows, n, y + t * w->n_out));
     }
     return DR_OK;
 }
@@ -257,8 +241,9 @@ static void widen_rows(dr_backend *b, const dr_weight *w, int64_t begin, int64_t
 static dr_status backward_input_chunk(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
                                       float *dx, bool accumulate) {
     const float *from = NULL;
-    dr_scratch *rows = &dr_cpu_state_of(b)->rounded[1];
-    DR_TRY(rounded(b, 0, dy, T * w->n_out, &from));
+    const dr_rows gradient = {dy, w->n_out, false};
+    dr_scratch *rows = &dr_cpu_state_of(b)->operands[1];
+    DR_TRY(dr_rows_floats(b, 0, &gradient, T, true, &from));
     DR_TRY(dr_scratch_reserve(rows, W_ROWS * w->n_in));
     DR_TRY(reserve_panels(b, w->n_in));
     for (int64_t o = 0; o < w->n_out; o += W_ROWS) {
@@ -273,20 +258,21 @@ static dr_status backward_input_chunk(dr_backend *b, const dr_weight *w, const f
 dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
                                        float *dx, bool accumulate) {
     for (int64_t t = 0, n; t < T; t += n) {
-        n = chunk_of(b, T - t);
+        n = dr_rows_chunk(b, T - t);
         DR_TRY(backward_input_chunk(b, w, dy + t * w->n_out, n, dx + t * w->n_in, accumulate));
     }
     return DR_OK;
 }
 
-dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
-                                        int64_t n_out, int64_t n_in, float *dw) {
+dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T,
+                                        int64_t n_out, float *dw) {
     const float *left = NULL, *right = NULL;
     for (int64_t t = 0, n; t < T; t += n) {
-        n = chunk_of(b, T - t);
-        DR_TRY(rounded(b, 0, dy + t * n_out, n * n_out, &left));
-        DR_TRY(rounded(b, 1, x + t * n_in, n * n_in, &right));
-        DR_TRY(dr_cpu_product(b, left, 1, n_out, right, n_in, 1, n_out, n_in, n, dw, true));
+        const dr_rows gradient = {dy + t * n_out, n_out, false}, rows = dr_rows_from(x, t);
+        n = dr_rows_chunk(b, T - t);
+        DR_TRY(dr_rows_floats(b, 0, &gradient, n, true, &left));
+        DR_TRY(dr_rows_floats(b, 1, &rows, n, true, &right));
+        DR_TRY(dr_cpu_product(b, left, 1, n_out, right, x->n, 1, n_out, x->n, n, dw, true));
     }
     return DR_OK;
 }
@@ -298,6 +284,6 @@ int64_t dr_bf16_lanes_memory(const dr_backend *b, int64_t T, int64_t n_out, int6
 }
 
 int64_t dr_bf16_lanes_rounded(const dr_backend *b, const dr_pass_shape *s) {
-    int64_t T = chunk_of(b, s->T), rows = W_ROWS > T ? W_ROWS : T;
+    int64_t T = dr_rows_chunk(b, s->T), rows = W_ROWS > T ? W_ROWS : T;
     return (T * s->n_out + rows * (s->n_in > s->n_out ? s->n_in : s->n_out)) * (int64_t)sizeof(float);
 }

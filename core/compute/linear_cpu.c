@@ -65,43 +65,79 @@ static dr_status loose_forward(dr_backend *b, const dr_weight *w, const float *x
     return DR_OK;
 }
 
-static dr_status bf16_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T, float *y) {
-    struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
-    return units ? dr_bf16_forward(units, w, x, T, y) : dr_bf16_lanes_forward(b, w, x, T, y);
+static dr_status fp32_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
+    for (int64_t t = 0, n; t < T; t += n) {
+        const dr_rows from = dr_rows_from(x, t);
+        const float *rows = NULL;
+        n = x->is_gated ? dr_rows_chunk(b, T - t) : T;
+        DR_TRY(dr_rows_floats(b, 0, &from, n, false, &rows));
+        if (b->precision == DR_FP32_LOOSE)
+            DR_TRY(loose_forward(b, w, rows, n, y + t * w->n_out));
+        else
+            DR_TRY(dr_cpu_apply_weight(b, w, rows, n, y + t * w->n_out));
+    }
+    return DR_OK;
+}
+
+static dr_status rows_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
+    if (dr_cpu_state_of(b)->bf16) return dr_bf16_forward(b, w, x, T, y);
+    if (b->precision == DR_BF16) return dr_bf16_lanes_forward(b, w, x, T, y);
+    return fp32_forward(b, w, x, T, y);
 }
 
 static dr_status linear_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
                                 const float *bias, float *y) {
-    if (b->precision == DR_BF16)
-        DR_TRY(bf16_forward(b, w, x, T, y));
-    else if (b->precision == DR_FP32_LOOSE)
-        DR_TRY(loose_forward(b, w, x, T, y));
-    else
-        DR_TRY(dr_cpu_apply_weight(b, w, x, T, y));
+    const dr_rows rows = {x, w->n_in, false};
+    DR_TRY(rows_forward(b, w, &rows, T, y));
     if (bias) add_bias(bias, T, w->n_out, y);
     return DR_OK;
 }
 
+static dr_status swiglu_linear_forward(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
+                                       float *y) {
+    const dr_rows rows = {gate_up, w->n_in, true};
+    return rows_forward(b, w, &rows, T, y);
+}
+
 static dr_status linear_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
                                        float *dx, bool accumulate) {
-    struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
-    if (units) return dr_bf16_backward_input(units, w, dy, T, dx, accumulate);
+    if (dr_cpu_state_of(b)->bf16) return dr_bf16_backward_input(b, w, dy, T, dx, accumulate);
     if (b->precision == DR_BF16) return dr_bf16_lanes_backward_input(b, w, dy, T, dx, accumulate);
     return dr_cpu_product(b, dy, w->n_out, 1, w->values, w->n_in, 1, T, w->n_in, w->n_out, dx, accumulate);
 }
 
+static dr_status fp32_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T,
+                                      int64_t n_out, float *dw) {
+    for (int64_t t = 0, n; t < T; t += n) {
+        const dr_rows from = dr_rows_from(x, t);
+        const float *rows = NULL;
+        n = x->is_gated ? dr_rows_chunk(b, T - t) : T;
+        DR_TRY(dr_rows_floats(b, 0, &from, n, false, &rows));
+        DR_TRY(dr_cpu_product(b, dy + t * n_out, 1, n_out, rows, x->n, 1, n_out, x->n, n, dw, true));
+    }
+    return DR_OK;
+}
+
+static dr_status rows_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T,
+                                      int64_t n_out, float *dw) {
+    if (dr_cpu_state_of(b)->bf16) return dr_bf16_backward_weight(b, x, dy, T, n_out, dw);
+    if (b->precision == DR_BF16) return dr_bf16_lanes_backward_weight(b, x, dy, T, n_out, dw);
+    return fp32_backward_weight(b, x, dy, T, n_out, dw);
+}
+
 static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
                                         int64_t n_out, int64_t n_in, float *dw, float *dbias) {
-    struct dr_bf16 *units = dr_cpu_state_of(b)->bf16;
-    if (units)
-        DR_TRY(dr_bf16_backward_weight(units, x, dy, T, n_out, n_in, dw));
-    else if (b->precision == DR_BF16)
-        DR_TRY(dr_bf16_lanes_backward_weight(b, x, dy, T, n_out, n_in, dw));
-    else
-        DR_TRY(dr_cpu_product(b, dy, 1, n_out, x, n_in, 1, n_out, n_in, T, dw, true));
+    const dr_rows rows = {x, n_in, false};
+    DR_TRY(rows_backward_weight(b, &rows, dy, T, n_out, dw));
     for (int64_t t = 0; dbias && t < T; t++)
         for (int64_t j = 0; j < n_out; j++) dbias[j] += dy[t * n_out + j];
     return DR_OK;
+}
+
+static dr_status swiglu_linear_backward_weight(dr_backend *b, const float *gate_up, const float *dy,
+                                               int64_t T, int64_t n_out, int64_t n_in, float *dw) {
+    const dr_rows rows = {gate_up, n_in, true};
+    return rows_backward_weight(b, &rows, dy, T, n_out, dw);
 }
 
 static dr_status gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
@@ -127,5 +163,7 @@ void dr_cpu_fill_linear(dr_backend_ops *ops) {
     ops->linear_forward = linear_forward;
     ops->linear_backward_input = linear_backward_input;
     ops->linear_backward_weight = linear_backward_weight;
+    ops->swiglu_linear_forward = swiglu_linear_forward;
+    ops->swiglu_linear_backward_weight = swiglu_linear_backward_weight;
     ops->gemm = gemm;
 }

@@ -48,7 +48,7 @@ int64_t dr_cpu_singles_memory(const dr_backend *b, const dr_pass_shape *s) {
     int64_t floats = dr_cpu_cached_floats(s), of_weight = dr_cpu_weight_floats(&part);
     if (of_weight > floats) floats = of_weight;
     floats += dr_cpu_turns_floats(s);
-    return b->n_threads * (floats * (int64_t)sizeof(float) + dr_cpu_bf16_memory(b, &part));
+    return b->n_threads * (floats * (int64_t)sizeof(float) + dr_cpu_operand_memory(b, &part));
 }
 
 int64_t dr_cpu_row_work(const dr_cached_pass *pass, int32_t row) {

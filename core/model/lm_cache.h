@@ -42,7 +42,7 @@ dr_status dr_kv_reserve(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_ch
 
 // Scratch of T tokens carved from one block; legend as in lm_train.c.
 typedef struct lm_pass_scratch {
-    float *x, *norm, *qkv, *att, *out, *gate_up, *act;
+    float *x, *norm, *qkv, *att, *out, *gate_up;
     float *top; // rows of x that go on after the last layer's attention
 } lm_pass_scratch;
 

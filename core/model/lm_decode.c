@@ -6,7 +6,7 @@
 static int64_t scratch_floats(const dr_lm *lm, int64_t T) {
     const dr_lm_config *c = &lm->config;
     return T * (4 * (int64_t)c->hidden + lm_qkv_width(c) + (int64_t)c->n_heads * c->head_size +
-                3 * (int64_t)c->intermediate);
+                2 * (int64_t)c->intermediate);
 }
 
 int64_t dr_lm_decode_memory(const dr_lm *lm, int64_t tokens) {
@@ -23,8 +23,7 @@ static void carve(const dr_lm *lm, int64_t T, lm_pass_scratch *s) {
     s->qkv = s->out + T * D;
     s->att = s->qkv + T * Q;
     s->gate_up = s->att + T * A;
-    s->act = s->gate_up + T * 2 * F;
-    s->top = s->act + T * F;
+    s->top = s->gate_up + T * 2 * F;
 }
 
 static dr_status scratch_reserve(dr_lm *lm, int64_t T) {
@@ -96,8 +95,7 @@ static dr_status layer_finish(const lm_pass *pass, int32_t i, const float *att, 
     DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, s->out));
     add_and_norm(pass, layer->norm2, n, x);
     DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, s->norm, n, NULL, s->gate_up));
-    b->ops->swiglu_forward(b, s->gate_up, n, c->intermediate, s->act);
-    DR_TRY(b->ops->linear_forward(b, layer->w_down, s->act, n, NULL, s->out));
+    DR_TRY(b->ops->swiglu_linear_forward(b, layer->w_down, s->gate_up, n, s->out));
     add_and_norm(pass, i + 1 < c->n_layers ? lm->layers[i + 1].norm1 : lm->final_norm, n, x);
     return DR_OK;
 }
@@ -242,7 +240,6 @@ static lm_pass part_of(const lm_pass *pass, int32_t first, int32_t n) {
                                .att = s->att + r * c->n_heads * c->head_size,
                                .out = s->out + r * D,
                                .gate_up = s->gate_up + r * 2 * F,
-                               .act = s->act + r * F,
                                .top = s->top + r * D};
     part.logits += r * c->vocab;
     return part;

@@ -19,7 +19,6 @@ typedef struct layer_activations {
     float *norm2;   // (T, D)
     float *inv2;    // (T)
     float *gate_up; // (T, 2F)
-    float *act;     // (T, F)
 } layer_activations;
 
 struct dr_lm_workspace {
@@ -28,8 +27,8 @@ struct dr_lm_workspace {
     dr_backend *backend;
     float *memory;             // backend memory: the floats below
     layer_activations *layers; // DR_RECOMPUTE: all share what the first one has, but for x
-    // Of the last layer only the loss rows go on after attention: R rows, at most T. Its mid to act hold R
-    // rows.
+    // Of the last layer only the loss rows go on after attention: R rows, at most T. Its mid to gate_up
+    // hold R rows.
     float *top_att, *x_out, *final_inv;      // (R, A), (R, D), (R)
     float *rows, *drows, *row_lse;           // normalised loss rows: (R, D), (R, D), (R)
     float *top, *dtop_att;                   // (R, D), (R, A)
@@ -66,7 +65,6 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
         TAKE(l->norm2, T * D);
         TAKE(l->inv2, T);
         TAKE(l->gate_up, T * 2 * F);
-        TAKE(l->act, T * F);
     }
     TAKE(w->x_out, T * D);
     TAKE(w->top_att, T * A);
@@ -191,7 +189,7 @@ static dr_status layer_attend(dr_lm *lm, const lm_layer *layer, layer_activation
                                      c->n_kv_heads, c->head_size, a->att, a->lse);
 }
 
-// What follows attention, on n rows of it and of the residual stream x, up to the last product.
+// What follows attention, on n rows of it and of the residual stream x, up to gate and up.
 static dr_status layer_activate(dr_lm *lm, const lm_layer *layer, layer_activations *a, const float *att,
                                 const float *x, int64_t n) {
     dr_backend *b = lm->backend;
@@ -200,9 +198,7 @@ static dr_status layer_activate(dr_lm *lm, const lm_layer *layer, layer_activati
     DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, a->mid));
     b->ops->rmsnorm_residual_forward(b, x, lm->params + layer->norm2, n, D, c->rms_eps, a->mid, a->norm2,
                                      a->inv2);
-    DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, a->norm2, n, NULL, a->gate_up));
-    b->ops->swiglu_forward(b, a->gate_up, n, c->intermediate, a->act);
-    return DR_OK;
+    return b->ops->linear_forward(b, layer->w_gate_up, a->norm2, n, NULL, a->gate_up);
 }
 
 // Where a layer's result goes, and the norm that follows it: the next layer's first, or the last one.
@@ -215,7 +211,7 @@ static dr_status layer_finish(dr_lm *lm, const lm_layer *layer, const layer_acti
                               const layer_result *to) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    DR_TRY(b->ops->linear_forward(b, layer->w_down, a->act, n, NULL, to->x));
+    DR_TRY(b->ops->swiglu_linear_forward(b, layer->w_down, a->gate_up, n, to->x));
     b->ops->rmsnorm_residual_forward(b, a->mid, lm->params + to->weight, n, c->hidden, c->rms_eps, to->x,
                                      to->norm, to->inv);
     return DR_OK;
@@ -319,7 +315,7 @@ static dr_status layer_backward_second(dr_lm *lm, const lm_layer *layer, const l
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden, F = c->intermediate, A = (int64_t)c->n_heads * c->head_size;
     DR_TRY(b->ops->linear_backward_input(b, layer->w_down, dx, n, w->dact, false));
-    DR_TRY(b->ops->linear_backward_weight(b, a->act, dx, n, D, F, gradient + layer->down, NULL));
+    DR_TRY(b->ops->swiglu_linear_backward_weight(b, a->gate_up, dx, n, D, F, gradient + layer->down));
     b->ops->swiglu_backward(b, w->dact, a->gate_up, n, F, w->dwide);
     DR_TRY(b->ops->linear_backward_input(b, layer->w_gate_up, w->dwide, n, w->dnorm, false));
     DR_TRY(
