@@ -315,7 +315,8 @@ dr_status dr_wiring_run(const dr_cli *cli, const dr_config *config, const dr_run
     int argc = cli->argc;
     char **argv = cli->argv;
     bool launched = dr_world_is_launched();
-    dr_status status = launched ? dr_world_init(&argc, &argv, &p->world) : DR_OK;
+    double deadline_s = dr_config_float(config, "run.start_deadline");
+    dr_status status = launched ? dr_world_init(&argc, &argv, deadline_s, &p->world) : DR_OK;
     if (status == DR_OK && p->world.size > 1) dr_log_set_identity("rank", p->world.rank);
     if (status == DR_OK) status = run_placed(config, settings, is_plan, p, out_interrupted);
     abort_on_failure(p, status);

@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "mpi/mpi_check.h"
 #include "mpi/world.h"
+#include "mpi/world_watch.h"
 
 enum {
     PIECE = 1 << 18,         // values of one message of a sum, at most
@@ -305,12 +306,22 @@ static dr_status allocate(group *g, int size) {
     return dr_alloc(&g->requests, "collective requests", 2 * (int64_t)size, sizeof *g->requests);
 }
 
+// MPI_COMM_NULL for those who are no members; all processes come here.
+static dr_status split_world(int member, int rank, double deadline_s, MPI_Comm *out_comm) {
+    dr_world_watch *watch = NULL;
+    DR_TRY(dr_world_watch_begin(deadline_s, "making the communicator of the learners", rank, &watch));
+    dr_status status = dr_mpi_check(
+        MPI_Comm_split(MPI_COMM_WORLD, member ? 1 : MPI_UNDEFINED, rank, out_comm), "MPI_Comm_split");
+    dr_world_watch_end(watch);
+    return status;
+}
+
 dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_s, dr_collective **out) {
     int rank = 0, member = 0;
     DR_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
     for (int i = 0; i < n; i++) member |= processes[i] == rank;
     MPI_Comm comm;
-    DR_MPI(MPI_Comm_split(MPI_COMM_WORLD, member ? 1 : MPI_UNDEFINED, rank, &comm));
+    DR_TRY(split_world(member, rank, deadline_s, &comm));
     *out = NULL;
     if (!member) return DR_OK;
     MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);

@@ -8,6 +8,7 @@
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "mpi/mpi_check.h"
+#include "mpi/world_watch.h"
 
 int dr_world_is_launched(void) {
     static const char *const marks[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"};
@@ -25,7 +26,7 @@ dr_status dr_mpi_check(int code, const char *call) {
     return DR_FAIL(DR_ERR_PEER, "%s: %.*s", call, length, text);
 }
 
-dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world) {
+static dr_status init_watched(int *argc, char ***argv, dr_world_watch *watch, dr_world *out_world) {
     int provided = 0;
     DR_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
     DR_CHECK(provided >= MPI_THREAD_FUNNELED, DR_ERR_UNSUPPORTED, "MPI grants thread level %d, %d is needed",
@@ -35,13 +36,22 @@ dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world) {
     DR_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &world.rank));
     DR_MPI(MPI_Comm_size(MPI_COMM_WORLD, &world.size));
     MPI_Comm node;
+    dr_world_watch_next(watch, "making the communicator of each node", world.rank);
     DR_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
     DR_MPI(MPI_Comm_rank(node, &world.local_rank));
     DR_MPI(MPI_Comm_size(node, &world.local_size));
     DR_MPI(MPI_Comm_free(&node));
-    dr_clock_sleep(0.2);
     *out_world = world;
     return DR_OK;
+}
+
+dr_status dr_world_init(int *argc, char ***argv, double deadline_s, dr_world *out_world) {
+    dr_world_watch *watch = NULL;
+    DR_TRY(dr_world_watch_begin(deadline_s, "MPI_Init", -1, &watch));
+    dr_status status = init_watched(argc, argv, watch, out_world);
+    dr_world_watch_end(watch);
+    if (status == DR_OK) dr_clock_sleep(0.2);
+    return status;
 }
 
 // ---- the meeting ----

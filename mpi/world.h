@@ -16,8 +16,10 @@ typedef struct dr_world {
 
 // True when a launcher (mpirun, srun) started this process as one of several.
 int dr_world_is_launched(void);
-// MPI_Init with errors returned, then a short silence: Open MPI's TCP start races with early messages.
-dr_status dr_world_init(int *argc, char ***argv, dr_world *out_world);
+// MPI_Init with errors returned, then a short silence: Open MPI's TCP start races with early messages. Where
+// a process of the job never comes, neither MPI_Init nor what follows it returns: after deadline_s of either
+// this process says so and ends with 1 (world_watch.h).
+dr_status dr_world_init(int *argc, char ***argv, double deadline_s, dr_world *out_world);
 // Waits, asleep between looks, until every process of the job has come here: at the start, before any role
 // has a deadline. DR_ERR_TIMEOUT after deadline_s: rank 0 names the ranks that have not come, the others rank
 // 0 where it has not; only the end of the job is left then.
@@ -31,10 +33,11 @@ void dr_world_abort(int code) __attribute__((noreturn));
 dr_status dr_channel_mpi_create(const int *process_of, int n_endpoints, dr_channel **out_channels);
 
 // Collective over the listed processes (ascending), created by all processes of the job together; *out is
-// NULL on the others. Sums run in rank order: the same bits on every rank and in every run. What is begun of
-// one moves on in each call of reduce_scatter_begin; up to 8 messages of 1 MiB at most may be under way from
-// one rank to another, for which it takes 8 MiB a rank of the group, 64 MiB at most. The DR_ERR_TIMEOUT of a
-// sum names the rank that is waited for; its messages stay under way, so that only the end of the job is
+// NULL on the others. Where one of them does not come to this within deadline_s, the others say so and end
+// with 1 (world_watch.h). Sums run in rank order: the same bits on every rank and in every run. What is begun
+// of one moves on in each call of reduce_scatter_begin; up to 8 messages of 1 MiB at most may be under way
+// from one rank to another, for which it takes 8 MiB a rank of the group, 64 MiB at most. The DR_ERR_TIMEOUT
+// of a sum names the rank that is waited for; its messages stay under way, so that only the end of the job is
 // left.
 dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_s, dr_collective **out);
 

@@ -98,7 +98,7 @@ release:
 int main(int argc, char **argv) {
     dr_world world;
     char name[32];
-    if (dr_world_init(&argc, &argv, &world) != DR_OK) return EXIT_FAILURE;
+    if (dr_world_init(&argc, &argv, 60, &world) != DR_OK) return EXIT_FAILURE;
     snprintf(name, sizeof name, "rank%d", world.rank);
     setenv("NCCL_HOSTID", name, 1);
     dr_status status = sum_up(&world);

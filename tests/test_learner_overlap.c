@@ -198,7 +198,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_told), cmocka_unit_test(test_sum)};
     static const int processes[MOST] = {0, 1, 2, 3};
     if (!dr_world_is_launched()) return mpi_launch(argv[0], MOST);
-    check_ok(dr_world_init(&argc, &argv, &world));
+    check_ok(dr_world_init(&argc, &argv, 60, &world));
     check_ok(dr_collective_mpi_create(processes, world.size, 60.0, &group));
     int failed = cmocka_run_group_tests(tests, setup, teardown);
     if (failed) dr_world_abort(1);

@@ -78,7 +78,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_missing_first),
     };
     if (!dr_world_is_launched()) return mpi_launch(argv[0], MOST);
-    check_ok(dr_world_init(&argc, &argv, &world));
+    check_ok(dr_world_init(&argc, &argv, 60, &world));
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     if (failed) dr_world_abort(1);
     MPI_Barrier(MPI_COMM_WORLD);
