@@ -66,7 +66,7 @@ static dr_status load_again(const dr_trm *trm, const char *dir, dr_backend *back
     dr_status status = dr_trm_save(trm, dir);
     if (status == DR_OK) status = dr_trm_load(backend, dir, out);
     for (int i = 0; i < 2; i++) {
-        char path[64];
+        char path[300];
         snprintf(path, sizeof path, "%s/%s", dir, names[i]);
         unlink(path);
     }
@@ -75,11 +75,14 @@ static dr_status load_again(const dr_trm *trm, const char *dir, dr_backend *back
 }
 
 dr_status bench_world_to_device(bench_world *world) {
-    char dir[] = "/tmp/deeprec-bench-XXXXXX";
+    char dir[256];
+    const char *base = getenv("TMPDIR");
     dr_backend *device = NULL;
     dr_trm *trm = NULL;
     bench_device about;
     dr_status status;
+    int length = snprintf(dir, sizeof dir, "%s/deeprec-bench-XXXXXX", base && base[0] ? base : "/tmp");
+    DR_CHECK(length < (int)sizeof dir, DR_ERR_ARGUMENT, "TMPDIR is longer than expected: %s", base);
     DR_TRY(bench_backend_open("cuda", DR_FP32, 0, &device, &about));
     DR_CHECK_GOTO(mkdtemp(dir), status, DR_ERR_IO, destroy_device, "%s: no folder can be made", dir);
     DR_TRY_GOTO(status, load_again(world->trm, dir, device, &trm), destroy_device);
