@@ -39,17 +39,21 @@ typedef struct trm_adaptor {
     float *dz;             // (R, E·D)
 } trm_adaptor;
 
+// Backend memory that grows to what is asked for.
+typedef struct trm_grown {
+    void *data;
+    int64_t bytes;
+} trm_grown;
+
 // What serving computes in, backend memory. All retrievals share it: one reads it before the next one writes
 // it, because a backend's ops run in order.
 typedef struct trm_serving {
     int64_t rows; // requests of one pass
     struct trm_batch *batch;
     trm_adaptor adaptor;
-    float *unit, *scores; // (rows, D), (rows, N)
-    int64_t *places;      // [n_places] of scores that are left out
-    int64_t n_places;
-    dr_hit *hits; // (rows, k)
-    int32_t k;
+    float *unit, *scores;  // (rows, D), (rows, N)
+    trm_grown places;      // int64_t: of scores that are left out
+    trm_grown hits;        // dr_hit (rows, k)
     dr_trm_retrieval *own; // of the calls that wait
 } trm_serving;
 

@@ -41,37 +41,32 @@ void dr_trm_serving_destroy(dr_trm *trm) {
     dr_trm_retrieval_destroy(s->own);
     dr_trm_batch_destroy(s->batch);
     dr_trm_adaptor_reset(&s->adaptor);
-    void *owned[] = {s->unit, s->scores, s->places, s->hits};
+    void *owned[] = {s->unit, s->scores, s->places.data, s->hits.data};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) b->ops->memory_destroy(b, owned[i]);
     *s = (trm_serving){0};
 }
 
-static dr_status reserve_hits(dr_trm *trm, int32_t k) {
-    dr_backend *b = trm->backend;
-    trm_serving *s = &trm->serving;
-    if (k <= s->k) return DR_OK;
-    b->ops->memory_destroy(b, s->hits);
-    s->hits = NULL;
-    s->k = 0;
-    DR_TRY(dr_memory_create(b, &s->hits, "retrieved items", s->rows * k, sizeof *s->hits));
-    s->k = k;
+// Room for `need` bytes; where there is less, `capacity` are taken, and what was there is lost.
+static dr_status reserve(dr_backend *b, const char *label, int64_t need, int64_t capacity,
+                         trm_grown *memory) {
+    if (need <= memory->bytes) return DR_OK;
+    b->ops->memory_destroy(b, memory->data);
+    *memory = (trm_grown){0};
+    DR_TRY(dr_memory_create(b, &memory->data, label, capacity, 1));
+    memory->bytes = capacity;
     return DR_OK;
+}
+
+static int64_t hits_bytes(const dr_trm *trm, int32_t k) {
+    return trm->serving.rows * k * (int64_t)sizeof(dr_hit);
+}
+
+static int64_t places_bytes(int64_t n) {
+    return n * (int64_t)sizeof(int64_t);
 }
 
 static int64_t places_capacity(int64_t n) {
-    return n + n / 2;
-}
-
-static dr_status reserve_places(dr_trm *trm, int64_t n) {
-    dr_backend *b = trm->backend;
-    trm_serving *s = &trm->serving;
-    if (n <= s->n_places) return DR_OK;
-    b->ops->memory_destroy(b, s->places);
-    s->places = NULL;
-    s->n_places = 0;
-    DR_TRY(dr_memory_create(b, &s->places, "items left out", places_capacity(n), sizeof *s->places));
-    s->n_places = places_capacity(n);
-    return DR_OK;
+    return places_bytes(n + n / 2);
 }
 
 // ---- one pass: up to trm->serving.rows requests ----
@@ -163,11 +158,11 @@ static dr_status score_pass(dr_trm_retrieval *r, const pass *p, bool any_text) {
     dr_backend *b = trm->backend;
     int64_t L = trm->config.max_history, X = trm->config.text_dim, D = trm->config.hidden;
     int64_t N = (int64_t)trm->config.n_items + 1, rows = p->rows;
-    DR_TRY(reserve_places(trm, p->n_places));
+    DR_TRY(reserve(b, "items left out", places_bytes(p->n_places), places_capacity(p->n_places), &s->places));
     DR_TRY(b->ops->transfer_in(b, r->input, inputs_at(r, p), s->batch->inputs,
                                (size_t)trm_inputs_size(rows, L) * sizeof(int32_t)));
     DR_TRY(
-        b->ops->transfer_in(b, r->input, places_at(r, p), s->places, (size_t)p->n_places * sizeof(int64_t)));
+        b->ops->transfer_in(b, r->input, places_at(r, p), s->places.data, (size_t)places_bytes(p->n_places)));
     if (any_text) {
         DR_TRY(b->ops->transfer_in(b, r->input, texts_at(r, p), s->adaptor.x,
                                    (size_t)(rows * X) * sizeof(float)));
@@ -177,7 +172,7 @@ static dr_status score_pass(dr_trm_retrieval *r, const pass *p, bool any_text) {
     DR_TRY(dr_trm_batch_forward(trm, s->batch, any_text ? s->adaptor.y : NULL, NULL));
     b->ops->unit_rows(b, s->batch->fused, rows, D, s->unit);
     DR_TRY(b->ops->gemm(b, false, true, rows, N, D, 1.0f, s->unit, trm->unit_items, 0.0f, s->scores));
-    b->ops->fill_places(b, s->scores, s->places, p->n_places, -INFINITY);
+    b->ops->fill_places(b, s->scores, s->places.data, p->n_places, -INFINITY);
     return DR_OK;
 }
 
@@ -215,8 +210,7 @@ void dr_trm_retrieval_memory(const dr_trm *trm, int64_t most, int32_t k, int64_t
     *out_host = (int64_t)(sizeof(dr_trm_retrieval) +
                           input_capacity(places + (size_t)(most * each) * sizeof(int64_t)) +
                           (size_t)(most * k) * sizeof(dr_hit));
-    *out_backend = trm->serving.rows * k * (int64_t)sizeof(dr_hit) +
-                   places_capacity(rows * each) * (int64_t)sizeof(int64_t);
+    *out_backend = hits_bytes(trm, k) + places_capacity(rows * each);
 }
 
 dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_retrieval **out_retrieval) {
@@ -225,7 +219,7 @@ dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_r
     dr_status status;
     DR_CHECK(most >= 1 && k >= 1 && k <= trm->config.n_items && k <= DR_TOP_MOST, DR_ERR_RANGE,
              "retrieval: top %d of %d items, at most %d", k, trm->config.n_items, DR_TOP_MOST);
-    DR_TRY(reserve_hits(trm, k));
+    DR_TRY(reserve(b, "retrieved items", hits_bytes(trm, k), hits_bytes(trm, k), &trm->serving.hits));
     DR_TRY(dr_alloc(&r, "retrieval", 1, sizeof *r));
     *r = (dr_trm_retrieval){.trm = trm, .most = most, .k = k};
     lay_input(&trm->config, most, &r->texts, &r->places);
@@ -293,8 +287,8 @@ dr_status dr_trm_retrieval_begin(dr_trm_retrieval *r, const dr_trm_query *querie
     r->has_failed = true;
     for (pass p = {0}; next_pass(r, queries, n, exclude_history, &p);) {
         DR_TRY(score_pass(r, &p, any_text));
-        DR_TRY(b->ops->top_k(b, s->scores, p.rows, (int64_t)r->trm->config.n_items + 1, r->k, s->hits));
-        DR_TRY(b->ops->transfer_out(b, r->output, (size_t)(p.q * r->k) * sizeof(dr_hit), s->hits,
+        DR_TRY(b->ops->top_k(b, s->scores, p.rows, (int64_t)r->trm->config.n_items + 1, r->k, s->hits.data));
+        DR_TRY(b->ops->transfer_out(b, r->output, (size_t)(p.q * r->k) * sizeof(dr_hit), s->hits.data,
                                     (size_t)(p.rows * r->k) * sizeof(dr_hit)));
     }
     r->has_failed = false;
