@@ -5,8 +5,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/linear_lt.h"
-
-enum { DR_CUDA_STAGES = 2 };
+#include "cuda/stage_plan.h"
 
 // Grow-only device memory.
 typedef struct dr_cuda_buffer {

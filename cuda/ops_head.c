@@ -4,22 +4,17 @@
 #include <string.h>
 
 #include "cuda/cuda_internal.h"
-#include "cuda/stage_plan.h"
 
-enum { HEAD_ROWS = 128 };
-
-static int64_t kept_bytes(int64_t rows, int64_t n_ids) {
-    return (rows + 1) * (int64_t)sizeof(int64_t) + n_ids * (int64_t)sizeof(int32_t);
-}
+enum { HEAD_ROWS = DR_CUDA_HEAD_ROWS };
 
 // The kept sets of T rows on the device; NULL: none.
 static dr_status send_kept(dr_cuda_state *state, const dr_kept *kept, int64_t T, dr_cuda_kept *out) {
     *out = (dr_cuda_kept){0};
     if (!kept) return DR_OK;
-    int64_t n_ids = 0, starts_bytes = kept_bytes(T, 0);
+    int64_t n_ids = 0, starts_bytes = dr_kept_bytes(T, 0);
     for (int64_t t = 0; t < T; t++) n_ids += kept[t].n;
     dr_cuda_stage *stage;
-    DR_TRY(dr_cuda_stage_open(state, kept_bytes(T, n_ids), &stage));
+    DR_TRY(dr_cuda_stage_open(state, dr_kept_bytes(T, n_ids), &stage));
     int64_t *starts = (int64_t *)stage->host;
     int32_t *ids = (int32_t *)(stage->host + starts_bytes);
     starts[0] = 0;
@@ -29,7 +24,7 @@ static dr_status send_kept(dr_cuda_state *state, const dr_kept *kept, int64_t T,
     }
     out->starts = (const int64_t *)stage->device;
     out->ids = (const int32_t *)(stage->device + starts_bytes);
-    return dr_cuda_stage_send(state, stage, kept_bytes(T, n_ids));
+    return dr_cuda_stage_send(state, stage, dr_kept_bytes(T, n_ids));
 }
 
 static void softmax_stats(dr_backend *b, const float *logits, int64_t T, int64_t V, float temperature,
@@ -58,8 +53,7 @@ static void kept_lse(dr_backend *b, const float *logits, int64_t T, int64_t V, f
 static int64_t head_memory(dr_backend *b, int64_t V, int64_t D) {
     const dr_cuda_state *state = b->state;
     int64_t operands = state->lt ? HEAD_ROWS * (V + D) * (int64_t)sizeof(uint16_t) : 0;
-    return operands + HEAD_ROWS * V * (int64_t)sizeof(float) +
-           DR_CUDA_STAGES * dr_cuda_stage_capacity(kept_bytes(HEAD_ROWS, HEAD_ROWS * V));
+    return operands + HEAD_ROWS * V * (int64_t)sizeof(float) + dr_turns_memory(V);
 }
 
 // Logits of rows t0 … t0 + rows - 1 in the backend's scratch.

@@ -25,7 +25,7 @@ dr_status dr_cuda_reserve_drawn(dr_cuda_state *state, int64_t n, int64_t n_ids) 
         state->n_drawn = n;
     }
     if (n_ids > state->n_kept_ids) {
-        int64_t wider = n_ids + n_ids / 4;
+        int64_t wider = dr_kept_capacity(n_ids);
         DR_TRY(dr_grow(&state->kept_host, "kept ids", state->n_kept_ids, wider, sizeof *state->kept_host));
         state->n_kept_ids = wider;
     }

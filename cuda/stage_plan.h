@@ -1,10 +1,14 @@
 // How large the descriptors are that reach the device through stages, and how large they get for a shape of
-// passes: plans of attention (attention_plan.h) and what a burst sends. Plain functions of counts.
+// passes: plans of attention (attention_plan.h), what a burst sends, kept sets. Plain functions of counts.
 #ifndef DR_CUDA_STAGE_PLAN_H
 #define DR_CUDA_STAGE_PLAN_H
 
 #include "cuda/attention_plan.h"
 #include "cuda/kernels.h"
+
+// Stages that what is sent for one op takes turns with, and rows of a block of the loss head, whose kept sets
+// are the largest of that.
+enum { DR_CUDA_STAGES = 2, DR_CUDA_HEAD_ROWS = 128 };
 
 // What a plan holds.
 typedef struct dr_plan_counts {
@@ -71,9 +75,19 @@ static inline dr_burst_layout dr_burst_layout_of(int64_t n_rows, int64_t n_steps
     return at;
 }
 
-// What a stage takes that grows to hold `bytes`.
+// Kept sets of `rows` rows: where each begins, then n_ids ids.
+static inline int64_t dr_kept_bytes(int64_t rows, int64_t n_ids) {
+    return (rows + 1) * (int64_t)sizeof(int64_t) + n_ids * (int64_t)sizeof(int32_t);
+}
+
+// What a stage takes that grows to hold `bytes`, on the device and pinned on the host.
 static inline int64_t dr_cuda_stage_capacity(int64_t bytes) {
     return bytes < 65536 ? 65536 : bytes + bytes / 4;
+}
+
+// Ids that the host's list of kept ids has room for when it grows to hold n_ids.
+static inline int64_t dr_kept_capacity(int64_t n_ids) {
+    return n_ids + n_ids / 4;
 }
 
 // ---- the largest of a shape ----
@@ -118,6 +132,20 @@ static inline int64_t dr_stages_memory(const dr_pass_shape *s) {
     return dr_cuda_stage_capacity(of_packed.bytes) + dr_cuda_stage_capacity(of_cached.bytes) +
            dr_cuda_stage_capacity(n_later * dr_plan_stride(&of_later)) +
            dr_cuda_stage_capacity(dr_burst_layout_of(s->n_draws, s->n_steps).bytes);
+}
+
+// Bytes on the device of the stages that ops take turns with: kept sets that are each the whole vocabulary.
+static inline int64_t dr_turns_memory(int64_t V) {
+    return DR_CUDA_STAGES * dr_cuda_stage_capacity(dr_kept_bytes(DR_CUDA_HEAD_ROWS, DR_CUDA_HEAD_ROWS * V));
+}
+
+// Bytes on the host: the pinned twins of all stages, and what comes back of draws, kept sets of the whole
+// vocabulary again.
+static inline int64_t dr_passes_on_host(const dr_pass_shape *s) {
+    int64_t n_drawn = s->n_draws * (s->n_steps > 1 ? s->n_steps : 1);
+    return dr_stages_memory(s) + dr_turns_memory(s->V) + s->n_draws * (int64_t)sizeof(dr_burst_row) +
+           n_drawn * (int64_t)sizeof(dr_cuda_drawn) +
+           dr_kept_capacity(s->n_draws * s->V) * (int64_t)sizeof(int32_t);
 }
 
 #endif

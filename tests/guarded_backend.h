@@ -183,9 +183,10 @@ static dr_status g_memory_free(dr_backend *b, int64_t *out_free, int64_t *out_to
     return DR_OK;
 }
 
-static int64_t g_pass_memory(dr_backend *b, const dr_pass_shape *shape) {
+static int64_t g_pass_memory(dr_backend *b, const dr_pass_shape *shape, int64_t *out_host) {
     (void)b;
-    return guard_inner->ops->pass_memory(guard_inner, shape);
+    HOSTS(out_host);
+    return guard_inner->ops->pass_memory(guard_inner, shape, out_host);
 }
 
 static dr_status g_weight_create(dr_backend *b, int64_t n_out, int64_t n_in, dr_weight **out_weight) {

@@ -664,6 +664,12 @@ static void test_stages(void **state) {
     int64_t alone = dr_stages_memory(&shape);
     shape.n_steps = 65;
     assert_true(dr_stages_memory(&shape) - alone >= 64 * taken);
+    // on the host: each stage once more, those that ops take turns with, and the ids of the widest draws
+    shape.V = 4096;
+    int64_t turns = DR_CUDA_STAGES * dr_kept_bytes(DR_CUDA_HEAD_ROWS, DR_CUDA_HEAD_ROWS * (int64_t)4096);
+    int64_t least = dr_stages_memory(&shape) + turns +
+                    LIVE * (4096 * (int64_t)sizeof(int32_t) + 65 * (int64_t)sizeof(dr_cuda_drawn));
+    assert_in_range(dr_passes_on_host(&shape), least, least + least / 2);
     dr_burst_layout burst = dr_burst_layout_of(LIVE, 65);
     assert_true(burst.draws >= burst.rows + LIVE * (int64_t)sizeof(dr_burst_row) && burst.draws % 16 == 0);
     assert_int_equal(burst.bytes - burst.draws, 65 * LIVE * (int64_t)sizeof(dr_cuda_draw));

@@ -239,7 +239,9 @@ typedef struct dr_backend_ops {
     // Bytes of it that may still be taken, and bytes in all.
     dr_status (*memory_free)(dr_backend *b, int64_t *out_free, int64_t *out_total);
     // Bytes that the ops keep for themselves at most, the loss head (head_memory) and weights left out.
-    int64_t (*pass_memory)(dr_backend *b, const dr_pass_shape *shape);
+    // *out_host: bytes of the host's memory that they keep beside it, the loss head's included; 0 where the
+    // backend's memory is the host's.
+    int64_t (*pass_memory)(dr_backend *b, const dr_pass_shape *shape, int64_t *out_host);
 
     // Linear layers. y = x Wᵀ (+ bias): x [T, n_in], y [T, n_out], bias [n_out] or NULL. linear_forward is
     // row-exact.

@@ -88,7 +88,7 @@ static int64_t larger(int64_t a, int64_t b) {
 }
 
 // Of each scratch the largest that any op asks for, a quarter more as it grows (dr_scratch_reserve).
-static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
+static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s, int64_t *out_host) {
     int64_t deepest = larger(s->n_out, s->T), depth = deepest < DR_DEPTH ? deepest : DR_DEPTH;
     int64_t shared = larger(dr_panels_floats(depth, s->n_in), dr_cpu_prefix_floats(s));
     int64_t attention = larger(dr_cpu_attention_floats(s), dr_cpu_cached_floats(s));
@@ -96,6 +96,7 @@ static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s) {
                             larger(dr_cpu_draw_floats(s), DR_PANEL * s->n_in)); // a panel: bf16 in lanes
     int64_t bytes = (shared + thread * b->n_threads + dr_cpu_turns_floats(s)) * (int64_t)sizeof(float);
     bytes += dr_cpu_operand_memory(b, s) + dr_cpu_singles_memory(b, s);
+    *out_host = 0;
     return bytes + bytes / 4;
 }
 

@@ -4,7 +4,7 @@
 #include "core/learn/learner.h"
 #include "core/model/optimizer.h"
 
-static int64_t scratch_of(const dr_memory_needs *needs) {
+static int64_t scratch_of(const dr_memory_needs *needs, int64_t *out_host) {
     dr_lm *lm = needs->rollout->lm;
     dr_backend *b = dr_lm_backend(lm);
     int64_t longest = needs->rollout->protocol.max_total_tokens;
@@ -14,7 +14,7 @@ static int64_t scratch_of(const dr_memory_needs *needs) {
     shape.longest = longest;
     shape.n_steps = needs->rollout->burst > 0 ? needs->rollout->burst : DR_ROLLOUT_BURST;
     shape.n_sharing = needs->n_samples + 1;
-    return b->ops->pass_memory(b, &shape);
+    return b->ops->pass_memory(b, &shape, out_host);
 }
 
 // Whether the host uses the backend's memory as its own.
@@ -31,11 +31,12 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
     dr_backend *b = dr_lm_backend(lm);
     const dr_lm_config *c = dr_lm_config_of(lm);
     int64_t cache = 0, passes = 0, weights = dr_lm_weights_memory(lm), products = dr_lm_products_memory(lm);
-    int64_t lists = 0, lists_on_host = 0;
+    int64_t lists = 0, lists_on_host = 0, scratch_on_host = 0;
     bool is_host = false;
     DR_TRY(dr_rollout_memory(needs->rollout, &cache, &passes));
     DR_TRY(look_for_host(b, &is_host));
     dr_rollout_retrieval_memory(needs->rollout, &lists_on_host, &lists);
+    int64_t scratch = scratch_of(needs, &scratch_on_host);
     dr_memory_plan plan = {
         .parts = {{.name = "weights", .bytes = weights},
                   {.name = "weights in bf16", .bytes = products},
@@ -48,10 +49,11 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
                   {.name = "loss head", .bytes = b->ops->head_memory(b, c->vocab, c->hidden)},
                   {.name = "keys and values", .bytes = cache},
                   {.name = "decoding", .bytes = passes},
-                  {.name = "scratch of operations", .bytes = scratch_of(needs)},
+                  {.name = "scratch of operations", .bytes = scratch},
                   {.name = "collective", .bytes = needs->collective},
                   {.name = "retrievals", .bytes = is_host ? lists + lists_on_host : lists},
                   {.name = "retrievals on the host", .bytes = is_host ? 0 : lists_on_host, .on_host = true},
+                  {.name = "scratch of operations on the host", .bytes = scratch_on_host, .on_host = true},
                   {.name = "copy of weights on the host",
                    .bytes = is_host ? 0 : dr_lm_copy_memory(lm),
                    .on_host = true}}};

@@ -30,7 +30,7 @@ typedef struct dr_memory_part {
     bool on_host; // beside a backend whose memory is not the host's
 } dr_memory_part;
 
-enum { DR_MEMORY_PARTS = 14 };
+enum { DR_MEMORY_PARTS = 15 };
 typedef struct dr_memory_plan {
     dr_memory_part parts[DR_MEMORY_PARTS];
     int64_t bytes, host; // of all parts, those on the host apart
@@ -38,8 +38,8 @@ typedef struct dr_memory_plan {
 
 // Backend memory, where the parts of the learner and of the collective that live on the host are counted as
 // well; beside a backend whose memory is not the host's also what else of size the host needs. Left out:
-// text, trajectories, the retrieval model, which is there before, pinned twins of a device's descriptors, and
-// what libraries take for themselves. Errors are those of dr_rollout_create.
+// text, trajectories, the retrieval model, which is there before, and what libraries take for themselves.
+// Errors are those of dr_rollout_create.
 dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan);
 
 // Where the plan has to fit.
