@@ -1,5 +1,6 @@
 // Passes of the decode loop whose rows the CPU's threads share out: one thread's bits, and fair shares.
 // labels: cpu
+#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -150,6 +151,21 @@ static void test_far_weights(void **state) {
     }
 }
 
+// ---- the library's threads ----
+
+// It asks OpenMP how many it may have: a body made with one leaves the caller's number as it is.
+static void test_threads_of_others(void **state) {
+    (void)state;
+    struct dr_bf16 *one = NULL;
+    int before = omp_get_max_threads();
+    omp_set_num_threads(3);
+    check_ok(dr_bf16_create(1, &one));
+    int after = omp_get_max_threads();
+    dr_bf16_destroy(one);
+    omp_set_num_threads(before);
+    assert_int_equal(after, 3);
+}
+
 // ---- failures ----
 
 static dr_status fail_late(void *context, dr_backend *b, int32_t first, int32_t n) {
@@ -175,8 +191,11 @@ static void test_failure(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_fp32), cmocka_unit_test(test_bf16),
-                                       cmocka_unit_test(test_shares), cmocka_unit_test(test_far_weights),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_fp32),
+                                       cmocka_unit_test(test_bf16),
+                                       cmocka_unit_test(test_shares),
+                                       cmocka_unit_test(test_far_weights),
+                                       cmocka_unit_test(test_threads_of_others),
                                        cmocka_unit_test(test_failure)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

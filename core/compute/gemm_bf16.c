@@ -40,7 +40,6 @@ dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out) {
     struct dr_bf16 *self = NULL;
     DR_TRY(dr_alloc(&self, "bf16 products", 1, sizeof *self));
     self->n_threads = n_threads;
-    omp_set_num_threads(n_threads);
     dr_status status;
     DR_TRY_GOTO(status, dnnl_check(dnnl_engine_create(&self->engine, dnnl_cpu, 0), "engine"), free_self);
     DR_TRY_GOTO(status,
@@ -133,6 +132,7 @@ static dr_status product_find(struct dr_bf16 *self, const product_key *key, prod
 static dr_status product_run(struct dr_bf16 *self, const product_key *key, const bf16 *a, const bf16 *b,
                              float *c) {
     product *p = NULL;
+    omp_set_num_threads(self->n_threads); // the library asks OpenMP, and other bodies have other numbers
     DR_TRY(product_find(self, key, &p));
     dnnl_memory_set_data_handle(p->a, (void *)(uintptr_t)a);
     dnnl_memory_set_data_handle(p->b, (void *)(uintptr_t)b);
