@@ -151,6 +151,37 @@ static void test_far_weights(void **state) {
     }
 }
 
+// Bodies of one thread are counted where passes are shared out, and nowhere else.
+static void test_memory(void **state) {
+    (void)state;
+    enum { ROWS = 32, PREFILL = 512 };
+    dr_backend *b = NULL;
+    dr_lm *lm = NULL;
+    dr_lm_config c;
+    check_ok(dr_backend_cpu_create(DR_FP32, 2, &b));
+    for (int tied = 0; tied < 2; tied++) {
+        check_ok(dr_lm_preset("tiny", VOCAB, &c));
+        c.tied_head = tied;
+        check_ok(dr_lm_outline(b, &c, &lm));
+        dr_pass_shape shape = dr_lm_pass_shape(lm, 64);
+        int64_t q = (int64_t)c.n_heads * c.head_size, kv = (int64_t)c.n_kv_heads * c.head_size;
+        assert_int_equal(shape.row_macs,
+                         c.n_layers * (c.hidden * (2 * q + 2 * kv) + 3 * (int64_t)c.hidden * c.intermediate) +
+                             VOCAB * c.hidden);
+        shape.n_draws = ROWS;
+        shape.n_cached = ROWS + PREFILL;
+        shape.longest = LONGEST;
+        assert_true(dr_cpu_singles_memory(b, &shape) > 0);
+        shape.n_draws = 8 * b->n_threads - 1;
+        assert_int_equal(dr_cpu_singles_memory(b, &shape), 0);
+        shape.n_draws = ROWS;
+        shape.row_macs = dr_cpu_state_of(b)->cache / 8 + 1;
+        assert_int_equal(dr_cpu_singles_memory(b, &shape), 0);
+        dr_lm_destroy(lm);
+    }
+    dr_backend_destroy(b);
+}
+
 // ---- the library's threads ----
 
 // It asks OpenMP how many it may have: a body made with one leaves the caller's number as it is.
@@ -191,11 +222,10 @@ static void test_failure(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_fp32),
-                                       cmocka_unit_test(test_bf16),
-                                       cmocka_unit_test(test_shares),
-                                       cmocka_unit_test(test_far_weights),
-                                       cmocka_unit_test(test_threads_of_others),
-                                       cmocka_unit_test(test_failure)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_fp32),   cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_shares), cmocka_unit_test(test_far_weights),
+        cmocka_unit_test(test_memory), cmocka_unit_test(test_threads_of_others),
+        cmocka_unit_test(test_failure)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

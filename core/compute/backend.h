@@ -203,6 +203,7 @@ static inline int64_t dr_square_blocks(int64_t n) {
 typedef struct dr_pass_shape {
     int64_t T;           // tokens of a training pass
     int64_t n_out, n_in; // the largest of any weight but the head's
+    int64_t row_macs;    // dr_cached_pass's
     int64_t V, n_draws;  // vocabulary; rows drawn at a time
     int64_t n_steps;     // draws in turn of a burst
     int64_t n_cached;    // rows of a pass over the cache, those drawn among them

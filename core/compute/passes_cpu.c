@@ -36,15 +36,16 @@ static bool has_rows_for_all(const dr_backend *b, int64_t n_rows) {
 
 // Each thread reads all weights for its own rows: where they do not stay in the last cache, beside the keys
 // that pass through it, threads that share the reading are faster.
-static bool stay_near(dr_backend *b, const dr_cached_pass *pass) {
-    return pass->row_macs * (dr_rounds_to_bf16(b->precision) ? 2 : 4) <= dr_cpu_state_of(b)->cache / 2;
+static bool stay_near(const dr_backend *b, int64_t row_macs) {
+    const dr_cpu_state *state = b->state;
+    return row_macs * (dr_rounds_to_bf16(b->precision) ? 2 : 4) <= state->cache / 2;
 }
 
-// Each body may come to run all rows but the others' one.
+// Single rows are those that draw. Each body may come to run all of them but the others' one.
 int64_t dr_cpu_singles_memory(const dr_backend *b, const dr_pass_shape *s) {
     dr_pass_shape part = *s;
-    if (!has_rows_for_all(b, s->n_cached)) return 0;
-    part.T = s->n_cached;
+    if (!has_rows_for_all(b, s->n_draws) || !stay_near(b, s->row_macs)) return 0;
+    part.T = s->n_draws;
     int64_t floats = dr_cpu_cached_floats(s), of_weight = dr_cpu_weight_floats(&part);
     if (of_weight > floats) floats = of_weight;
     floats += dr_cpu_turns_floats(s);
@@ -93,7 +94,7 @@ static dr_status run_parts(dr_backend *b, dr_pass_ops *ops, void *context, const
 
 static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
     int32_t begins[DR_MAX_THREADS + 1];
-    if (!has_rows_for_all(b, pass->n_chunks) || !stay_near(b, pass))
+    if (!has_rows_for_all(b, pass->n_chunks) || !stay_near(b, pass->row_macs))
         return ops(context, b, 0, pass->n_chunks);
     DR_TRY(dr_cpu_singles_create(b));
     dr_cpu_share_out(pass, b->n_threads, begins);

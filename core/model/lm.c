@@ -239,9 +239,24 @@ int64_t dr_lm_products_memory(const dr_lm *lm) {
     return bytes;
 }
 
+int64_t dr_lm_row_macs(const dr_lm *lm) {
+    int64_t macs = 0;
+    for (int32_t p = 0; p < lm->n_products; p++) {
+        const lm_product *product = &lm->products[p];
+        bool is_table = product->w == &lm->w_embed; // where it is not the head's too
+        macs += is_table ? 0 : product->rows * product->cols;
+    }
+    return macs;
+}
+
 dr_pass_shape dr_lm_pass_shape(const dr_lm *lm, int64_t T) {
     const dr_lm_config *c = &lm->config;
-    dr_pass_shape shape = {.T = T, .V = c->vocab, .H = c->n_heads, .G = c->n_kv_heads, .d = c->head_size};
+    dr_pass_shape shape = {.T = T,
+                           .row_macs = dr_lm_row_macs(lm),
+                           .V = c->vocab,
+                           .H = c->n_heads,
+                           .G = c->n_kv_heads,
+                           .d = c->head_size};
     for (int32_t p = 0; p < lm->n_products; p++) {
         const lm_product *product = &lm->products[p];
         if (product->w == &lm->w_head || product->w == &lm->w_embed) continue;

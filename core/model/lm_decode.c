@@ -252,23 +252,13 @@ static dr_status pass_ops(void *context, dr_backend *b, int32_t first, int32_t n
     return run_ops(&part);
 }
 
-static int64_t row_macs(const dr_lm *lm) {
-    int64_t macs = 0;
-    for (int32_t i = 0; i < lm->n_products; i++) {
-        const lm_product *product = &lm->products[i];
-        bool is_table = *product->w == lm->w_embed && lm->w_embed != lm->w_head;
-        macs += is_table ? 0 : product->rows * product->cols;
-    }
-    return macs;
-}
-
 dr_cached_pass dr_lm_cached_pass(const lm_pass *pass) {
     const dr_lm_config *c = &pass->lm->config;
     return (dr_cached_pass){.chunks = pass->chunks,
                             .n_chunks = pass->n_chunks,
                             .group = c->n_heads / c->n_kv_heads,
                             .head_size = c->head_size,
-                            .row_macs = row_macs(pass->lm),
+                            .row_macs = dr_lm_row_macs(pass->lm),
                             .position_macs = 2 * (int64_t)c->n_layers * c->n_heads * c->head_size,
                             .places = {pass->kv, pass->s.x, pass->logits}};
 }

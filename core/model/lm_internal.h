@@ -80,6 +80,9 @@ dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, c
                              int64_t T, float *dqkv, const float *raw, const float *inv, float *draw,
                              float *dx, float *gradient);
 
+// Multiply-adds of a row of a pass, without attention.
+int64_t dr_lm_row_macs(const dr_lm *lm);
+
 dr_status dr_lm_numbers_create(dr_backend *backend, int64_t capacity, lm_numbers *out);
 int64_t dr_lm_numbers_memory(int64_t capacity); // bytes
 void dr_lm_numbers_destroy(dr_backend *backend, lm_numbers *numbers);
