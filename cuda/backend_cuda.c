@@ -150,17 +150,14 @@ static int64_t operand_memory(const dr_backend *b, const dr_pass_shape *s) {
     return s->T * (attention + products + s->n_in) * (int64_t)sizeof(uint16_t);
 }
 
-// The largest of partial sums, attention's delta and the splits of sequences that draw (those of short pieces
-// of prompts left out); draws with their kept sets, those of a step and those of a burst; operands; and the
-// stages of plans and bursts. The loss head counts its own (head_memory): kept sets are the most that goes
-// through the others.
+// Sums; draws with their kept sets, those of a step and those of a burst; operands; and the stages of plans
+// and bursts. The loss head counts its own (head_memory): kept sets are the most that goes through the
+// others.
 static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s, int64_t *out_host) {
-    int64_t sums = dr_chunk_count(s->T) * larger(s->n_out, s->n_in), delta = s->T * s->H,
-            splits = dr_plan_room(s->n_draws * dr_splits_of((int32_t)s->longest), true) * s->H * (s->d + 2),
-            ids = 2 * s->n_draws * s->V, n_drawn = s->n_draws * larger(s->n_steps, 1);
+    int64_t ids = 2 * s->n_draws * s->V, n_drawn = s->n_draws * larger(s->n_steps, 1);
     *out_host = dr_passes_on_host(s);
-    return (larger(larger(sums, delta), splits) + ids) * (int64_t)sizeof(float) +
-           n_drawn * (int64_t)sizeof(dr_cuda_drawn) + operand_memory(b, s) + dr_stages_memory(s);
+    return (dr_partials_floats(s) + ids) * (int64_t)sizeof(float) + n_drawn * (int64_t)sizeof(dr_cuda_drawn) +
+           operand_memory(b, s) + dr_stages_memory(s);
 }
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {

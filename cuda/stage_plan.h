@@ -1,5 +1,6 @@
-// How large the descriptors are that reach the device through stages, and how large they get for a shape of
-// passes: plans of attention (attention_plan.h), what a burst sends, kept sets. Plain functions of counts.
+// How large the descriptors are that reach the device through stages, and how large they and the scratch of
+// sums get for a shape of passes: plans of attention (attention_plan.h), what a burst sends, kept sets. Plain
+// functions of counts.
 #ifndef DR_CUDA_STAGE_PLAN_H
 #define DR_CUDA_STAGE_PLAN_H
 
@@ -146,6 +147,24 @@ static inline int64_t dr_passes_on_host(const dr_pass_shape *s) {
     return dr_stages_memory(s) + dr_turns_memory(s->V) + s->n_draws * (int64_t)sizeof(dr_burst_row) +
            n_drawn * (int64_t)sizeof(dr_cuda_drawn) +
            dr_kept_capacity(s->n_draws * s->V) * (int64_t)sizeof(int32_t);
+}
+
+// Floats of the scratch for sums of several blocks, the largest of: columns over rows, a norm's gradient (of
+// the hidden size, which no weight falls below, or of heads), squares, attention's delta, and its splits of
+// sequences that draw (those of short pieces of prompts left out).
+static inline int64_t dr_partials_floats(const dr_pass_shape *s) {
+    const int64_t most = s->n_out > s->n_in ? s->n_out : s->n_in, least = s->n_out + s->n_in - most;
+    const int64_t floats[] = {
+        dr_chunk_count(s->T) * most,
+        dr_norm_parts(s->T) * least,
+        dr_norm_parts(s->T * s->H) * s->d,
+        dr_square_blocks(s->row_macs + s->V * s->n_in) * (int64_t)(sizeof(double) / sizeof(float)),
+        s->T * s->H,
+        dr_plan_room(s->n_draws * dr_splits_of((int32_t)s->longest), true) * s->H * (s->d + 2)};
+    int64_t largest = 0;
+    for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
+        if (floats[i] > largest) largest = floats[i];
+    return largest;
 }
 
 #endif

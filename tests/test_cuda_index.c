@@ -675,6 +675,38 @@ static void test_stages(void **state) {
     assert_int_equal(burst.bytes - burst.draws, 65 * LIVE * (int64_t)sizeof(dr_cuda_draw));
 }
 
+// What each op asks of the scratch for sums in a model's passes is at most what is planned.
+static void test_partials(void **state) {
+    (void)state;
+    // hidden, intermediate, query heads, head size; of 0.5B, 0.6B and 7B models, and a small one
+    static const int64_t models[][4] = {
+        {896, 4864, 14, 64}, {1024, 3072, 16, 128}, {3584, 18944, 28, 128}, {96, 256, 6, 16}};
+    static const int64_t lengths[] = {1, 100, 1024, 4096, 20000};
+    enum { V = 4096, LAYERS = 4, DRAWS = 8, LONGEST = 2000 };
+    for (size_t m = 0; m < sizeof models / sizeof *models; m++)
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            int64_t D = models[m][0], F = models[m][1], H = models[m][2], d = models[m][3], T = lengths[i];
+            int64_t A = H * d, in_layers = LAYERS * (2 * A * D + 2 * d * D + 3 * F * D);
+            dr_pass_shape shape = {.T = T,
+                                   .n_out = 2 * F,
+                                   .n_in = F > A ? F : A,
+                                   .row_macs = in_layers + V * D,
+                                   .V = V,
+                                   .n_draws = DRAWS,
+                                   .longest = LONGEST,
+                                   .H = (int32_t)H,
+                                   .G = 1,
+                                   .d = (int32_t)d};
+            int64_t planned = dr_partials_floats(&shape);
+            assert_true(planned >= dr_chunk_count(T) * 2 * F);                   // biases
+            assert_true(planned >= dr_norm_parts(T) * D);                        // norms of rows
+            assert_true(planned >= dr_norm_parts(T * H) * d);                    // and of heads
+            assert_true(planned >= T * H);                                       // delta
+            assert_true(planned >= 2 * dr_square_blocks(in_layers + 2 * V * D)); // doubles
+            assert_true(planned >= DRAWS * dr_splits_of(LONGEST) * H * (d + 2));
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tiles),        cmocka_unit_test(test_tile_items),
@@ -684,7 +716,7 @@ int main(void) {
         cmocka_unit_test(test_swizzle),      cmocka_unit_test(test_cached_plans),
         cmocka_unit_test(test_packed_plans), cmocka_unit_test(test_ids),
         cmocka_unit_test(test_settling),     cmocka_unit_test(test_best),
-        cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_stages),       cmocka_unit_test(test_partials),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
