@@ -32,7 +32,7 @@ static void weight_destroy(dr_backend *b, dr_weight *w) {
 }
 
 static int64_t weight_memory(dr_backend *b, int64_t n_out, int64_t n_in) {
-    return b->precision == DR_BF16 ? n_out * n_in * (int64_t)sizeof(uint16_t) : 0;
+    return dr_rounds_to_bf16(b->precision) ? n_out * n_in * (int64_t)sizeof(uint16_t) : 0;
 }
 
 static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {

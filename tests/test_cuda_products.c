@@ -7,6 +7,7 @@
 
 #if DR_HAVE_CUDA_KERNELS
 #include "cuda/backend_cuda.h"
+#include "cuda/cuda_internal.h"
 #include "cuda/device_probe.h"
 #endif
 
@@ -245,6 +246,27 @@ static void test_odd_addresses(void **state) {
     }
 }
 
+// ---- memory ----
+
+// Without a device too: every precision that keeps rounded weights says so.
+static void test_weight_memory(void **state) {
+    (void)state;
+#if DR_HAVE_CUDA_KERNELS
+    enum { O = 24, I = 40 };
+    static const dr_precision rounding[] = {DR_BF16, DR_BF16_LOOSE}, others[] = {DR_FP32, DR_FP32_LOOSE};
+    dr_backend_ops ops = {0};
+    dr_cuda_fill_linear(&ops);
+    for (int i = 0; i < 2; i++) {
+        dr_backend b = {.ops = &ops, .precision = rounding[i]};
+        assert_int_equal(ops.weight_memory(&b, O, I), O * I * sizeof(uint16_t));
+        b.precision = others[i];
+        assert_int_equal(ops.weight_memory(&b, O, I), 0);
+    }
+#else
+    skip();
+#endif
+}
+
 // ---- the program ----
 
 static int setup(void **state) {
@@ -281,8 +303,9 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_values),     cuda_test(test_loose),         cuda_test(test_weight_rows),
-        cuda_test(test_rows_alone), cuda_test(test_odd_addresses), cuda_test(test_swiglu),
+        cuda_test(test_values),        cuda_test(test_loose),         cuda_test(test_weight_rows),
+        cuda_test(test_rows_alone),    cuda_test(test_odd_addresses), cuda_test(test_swiglu),
+        cuda_test(test_weight_memory),
     };
     int n_failed = cmocka_run_group_tests(tests, setup, teardown);
     return n_failed != 0 || bodies[OWN] ? n_failed : 77; // 77: skipped
