@@ -115,20 +115,37 @@ static __device__ __forceinline__ void dr_barrier_arrive_copied(uint32_t barrier
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
 }
 
+// Whether the phase of this parity is over, now or within a time that the device sets.
+static __device__ __forceinline__ bool dr_barrier_is_over(uint32_t barrier, uint32_t parity) {
+    uint32_t is_over;
+    asm volatile("{\n.reg .pred over;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, over;\n}\n"
+                 : "=r"(is_over)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return is_over != 0;
+}
+
+// The last 32 bits of the device's clock in nanoseconds, for differences of up to 4 s: with all 64 the kernels
+// spill.
+static __device__ __forceinline__ uint32_t dr_device_nanoseconds() {
+    uint32_t now;
+    asm volatile("mov.u32 %0, %globaltimer_lo;\n" : "=r"(now));
+    return now;
+}
+
 // Until the phase of this parity is over; a barrier that was just set up is behind its phase of parity 1. A
-// wait that does not end, seconds, is a fault of the kernel: it then ends as one, and a later op reports it.
+// wait of more than 3 s is a fault of the kernel: it then ends as one, and a later op reports it. By the
+// clock: how long a try takes is the device's choice.
 static __device__ __forceinline__ void dr_barrier_wait(uint32_t barrier, uint32_t parity) {
-    enum { TRIES = 1 << 26 };
+    const uint32_t most = 3000000000u;
+    uint32_t begun = 0, now = 0;
 #pragma unroll 1
-    for (int i = 0; i < TRIES; i++) {
-        uint32_t is_over;
-        asm volatile("{\n.reg .pred over;\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, over;\n}\n"
-                     : "=r"(is_over)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-        if (is_over) return;
+    for (bool is_first = true; now - begun <= most; is_first = false) {
+        if (dr_barrier_is_over(barrier, parity)) return;
+        now = dr_device_nanoseconds();
+        if (is_first) begun = now;
     }
     __trap();
 }
