@@ -137,6 +137,7 @@ static __device__ __forceinline__ void attend(const forward_shared<D> &shared, c
     start_weighing<D, KEYS>(weights, shared.values(last), sum);
     dr_wgmma_wait<0>();
     dr_wgmma_keep(sum);
+    dr_wgmma_keep(weights);
 }
 
 template <int D>
