@@ -156,6 +156,23 @@ static void test_taken(void **state) {
     compare(DR_BF16, DR_RECOMPUTE, false);
 }
 
+// Logits that oneDNN makes for more rows than there are, of a vocabulary wider than all layers.
+static void test_library_logits(void **state) {
+    (void)state;
+    enum { V = 100000, D = 64, BLOCK = 128 };
+    dr_backend *b = NULL;
+    dr_pass_shape shape = {
+        .T = 512, .n_out = 4 * D, .n_in = D, .V = V, .n_draws = 40, .H = 1, .G = 1, .d = D};
+    assert_true(dr_bf16_memory(&shape) >= 64 * V * (int64_t)sizeof(float));
+    shape.n_draws = 0;
+    assert_true(dr_bf16_memory(&shape) < 64 * V * (int64_t)sizeof(float));
+    check_ok(dr_backend_cpu_create(DR_BF16, 1, &b));
+    dr_cpu_state *own = dr_cpu_state_of(b); // a processor that does not multiply bf16 has no library there
+    if (!own->bf16) check_ok(dr_bf16_create(1, &own->bf16));
+    assert_true(b->ops->head_memory(b, V, D) >= BLOCK * V * (int64_t)(2 * sizeof(float) + sizeof(bf16)));
+    dr_backend_cpu_destroy(b);
+}
+
 static int64_t part(const dr_memory_plan *plan, const char *name) {
     for (int i = 0; i < DR_MEMORY_PARTS; i++)
         if (strcmp(plan->parts[i].name, name) == 0) return plan->parts[i].bytes;
@@ -469,10 +486,15 @@ static void test_free_here(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_taken),          cmocka_unit_test(test_parts),
-        cmocka_unit_test(test_host_copies),    cmocka_unit_test(test_retrievals),
-        cmocka_unit_test(test_refusal),        cmocka_unit_test(test_free_without_limits),
-        cmocka_unit_test(test_free_in_groups), cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_taken),
+        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_library_logits),
+        cmocka_unit_test(test_host_copies),
+        cmocka_unit_test(test_retrievals),
+        cmocka_unit_test(test_refusal),
+        cmocka_unit_test(test_free_without_limits),
+        cmocka_unit_test(test_free_in_groups),
+        cmocka_unit_test(test_cache),
         cmocka_unit_test(test_free_here),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

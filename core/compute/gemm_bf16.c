@@ -220,7 +220,10 @@ dr_status dr_bf16_backward_weight(dr_backend *b, const dr_rows *x, const float *
     return DR_OK;
 }
 
+// Both operands and the result, the logits of rows that draw among them.
 int64_t dr_bf16_memory(const dr_pass_shape *s) {
-    int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in;
-    return ROW_CHUNK * widest * (int64_t)(2 * sizeof(bf16) + sizeof(float)); // both operands and the result
+    int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in, result = ROW_CHUNK * widest,
+            logits = bucket(s->n_draws < ROW_CHUNK ? s->n_draws : ROW_CHUNK) * s->V;
+    return ROW_CHUNK * widest * (int64_t)(2 * sizeof(bf16)) +
+           (logits > result ? logits : result) * (int64_t)sizeof(float);
 }

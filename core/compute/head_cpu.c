@@ -30,13 +30,14 @@ static DR_HOT void row_kept_gradient(float *z, int64_t V, float inv_temperature,
 }
 
 // A block of logits, its rows as each thread packs them, and what the product of its gradient with the weight
-// packs or rounds.
+// packs or rounds; through oneDNN the logits once more where a block is filled up with rows.
 static int64_t head_memory(dr_backend *b, int64_t V, int64_t D) {
     int64_t logits = HEAD_ROWS * V * (int64_t)sizeof(float),
             rows = HEAD_ROWS * D * (2 + b->n_threads) * (int64_t)sizeof(float);
     if (b->precision == DR_BF16)
         return logits + rows +
-               (dr_cpu_state_of(b)->bf16 ? HEAD_ROWS * V * 2 : dr_bf16_lanes_memory(b, HEAD_ROWS, V, D));
+               (dr_cpu_state_of(b)->bf16 ? HEAD_ROWS * V * (int64_t)(sizeof(bf16) + sizeof(float))
+                                         : dr_bf16_lanes_memory(b, HEAD_ROWS, V, D));
     return logits + rows + dr_panels_floats(V < DR_DEPTH ? V : DR_DEPTH, D) * (int64_t)sizeof(float);
 }
 
