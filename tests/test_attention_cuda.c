@@ -2,6 +2,10 @@
 // labels: gpu
 #include "tests/cuda_check.h"
 
+#if DR_HAVE_CUDA_KERNELS
+#include "cuda/kernels.h"
+#endif
+
 enum { PAGE = 16, MAX_SEQUENCES = 8 };
 
 typedef struct packing {
@@ -71,7 +75,7 @@ static void test_bf16_attention(void **state) {
 }
 
 // The kernels with wgmma, on a backend of their own: equal bits each time, others than the cache's.
-static dr_backend *wgmma; // NULL: no device of compute capability 9.0
+static dr_backend *wgmma; // NULL: no device of compute capability 9.0, or no code for it in this build
 
 static void test_wgmma_attention(void **state) {
     (void)state;
@@ -221,7 +225,8 @@ static int attention_setup(void **state) {
     if (setup(state) != 0) return -1;
 #if DR_HAVE_CUDA_KERNELS
     const dr_device_probe probe = dr_device_probe_run();
-    if (!cuda || probe.devices[0].major != 9 || probe.devices[0].minor != 0) return 0;
+    if (!cuda || probe.devices[0].major != 9 || probe.devices[0].minor != 0 || !dr_cuda_wgmma_is_built())
+        return 0;
     dr_cuda_wgmma_in_bf16(true);
     dr_status status = dr_backend_cuda_create(DR_BF16, 0, &wgmma);
     dr_cuda_wgmma_in_bf16(false);
