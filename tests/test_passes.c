@@ -1,6 +1,7 @@
 // Passes of the decode loop whose rows the CPU's threads share out: one thread's bits, and fair shares.
 // labels: cpu
 #include <omp.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -197,6 +198,65 @@ static void test_threads_of_others(void **state) {
     assert_int_equal(after, 3);
 }
 
+// Bodies of one thread multiply as the one whose weights they read, which a test may have chosen.
+static void test_same_products(void **state) {
+    (void)state;
+    for (int has_library = 0; has_library < 2; has_library++) {
+        dr_backend *b = NULL;
+        dr_cpu_lanes_only(!has_library);
+        check_ok(dr_backend_cpu_create(DR_BF16, 2, &b));
+        dr_cpu_state *own = dr_cpu_state_of(b);
+        if (has_library && !own->bf16) check_ok(dr_bf16_create(2, &own->bf16));
+        dr_cpu_lanes_only(has_library);
+        check_ok(dr_cpu_singles_create(b));
+        dr_cpu_lanes_only(false);
+        for (int i = 0; i < 2; i++)
+            assert_int_equal(dr_cpu_state_of(own->singles[i])->bf16 != NULL, has_library);
+        dr_backend_destroy(b);
+    }
+}
+
+typedef struct product_call {
+    dr_backend *b;
+    dr_weight *w;
+    const float *x;
+    float *y;
+    dr_status status;
+} product_call;
+
+enum { PRODUCT_ROWS = 24 };
+
+static void *multiply(void *context) {
+    product_call *c = context;
+    c->status = c->b->ops->linear_forward(c->b, c->w, c->x, PRODUCT_ROWS, NULL, c->y);
+    return NULL;
+}
+
+// OpenMP ends threads and starts others: a body goes on where another thread began it.
+static void test_threads_that_end(void **state) {
+    (void)state;
+    enum { OUT = 200, IN = 300 };
+    static float values[OUT * IN], x[PRODUCT_ROWS * IN], y[2][PRODUCT_ROWS * OUT];
+    if (!dr_cpu_has_bf16()) skip(); // no library multiplies there
+    product_call call = {.x = x};
+    dr_rng rng = dr_rng_make(5, 4);
+    for (int i = 0; i < OUT * IN; i++) values[i] = (float)dr_rng_normal(&rng);
+    for (int i = 0; i < PRODUCT_ROWS * IN; i++) x[i] = (float)dr_rng_normal(&rng);
+    check_ok(dr_backend_cpu_create(DR_BF16, 1, &call.b));
+    check_ok(call.b->ops->weight_create(call.b, OUT, IN, &call.w));
+    check_ok(call.b->ops->weight_pack(call.b, call.w, values));
+    for (int i = 0; i < 2; i++) {
+        pthread_t thread;
+        call.y = y[i];
+        assert_int_equal(pthread_create(&thread, NULL, multiply, &call), 0);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        check_ok(call.status);
+    }
+    check_same_bits("products of two threads", y[1], y[0], PRODUCT_ROWS * OUT);
+    call.b->ops->weight_destroy(call.b, call.w);
+    dr_backend_destroy(call.b);
+}
+
 // ---- failures ----
 
 static dr_status fail_late(void *context, dr_backend *b, int32_t first, int32_t n) {
@@ -223,9 +283,10 @@ static void test_failure(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fp32),   cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_shares), cmocka_unit_test(test_far_weights),
-        cmocka_unit_test(test_memory), cmocka_unit_test(test_threads_of_others),
+        cmocka_unit_test(test_fp32),          cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_shares),        cmocka_unit_test(test_far_weights),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_threads_of_others),
+        cmocka_unit_test(test_same_products), cmocka_unit_test(test_threads_that_end),
         cmocka_unit_test(test_failure)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,12 +9,25 @@
 
 enum { SHARE = 8 }; // rows of a thread, at least
 
+// It reads weights that b packed, for its own way to multiply bf16, whatever would be chosen now.
+static dr_status single_create(dr_backend *b, dr_backend **out) {
+    DR_TRY(dr_backend_cpu_create(b->precision, 1, out));
+    const dr_cpu_state *state = dr_cpu_state_of(b);
+    dr_cpu_state *own = dr_cpu_state_of(*out);
+    if (state->bf16 && !own->bf16) return dr_bf16_create(1, &own->bf16);
+    if (!state->bf16) {
+        dr_bf16_destroy(own->bf16);
+        own->bf16 = NULL;
+    }
+    return DR_OK;
+}
+
 dr_status dr_cpu_singles_create(dr_backend *b) {
     dr_cpu_state *state = dr_cpu_state_of(b);
     if (state->singles) return DR_OK;
     DR_TRY(dr_alloc(&state->singles, "bodies of one thread", b->n_threads, sizeof *state->singles));
     for (int i = 0; i < b->n_threads; i++) {
-        dr_status status = dr_backend_cpu_create(b->precision, 1, &state->singles[i]);
+        dr_status status = single_create(b, &state->singles[i]);
         if (status != DR_OK) {
             dr_cpu_singles_destroy(b);
             return status;
