@@ -11,6 +11,7 @@
 #include "launch/settings.h"
 #include "launch/signals.h"
 #include "launch/wiring.h"
+#include "mpi/world.h"
 
 static const dr_setting options[] = {
     DR_TEXT_LIST("set", "[]", "KEY=VALUE", "overrides one setting of the configuration; may be repeated"),
@@ -22,8 +23,7 @@ static const dr_setting options[] = {
 // config.yaml (what is in force) and run.json (what ran) in the run folder; rank 0 writes them.
 static dr_status describe_run(const dr_cli *cli, const dr_config *config, const char *hash) {
     const char *dir = dr_config_string(config, "run.dir");
-    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
-    if (rank && strcmp(rank, "0") != 0) return DR_OK;
+    if (dr_world_launched_rank() > 0) return DR_OK;
     dr_buf yaml = {0};
     char *path = NULL, stamp[32];
     json_t *words = json_array();

@@ -1,6 +1,7 @@
 // Start, end and abort.
 #include "mpi/world.h"
 
+#include <limits.h>
 #include <mpi.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -16,6 +17,17 @@ int dr_world_is_launched(void) {
         if (getenv(marks[i])) return 1;
     const char *tasks = getenv(marks[2]);
     return tasks && atoi(tasks) > 1;
+}
+
+int dr_world_launched_rank(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *text = getenv(names[i]);
+        char *end = NULL;
+        long rank = text ? strtol(text, &end, 10) : -1;
+        if (text && end != text && *end == '\0' && rank >= 0 && rank <= INT_MAX) return (int)rank;
+    }
+    return -1;
 }
 
 dr_status dr_mpi_check(int code, const char *call) {

@@ -16,6 +16,8 @@ typedef struct dr_world {
 
 // True when a launcher (mpirun, srun) started this process as one of several.
 int dr_world_is_launched(void);
+// The rank that the launcher's environment says this process will have, before MPI_Init; -1: it says none.
+int dr_world_launched_rank(void);
 // MPI_Init with errors returned, then a short silence: Open MPI's TCP start races with early messages. Where
 // a process of the job never comes, neither MPI_Init nor what follows it returns: after deadline_s of either
 // this process says so and ends with 1 (world_watch.h).

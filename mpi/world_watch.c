@@ -12,6 +12,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
+#include "mpi/world.h"
 
 struct dr_world_watch {
     pthread_t thread;
@@ -29,29 +30,18 @@ static struct timespec at(double seconds) {
     return time;
 }
 
-// What the launcher says; NULL where it says nothing.
-static const char *rank_of_environment(void) {
-    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const char *rank = getenv(names[i]);
-        if (rank && rank[0]) return rank;
-    }
-    return NULL;
-}
-
 static void give_up(const dr_world_watch *w) __attribute__((noreturn));
 static void give_up(const dr_world_watch *w) {
-    char host[256] = "", known[16];
-    const char *rank = rank_of_environment();
+    char host[256] = "", rank[16] = "unknown";
+    const int known = w->rank >= 0 ? w->rank : dr_world_launched_rank();
     if (gethostname(host, sizeof host - 1) != 0 || !host[0]) snprintf(host, sizeof host, "of unknown name");
-    snprintf(known, sizeof known, "%d", w->rank);
-    if (w->rank >= 0) rank = known;
+    if (known >= 0) snprintf(rank, sizeof rank, "%d", known);
     (void)DR_FAIL(
         DR_ERR_TIMEOUT,
         "start: %s has not ended after %.1f s (at most %g s) on host %s, rank %s: not every rank has "
         "come to it. Look for a node that is down or out of reach, a rank that ended or hangs before "
         "this point, and whether the launcher started all of them",
-        w->phase, dr_clock_seconds() - w->begun, w->deadline_s, host, rank ? rank : "unknown");
+        w->phase, dr_clock_seconds() - w->begun, w->deadline_s, host, rank);
     _exit(EXIT_FAILURE);
 }
 

@@ -72,6 +72,38 @@ static void check_says(const char *path, const char *text) {
     if (!says(path, text)) fail_msg("%s does not hold: %s", path, text);
 }
 
+// ---- who this process will be ----
+
+static void test_launched_rank(void **state) {
+    (void)state;
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"};
+    static const char *const not_ranks[] = {"", "-1", "3x", "99999999999"};
+    char *before[3];
+    for (int i = 0; i < 3; i++) {
+        before[i] = getenv(names[i]) ? strdup(getenv(names[i])) : NULL;
+        unsetenv(names[i]);
+    }
+    assert_int_equal(dr_world_launched_rank(), -1);
+    for (int i = 2; i >= 0; i--) { // the first one that says something counts
+        setenv(names[i], "0", 1);
+        assert_int_equal(dr_world_launched_rank(), 0);
+        char text[16];
+        snprintf(text, sizeof text, "%d", 7 + i);
+        setenv(names[i], text, 1);
+        assert_int_equal(dr_world_launched_rank(), 7 + i);
+    }
+    for (int i = 0; i < 3; i++) unsetenv(names[i]);
+    for (size_t i = 0; i < sizeof not_ranks / sizeof *not_ranks; i++) {
+        setenv(names[0], not_ranks[i], 1);
+        assert_int_equal(dr_world_launched_rank(), -1);
+    }
+    unsetenv(names[0]);
+    for (int i = 0; i < 3; i++) {
+        if (before[i]) setenv(names[i], before[i], 1);
+        free(before[i]);
+    }
+}
+
 // ---- the watch ----
 
 static void never_return(void) {
@@ -275,10 +307,8 @@ static int play(const char *part, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest watch[] = {
-        cmocka_unit_test(test_hang),
-        cmocka_unit_test(test_next),
-        cmocka_unit_test(test_in_time),
-        cmocka_unit_test(test_cheap),
+        cmocka_unit_test(test_launched_rank), cmocka_unit_test(test_hang),  cmocka_unit_test(test_next),
+        cmocka_unit_test(test_in_time),       cmocka_unit_test(test_cheap),
     };
     const struct CMUnitTest jobs[] = {
         cmocka_unit_test(test_rank_without_mpi),
