@@ -39,14 +39,20 @@ static dr_status run_forward(bench_call *c) {
 }
 
 // x[0] gate and up, x[1] y: the matrix is down's
-static dr_status prepare_swiglu(bench_call *c) {
+static dr_status prepare_gated(bench_call *c) {
     int64_t O = c->m->hidden, I = c->m->intermediate;
     float *values = NULL;
     DR_TRY(bench_call_weight(c, O, I, &values));
     DR_TRY(bench_call_normal(c, c->T * 2 * I, &c->x[0]));
+    c->product = (bench_product){.m = c->T, .n = O, .k = I, .trans_b = true, .count = 1};
+    return DR_OK;
+}
+
+static dr_status prepare_swiglu(bench_call *c) {
+    int64_t O = c->m->hidden, I = c->m->intermediate;
+    DR_TRY(prepare_gated(c));
     DR_TRY(bench_call_zeros(c, c->T * O, &c->x[1]));
     bench_call_compare(c, c->x[1], c->T * O);
-    c->product = (bench_product){.m = c->T, .n = O, .k = I, .trans_b = true, .count = 1};
     c->bytes = element(c) * (double)(O * I) + 4.0 * (double)(c->T * (2 * I + O));
     return DR_OK;
 }
@@ -55,20 +61,22 @@ static dr_status run_swiglu(bench_call *c) {
     return c->b->ops->swiglu_linear_forward(c->b, c->w, c->x[0], c->T, c->x[1]);
 }
 
-static dr_status prepare_swiglu_weight(bench_call *c) {
+// x[2] dy, x[3] dgate_up, x[4] dw: two products
+static dr_status prepare_swiglu_backward(bench_call *c) {
     int64_t O = c->m->hidden, I = c->m->intermediate;
-    DR_TRY(bench_call_normal(c, c->T * 2 * I, &c->x[0]));
-    DR_TRY(bench_call_normal(c, c->T * O, &c->x[1]));
-    DR_TRY(bench_call_zeros(c, O * I, &c->x[2]));
-    bench_call_compare(c, c->x[2], O * I);
-    c->product = (bench_product){.m = O, .n = I, .k = c->T, .trans_a = true, .count = 1};
-    c->bytes = 4.0 * (double)(c->T * (2 * I + O)) + 8.0 * (double)(O * I);
+    DR_TRY(prepare_gated(c));
+    DR_TRY(bench_call_normal(c, c->T * O, &c->x[2]));
+    DR_TRY(bench_call_zeros(c, c->T * 2 * I, &c->x[3]));
+    DR_TRY(bench_call_zeros(c, O * I, &c->x[4]));
+    bench_call_compare(c, c->x[3], c->T * 2 * I);
+    bench_call_compare(c, c->x[4], O * I);
+    c->product.count = 2;
+    c->bytes = (element(c) + 8) * (double)(O * I) + 4.0 * (double)(c->T * (4 * I + O));
     return DR_OK;
 }
 
-static dr_status run_swiglu_weight(bench_call *c) {
-    return c->b->ops->swiglu_linear_backward_weight(c->b, c->x[0], c->x[1], c->T, c->m->hidden,
-                                                    c->m->intermediate, c->x[2]);
+static dr_status run_swiglu_backward(bench_call *c) {
+    return c->b->ops->swiglu_linear_backward(c->b, c->w, c->x[0], c->x[2], c->T, c->x[3], c->x[4]);
 }
 
 static dr_status prepare_backward_input(bench_call *c) {
@@ -194,7 +202,7 @@ static const bench_op ops[] = {
     {"linear_backward_input", prepare_backward_input, run_backward_input, NULL, false, true},
     {"linear_backward_weight", prepare_backward_weight, run_backward_weight, NULL, false, true},
     {"swiglu_linear_forward.down", prepare_swiglu, run_swiglu, NULL, true, true},
-    {"swiglu_linear_backward_weight.down", prepare_swiglu_weight, run_swiglu_weight, NULL, false, true},
+    {"swiglu_linear_backward.down", prepare_swiglu_backward, run_swiglu_backward, NULL, false, true},
     {"gemm", prepare_gemm, run_gemm, NULL, true, true},
     {"weight_pack.embedding", prepare_pack, run_pack, run_rows, false, true},
     {"weight_rows.embedding", prepare_rows, run_rows, NULL, true, true},

@@ -84,22 +84,6 @@ static dr_status run_rope(bench_call *c) {
     return DR_OK;
 }
 
-// x[0] gate and up, x[2] dout, x[3] gradient
-static dr_status prepare_swiglu_backward(bench_call *c) {
-    int64_t n = c->T * c->m->intermediate;
-    DR_TRY(bench_call_normal(c, 2 * n, &c->x[0]));
-    DR_TRY(bench_call_normal(c, n, &c->x[2]));
-    DR_TRY(bench_call_zeros(c, 2 * n, &c->x[3]));
-    bench_call_compare(c, c->x[3], 2 * n);
-    c->bytes = 20.0 * (double)n;
-    return DR_OK;
-}
-
-static dr_status run_swiglu_backward(bench_call *c) {
-    c->b->ops->swiglu_backward(c->b, c->x[2], c->x[0], c->T, c->m->intermediate, c->x[3]);
-    return DR_OK;
-}
-
 // x[0] rows, x[1] dy, x[2] result
 static dr_status prepare_elements(bench_call *c, double arrays) {
     int64_t n = c->T * c->m->hidden;
@@ -213,7 +197,6 @@ static const bench_op ops[] = {
     {"layernorm_forward", prepare_norm, run_layer, NULL, false, true},
     {"layernorm_backward", prepare_layer_backward, run_layer_backward, NULL, false, true},
     {"rope", prepare_rope, run_rope, NULL, true, true},
-    {"swiglu_backward", prepare_swiglu_backward, run_swiglu_backward, NULL, false, true},
     {"gelu_forward", prepare_two, run_gelu, NULL, false, true},
     {"gelu_backward", prepare_four, run_gelu_backward, NULL, false, true},
     {"add", prepare_three, run_add, NULL, true, true},

@@ -75,6 +75,8 @@ typedef struct dr_cuda_state {
     dr_cuda_buffer partials;        // of sums over rows and of squares; attention's delta and splits
     dr_cuda_buffer rounded;         // attention's operands in bf16
     dr_cuda_buffer gated;           // silu(gate) · up, a product's operand: bf16 where products round
+    dr_cuda_buffer dgated;          // the gradient there, fp32; in fp32 then silu(gate) · up
+    dr_cuda_buffer dy;              // the gradient that two products read, as bf16
     dr_cuda_buffer logits;          // one block of rows of the head
     dr_cuda_buffer kept_ids, drawn; // of one call of sample or one burst, and the same in host memory
     int32_t *kept_host;

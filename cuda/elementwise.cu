@@ -30,29 +30,6 @@ extern "C" dr_status dr_cuda_rope(float *x, const int32_t *positions, const floa
     return DR_OK;
 }
 
-static __device__ __forceinline__ float sigmoid(float x) {
-    return 1.0f / (1.0f + expf(-x));
-}
-
-static __global__ void swiglu_backward_kernel(const float *dout, const float *gate_up, int64_t T, int64_t F,
-                                              float *dgate_up) {
-    const int64_t item = dr_cuda_item(), t = item / F, j = item % F, at = t * 2 * F + j;
-    if (t >= T) return;
-    float g = dout[item], gate = gate_up[at], up = gate_up[at + F], s = sigmoid(gate);
-    dgate_up[at + F] = g * gate * s;
-    dgate_up[at] = g * up * s * (1.0f + gate * (1.0f - s));
-}
-
-extern "C" dr_status dr_cuda_swiglu_backward(const float *dout, const float *gate_up, int64_t T, int64_t F,
-                                             float *dgate_up, dr_cuda_stream stream) {
-    unsigned int blocks = 0;
-    if (T == 0 || F == 0) return DR_OK;
-    DR_TRY(dr_cuda_grid("swiglu_backward", T * F, THREADS, &blocks));
-    swiglu_backward_kernel<<<blocks, THREADS, 0, stream>>>(dout, gate_up, T, F, dgate_up);
-    DR_CUDA_LAUNCHED("swiglu_backward of %lld x %lld", (long long)T, (long long)F);
-    return DR_OK;
-}
-
 static __device__ __forceinline__ float normal_cdf(float x) {
     return 0.5f * (1.0f + erff(x * 0.70710678f));
 }

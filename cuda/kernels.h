@@ -45,6 +45,12 @@ dr_status dr_cuda_swiglu(const float *gate_up, int64_t T, int64_t F, float *out,
 dr_status dr_cuda_swiglu_bf16(const float *gate_up, int64_t T, int64_t F, uint16_t *out,
                               dr_cuda_stream stream);
 
+// dgate_up [T, 2F] from the gradient dact [T, F] at silu(gate) · up, and these again: act may be dact.
+dr_status dr_cuda_swiglu_gradient(const float *gate_up, const float *dact, int64_t T, int64_t F,
+                                  float *dgate_up, float *act, dr_cuda_stream stream);
+dr_status dr_cuda_swiglu_gradient_bf16(const float *gate_up, const float *dact, int64_t T, int64_t F,
+                                       float *dgate_up, uint16_t *act, dr_cuda_stream stream);
+
 // ---- norms (norm.cu) ----
 
 dr_status dr_cuda_rmsnorm_forward(const float *x, const float *w, int64_t T, int64_t D, float eps, float *y,
@@ -72,8 +78,6 @@ dr_status dr_cuda_column_sums(const char *op, const float *dy, const float *x, c
 
 dr_status dr_cuda_rope(float *x, const int32_t *positions, const float *inv_freq, int64_t T, int64_t n_heads,
                        int64_t d, int64_t stride, int direction, dr_cuda_stream stream);
-dr_status dr_cuda_swiglu_backward(const float *dout, const float *gate_up, int64_t T, int64_t F,
-                                  float *dgate_up, dr_cuda_stream stream);
 dr_status dr_cuda_gelu_forward(const float *x, int64_t n, float *y, dr_cuda_stream stream);
 dr_status dr_cuda_gelu_backward(const float *dy, const float *x, int64_t n, float *dx, dr_cuda_stream stream);
 dr_status dr_cuda_add(const float *x, int64_t n, float *y, dr_cuda_stream stream);

@@ -203,6 +203,10 @@ static __device__ __forceinline__ float gated(float gate, float up) {
     return __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate))), up);
 }
 
+static bool takes_wide(int64_t F, uintptr_t addresses) {
+    return F % ROUNDED == 0 && addresses % sizeof(uint4) == 0;
+}
+
 // Each thread a piece of a row; wide: where rows of gate, up and out begin at addresses that wide loads and
 // stores take.
 template <typename ELEMENT>
@@ -225,7 +229,7 @@ static __global__ void __launch_bounds__(THREADS)
 
 template <typename ELEMENT>
 static dr_status swiglu(const float *gate_up, int64_t T, int64_t F, ELEMENT *out, dr_cuda_stream stream) {
-    const bool is_wide = F % ROUNDED == 0 && ((uintptr_t)gate_up | (uintptr_t)out) % sizeof(uint4) == 0;
+    const bool is_wide = takes_wide(F, (uintptr_t)gate_up | (uintptr_t)out);
     unsigned int blocks = 0;
     if (T == 0 || F == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("swiglu", dr_piece_count(T, F), THREADS, &blocks));
@@ -242,4 +246,67 @@ extern "C" dr_status dr_cuda_swiglu(const float *gate_up, int64_t T, int64_t F, 
 extern "C" dr_status dr_cuda_swiglu_bf16(const float *gate_up, int64_t T, int64_t F, uint16_t *out,
                                          dr_cuda_stream stream) {
     return swiglu(gate_up, T, F, out, stream);
+}
+
+// One value's gradient g at silu(gate) · up becomes that of gate and that of up; returns gated(gate, up).
+static __device__ __forceinline__ float gated_gradient(float gate, float up, float g, float *dgate,
+                                                       float *dup) {
+    const float one = __fadd_rn(1.0f, expf(-gate)), s = __fdiv_rn(1.0f, one);
+    *dup = __fmul_rn(__fmul_rn(g, gate), s);
+    *dgate = __fmul_rn(__fmul_rn(__fmul_rn(g, up), s), fmaf(gate, __fadd_rn(1.0f, -s), 1.0f));
+    return __fmul_rn(__fdiv_rn(gate, one), up);
+}
+
+// act may be dact: a thread reads its values before it writes them.
+template <typename ELEMENT>
+static __global__ void __launch_bounds__(THREADS)
+    swiglu_gradient_kernel(const float *gate_up, const float *dact, int64_t T, int64_t F, bool is_wide,
+                           float *dgate_up, ELEMENT *act) {
+    const dr_place at = dr_piece_at(dr_cuda_item(), F);
+    if (at.row >= T) return;
+    const int64_t first = at.row * F + at.column, gate = dr_gate_at(at, F), up = gate + F;
+    if (is_wide) {
+        float gates[ROUNDED], ups[ROUNDED], g[ROUNDED], values[ROUNDED];
+        load_wide(gate_up + gate, gates);
+        load_wide(gate_up + up, ups);
+        load_wide(dact + first, g);
+        for (int i = 0; i < ROUNDED; i++) {
+            float dgate, dup;
+            values[i] = gated_gradient(gates[i], ups[i], g[i], &dgate, &dup);
+            gates[i] = dgate;
+            ups[i] = dup;
+        }
+        store_wide(gates, dgate_up + gate);
+        store_wide(ups, dgate_up + up);
+        store_wide(values, act + first);
+        return;
+    }
+    for (int i = 0; i < ROUNDED && at.column + i < F; i++)
+        store(gated_gradient(gate_up[gate + i], gate_up[up + i], dact[first + i], dgate_up + gate + i,
+                             dgate_up + up + i),
+              act + first + i);
+}
+
+template <typename ELEMENT>
+static dr_status swiglu_gradient(const float *gate_up, const float *dact, int64_t T, int64_t F,
+                                 float *dgate_up, ELEMENT *act, dr_cuda_stream stream) {
+    const bool is_wide =
+        takes_wide(F, (uintptr_t)gate_up | (uintptr_t)dact | (uintptr_t)dgate_up | (uintptr_t)act);
+    unsigned int blocks = 0;
+    if (T == 0 || F == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("gradient of swiglu", dr_piece_count(T, F), THREADS, &blocks));
+    swiglu_gradient_kernel<<<blocks, THREADS, 0, stream>>>(gate_up, dact, T, F, is_wide, dgate_up, act);
+    DR_CUDA_LAUNCHED("gradient of swiglu of %lld x %lld", (long long)T, (long long)F);
+    return DR_OK;
+}
+
+extern "C" dr_status dr_cuda_swiglu_gradient(const float *gate_up, const float *dact, int64_t T, int64_t F,
+                                             float *dgate_up, float *act, dr_cuda_stream stream) {
+    return swiglu_gradient(gate_up, dact, T, F, dgate_up, act, stream);
+}
+
+extern "C" dr_status dr_cuda_swiglu_gradient_bf16(const float *gate_up, const float *dact, int64_t T,
+                                                  int64_t F, float *dgate_up, uint16_t *act,
+                                                  dr_cuda_stream stream) {
+    return swiglu_gradient(gate_up, dact, T, F, dgate_up, act, stream);
 }

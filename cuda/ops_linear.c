@@ -116,18 +116,18 @@ static dr_status swiglu_linear_forward(dr_backend *b, const dr_weight *w, const 
 }
 
 // dx (t, i) = Σ_o dy (t, o) · w (o, i)
-dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
-                               bool accumulate) {
+static dr_status input_gradient(dr_backend *b, const char *op, const dr_weight *w, const dr_lt_operand *dy,
+                                int64_t T, float *dx, bool accumulate) {
     const dr_lt_product by_library = {.op = DR_LT_BACKWARD_INPUT,
                                       .n_out = w->n_out,
                                       .n_in = w->n_in,
                                       .T = T,
                                       .left = weight_operand(w),
-                                      .right = {dy, NULL, T * w->n_out},
+                                      .right = *dy,
                                       .out = dx,
                                       .accumulate = accumulate};
-    const dr_cuda_product product = {.op = "linear_backward_input",
-                                     .a = {dy, NULL, w->n_out, 1},
+    const dr_cuda_product product = {.op = op,
+                                     .a = {dy->values, dy->rounded, w->n_out, 1},
                                      .b = {w->values, w->rounded, 1, w->n_in},
                                      .m = T,
                                      .n = w->n_in,
@@ -138,19 +138,25 @@ dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *d
     return multiply(b, &by_library, &product);
 }
 
+dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+                               bool accumulate) {
+    const dr_lt_operand rows = {dy, NULL, T * w->n_out};
+    return input_gradient(b, "linear_backward_input", w, &rows, T, dx, accumulate);
+}
+
 // dw (o, i) += Σ_t dy (t, o) · x (t, i)
-static dr_status weight_gradient(dr_backend *b, const char *op, const dr_lt_operand *x, const float *dy,
-                                 int64_t T, int64_t n_out, int64_t n_in, float *dw) {
+static dr_status weight_gradient(dr_backend *b, const char *op, const dr_lt_operand *x,
+                                 const dr_lt_operand *dy, int64_t T, int64_t n_out, int64_t n_in, float *dw) {
     const dr_lt_product by_library = {.op = DR_LT_BACKWARD_WEIGHT,
                                       .n_out = n_out,
                                       .n_in = n_in,
                                       .T = T,
                                       .left = *x,
-                                      .right = {dy, NULL, T * n_out},
+                                      .right = *dy,
                                       .out = dw,
                                       .accumulate = true};
     const dr_cuda_product product = {.op = op,
-                                     .a = {dy, NULL, 1, n_out},
+                                     .a = {dy->values, dy->rounded, 1, n_out},
                                      .b = {x->values, x->rounded, 1, n_in},
                                      .m = n_out,
                                      .n = n_in,
@@ -163,15 +169,46 @@ static dr_status weight_gradient(dr_backend *b, const char *op, const dr_lt_oper
 
 dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
                                 int64_t n_in, float *dw) {
-    const dr_lt_operand rows = {x, NULL, T * n_in};
-    return weight_gradient(b, "linear_backward_weight", &rows, dy, T, n_out, n_in, dw);
+    const dr_lt_operand left = {x, NULL, T * n_in}, right = {dy, NULL, T * n_out};
+    return weight_gradient(b, "linear_backward_weight", &left, &right, T, n_out, n_in, dw);
 }
 
-static dr_status swiglu_linear_backward_weight(dr_backend *b, const float *gate_up, const float *dy,
-                                               int64_t T, int64_t n_out, int64_t n_in, float *dw) {
-    dr_lt_operand rows;
-    DR_TRY(gated_operand(b, gate_up, T, n_in, &rows));
-    return weight_gradient(b, "swiglu_linear_backward_weight", &rows, dy, T, n_out, n_in, dw);
+// n values that several products read: rounded once, where products round.
+static dr_status shared_operand(dr_backend *b, const float *values, int64_t n, dr_lt_operand *out) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    *out = (dr_lt_operand){values, NULL, n};
+    if (!dr_rounds_to_bf16(b->precision)) return DR_OK;
+    DR_TRY(dr_cuda_reserve(state, &state->dy, "gradient of products", n * (int64_t)sizeof(uint16_t)));
+    out->rounded = state->dy.data;
+    return dr_cuda_round_bf16(values, n, state->dy.data, state->stream);
+}
+
+// dgate_up from dact [T, F], and silu(gate) · up as an operand: in dact's place, or as bf16.
+static dr_status gated_gradient(dr_backend *b, const float *gate_up, float *dact, int64_t T, int64_t F,
+                                float *dgate_up, dr_lt_operand *out) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    *out = (dr_lt_operand){dact, NULL, T * F};
+    if (!dr_rounds_to_bf16(b->precision))
+        return dr_cuda_swiglu_gradient(gate_up, dact, T, F, dgate_up, dact, state->stream);
+    DR_TRY(dr_cuda_reserve(state, &state->gated, "silu(gate) · up", T * F * (int64_t)sizeof(uint16_t)));
+    *out = (dr_lt_operand){NULL, state->gated.data, T * F};
+    return dr_cuda_swiglu_gradient_bf16(gate_up, dact, T, F, dgate_up, state->gated.data, state->stream);
+}
+
+static dr_status swiglu_linear_backward(dr_backend *b, const dr_weight *w, const float *gate_up,
+                                        const float *dy, int64_t T, float *dgate_up, float *dw) {
+    static const char op[] = "swiglu_linear_backward";
+    dr_cuda_state *state;
+    dr_lt_operand gradient, rows;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_TRY(dr_cuda_reserve(state, &state->dgated, "gradient at silu(gate) · up",
+                           T * w->n_in * (int64_t)sizeof(float)));
+    DR_TRY(shared_operand(b, dy, T * w->n_out, &gradient));
+    DR_TRY(input_gradient(b, op, w, &gradient, T, state->dgated.data, false));
+    DR_TRY(gated_gradient(b, gate_up, state->dgated.data, T, w->n_in, dgate_up, &rows));
+    return weight_gradient(b, op, &rows, &gradient, T, w->n_out, w->n_in, dw);
 }
 
 static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
@@ -212,6 +249,6 @@ void dr_cuda_fill_linear(dr_backend_ops *ops) {
     ops->linear_backward_input = dr_cuda_linear_input;
     ops->linear_backward_weight = linear_backward_weight;
     ops->swiglu_linear_forward = swiglu_linear_forward;
-    ops->swiglu_linear_backward_weight = swiglu_linear_backward_weight;
+    ops->swiglu_linear_backward = swiglu_linear_backward;
     ops->gemm = gemm;
 }

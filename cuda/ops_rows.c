@@ -68,13 +68,6 @@ static void rope(dr_backend *b, float *x, const int32_t *positions, const float 
                  dr_cuda_rope(x, positions, inv_freq, T, n_heads, d, stride, direction, state->stream));
 }
 
-static void swiglu_backward(dr_backend *b, const float *dout, const float *gate_up, int64_t T, int64_t F,
-                            float *dgate_up) {
-    dr_cuda_state *state;
-    if (dr_cuda_enter(b, &state) != DR_OK) return;
-    dr_cuda_keep(state, dr_cuda_swiglu_backward(dout, gate_up, T, F, dgate_up, state->stream));
-}
-
 static void gelu_forward(dr_backend *b, const float *x, int64_t n, float *y) {
     dr_cuda_state *state;
     if (dr_cuda_enter(b, &state) != DR_OK) return;
@@ -137,7 +130,6 @@ void dr_cuda_fill_rows(dr_backend_ops *ops) {
     ops->layernorm_forward = layernorm_forward;
     ops->layernorm_backward = layernorm_backward;
     ops->rope = rope;
-    ops->swiglu_backward = swiglu_backward;
     ops->gelu_forward = gelu_forward;
     ops->gelu_backward = gelu_backward;
     ops->add = add;

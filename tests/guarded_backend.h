@@ -244,11 +244,11 @@ static dr_status g_swiglu_linear_forward(dr_backend *b, const dr_weight *w, cons
     GUARDED_STATUS(swiglu_linear_forward(guard_inner, w, gate_up, T, y));
 }
 
-static dr_status g_swiglu_linear_backward_weight(dr_backend *b, const float *gate_up, const float *dy,
-                                                 int64_t T, int64_t n_out, int64_t n_in, float *dw) {
+static dr_status g_swiglu_linear_backward(dr_backend *b, const dr_weight *w, const float *gate_up,
+                                          const float *dy, int64_t T, float *dgate_up, float *dw) {
     (void)b;
-    OURS(gate_up), OURS(dy), OURS(dw);
-    GUARDED_STATUS(swiglu_linear_backward_weight(guard_inner, gate_up, dy, T, n_out, n_in, dw));
+    OURS(gate_up), OURS(dy), OURS(dgate_up), OURS(dw);
+    GUARDED_STATUS(swiglu_linear_backward(guard_inner, w, gate_up, dy, T, dgate_up, dw));
 }
 
 static dr_status g_gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k,
@@ -291,13 +291,6 @@ static void g_rope(dr_backend *b, float *x, const int32_t *positions, const floa
     (void)b;
     OURS(x), OURS(positions), OURS(inv_freq);
     GUARDED(rope(guard_inner, x, positions, inv_freq, T, n_heads, d, stride, direction));
-}
-
-static void g_swiglu_backward(dr_backend *b, const float *dout, const float *gate_up, int64_t T, int64_t F,
-                              float *dgate_up) {
-    (void)b;
-    OURS(dout), OURS(gate_up), OURS(dgate_up);
-    GUARDED(swiglu_backward(guard_inner, dout, gate_up, T, F, dgate_up));
 }
 
 static void g_gelu_forward(dr_backend *b, const float *x, int64_t n, float *y) {
@@ -563,14 +556,13 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .linear_backward_input = g_linear_backward_input,
                                        .linear_backward_weight = g_linear_backward_weight,
                                        .swiglu_linear_forward = g_swiglu_linear_forward,
-                                       .swiglu_linear_backward_weight = g_swiglu_linear_backward_weight,
+                                       .swiglu_linear_backward = g_swiglu_linear_backward,
                                        .gemm = g_gemm,
                                        .rmsnorm_forward = g_rmsnorm_forward,
                                        .rmsnorm_residual_forward = g_rmsnorm_residual_forward,
                                        .rmsnorm_backward = g_rmsnorm_backward,
                                        .layernorm_forward = g_layernorm_forward,
                                        .rope = g_rope,
-                                       .swiglu_backward = g_swiglu_backward,
                                        .gelu_forward = g_gelu_forward,
                                        .add = g_add,
                                        .embedding_forward = g_embedding_forward,

@@ -167,14 +167,28 @@ static inline void op_check_slope(const char *name, op_loss loss, void *context,
     }
 }
 
-// silu(gate) · up [T, F] itself, of an fp32 backend: the product with the identity adds zeros to it.
-static inline void op_swiglu(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
+// silu(gate) · up [T, F] itself, of an fp32 backend, and its gradient dgate_up [T, 2F] from dout: products
+// with the identity add zeros to what they multiply.
+static inline dr_weight *op_identity(dr_backend *b, int64_t F) {
     float *identity = op_array(F * F, sizeof(float));
     dr_weight *w = NULL;
     for (int64_t i = 0; i < F; i++) identity[i * F + i] = 1;
     check_ok(b->ops->weight_create(b, F, F, &w));
     check_ok(b->ops->weight_pack(b, w, identity));
+    return w;
+}
+
+static inline void op_swiglu(dr_backend *b, const float *gate_up, int64_t T, int64_t F, float *out) {
+    dr_weight *w = op_identity(b, F);
     check_ok(b->ops->swiglu_linear_forward(b, w, gate_up, T, out));
+    b->ops->weight_destroy(b, w);
+}
+
+static inline void op_swiglu_gradient(dr_backend *b, const float *dout, const float *gate_up, int64_t T,
+                                      int64_t F, float *dgate_up) {
+    dr_weight *w = op_identity(b, F);
+    float *unused = op_array(F * F, sizeof(float));
+    check_ok(b->ops->swiglu_linear_backward(b, w, gate_up, dout, T, dgate_up, unused));
     b->ops->weight_destroy(b, w);
 }
 

@@ -124,43 +124,72 @@ static void test_weight_rows(void **state) {
 
 // ---- silu(gate) · up as an operand ----
 
-// What the device makes of gate and up: its product with the identity in fp32.
+static float *identity(int64_t n) {
+    float *values = op_array(n * n, sizeof(float));
+    for (int64_t i = 0; i < n; i++) values[i * n + i] = 1;
+    return values;
+}
+
+// What the device makes of gate and up, and of the gradient there: products with the identity in fp32.
 static const float *swiglu_of(const float *gate_up, int64_t T, int64_t F) {
-    float *identity = op_array(F * F, sizeof(float)), *act = put_poison(plain, T * F);
-    for (int64_t i = 0; i < F; i++) identity[i * F + i] = 1;
-    dr_weight *w = pack(plain, F, F, identity);
+    dr_weight *w = pack(plain, F, F, identity(F));
+    float *act = put_poison(plain, T * F);
     check_ok(plain->ops->swiglu_linear_forward(plain, w, put(plain, gate_up, 2 * T * F), T, act));
     plain->ops->weight_destroy(plain, w);
     return get(plain, act, T * F);
 }
 
-// The bits, or where the library sums in any order the values, of the plain ops that read it from memory.
-// odd: gate and up begin at an address that no wide load takes.
+static const float *swiglu_gradient_of(const float *gate_up, const float *dact, int64_t T, int64_t F) {
+    dr_weight *w = pack(plain, F, F, identity(F));
+    float *d = put_poison(plain, 2 * T * F), *unused = put_poison(plain, F * F);
+    check_ok(plain->ops->swiglu_linear_backward(plain, w, put(plain, gate_up, 2 * T * F),
+                                                put(plain, dact, T * F), T, d, unused));
+    plain->ops->weight_destroy(plain, w);
+    return get(plain, d, 2 * T * F);
+}
+
+enum { GATED = 3 };
+static const char *const gated_names[GATED] = {"y", "dw", "d of gate and up"};
+
+// By the plain ops, which read silu(gate) · up from memory. start: of dw.
+static void run_in_turn(dr_backend *b, const dr_weight *w, const operands *o, const float *both,
+                        const float *want[GATED]) {
+    int64_t T = o->T, O = o->O, I = o->I;
+    float *act = put(b, swiglu_of(both, T, I), T * I), *dy = put(b, o->dy, T * O);
+    float *y = put_poison(b, T * O), *dw = put(b, o->start, O * I), *dact = put_poison(b, T * I);
+    check_ok(b->ops->linear_forward(b, w, act, T, NULL, y));
+    check_ok(b->ops->linear_backward_weight(b, act, dy, T, O, I, dw, NULL));
+    check_ok(b->ops->linear_backward_input(b, w, dy, T, dact, false));
+    want[0] = get(b, y, T * O);
+    want[1] = get(b, dw, O * I);
+    want[2] = swiglu_gradient_of(both, get(b, dact, T * I), T, I);
+}
+
+// The bits, or where the library sums in any order the values, of the steps in turn. odd: gate and up begin
+// at an address that no wide load takes.
 static void check_swiglu(dr_backend *b, const char *name, int64_t T, int64_t O, int64_t I, int odd) {
-    const float *both = op_normal(2 * T * I, 0, 2), *start = op_normal(O * I, 0, 1);
-    float *act = put(b, swiglu_of(both, T, I), T * I), *dy = put(b, op_normal(T * O, 0, 1), T * O);
-    float *gate_up = put_poison(b, 2 * T * I + 1) + odd, *got[2], *want[2];
+    const operands o = {
+        .T = T, .O = O, .I = I, .dy = op_normal(T * O, 0, 1), .start = op_normal(O * I, 0, 1)};
+    const int64_t sizes[GATED] = {T * O, O * I, 2 * T * I};
+    const float *both = op_normal(2 * T * I, 0, 2), *want[GATED], *got[GATED];
+    float *gate_up = put_poison(b, 2 * T * I + 1) + odd, *y = put_poison(b, T * O);
+    float *d = put_poison(b, 2 * T * I), *dw = put(b, o.start, O * I);
     dr_weight *w = pack(b, O, I, op_normal(O * I, 0, 1));
     b->ops->copy_in(b, gate_up, both, (size_t)(2 * T * I) * sizeof(float));
-    for (int i = 0; i < 2; i++) {
-        float *y = put_poison(b, T * O), *dw = put(b, start, O * I);
-        check_ok(i == 0 ? b->ops->linear_forward(b, w, act, T, NULL, y)
-                        : b->ops->swiglu_linear_forward(b, w, gate_up, T, y));
-        check_ok(i == 0 ? b->ops->linear_backward_weight(b, act, dy, T, O, I, dw, NULL)
-                        : b->ops->swiglu_linear_backward_weight(b, gate_up, dy, T, O, I, dw));
-        float **results = i == 0 ? want : got;
-        results[0] = get(b, y, T * O);
-        results[1] = get(b, dw, O * I);
-    }
-    for (int i = 0; i < 2; i++) {
+    run_in_turn(b, w, &o, both, want);
+    check_ok(b->ops->swiglu_linear_forward(b, w, gate_up, T, y));
+    check_ok(b->ops->swiglu_linear_backward(b, w, gate_up, put(b, o.dy, T * O), T, d, dw));
+    got[0] = get(b, y, T * O);
+    got[1] = get(b, dw, O * I);
+    got[2] = get(b, d, 2 * T * I);
+    for (int i = 0; i < GATED; i++) {
         char text[96];
-        int64_t n = i == 0 ? T * O : O * I;
-        snprintf(text, sizeof text, "%s, %s of swiglu, %d rows, %d x %d", name, i == 0 ? "y" : "dw", (int)T,
+        snprintf(text, sizeof text, "%s, %s of swiglu, %d rows, %d x %d", name, gated_names[i], (int)T,
                  (int)O, (int)I);
         if (dr_is_loose(b->precision))
-            check_relative_error(text, got[i], want[i], n, 2e-5);
+            check_relative_error(text, got[i], want[i], sizes[i], 2e-5);
         else
-            check_same_bits(text, got[i], want[i], n);
+            check_same_bits(text, got[i], want[i], sizes[i]);
     }
     b->ops->weight_destroy(b, w);
     free_all();

@@ -61,13 +61,10 @@ static void check_values(const swiglu_case *c, const float *start, const float *
 }
 
 static void check_slopes(swiglu_case *c) {
-    int64_t n = c->T * c->n_in, n_weights = c->n_out * c->n_in;
-    float *dact = op_poison(n), *d = op_poison(2 * n), *dw = op_array(n_weights, sizeof(float));
-    const dr_backend_ops *ops = c->b->ops;
-    check_ok(ops->linear_backward_input(c->b, c->w, c->dy, c->T, dact, false));
-    ops->swiglu_backward(c->b, dact, c->gate_up, c->T, c->n_in, d);
-    check_ok(ops->swiglu_linear_backward_weight(c->b, c->gate_up, c->dy, c->T, c->n_out, c->n_in, dw));
-    op_check_slope("by gate and up", loss, c, c->gate_up, d, 2 * n, 2e-3f, 5e-3);
+    int64_t n = 2 * c->T * c->n_in, n_weights = c->n_out * c->n_in;
+    float *d = op_poison(n), *dw = op_array(n_weights, sizeof(float));
+    check_ok(c->b->ops->swiglu_linear_backward(c->b, c->w, c->gate_up, c->dy, c->T, d, dw));
+    op_check_slope("by gate and up", loss, c, c->gate_up, d, n, 2e-3f, 5e-3);
     op_check_slope("by w", loss, c, c->values, dw, n_weights, 0.1f, 1e-4);
 }
 
@@ -79,9 +76,9 @@ static void test_values(void **state) {
             swiglu_case c =
                 case_make(threads == 1 ? op_one : op_two, shapes[s][0], shapes[s][1], shapes[s][2]);
             int64_t n = c.n_out * c.n_in;
-            float *start = op_normal(n, 0, 2), *dw = op_copy(start, n);
+            float *start = op_normal(n, 0, 2), *dw = op_copy(start, n), *d = op_poison(2 * c.T * c.n_in);
             check_ok(c.b->ops->swiglu_linear_forward(c.b, c.w, c.gate_up, c.T, c.y));
-            check_ok(c.b->ops->swiglu_linear_backward_weight(c.b, c.gate_up, c.dy, c.T, c.n_out, c.n_in, dw));
+            check_ok(c.b->ops->swiglu_linear_backward(c.b, c.w, c.gate_up, c.dy, c.T, d, dw));
             check_values(&c, start, dw);
             check_slopes(&c);
             case_end(&c);
@@ -96,7 +93,7 @@ static void test_no_rows(void **state) {
     swiglu_case c = case_make(fresh, 1, 5, 7);
     float *dw = op_normal(35, 0, 1), *kept = op_copy(dw, 35), untouched = 7;
     check_ok(fresh->ops->swiglu_linear_forward(fresh, c.w, c.gate_up, 0, &untouched));
-    check_ok(fresh->ops->swiglu_linear_backward_weight(fresh, c.gate_up, c.dy, 0, 5, 7, dw));
+    check_ok(fresh->ops->swiglu_linear_backward(fresh, c.w, c.gate_up, c.dy, 0, &untouched, dw));
     assert_true(untouched == 7);
     check_same_bits("dw", dw, kept, 35);
     case_end(&c);
@@ -105,23 +102,27 @@ static void test_no_rows(void **state) {
 
 // ---- bits ----
 
-// silu(gate) · up in memory, then the plain ops.
+// silu(gate) · up in memory and the plain ops; the gradient of gate and up from that at silu(gate) · up.
 static void check_in_turn(dr_backend *b, int64_t T, int64_t n_out, int64_t n_in) {
     swiglu_case c = case_make(b, T, n_out, n_in);
-    int64_t n = n_out * n_in;
-    float *act = op_poison(T * n_in), *y = op_poison(T * n_out), *dw = op_normal(n, 0, 1),
-          *start = op_copy(dw, n);
-    const float *got[] = {c.y, start}, *want[] = {y, dw};
-    char name[96];
+    int64_t n = T * n_in, n_weights = n_out * n_in;
+    float *act = op_poison(n), *dact = op_poison(n), *start = op_normal(n_weights, 0, 1);
+    float *want[] = {op_poison(T * n_out), op_copy(start, n_weights), op_poison(2 * n)};
+    float *got[] = {c.y, op_copy(start, n_weights), op_poison(2 * n)};
+    const int64_t sizes[] = {T * n_out, n_weights, 2 * n};
+    static const char *const names[] = {"y", "dw", "d of gate and up"};
     op_swiglu(op_one, c.gate_up, T, n_in, act);
-    check_ok(b->ops->linear_forward(b, c.w, act, T, NULL, y));
-    check_ok(b->ops->linear_backward_weight(b, act, c.dy, T, n_out, n_in, dw, NULL));
-    check_ok(b->ops->swiglu_linear_forward(b, c.w, c.gate_up, T, c.y));
-    check_ok(b->ops->swiglu_linear_backward_weight(b, c.gate_up, c.dy, T, n_out, n_in, start));
-    for (int i = 0; i < 2; i++) {
-        snprintf(name, sizeof name, "%s of %d rows, %d x %d, precision %d, %d threads", i == 0 ? "y" : "dw",
-                 (int)T, (int)n_out, (int)n_in, b->precision, b->n_threads);
-        check_same_bits(name, got[i], want[i], i == 0 ? T * n_out : n);
+    check_ok(b->ops->linear_forward(b, c.w, act, T, NULL, want[0]));
+    check_ok(b->ops->linear_backward_weight(b, act, c.dy, T, n_out, n_in, want[1], NULL));
+    check_ok(b->ops->linear_backward_input(b, c.w, c.dy, T, dact, false));
+    op_swiglu_gradient(op_one, dact, c.gate_up, T, n_in, want[2]);
+    check_ok(b->ops->swiglu_linear_forward(b, c.w, c.gate_up, T, got[0]));
+    check_ok(b->ops->swiglu_linear_backward(b, c.w, c.gate_up, c.dy, T, got[2], got[1]));
+    for (int i = 0; i < 3; i++) {
+        char name[96];
+        snprintf(name, sizeof name, "%s of %d rows, %d x %d, precision %d, %d threads", names[i], (int)T,
+                 (int)n_out, (int)n_in, b->precision, b->n_threads);
+        check_same_bits(name, got[i], want[i], sizes[i]);
     }
     case_end(&c);
 }

@@ -262,11 +262,13 @@ typedef struct dr_backend_ops {
     dr_status (*linear_backward_weight)(dr_backend *b, const float *x, const float *dy, int64_t T,
                                         int64_t n_out, int64_t n_in, float *dw, float *dbias);
     // The same with silu(gate) · up [T, n_in] for x, computed in fp32 from gate_up [T, 2 n_in], gate first,
-    // and kept nowhere. y = (silu(gate) · up) Wᵀ, row-exact; dw += dyᵀ (silu(gate) · up).
+    // and kept nowhere. y = (silu(gate) · up) Wᵀ, row-exact. Its gradients: dgate_up [T, 2 n_in] overwritten,
+    // dw
+    // += dyᵀ (silu(gate) · up).
     dr_status (*swiglu_linear_forward)(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
                                        float *y);
-    dr_status (*swiglu_linear_backward_weight)(dr_backend *b, const float *gate_up, const float *dy,
-                                               int64_t T, int64_t n_out, int64_t n_in, float *dw);
+    dr_status (*swiglu_linear_backward)(dr_backend *b, const dr_weight *w, const float *gate_up,
+                                        const float *dy, int64_t T, float *dgate_up, float *dw);
     // General product for the retrieval model and others: c [m, n] = alpha op(a) op(b) + beta c, fp32. op(a)
     // is [m, k]. Deterministic for equal arguments; row-exact when !trans_a.
     dr_status (*gemm)(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
@@ -295,9 +297,6 @@ typedef struct dr_backend_ops {
     void (*rope)(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T,
                  int64_t n_heads, int64_t d, int64_t stride, int direction);
 
-    // dgate_up [T, 2F] of gate_up [T, 2F], gate first, from the gradient dout [T, F] at silu(gate) · up.
-    void (*swiglu_backward)(dr_backend *b, const float *dout, const float *gate_up, int64_t T, int64_t F,
-                            float *dgate_up);
     // GELU with erf, element-wise.
     void (*gelu_forward)(dr_backend *b, const float *x, int64_t n, float *y);
     void (*gelu_backward)(dr_backend *b, const float *dy, const float *x, int64_t n, float *dx);

@@ -100,11 +100,12 @@ static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s, int64_t *out_h
     return bytes + bytes / 4;
 }
 
-// In fp32 only rows that stand for gate and up are made.
+// silu(gate) · up of a chunk, and what is rounded.
 int64_t dr_cpu_operand_memory(const dr_backend *b, const dr_pass_shape *s) {
     const dr_cpu_state *state = b->state;
-    if (!dr_rounds_to_bf16(b->precision)) return dr_rows_chunk(b, s->T) * s->n_in * (int64_t)sizeof(float);
-    return state->bf16 ? dr_bf16_memory(s) : dr_bf16_lanes_rounded(b, s);
+    const int64_t gated = dr_rows_chunk(b, s->T) * s->n_in * (int64_t)sizeof(float);
+    if (!dr_rounds_to_bf16(b->precision)) return gated;
+    return gated + (state->bf16 ? dr_bf16_memory(s) : dr_bf16_lanes_rounded(b, s));
 }
 
 dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {
@@ -219,6 +220,7 @@ void dr_backend_cpu_destroy(dr_backend *backend) {
     dr_free(state->shared.data);
     dr_free(state->head.data);
     for (int i = 0; i < 2; i++) dr_free(state->operands[i].data);
+    dr_free(state->gated.data);
     dr_free(state->turns.values.data);
     dr_free(state->turns.frequencies.data);
     for (int i = 0; i < DR_MAX_THREADS; i++) dr_free(state->thread[i].data);

@@ -73,7 +73,8 @@ typedef struct dr_cpu_state {
     dr_burst_row *burst_rows; // [n_burst_rows]
     dr_sampled *burst_drawn;  // [n_burst_drawn], of which the burst has n_steps times n_rows
     int64_t n_burst_rows, n_burst_drawn;
-    dr_scratch operands[2]; // of a product, as floats, where they are made for it
+    dr_scratch operands[2]; // of a product, as floats, where they are rounded for it
+    dr_scratch gated;       // silu(gate) · up of a chunk, where the gradient there stood before
     struct dr_bf16 *bf16;   // NULL in fp32 and where the processor does not multiply bf16
 } dr_cpu_state;
 
@@ -89,7 +90,7 @@ struct dr_weight {
     void *bf16;          // rounded: [n_out, n_in] (gemm_bf16.c) or panels (gemm_bf16_lanes.c)
 };
 
-// Rows of a product's operand: values [T, n], or gate and up [T, 2n] of which they are silu(gate) · up.
+// Rows on the left of a product: values [T, n], or gate and up [T, 2n] of which they are silu(gate) · up.
 typedef struct dr_rows {
     const float *values;
     int64_t n;
@@ -99,14 +100,18 @@ typedef struct dr_rows {
 DR_INLINE dr_rows dr_rows_from(const dr_rows *rows, int64_t t) {
     return (dr_rows){rows->values + t * rows->n * (rows->is_gated ? 2 : 1), rows->n, rows->is_gated};
 }
+enum { DR_UNIT_ROWS = 512 }; // of one product through oneDNN, at most
 // How many of `left` rows are made at a time, so that what is made stays small: rows do not depend on each
 // other, and a sum over rows goes on from chunk to chunk (operand_cpu.c).
 int64_t dr_rows_chunk(const dr_backend *b, int64_t left);
-// The first T rows as floats [T, n], `rounds`: rounded to bf16. In state->operands[which], or where they are
-// when there is nothing to make.
+// The first T rows as floats [T, n], `rounds`: rounded to bf16. In state->operands[which], gated rows in
+// state->gated, or where they are when there is nothing to make.
 dr_status dr_rows_floats(dr_backend *b, int which, const dr_rows *rows, int64_t T, bool rounds,
                          const float **out);
 dr_status dr_rows_bf16(dr_backend *b, const dr_rows *rows, int64_t T, bf16 *out); // out [T, n]
+// dgate_up [T, 2n] from the gradient dact [T, n] at silu(gate) · up, which takes its place there.
+void dr_swiglu_gradient(dr_backend *b, const float *gate_up, int64_t T, int64_t n, float *dact,
+                        float *dgate_up);
 
 // c [m, n] = op(a) · op(b) (+ c) with threads; the building block of every fp32 product.
 dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
@@ -158,8 +163,8 @@ void dr_bf16_lanes_row(const dr_weight *w, int64_t row, float *out); // out [n_i
 dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y);
 dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
                                        float *dx, bool accumulate);
-dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T,
-                                        int64_t n_out, float *dw);
+dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
+                                        int64_t n_out, int64_t n_in, float *dw);
 
 // Bytes that the products of T tokens, a chunk at most, with one weight take beside their operands.
 int64_t dr_bf16_lanes_memory(const dr_backend *b, int64_t T, int64_t n_out, int64_t n_in);
@@ -172,8 +177,8 @@ void dr_bf16_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
 dr_status dr_bf16_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y);
 dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
                                  bool accumulate);
-dr_status dr_bf16_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T, int64_t n_out,
-                                  float *dw);
+dr_status dr_bf16_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
+                                  int64_t n_in, float *dw);
 
 // Bodies of one thread each, which share b's weights (passes_cpu.c).
 dr_status dr_cpu_singles_create(dr_backend *b);

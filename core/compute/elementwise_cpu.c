@@ -77,27 +77,6 @@ static void rope(dr_backend *b, float *x, const int32_t *positions, const float 
     }
 }
 
-static DR_HOT void swiglu_backward_rows(const float *dout, const float *gate_up, int64_t T, int64_t F,
-                                        float *dgate_up) {
-    for (int64_t t = 0; t < T; t++) {
-        const float *gate = gate_up + t * 2 * F, *up = gate + F, *g = dout + t * F;
-        float *dgate = dgate_up + t * 2 * F, *dup = dgate + F;
-        for (int64_t j = 0; j < F; j++) {
-            float s = 1.0f / (1.0f + dr_expf(-gate[j]));
-            dup[j] = g[j] * gate[j] * s;
-            dgate[j] = g[j] * up[j] * s * (1.0f + gate[j] * (1.0f - s));
-        }
-    }
-}
-
-static void swiglu_backward(dr_backend *b, const float *dout, const float *gate_up, int64_t T, int64_t F,
-                            float *dgate_up) {
-#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > ROW_BLOCK)
-    for (int64_t t = 0; t < T; t += ROW_BLOCK)
-        swiglu_backward_rows(dout + t * F, gate_up + t * 2 * F, T - t < ROW_BLOCK ? T - t : ROW_BLOCK, F,
-                             dgate_up + t * 2 * F);
-}
-
 // erf with an absolute error below 2e-7 (Abramowitz & Stegun 7.1.26), free of branches so that loops become
 // vectors.
 DR_INLINE float erf_fast(float x) {
@@ -197,7 +176,6 @@ static void sums_of_squares(dr_backend *b, const float *x, int64_t n, double *ou
 
 void dr_cpu_fill_elementwise(dr_backend_ops *ops) {
     ops->rope = rope;
-    ops->swiglu_backward = swiglu_backward;
     ops->gelu_forward = gelu_forward;
     ops->gelu_backward = gelu_backward;
     ops->add = add;

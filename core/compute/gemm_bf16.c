@@ -7,7 +7,7 @@
 #include "core/base/alloc.h"
 #include "core/compute/cpu_internal.h"
 
-enum { ROW_CHUNK = 512, ROW_LEAST = 16, TABLE = 512 };
+enum { ROW_LEAST = 16, TABLE = 512 };
 
 // c [m, n] = a · b: a [m, k] or its transpose in memory, b as a packed weight or dense [k, n].
 typedef struct product_key {
@@ -179,9 +179,9 @@ void dr_bf16_row(const dr_weight *w, int64_t row, float *out) {
 static dr_status rows_product(dr_backend *b, const dr_rows *x, int64_t T, int64_t n, const bf16 *w,
                               int w_transposed, float *c, bool accumulate) {
     struct dr_bf16 *self = dr_cpu_state_of(b)->bf16;
-    for (int64_t t = 0; t < T; t += ROW_CHUNK) {
+    for (int64_t t = 0; t < T; t += DR_UNIT_ROWS) {
         const dr_rows chunk = dr_rows_from(x, t);
-        int64_t rows = T - t < ROW_CHUNK ? T - t : ROW_CHUNK, padded = bucket(rows);
+        int64_t rows = T - t < DR_UNIT_ROWS ? T - t : DR_UNIT_ROWS, padded = bucket(rows);
         DR_TRY(round_rows(b, &chunk, rows, padded, &self->a, &self->a_count));
         float *to = c + t * n;
         bool direct = padded == rows;
@@ -206,15 +206,15 @@ dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const float 
     return rows_product(b, &rows, T, w->n_in, w->bf16, 0, dx, accumulate);
 }
 
-dr_status dr_bf16_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T, int64_t n_out,
-                                  float *dw) {
+dr_status dr_bf16_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
+                                  int64_t n_in, float *dw) {
     struct dr_bf16 *self = dr_cpu_state_of(b)->bf16;
-    for (int64_t t = 0; t < T; t += ROW_CHUNK) {
-        const dr_rows left = {dy + t * n_out, n_out, false}, right = dr_rows_from(x, t);
-        int64_t rows = T - t < ROW_CHUNK ? T - t : ROW_CHUNK, padded = bucket(rows);
+    for (int64_t t = 0; t < T; t += DR_UNIT_ROWS) {
+        const dr_rows left = {dy + t * n_out, n_out, false}, right = {x + t * n_in, n_in, false};
+        int64_t rows = T - t < DR_UNIT_ROWS ? T - t : DR_UNIT_ROWS, padded = bucket(rows);
         DR_TRY(round_rows(b, &left, rows, padded, &self->a, &self->a_count));
         DR_TRY(round_rows(b, &right, rows, padded, &self->b, &self->b_count));
-        product_key key = {n_out, x->n, padded, 1, 0, 1};
+        product_key key = {n_out, n_in, padded, 1, 0, 1};
         DR_TRY(product_run(self, &key, self->a, self->b, dw));
     }
     return DR_OK;
@@ -222,8 +222,8 @@ dr_status dr_bf16_backward_weight(dr_backend *b, const dr_rows *x, const float *
 
 // Both operands and the result, the logits of rows that draw among them.
 int64_t dr_bf16_memory(const dr_pass_shape *s) {
-    int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in, result = ROW_CHUNK * widest,
-            logits = bucket(s->n_draws < ROW_CHUNK ? s->n_draws : ROW_CHUNK) * s->V;
-    return ROW_CHUNK * widest * (int64_t)(2 * sizeof(bf16)) +
+    int64_t widest = s->n_out > s->n_in ? s->n_out : s->n_in, result = DR_UNIT_ROWS * widest,
+            logits = bucket(s->n_draws < DR_UNIT_ROWS ? s->n_draws : DR_UNIT_ROWS) * s->V;
+    return DR_UNIT_ROWS * widest * (int64_t)(2 * sizeof(bf16)) +
            (logits > result ? logits : result) * (int64_t)sizeof(float);
 }

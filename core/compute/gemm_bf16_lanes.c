@@ -264,15 +264,15 @@ dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const 
     return DR_OK;
 }
 
-dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T,
-                                        int64_t n_out, float *dw) {
+dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
+                                        int64_t n_out, int64_t n_in, float *dw) {
     const float *left = NULL, *right = NULL;
     for (int64_t t = 0, n; t < T; t += n) {
-        const dr_rows gradient = {dy + t * n_out, n_out, false}, rows = dr_rows_from(x, t);
+        const dr_rows gradient = {dy + t * n_out, n_out, false}, rows = {x + t * n_in, n_in, false};
         n = dr_rows_chunk(b, T - t);
         DR_TRY(dr_rows_floats(b, 0, &gradient, n, true, &left));
         DR_TRY(dr_rows_floats(b, 1, &rows, n, true, &right));
-        DR_TRY(dr_cpu_product(b, left, 1, n_out, right, x->n, 1, n_out, x->n, n, dw, true));
+        DR_TRY(dr_cpu_product(b, left, 1, n_out, right, n_in, 1, n_out, n_in, n, dw, true));
     }
     return DR_OK;
 }

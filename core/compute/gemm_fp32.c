@@ -240,6 +240,16 @@ DR_HOT void dr_panels_pack(const float *b, int64_t row_stride, int64_t column_st
     }
 }
 
+// Many rows: cut rows, into as many blocks for each thread, of whole sets of `whole` rows; few rows: cut
+// columns only.
+static int64_t row_block_of(int64_t m, int threads, int64_t whole) {
+    const int64_t most = 192;
+    if (m < most * threads) return m;
+    int64_t n_blocks = ((m + most - 1) / most + threads - 1) / threads * threads,
+            rows = (m + n_blocks - 1) / n_blocks;
+    return (rows + whole - 1) / whole * whole;
+}
+
 // Work is cut into row blocks × column groups of similar size; each piece is computed whole by one thread,
 // whichever is free: of many pieces a thread that was held up takes fewer.
 static void multiply_threaded(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
@@ -251,7 +261,7 @@ static void multiply_threaded(dr_backend *b, const float *a, int64_t a_row, int6
         dr_panels_multiply(a, a_row, a_column, panels, m, n, k, 0, n_panels, c, n, accumulate);
         return;
     }
-    int64_t row_block = m >= 192 * threads ? 192 : m; // many rows: cut rows; few rows: cut columns only
+    int64_t row_block = row_block_of(m, threads, a_column == 1 ? ROWS : SETS * ROWS);
     int64_t n_row_blocks = (m + row_block - 1) / row_block;
     int64_t group = n_row_blocks >= threads ? n_panels : (n_panels + threads - 1) / threads;
     int64_t n_groups = (n_panels + group - 1) / group;

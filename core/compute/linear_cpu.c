@@ -106,38 +106,32 @@ static dr_status linear_backward_input(dr_backend *b, const dr_weight *w, const 
     return dr_cpu_product(b, dy, w->n_out, 1, w->values, w->n_in, 1, T, w->n_in, w->n_out, dx, accumulate);
 }
 
-static dr_status fp32_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T,
-                                      int64_t n_out, float *dw) {
-    for (int64_t t = 0, n; t < T; t += n) {
-        const dr_rows from = dr_rows_from(x, t);
-        const float *rows = NULL;
-        n = x->is_gated ? dr_rows_chunk(b, T - t) : T;
-        DR_TRY(dr_rows_floats(b, 0, &from, n, false, &rows));
-        DR_TRY(dr_cpu_product(b, dy + t * n_out, 1, n_out, rows, x->n, 1, n_out, x->n, n, dw, true));
-    }
-    return DR_OK;
-}
-
-static dr_status rows_backward_weight(dr_backend *b, const dr_rows *x, const float *dy, int64_t T,
-                                      int64_t n_out, float *dw) {
-    if (dr_cpu_state_of(b)->bf16) return dr_bf16_backward_weight(b, x, dy, T, n_out, dw);
-    if (b->precision == DR_BF16) return dr_bf16_lanes_backward_weight(b, x, dy, T, n_out, dw);
-    return fp32_backward_weight(b, x, dy, T, n_out, dw);
-}
-
 static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
                                         int64_t n_out, int64_t n_in, float *dw, float *dbias) {
-    const dr_rows rows = {x, n_in, false};
-    DR_TRY(rows_backward_weight(b, &rows, dy, T, n_out, dw));
+    if (dr_cpu_state_of(b)->bf16)
+        DR_TRY(dr_bf16_backward_weight(b, x, dy, T, n_out, n_in, dw));
+    else if (b->precision == DR_BF16)
+        DR_TRY(dr_bf16_lanes_backward_weight(b, x, dy, T, n_out, n_in, dw));
+    else
+        DR_TRY(dr_cpu_product(b, dy, 1, n_out, x, n_in, 1, n_out, n_in, T, dw, true));
     for (int64_t t = 0; dbias && t < T; t++)
         for (int64_t j = 0; j < n_out; j++) dbias[j] += dy[t * n_out + j];
     return DR_OK;
 }
 
-static dr_status swiglu_linear_backward_weight(dr_backend *b, const float *gate_up, const float *dy,
-                                               int64_t T, int64_t n_out, int64_t n_in, float *dw) {
-    const dr_rows rows = {gate_up, n_in, true};
-    return rows_backward_weight(b, &rows, dy, T, n_out, dw);
+// In chunks, whose gradient at silu(gate) · up stays near until they are made in its place.
+static dr_status swiglu_linear_backward(dr_backend *b, const dr_weight *w, const float *gate_up,
+                                        const float *dy, int64_t T, float *dgate_up, float *dw) {
+    const int64_t O = w->n_out, I = w->n_in;
+    dr_scratch *gated = &dr_cpu_state_of(b)->gated;
+    DR_TRY(dr_scratch_reserve(gated, dr_rows_chunk(b, T) * I));
+    for (int64_t t = 0, n; t < T; t += n) {
+        n = dr_rows_chunk(b, T - t);
+        DR_TRY(linear_backward_input(b, w, dy + t * O, n, gated->data, false));
+        dr_swiglu_gradient(b, gate_up + t * 2 * I, n, I, gated->data, dgate_up + t * 2 * I);
+        DR_TRY(linear_backward_weight(b, gated->data, dy + t * O, n, O, I, dw, NULL));
+    }
+    return DR_OK;
 }
 
 static dr_status gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
@@ -164,6 +158,6 @@ void dr_cpu_fill_linear(dr_backend_ops *ops) {
     ops->linear_backward_input = linear_backward_input;
     ops->linear_backward_weight = linear_backward_weight;
     ops->swiglu_linear_forward = swiglu_linear_forward;
-    ops->swiglu_linear_backward_weight = swiglu_linear_backward_weight;
+    ops->swiglu_linear_backward = swiglu_linear_backward;
     ops->gemm = gemm;
 }

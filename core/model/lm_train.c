@@ -29,14 +29,14 @@ struct dr_lm_workspace {
     layer_activations *layers; // DR_RECOMPUTE: all share what the first one has, but for x
     // Of the last layer only the loss rows go on after attention: R rows, at most T. Its mid to gate_up
     // hold R rows.
-    float *top_att, *x_out, *final_inv;      // (R, A), (R, D), (R)
-    float *rows, *drows, *row_lse;           // normalised loss rows: (R, D), (R, D), (R)
-    float *top, *dtop_att;                   // (R, D), (R, A)
-    float *dx, *dnorm, *dwide, *dact, *datt; // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, F), (T, A)
-    float *dqk_raw;                          // of qk_raw
-    float *logprob, *entropy, *dlogprob;     // (R) each
-    lm_numbers numbers;                      // rows: of the loss rows
-    int32_t *targets;                        // (R), backend memory
+    float *top_att, *x_out, *final_inv;  // (R, A), (R, D), (R)
+    float *rows, *drows, *row_lse;       // normalised loss rows: (R, D), (R, D), (R)
+    float *top, *dtop_att;               // (R, D), (R, A)
+    float *dx, *dnorm, *dwide, *datt;    // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, A)
+    float *dqk_raw;                      // of qk_raw
+    float *logprob, *entropy, *dlogprob; // (R) each
+    lm_numbers numbers;                  // rows: of the loss rows
+    int32_t *targets;                    // (R), backend memory
 };
 
 // Floats in all. base NULL: only counts, and there need be no layers.
@@ -77,7 +77,6 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
     TAKE(w->dx, T * D);
     TAKE(w->dnorm, T * D);
     TAKE(w->dwide, T * (2 * F > Q ? 2 * F : Q));
-    TAKE(w->dact, T * F);
     TAKE(w->datt, T * A);
     TAKE(w->dqk_raw, raw);
     TAKE(w->logprob, T);
@@ -314,9 +313,8 @@ static dr_status layer_backward_second(dr_lm *lm, const lm_layer *layer, const l
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden, F = c->intermediate, A = (int64_t)c->n_heads * c->head_size;
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_down, dx, n, w->dact, false));
-    DR_TRY(b->ops->swiglu_linear_backward_weight(b, a->gate_up, dx, n, D, F, gradient + layer->down));
-    b->ops->swiglu_backward(b, w->dact, a->gate_up, n, F, w->dwide);
+    DR_TRY(b->ops->swiglu_linear_backward(b, layer->w_down, a->gate_up, dx, n, w->dwide,
+                                          gradient + layer->down));
     DR_TRY(b->ops->linear_backward_input(b, layer->w_gate_up, w->dwide, n, w->dnorm, false));
     DR_TRY(
         b->ops->linear_backward_weight(b, a->norm2, w->dwide, n, 2 * F, D, gradient + layer->gate_up, NULL));
