@@ -262,9 +262,8 @@ typedef struct dr_backend_ops {
     dr_status (*linear_backward_weight)(dr_backend *b, const float *x, const float *dy, int64_t T,
                                         int64_t n_out, int64_t n_in, float *dw, float *dbias);
     // The same with silu(gate) · up [T, n_in] for x, computed in fp32 from gate_up [T, 2 n_in], gate first,
-    // and kept nowhere. y = (silu(gate) · up) Wᵀ, row-exact. Its gradients: dgate_up [T, 2 n_in] overwritten,
-    // dw
-    // += dyᵀ (silu(gate) · up).
+    // and kept nowhere. y = (silu(gate) · up) Wᵀ, row-exact. Its gradients: dgate_up [T, 2 n_in] is
+    // overwritten, dw += dyᵀ (silu(gate) · up).
     dr_status (*swiglu_linear_forward)(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
                                        float *y);
     dr_status (*swiglu_linear_backward)(dr_backend *b, const dr_weight *w, const float *gate_up,
