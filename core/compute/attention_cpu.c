@@ -366,9 +366,10 @@ static void cached_chunk(const cached_call *c, const dr_attention_chunk *chunk, 
 
 // Heads at a time: so many that their keys are read as they stand, but none where threads would have nothing.
 static int32_t heads_together(int32_t n_chunks, int32_t G, int n_threads) {
-    int32_t most = G < DR_ATTENTION_HEADS ? G : DR_ATTENTION_HEADS;
-    while (most > 1 && (int64_t)n_chunks * ((G + most - 1) / most) < 4 * (int64_t)n_threads) most /= 2;
-    return n_threads == 1 ? (G < DR_ATTENTION_HEADS ? G : DR_ATTENTION_HEADS) : most;
+    int32_t together = G < DR_ATTENTION_HEADS ? G : DR_ATTENTION_HEADS;
+    int64_t wanted = n_threads > 1 ? 4 * (int64_t)n_threads : 1; // tasks
+    while (together > 1 && (int64_t)n_chunks * ((G + together - 1) / together) < wanted) together /= 2;
+    return together;
 }
 
 static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_stride, const void *k_cache,

@@ -200,7 +200,8 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     if (threads > DR_MAX_THREADS) threads = DR_MAX_THREADS;
     if (precision == DR_BF16 && dr_cpu_has_bf16() && !lanes_only)
         DR_TRY_GOTO(status, dr_bf16_create(threads, &state->bf16), free_state);
-    state->cache = dr_host_cache() > 0 ? dr_host_cache() : LIKELY_CACHE;
+    state->cache = dr_host_cache();
+    if (state->cache == 0) state->cache = LIKELY_CACHE;
     *backend = (dr_backend){.ops = &ops, .precision = precision, .n_threads = threads, .state = state};
     *out_backend = backend;
     return DR_OK;

@@ -1,7 +1,6 @@
 // Passes of the decode loop: with rows enough and weights that stay in the cache, each thread takes a share
-// of them through the whole pass, on a body of one thread. Between two ops nobody waits for the others, and
-// while one thread is at products another reads keys. Rows do not depend on each other, so the bits are those
-// of one pass.
+// of them through the whole pass, on a body of one thread: nobody waits for the others between two ops. Rows
+// do not depend on each other, so the bits are those of one pass.
 #include <stdio.h>
 
 #include "core/base/alloc.h"
