@@ -29,7 +29,7 @@ static __device__ __forceinline__ void weigh_row(row_state<COLUMNS> &state, int 
 template <int COLUMNS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS)
     forward_kernel(dr_cuda_attention a, float *out, float *lse) {
-    extern __shared__ float shared[];
+    DR_CUDA_SHARED(float, shared);
     const int pitch = dr_head_pitch(a.d), lane = threadIdx.x % 32, own = threadIdx.x / 32 * OWN;
     float *queries = shared, *keys = queries + QUERIES * pitch, *scores = keys + KEYS * pitch;
     const int32_t s = dr_find_part(a.query_tiles, a.n_spans, blockIdx.x), g = blockIdx.y;
@@ -96,7 +96,8 @@ static dr_status launch_forward(const char *op, const dr_cuda_attention &a, floa
         ((size_t)(QUERIES + KEYS) * dr_head_pitch(a.d) + QUERIES * SCORE_PITCH) * sizeof(float);
     DR_TRY(dr_cuda_grid(op, a.n_query_tiles, 1, &blocks));
     DR_TRY(dr_cuda_allow_shared(op, forward_kernel<COLUMNS>, bytes, a.d));
-    forward_kernel<COLUMNS><<<dim3(blocks, (unsigned int)a.G), THREADS, bytes, stream>>>(a, out, lse);
+    DR_CUDA_LAUNCH(forward_kernel<COLUMNS>, dim3(blocks, (unsigned int)a.G), THREADS, bytes, stream)
+    (a, out, lse);
     DR_CUDA_LAUNCHED("%s of %d sequences, %d/%d heads of %d, %lld tiles", op, a.n_spans, a.H, a.G, a.d,
                      (long long)a.n_query_tiles);
     return DR_OK;
@@ -145,10 +146,10 @@ extern "C" dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, void *
     if (a.n_rows == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("kv_store", a.n_rows, 1, &blocks));
     if (a.is_bf16)
-        kv_store_kernel<<<blocks, THREADS, 0, stream>>>(a, (__nv_bfloat16 *)k_cache,
-                                                        (__nv_bfloat16 *)v_cache);
+        DR_CUDA_LAUNCH(kv_store_kernel, blocks, THREADS, 0, stream)
+        (a, (__nv_bfloat16 *)k_cache, (__nv_bfloat16 *)v_cache);
     else
-        kv_store_kernel<<<blocks, THREADS, 0, stream>>>(a, (float *)k_cache, (float *)v_cache);
+        DR_CUDA_LAUNCH(kv_store_kernel, blocks, THREADS, 0, stream)(a, (float *)k_cache, (float *)v_cache);
     DR_CUDA_LAUNCHED("kv_store of %lld rows, %d heads of %d", (long long)a.n_rows, a.G, a.d);
     return DR_OK;
 }
@@ -166,7 +167,7 @@ extern "C" dr_status dr_cuda_kv_round(float *k, float *v, int64_t stride, int64_
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("kv_round", T * width, THREADS, &blocks));
-    kv_round_kernel<<<blocks, THREADS, 0, stream>>>(k, v, stride, T * width, width);
+    DR_CUDA_LAUNCH(kv_round_kernel, blocks, THREADS, 0, stream)(k, v, stride, T * width, width);
     DR_CUDA_LAUNCHED("kv_round of %lld rows of %lld", (long long)T, (long long)width);
     return DR_OK;
 }

@@ -18,7 +18,7 @@ extern "C" dr_status dr_cuda_attention_delta(const float *dout, const float *out
     unsigned int blocks = 0;
     if (n == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("attention_backward", n, THREADS / 32, &blocks));
-    delta_kernel<<<blocks, THREADS, 0, stream>>>(dout, out, n, d, delta);
+    DR_CUDA_LAUNCH(delta_kernel, blocks, THREADS, 0, stream)(dout, out, n, d, delta);
     DR_CUDA_LAUNCHED("attention_backward, delta of %lld rows of %d", (long long)n, d);
     return DR_OK;
 }
@@ -66,7 +66,7 @@ static size_t shared_bytes(int32_t d) {
 
 template <int COLUMNS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS) dq_kernel(backward_arguments c) {
-    extern __shared__ float shared[];
+    DR_CUDA_SHARED(float, shared);
     const dr_cuda_attention &a = c.in;
     const int pitch = dr_head_pitch(a.d), lane = threadIdx.x % 32, own = threadIdx.x / 32 * OWN;
     const backward_tiles at = carve(shared, a.d);
@@ -140,7 +140,7 @@ static __device__ __forceinline__ void add_query_rows(const backward_tiles &at, 
 // Block: keys first … first + n - 1 of a span's own.
 template <int COLUMNS>
 static __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_kernel(backward_arguments c) {
-    extern __shared__ float shared[];
+    DR_CUDA_SHARED(float, shared);
     const dr_cuda_attention &a = c.in;
     const int lane = threadIdx.x % 32, own = threadIdx.x / 32 * OWN;
     const backward_tiles at = carve(shared, a.d);
@@ -197,10 +197,10 @@ static dr_status launch_backward(const backward_arguments &c, unsigned int query
     const size_t bytes = shared_bytes(c.in.d);
     DR_TRY(dr_cuda_allow_shared("attention_backward", dq_kernel<COLUMNS>, bytes, c.in.d));
     DR_TRY(dr_cuda_allow_shared("attention_backward", dkv_kernel<COLUMNS>, bytes, c.in.d));
-    dq_kernel<COLUMNS><<<dim3(query_blocks, (unsigned int)c.in.G), THREADS, bytes, stream>>>(c);
+    DR_CUDA_LAUNCH(dq_kernel<COLUMNS>, dim3(query_blocks, (unsigned int)c.in.G), THREADS, bytes, stream)(c);
     DR_CUDA_LAUNCHED("attention_backward, dq of %d sequences, %d/%d heads of %d", c.in.n_spans, c.in.H,
                      c.in.G, c.in.d);
-    dkv_kernel<COLUMNS><<<dim3(key_blocks, (unsigned int)c.in.G), THREADS, bytes, stream>>>(c);
+    DR_CUDA_LAUNCH(dkv_kernel<COLUMNS>, dim3(key_blocks, (unsigned int)c.in.G), THREADS, bytes, stream)(c);
     DR_CUDA_LAUNCHED("attention_backward, dk and dv of %d sequences, %d/%d heads of %d", c.in.n_spans, c.in.H,
                      c.in.G, c.in.d);
     return DR_OK;

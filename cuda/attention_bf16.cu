@@ -12,7 +12,7 @@
 //    registers or in merge_kernel from memory; both hold fp32.
 #include "cuda/attention_mma.cuh"
 
-extern __shared__ __align__(128) unsigned char dr_shared[];
+DR_CUDA_SHARED(unsigned char, dr_shared);
 
 // The running softmax of two rows, this thread's columns: rows i and i + 8 of the warp's strip.
 template <int D> struct row_pair {
@@ -256,12 +256,12 @@ static dr_status launch_forward(const char *op, const dr_cuda_attention &a, floa
     unsigned int blocks = 0, warps = 0;
     DR_TRY(dr_cuda_grid(op, a.n_mma_query_tiles * a.G, 1, &blocks));
     DR_TRY(dr_cuda_allow_shared(op, forward_kernel<D>, bytes, a.d));
-    forward_kernel<D><<<blocks, THREADS, bytes, stream>>>(a, out, lse);
+    DR_CUDA_LAUNCH(forward_kernel<D>, blocks, THREADS, bytes, stream)(a, out, lse);
     DR_CUDA_LAUNCHED("%s, bf16, of %d sequences, %d/%d heads of %d, %lld tiles", op, a.n_spans, a.H, a.G, a.d,
                      (long long)a.n_mma_query_tiles);
     if (a.n_parts == 0) return DR_OK;
     DR_TRY(dr_cuda_grid(op, a.n_queries * a.H, THREADS / 32, &warps));
-    merge_kernel<<<warps, THREADS, 0, stream>>>(a, out);
+    DR_CUDA_LAUNCH(merge_kernel, warps, THREADS, 0, stream)(a, out);
     DR_CUDA_LAUNCHED("%s, bf16, merging %lld splits of %d heads of %d", op, (long long)a.n_parts, a.H, a.d);
     return DR_OK;
 }
@@ -284,7 +284,7 @@ extern "C" dr_status dr_cuda_round_rows(const float *values, int64_t stride, int
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("attention", T * width, THREADS, &blocks));
-    round_rows_kernel<<<blocks, THREADS, 0, stream>>>(values, stride, T * width, width, rounded);
+    DR_CUDA_LAUNCH(round_rows_kernel, blocks, THREADS, 0, stream)(values, stride, T * width, width, rounded);
     DR_CUDA_LAUNCHED("attention, rounding %lld rows of %lld", (long long)T, (long long)width);
     return DR_OK;
 }

@@ -4,7 +4,7 @@
 // what its own rows give, then its sharers one after another.
 #include "cuda/attention_mma.cuh"
 
-extern __shared__ __align__(128) unsigned char dr_shared[];
+DR_CUDA_SHARED(unsigned char, dr_shared);
 
 struct backward_arguments {
     dr_cuda_attention in;
@@ -229,10 +229,10 @@ static dr_status launch_backward(const backward_arguments &c, unsigned int query
                      (size_t)(2 * KEYS + 4 * ROWS) * D * sizeof(__nv_bfloat16) + 4 * ROWS * sizeof(float);
     DR_TRY(dr_cuda_allow_shared("attention_backward", dq_kernel<D>, query_bytes, c.in.d));
     DR_TRY(dr_cuda_allow_shared("attention_backward", dkv_kernel<D>, key_bytes, c.in.d));
-    dq_kernel<D><<<query_blocks, THREADS, query_bytes, stream>>>(c);
+    DR_CUDA_LAUNCH(dq_kernel<D>, query_blocks, THREADS, query_bytes, stream)(c);
     DR_CUDA_LAUNCHED("attention_backward, bf16, dq of %d sequences, %d/%d heads of %d", c.in.n_spans, c.in.H,
                      c.in.G, c.in.d);
-    dkv_kernel<D><<<key_blocks, THREADS, key_bytes, stream>>>(c);
+    DR_CUDA_LAUNCH(dkv_kernel<D>, key_blocks, THREADS, key_bytes, stream)(c);
     DR_CUDA_LAUNCHED("attention_backward, bf16, dk and dv of %d sequences, %d/%d heads of %d", c.in.n_spans,
                      c.in.H, c.in.G, c.in.d);
     return DR_OK;

@@ -207,7 +207,7 @@ static dr_status launch_forward(const dr_cuda_attention &a, float *out, float *l
     DR_TRY(dr_tensor_map_of(op, a.k, a.n_rows, a.G, D, 1, KEYS, &keys));
     DR_TRY(dr_tensor_map_of(op, a.v, a.n_rows, a.G, D, 1, KEYS, &values));
     DR_TRY(dr_cuda_allow_shared(op, forward_kernel<D>, bytes, D));
-    forward_kernel<D><<<blocks, THREADS, bytes, stream>>>(a, keys, values, out, lse);
+    DR_CUDA_LAUNCH(forward_kernel<D>, blocks, THREADS, bytes, stream)(a, keys, values, out, lse);
     DR_CUDA_LAUNCHED("%s, wgmma, of %d sequences, %d/%d heads of %d, %lld tiles", op, a.n_spans, a.H, a.G, D,
                      (long long)a.n_wide_query_tiles);
     return DR_OK;

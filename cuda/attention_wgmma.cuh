@@ -17,7 +17,7 @@ enum {
     MORE = 240
 };
 
-extern __shared__ __align__(128) unsigned char dr_shared[];
+DR_CUDA_SHARED(unsigned char, dr_shared);
 
 // Address of the block's shared memory, at a multiple of DR_WGMMA_PATTERN: DR_WGMMA_PATTERN bytes more are
 // asked for than used.

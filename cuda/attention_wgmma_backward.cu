@@ -355,7 +355,7 @@ static dr_status launch(KERNEL kernel, const char *what, const backward_argument
     DR_TRY(dr_tensor_map_of(op, q, a.n_rows, a.H, D, a.H / a.G, queries, &q_map));
     DR_TRY(dr_tensor_map_of(op, dout, a.n_rows, a.H, D, a.H / a.G, queries, &dout_map));
     DR_TRY(dr_cuda_allow_shared(op, kernel, bytes, D));
-    kernel<<<blocks, THREADS, bytes, stream>>>(c, q_map, dout_map, keys, values);
+    DR_CUDA_LAUNCH(kernel, blocks, THREADS, bytes, stream)(c, q_map, dout_map, keys, values);
     DR_CUDA_LAUNCHED("%s, wgmma, %s of %d sequences, %d/%d heads of %d", op, what, a.n_spans, a.H, a.G, D);
     return DR_OK;
 }

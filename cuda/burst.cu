@@ -44,7 +44,7 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" dr_status dr_cuda_settle(const dr_cuda_settling *settling, dr_cuda_stream stream) {
-    settle_kernel<<<1, THREADS, 0, stream>>>(*settling);
+    DR_CUDA_LAUNCH(settle_kernel, 1, THREADS, 0, stream)(*settling);
     DR_CUDA_LAUNCHED("draws of %lld rows", (long long)settling->n_rows);
     return DR_OK;
 }
@@ -53,7 +53,7 @@ extern "C" dr_status dr_cuda_list_kept(const dr_cuda_settling *settling, const i
                                        int32_t *list, dr_cuda_stream stream) {
     unsigned int blocks = 0;
     DR_TRY(dr_cuda_grid("kept ids", settling->n_rows, 1, &blocks));
-    list_kernel<<<blocks, THREADS, 0, stream>>>(settling->drawn, kept_ids, settling->V, list);
+    DR_CUDA_LAUNCH(list_kernel, blocks, THREADS, 0, stream)(settling->drawn, kept_ids, settling->V, list);
     DR_CUDA_LAUNCHED("kept ids of %lld rows", (long long)settling->n_rows);
     return DR_OK;
 }

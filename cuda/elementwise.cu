@@ -25,7 +25,8 @@ extern "C" dr_status dr_cuda_rope(float *x, const int32_t *positions, const floa
     unsigned int blocks = 0;
     if (T == 0 || d < 2) return DR_OK;
     DR_TRY(dr_cuda_grid("rope", T * (d / 2), THREADS, &blocks));
-    rope_kernel<<<blocks, THREADS, 0, stream>>>(x, positions, inv_freq, T, n_heads, d, stride, direction);
+    DR_CUDA_LAUNCH(rope_kernel, blocks, THREADS, 0, stream)
+    (x, positions, inv_freq, T, n_heads, d, stride, direction);
     DR_CUDA_LAUNCHED("rope of %lld rows, %lld heads of %lld", (long long)T, (long long)n_heads, (long long)d);
     return DR_OK;
 }
@@ -43,7 +44,7 @@ extern "C" dr_status dr_cuda_gelu_forward(const float *x, int64_t n, float *y, d
     unsigned int blocks = 0;
     if (n == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("gelu_forward", n, THREADS, &blocks));
-    gelu_forward_kernel<<<blocks, THREADS, 0, stream>>>(x, n, y);
+    DR_CUDA_LAUNCH(gelu_forward_kernel, blocks, THREADS, 0, stream)(x, n, y);
     DR_CUDA_LAUNCHED("gelu_forward of %lld values", (long long)n);
     return DR_OK;
 }
@@ -61,7 +62,7 @@ extern "C" dr_status dr_cuda_gelu_backward(const float *dy, const float *x, int6
     unsigned int blocks = 0;
     if (n == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("gelu_backward", n, THREADS, &blocks));
-    gelu_backward_kernel<<<blocks, THREADS, 0, stream>>>(dy, x, n, dx);
+    DR_CUDA_LAUNCH(gelu_backward_kernel, blocks, THREADS, 0, stream)(dy, x, n, dx);
     DR_CUDA_LAUNCHED("gelu_backward of %lld values", (long long)n);
     return DR_OK;
 }
@@ -75,7 +76,7 @@ extern "C" dr_status dr_cuda_add(const float *x, int64_t n, float *y, dr_cuda_st
     unsigned int blocks = 0;
     if (n == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("add", n, THREADS, &blocks));
-    add_kernel<<<blocks, THREADS, 0, stream>>>(x, n, y);
+    DR_CUDA_LAUNCH(add_kernel, blocks, THREADS, 0, stream)(x, n, y);
     DR_CUDA_LAUNCHED("add of %lld values", (long long)n);
     return DR_OK;
 }
@@ -91,7 +92,7 @@ extern "C" dr_status dr_cuda_embedding_forward(const float *table, const int32_t
     unsigned int blocks = 0;
     if (T == 0 || D == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("embedding_forward", T * D, THREADS, &blocks));
-    embedding_forward_kernel<<<blocks, THREADS, 0, stream>>>(table, ids, T, D, out);
+    DR_CUDA_LAUNCH(embedding_forward_kernel, blocks, THREADS, 0, stream)(table, ids, T, D, out);
     DR_CUDA_LAUNCHED("embedding_forward of %lld x %lld", (long long)T, (long long)D);
     return DR_OK;
 }
@@ -107,7 +108,7 @@ extern "C" dr_status dr_cuda_rounded_rows(const uint16_t *table, const int32_t *
     unsigned int blocks = 0;
     if (T == 0 || D == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("weight_rows", T * D, THREADS, &blocks));
-    rounded_rows_kernel<<<blocks, THREADS, 0, stream>>>(table, ids, T, D, out);
+    DR_CUDA_LAUNCH(rounded_rows_kernel, blocks, THREADS, 0, stream)(table, ids, T, D, out);
     DR_CUDA_LAUNCHED("weight_rows of %lld x %lld", (long long)T, (long long)D);
     return DR_OK;
 }
@@ -138,7 +139,7 @@ extern "C" dr_status dr_cuda_embedding_backward(const float *dout, const int32_t
     if (T == 0 || D == 0) return DR_OK;
     int64_t across = dr_ceil_div(D, THREADS);
     DR_TRY(dr_cuda_grid("embedding_backward", T * across, 1, &blocks));
-    embedding_backward_kernel<<<blocks, THREADS, 0, stream>>>(dout, ids, T, D, across, dtable);
+    DR_CUDA_LAUNCH(embedding_backward_kernel, blocks, THREADS, 0, stream)(dout, ids, T, D, across, dtable);
     DR_CUDA_LAUNCHED("embedding_backward of %lld x %lld", (long long)T, (long long)D);
     return DR_OK;
 }

@@ -17,7 +17,8 @@ extern "C" dr_status dr_cuda_softmax_stats(const float *logits, int64_t T, int64
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("softmax_stats", T, 1, &blocks));
-    softmax_stats_kernel<<<blocks, THREADS, 0, stream>>>(logits, V, 1.0f / temperature, lse, entropy);
+    DR_CUDA_LAUNCH(softmax_stats_kernel, blocks, THREADS, 0, stream)
+    (logits, V, 1.0f / temperature, lse, entropy);
     DR_CUDA_LAUNCHED("softmax_stats of %lld x %lld", (long long)T, (long long)V);
     return DR_OK;
 }
@@ -42,7 +43,7 @@ extern "C" dr_status dr_cuda_kept_lse(const float *logits, int64_t T, int64_t V,
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("kept_lse", T, 1, &blocks));
-    kept_lse_kernel<<<blocks, THREADS, 0, stream>>>(logits, V, 1.0f / temperature, kept, lse);
+    DR_CUDA_LAUNCH(kept_lse_kernel, blocks, THREADS, 0, stream)(logits, V, 1.0f / temperature, kept, lse);
     DR_CUDA_LAUNCHED("kept_lse of %lld x %lld", (long long)T, (long long)V);
     return DR_OK;
 }
@@ -60,8 +61,8 @@ extern "C" dr_status dr_cuda_logprobs(const float *logits, const int32_t *target
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("head_forward", T, TARGET_THREADS, &blocks));
-    logprobs_kernel<<<blocks, TARGET_THREADS, 0, stream>>>(logits, targets, T, V, 1.0f / temperature, lse,
-                                                           logprob);
+    DR_CUDA_LAUNCH(logprobs_kernel, blocks, TARGET_THREADS, 0, stream)
+    (logits, targets, T, V, 1.0f / temperature, lse, logprob);
     DR_CUDA_LAUNCHED("head_forward, log-probabilities of %lld x %lld", (long long)T, (long long)V);
     return DR_OK;
 }
@@ -86,8 +87,8 @@ extern "C" dr_status dr_cuda_head_gradient(float *logits, const int32_t *targets
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("head_backward", T, 1, &blocks));
-    head_gradient_kernel<<<blocks, THREADS, 0, stream>>>(logits, targets, kept, V, 1.0f / temperature, lse,
-                                                         dlogprob);
+    DR_CUDA_LAUNCH(head_gradient_kernel, blocks, THREADS, 0, stream)
+    (logits, targets, kept, V, 1.0f / temperature, lse, dlogprob);
     DR_CUDA_LAUNCHED("head_backward, gradient of %lld x %lld", (long long)T, (long long)V);
     return DR_OK;
 }

@@ -3,9 +3,8 @@
 #ifndef DR_CUDA_LAUNCH_CUH
 #define DR_CUDA_LAUNCH_CUH
 
-#include <cuda_runtime.h>
-
 #include "cuda/kernels.h"
+#include "cuda/language.cuh"
 
 // Behind every launch; the text names op and sizes as printf does.
 #define DR_CUDA_LAUNCHED(format, ...)                                                                        \

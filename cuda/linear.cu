@@ -66,7 +66,7 @@ extern "C" dr_status dr_cuda_product_fp32(const dr_cuda_product *product, dr_cud
     unsigned int blocks = 0;
     if (product->m == 0 || product->n == 0) return DR_OK;
     DR_TRY(tiles_of(product, &blocks));
-    fp32_kernel<<<blocks, DR_CUDA_FP32_THREADS, 0, stream>>>(*product);
+    DR_CUDA_LAUNCH(fp32_kernel, blocks, DR_CUDA_FP32_THREADS, 0, stream)(*product);
     DR_CUDA_LAUNCHED("%s of %lld x %lld x %lld", product->op, (long long)product->m, (long long)product->n,
                      (long long)product->k);
     return DR_OK;
@@ -138,7 +138,7 @@ extern "C" dr_status dr_cuda_product_bf16(const dr_cuda_product *product, dr_cud
     unsigned int blocks = 0;
     if (product->m == 0 || product->n == 0) return DR_OK;
     DR_TRY(tiles_of(product, &blocks));
-    bf16_kernel<<<blocks, DR_CUDA_BF16_THREADS, 0, stream>>>(*product);
+    DR_CUDA_LAUNCH(bf16_kernel, blocks, DR_CUDA_BF16_THREADS, 0, stream)(*product);
     DR_CUDA_LAUNCHED("%s, bf16, of %lld x %lld x %lld", product->op, (long long)product->m,
                      (long long)product->n, (long long)product->k);
     return DR_OK;
@@ -194,7 +194,7 @@ extern "C" dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t
     unsigned int blocks = 0;
     if (n == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("rounding to bf16", n, (int64_t)THREADS * ROUNDED, &blocks));
-    round_kernel<<<blocks, THREADS, 0, stream>>>(values, n, is_wide, rounded);
+    DR_CUDA_LAUNCH(round_kernel, blocks, THREADS, 0, stream)(values, n, is_wide, rounded);
     DR_CUDA_LAUNCHED("rounding to bf16 of %lld values", (long long)n);
     return DR_OK;
 }
@@ -233,7 +233,7 @@ static dr_status swiglu(const float *gate_up, int64_t T, int64_t F, ELEMENT *out
     unsigned int blocks = 0;
     if (T == 0 || F == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("swiglu", dr_piece_count(T, F), THREADS, &blocks));
-    swiglu_kernel<<<blocks, THREADS, 0, stream>>>(gate_up, T, F, is_wide, out);
+    DR_CUDA_LAUNCH(swiglu_kernel, blocks, THREADS, 0, stream)(gate_up, T, F, is_wide, out);
     DR_CUDA_LAUNCHED("swiglu of %lld x %lld", (long long)T, (long long)F);
     return DR_OK;
 }
@@ -295,7 +295,8 @@ static dr_status swiglu_gradient(const float *gate_up, const float *dact, int64_
     unsigned int blocks = 0;
     if (T == 0 || F == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("gradient of swiglu", dr_piece_count(T, F), THREADS, &blocks));
-    swiglu_gradient_kernel<<<blocks, THREADS, 0, stream>>>(gate_up, dact, T, F, is_wide, dgate_up, act);
+    DR_CUDA_LAUNCH(swiglu_gradient_kernel, blocks, THREADS, 0, stream)
+    (gate_up, dact, T, F, is_wide, dgate_up, act);
     DR_CUDA_LAUNCHED("gradient of swiglu of %lld x %lld", (long long)T, (long long)F);
     return DR_OK;
 }

@@ -135,7 +135,8 @@ static dr_status rmsnorm_launch(const char *op, const float *x, const float *res
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid(op, T, 1, &blocks));
 #define LAUNCH(OWN)                                                                                          \
-    rmsnorm_forward_kernel<OWN><<<blocks, THREADS, 0, stream>>>(x, residual, w, D, eps, sum, y, inv_rms)
+    DR_CUDA_LAUNCH(rmsnorm_forward_kernel<OWN>, blocks, THREADS, 0, stream)                                  \
+    (x, residual, w, D, eps, sum, y, inv_rms)
     BY_WIDTH(D, LAUNCH);
 #undef LAUNCH
     DR_CUDA_LAUNCHED("%s of %lld x %lld", op, (long long)T, (long long)D);
@@ -159,7 +160,8 @@ extern "C" dr_status dr_cuda_layernorm_forward(const float *x, const float *w, c
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("layernorm_forward", T, 1, &blocks));
-    layernorm_forward_kernel<<<blocks, THREADS, 0, stream>>>(x, w, bias, D, eps, y, mean, inv_std);
+    DR_CUDA_LAUNCH(layernorm_forward_kernel, blocks, THREADS, 0, stream)
+    (x, w, bias, D, eps, y, mean, inv_std);
     DR_CUDA_LAUNCHED("layernorm_forward of %lld x %lld", (long long)T, (long long)D);
     return DR_OK;
 }
@@ -170,7 +172,7 @@ extern "C" dr_status dr_cuda_layernorm_backward(const float *dy, const float *x,
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("layernorm_backward", T, 1, &blocks));
-    layernorm_backward_kernel<<<blocks, THREADS, 0, stream>>>(dy, x, w, mean, inv_std, D, dx);
+    DR_CUDA_LAUNCH(layernorm_backward_kernel, blocks, THREADS, 0, stream)(dy, x, w, mean, inv_std, D, dx);
     DR_CUDA_LAUNCHED("layernorm_backward of %lld x %lld", (long long)T, (long long)D);
     return DR_OK;
 }
@@ -214,7 +216,7 @@ static dr_status add_partials(const char *op, const float *partials, int64_t n_p
                               dr_cuda_stream stream) {
     unsigned int blocks = 0;
     DR_TRY(dr_cuda_grid(op, D, COLUMNS, &blocks));
-    add_partials_kernel<<<blocks, COLUMNS * GROUPS, 0, stream>>>(partials, n_parts, D, sums);
+    DR_CUDA_LAUNCH(add_partials_kernel, blocks, COLUMNS * GROUPS, 0, stream)(partials, n_parts, D, sums);
     DR_CUDA_LAUNCHED("%s, sums of %lld parts of %lld", op, (long long)n_parts, (long long)D);
     return DR_OK;
 }
@@ -226,7 +228,7 @@ extern "C" dr_status dr_cuda_column_sums(const char *op, const float *dy, const 
     if (T == 0 || D == 0) return DR_OK;
     DR_TRY(dr_cuda_grid(op, D, THREADS, &across));
     DR_TRY(dr_cuda_grid(op, dr_chunk_count(T) * across, 1, &blocks));
-    partial_sums_kernel<<<blocks, THREADS, 0, stream>>>(dy, x, mean, inv, T, D, across, partials);
+    DR_CUDA_LAUNCH(partial_sums_kernel, blocks, THREADS, 0, stream)(dy, x, mean, inv, T, D, across, partials);
     DR_CUDA_LAUNCHED("%s, sums of %lld rows of %lld", op, (long long)T, (long long)D);
     return add_partials(op, partials, dr_chunk_count(T), D, sums, stream);
 }
@@ -238,8 +240,8 @@ extern "C" dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, c
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("rmsnorm_backward", dr_norm_parts(T), 1, &blocks));
 #define LAUNCH(OWN)                                                                                          \
-    rmsnorm_backward_kernel<OWN>                                                                             \
-        <<<blocks, THREADS, 0, stream>>>(dy, x, w, inv_rms, T, D, dx, dw ? partials : NULL)
+    DR_CUDA_LAUNCH(rmsnorm_backward_kernel<OWN>, blocks, THREADS, 0, stream)                                 \
+    (dy, x, w, inv_rms, T, D, dx, dw ? partials : NULL)
     BY_WIDTH(D, LAUNCH);
 #undef LAUNCH
     DR_CUDA_LAUNCHED("rmsnorm_backward of %lld x %lld", (long long)T, (long long)D);

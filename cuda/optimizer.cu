@@ -33,7 +33,7 @@ extern "C" dr_status dr_cuda_adamw(float *weights, const float *gradient, float 
     factors.correction1 = (float)(1.0 / (1.0 - pow((double)settings->beta1, (double)settings->t)));
     factors.correction2 = (float)(1.0 / (1.0 - pow((double)settings->beta2, (double)settings->t)));
     DR_TRY(dr_cuda_grid("adamw", n, THREADS, &blocks));
-    adamw_kernel<<<blocks, THREADS, 0, stream>>>(weights, gradient, m, v, n, factors, *settings);
+    DR_CUDA_LAUNCH(adamw_kernel, blocks, THREADS, 0, stream)(weights, gradient, m, v, n, factors, *settings);
     DR_CUDA_LAUNCHED("adamw of %lld values", (long long)n);
     return DR_OK;
 }
@@ -50,7 +50,7 @@ extern "C" dr_status dr_cuda_sums_of_squares(const float *x, int64_t n, double *
     unsigned int blocks = 0;
     if (n == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("sums_of_squares", dr_square_blocks(n), 1, &blocks));
-    squares_kernel<<<blocks, THREADS, 0, stream>>>(x, n, sums);
+    DR_CUDA_LAUNCH(squares_kernel, blocks, THREADS, 0, stream)(x, n, sums);
     DR_CUDA_LAUNCHED("sums_of_squares of %lld values", (long long)n);
     return DR_OK;
 }

@@ -68,7 +68,7 @@ extern "C" dr_status dr_cuda_fusion(const dr_fusion *fusion, dr_cuda_stream stre
              "cuda fusion of %lld positions and %lld columns, at most %d and %d", (long long)fusion->L,
              (long long)fusion->D, DR_FUSION_POSITIONS, THREADS);
     DR_TRY(dr_cuda_grid("fusion_forward", fusion->B, 1, &blocks));
-    fusion_kernel<<<blocks, THREADS, 0, stream>>>(*fusion);
+    DR_CUDA_LAUNCH(fusion_kernel, blocks, THREADS, 0, stream)(*fusion);
     DR_CUDA_LAUNCHED("fusion_forward of %lld x %lld x %lld", (long long)fusion->B, (long long)fusion->L,
                      (long long)fusion->D);
     return DR_OK;
@@ -110,7 +110,7 @@ extern "C" dr_status dr_cuda_padded_attention(const dr_padded_attention *attenti
     DR_CHECK(a->L <= DR_FUSION_POSITIONS, DR_ERR_RANGE, "cuda padded_attention over %lld positions, at most %d",
              (long long)a->L, DR_FUSION_POSITIONS);
     DR_TRY(dr_cuda_grid("padded_attention", a->B * a->H * n_asking, 1, &blocks));
-    padded_attention_kernel<<<blocks, DR_FUSION_POSITIONS, 0, stream>>>(*a, n_asking,
+    DR_CUDA_LAUNCH(padded_attention_kernel, blocks, DR_FUSION_POSITIONS, 0, stream)(*a, n_asking,
                                                                         1.0f / sqrtf((float)a->d));
     DR_CUDA_LAUNCHED("padded_attention of %lld x %lld, %d heads of %d", (long long)a->B, (long long)a->L, a->H,
                      a->d);
@@ -141,7 +141,7 @@ extern "C" dr_status dr_cuda_mixture(float *gate, const float *z, int64_t T, int
     DR_CHECK(E >= 1 && E <= DR_MIXTURE_MOST, DR_ERR_RANGE, "cuda mixture_forward of %lld parts, at most %d",
              (long long)E, DR_MIXTURE_MOST);
     DR_TRY(dr_cuda_grid("mixture_forward", T, 1, &blocks));
-    mixture_kernel<<<blocks, THREADS, 0, stream>>>(gate, z, E, D, y);
+    DR_CUDA_LAUNCH(mixture_kernel, blocks, THREADS, 0, stream)(gate, z, E, D, y);
     DR_CUDA_LAUNCHED("mixture_forward of %lld x %lld x %lld", (long long)T, (long long)E, (long long)D);
     return DR_OK;
 }
@@ -162,7 +162,7 @@ extern "C" dr_status dr_cuda_unit_rows(const float *x, int64_t T, int64_t D, flo
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("unit_rows", T, ROWS, &blocks));
-    unit_rows_kernel<<<blocks, ROWS, 0, stream>>>(x, T, D, out);
+    DR_CUDA_LAUNCH(unit_rows_kernel, blocks, ROWS, 0, stream)(x, T, D, out);
     DR_CUDA_LAUNCHED("unit_rows of %lld x %lld", (long long)T, (long long)D);
     return DR_OK;
 }
@@ -177,7 +177,7 @@ extern "C" dr_status dr_cuda_fill_places(float *x, const int64_t *places, int64_
     unsigned int blocks = 0;
     if (n == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("fill_places", n, THREADS, &blocks));
-    fill_places_kernel<<<blocks, THREADS, 0, stream>>>(x, places, n, value);
+    DR_CUDA_LAUNCH(fill_places_kernel, blocks, THREADS, 0, stream)(x, places, n, value);
     DR_CUDA_LAUNCHED("fill_places of %lld", (long long)n);
     return DR_OK;
 }
@@ -256,7 +256,7 @@ extern "C" dr_status dr_cuda_top_k(const float *scores, int64_t T, int64_t V, in
     if (T == 0) return DR_OK;
     while (n_sorted < k) n_sorted *= 2;
     DR_TRY(dr_cuda_grid("top_k", T, 1, &blocks));
-    top_k_kernel<<<blocks, TOP_THREADS, 0, stream>>>(scores, V, k, n_sorted, out);
+    DR_CUDA_LAUNCH(top_k_kernel, blocks, TOP_THREADS, 0, stream)(scores, V, k, n_sorted, out);
     DR_CUDA_LAUNCHED("top_k of %lld x %lld", (long long)T, (long long)V);
     return DR_OK;
 }

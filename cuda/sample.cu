@@ -144,7 +144,7 @@ extern "C" dr_status dr_cuda_sample(const float *logits, int64_t T, int64_t V, c
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("sample", T, 1, &blocks));
-    sample_kernel<<<blocks, THREADS, 0, stream>>>(logits, V, draws, rows, kept_ids, drawn);
+    DR_CUDA_LAUNCH(sample_kernel, blocks, THREADS, 0, stream)(logits, V, draws, rows, kept_ids, drawn);
     DR_CUDA_LAUNCHED("sample of %lld x %lld", (long long)T, (long long)V);
     return DR_OK;
 }
