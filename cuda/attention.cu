@@ -145,11 +145,10 @@ extern "C" dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, void *
     unsigned int blocks = 0;
     if (a.n_rows == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("kv_store", a.n_rows, 1, &blocks));
-    if (a.is_bf16)
-        DR_CUDA_LAUNCH(kv_store_kernel, blocks, THREADS, 0, stream)
-        (a, (__nv_bfloat16 *)k_cache, (__nv_bfloat16 *)v_cache);
-    else
-        DR_CUDA_LAUNCH(kv_store_kernel, blocks, THREADS, 0, stream)(a, (float *)k_cache, (float *)v_cache);
+    if (a.is_bf16) DR_CUDA_LAUNCH(kv_store_kernel<__nv_bfloat16>, blocks, THREADS, 0, stream)
+    (a, (__nv_bfloat16 *)k_cache, (__nv_bfloat16 *)v_cache);
+    else DR_CUDA_LAUNCH(kv_store_kernel<float>, blocks, THREADS, 0, stream)(a, (float *)k_cache,
+                                                                            (float *)v_cache);
     DR_CUDA_LAUNCHED("kv_store of %lld rows, %d heads of %d", (long long)a.n_rows, a.G, a.d);
     return DR_OK;
 }

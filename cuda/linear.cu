@@ -233,7 +233,7 @@ static dr_status swiglu(const float *gate_up, int64_t T, int64_t F, ELEMENT *out
     unsigned int blocks = 0;
     if (T == 0 || F == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("swiglu", dr_piece_count(T, F), THREADS, &blocks));
-    DR_CUDA_LAUNCH(swiglu_kernel, blocks, THREADS, 0, stream)(gate_up, T, F, is_wide, out);
+    DR_CUDA_LAUNCH(swiglu_kernel<ELEMENT>, blocks, THREADS, 0, stream)(gate_up, T, F, is_wide, out);
     DR_CUDA_LAUNCHED("swiglu of %lld x %lld", (long long)T, (long long)F);
     return DR_OK;
 }
@@ -295,7 +295,7 @@ static dr_status swiglu_gradient(const float *gate_up, const float *dact, int64_
     unsigned int blocks = 0;
     if (T == 0 || F == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("gradient of swiglu", dr_piece_count(T, F), THREADS, &blocks));
-    DR_CUDA_LAUNCH(swiglu_gradient_kernel, blocks, THREADS, 0, stream)
+    DR_CUDA_LAUNCH(swiglu_gradient_kernel<ELEMENT>, blocks, THREADS, 0, stream)
     (gate_up, dact, T, F, is_wide, dgate_up, act);
     DR_CUDA_LAUNCHED("gradient of swiglu of %lld x %lld", (long long)T, (long long)F);
     return DR_OK;

@@ -6,7 +6,7 @@
 
 #include "cuda/cuda_internal.h"
 
-#if defined(__has_include)
+#if defined(__has_include) && !defined(DR_WITHOUT_CUBLASLT)
 #if __has_include(<cublasLt.h>)
 #include <cublasLt.h>
 #define HAVE_CUBLASLT 1

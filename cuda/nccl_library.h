@@ -5,7 +5,7 @@
 
 #include "core/base/status.h"
 
-#if defined(__has_include)
+#if defined(__has_include) && !defined(DR_WITHOUT_NCCL)
 #if __has_include(<nccl.h>)
 #include <nccl.h>
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 14, 0) // communicators that do not block

@@ -54,7 +54,7 @@ static void test_attention(void **state) {
     static const int64_t heads[][3] = {{1, 1, 1},   {4, 1, 7},  {6, 2, 16},  {2, 1, 64}, {3, 3, 80},
                                        {4, 2, 128}, {9, 1, 17}, {2, 2, 255}, {2, 1, 256}};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
-        for (int64_t p = 0; p < 4; p++) {
+        for (int64_t p = sized(0, i % 3); p < 4; p += sized(1, 3)) {
             const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2], false};
             compare(run_attention, sizes, 100 * i);
         }
@@ -68,7 +68,7 @@ static void test_bf16_attention(void **state) {
         {2, 1, 64, true}, {14, 2, 64, true}, {4, 2, 128, true}, {3, 1, 128, true},  {6, 2, 16, true},
         {2, 2, 80, true}, {64, 1, 64, true}, {3, 1, 7, false},  {65, 1, 16, false}, {2, 1, 256, false}};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
-        for (int64_t p = 0; p < 6; p++) {
+        for (int64_t p = sized(0, i % 5); p < 6; p += sized(1, 5)) {
             const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2], heads[i][3]};
             compare_on(cuda_bf16, run_attention, sizes, 100 * i);
         }
@@ -83,7 +83,7 @@ static void test_wgmma_attention(void **state) {
     static const int64_t heads[][3] = {{1, 1, 64},  {2, 1, 64},  {14, 2, 64},  {64, 1, 64},
                                        {1, 1, 128}, {4, 2, 128}, {28, 4, 128}, {3, 1, 128}};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
-        for (int64_t p = 0; p < 6; p++) {
+        for (int64_t p = sized(0, i % 5); p < 6; p += sized(1, 5)) {
             const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2], true};
             compare_on(wgmma, run_attention, sizes, 100 * i);
         }
@@ -191,7 +191,7 @@ static void check_cached(const whole *w, const int32_t *steps, int32_t n_steps) 
 static void check_attention_rows(dr_backend *b, int32_t H, int32_t G, int32_t d) {
     static const int32_t steps[] = {1, 16, 1, 30, 27};
     whole w = whole_of(b, 75, H, G, d);
-    for (int32_t n = 1; n <= w.N; n += 7) check_cut(&w, n);
+    for (int32_t n = 1; n <= w.N; n += sized(7, 36)) check_cut(&w, n);
     check_cached(&w, steps, 5);
     free_all();
 }
@@ -215,7 +215,7 @@ static void test_long_rows(void **state) {
                          steps[] = {255, 1, 1, 3, 40, 210, 1, 2, 87}, cuts[] = {255, 256, 257, 511, 599};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
         whole w = whole_of(cuda_bf16, 600, heads[i][0], heads[i][1], heads[i][2]);
-        for (int c = 0; c < 5; c++) check_cut(&w, cuts[c]);
+        for (int c = sized(0, (int)i); c < 5; c += sized(1, 4)) check_cut(&w, cuts[c]);
         check_cached(&w, steps, 9);
         free_all();
     }

@@ -7,7 +7,7 @@
 
 #include "core/model/lm.h"
 
-enum { SEQUENCES = 5, STEPS = 90, VOCAB = 384, PAGES = 160 };
+enum { SEQUENCES = 5, STEPS = sized(90, 9), VOCAB = 384, PAGES = 160 };
 
 typedef struct decoder {
     dr_backend *b;
@@ -64,7 +64,7 @@ static void check_decoding(dr_backend *plain, dr_backend *recording, int32_t hea
 
 // ---- bursts ----
 
-enum { BURST = 7, DRAWS = 42 };
+enum { BURST = 7, DRAWS = sized(42, 16) };
 
 typedef struct tokens {
     int32_t ids[SEQUENCES][DRAWS], n_kept[SEQUENCES][DRAWS];

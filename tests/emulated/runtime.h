@@ -1,0 +1,40 @@
+// Launches of kernels on the emulated device. What a stream is given waits there: DR_EMULATED_ORDER says how
+// long.
+//   late    until somebody must have it: a wait for the stream or its events (what a host that does not wait
+//   would miss);
+//           threads run against the order of their numbers
+//   early   not at all; threads run in the order of their numbers
+//   N       parts of all streams at every call, threads and streams in orders that the number N decides
+// late is the default. With DR_EMULATED_OPEN set, the host may touch the device's memory, and nothing is
+// spent on that it cannot.
+#ifndef DR_TESTS_EMULATED_RUNTIME_H
+#define DR_TESTS_EMULATED_RUNTIME_H
+
+#include "tests/emulated/block.h"
+#include "tests/emulated/cuda_runtime_api.h"
+
+namespace emulated {
+
+void launch(const char *name, const void *kernel, dim3 blocks, dim3 threads, size_t shared_bytes,
+            cudaStream_t stream, std::function<void()> run);
+cudaError_t allow_shared(const void *kernel, size_t bytes);
+
+// The kernel by its address and arguments by value, as a launch takes them. Static: files have structures of
+// the same name for their kernels' arguments.
+template <typename... PARAMETERS>
+static auto launcher(const char *name, void (*kernel)(PARAMETERS...), dim3 blocks, dim3 threads,
+                     size_t shared_bytes, void *stream) {
+    return [=](PARAMETERS... arguments) {
+        launch(name, reinterpret_cast<const void *>(kernel), blocks, threads, shared_bytes,
+               static_cast<cudaStream_t>(stream), [kernel, arguments...]() { kernel(arguments...); });
+    };
+}
+
+} // namespace emulated
+
+template <typename KERNEL>
+static inline cudaError_t cudaFuncSetAttribute(KERNEL kernel, cudaFuncAttribute, int bytes) {
+    return emulated::allow_shared(reinterpret_cast<const void *>(kernel), (size_t)bytes);
+}
+
+#endif
