@@ -58,8 +58,8 @@ static void test_fragments(void **state) {
     for (int thread = 0; thread < GROUP_THREADS; thread++)
         for (int i = 0; i < MOST_COLUMNS / 2; i++) {
             int row = dr_fragment_row(thread, i), column = dr_fragment_column(thread, i);
-            assert_int_equal(row, result_row(thread, i));
-            assert_int_equal(column, result_column(thread, i));
+            assert_int_equal(row, wgmma_result_row(thread, i));
+            assert_int_equal(column, wgmma_result_column(thread, i));
             owners[row][column]++;
         }
     for (int i = 0; i < RESULT_ROWS * MOST_COLUMNS; i++)

@@ -1,11 +1,11 @@
-// What the tensor cores and the copy engine of compute capability 9.0 do with shared memory, on the host,
-// after the PTX ISA: canonical layouts of matrix descriptors with 128-byte swizzle, fragments of
-// wgmma.mma_async.m64nNk16, boxes of cp.async.bulk.tensor. It knows nothing of the kernels' index arithmetic,
-// which is held against it.
+// What the tensor cores and the copy engine of compute capability 9.0 do with shared memory, on the host:
+// products of wgmma.mma_async.m64nNk16, boxes of cp.async.bulk.tensor. It knows nothing of the kernels' index
+// arithmetic, which is held against it.
 #ifndef DR_TESTS_WGMMA_EMULATION_H
 #define DR_TESTS_WGMMA_EMULATION_H
 
 #include "tests/check.h"
+#include "tests/emulated/wgmma_layout.h"
 
 #include <string.h>
 
@@ -16,11 +16,6 @@ static uint8_t shared_memory[SHARED_BYTES];
 
 static inline void shared_clear(void) {
     memset(shared_memory, 0xFF, sizeof shared_memory);
-}
-
-// Bits 4 to 6 of an address by exclusive or with bits 7 to 9.
-static inline uint32_t swizzled_address(uint32_t address) {
-    return address ^ (address >> 7 & 7) << 4;
 }
 
 static inline float bf16_value(uint16_t bits) {
@@ -47,31 +42,10 @@ static inline uint16_t shared_bf16(uint32_t address) {
     return bits;
 }
 
-// Address of element (mn, k) of the operand that a descriptor names. Only what the tests use is legal:
-// 128-byte swizzle, no base offset, a start within one row of a pattern that begins at a multiple of 1024
-// bytes.
 static inline uint32_t operand_address(uint64_t descriptor, int mn, int k, bool is_mn_major) {
-    const uint64_t fields = 0x3FFFull | 0x3FFFull << 16 | 0x3FFFull << 32 | 3ull << 62;
-    uint32_t start = (uint32_t)(descriptor & 0x3FFF) << 4,
-             leading = (uint32_t)(descriptor >> 16 & 0x3FFF) << 4,
-             stride = (uint32_t)(descriptor >> 32 & 0x3FFF) << 4, offset;
-    assert_true((descriptor & ~fields) == 0 && descriptor >> 62 == 1);
-    assert_true(start % 1024 < 128);
-    if (is_mn_major) // ((8, 8, m), (8, k)) : ((1, 8, leading), (64, stride)) elements
-        offset = (uint32_t)(mn % 64 * 2 + k % 8 * 128) + (uint32_t)(mn / 64) * leading +
-                 (uint32_t)(k / 8) * stride;
-    else // ((8, m), (8, 2)) : ((64, stride), (1, 8)) elements
-        offset = (uint32_t)(mn % 8 * 128 + k * 2) + (uint32_t)(mn / 8) * stride;
-    return swizzled_address(start + offset);
-}
-
-// The element (row, column) of [64, n] that a thread's i-th sum is.
-static inline int result_row(int thread, int i) {
-    return 16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2 % 2);
-}
-
-static inline int result_column(int thread, int i) {
-    return 8 * (i / 4) + 2 * (thread % 4) + i % 2;
+    uint32_t address = wgmma_operand(descriptor, mn, k, is_mn_major);
+    assert_true(address != WGMMA_ILLEGAL);
+    return address;
 }
 
 // A left operand: in shared memory, or four registers a thread.
@@ -82,8 +56,8 @@ typedef struct left_operand {
 
 static inline uint16_t left_element(const left_operand *a, int row, int k) {
     if (!a->registers) return shared_bf16(operand_address(a->descriptor, row, k, false));
-    int thread = row / 16 * 32 + row % 8 * 4 + k % 8 / 2;
-    return (uint16_t)(a->registers[thread][row % 16 / 8 + k / 8 * 2] >> 16 * (k % 2));
+    uint32_t pair = a->registers[wgmma_left_thread(row, k)][wgmma_left_register(row, k)];
+    return (uint16_t)(pair >> 16 * wgmma_left_half(k));
 }
 
 // sums [128 threads][pitch], n / 2 of them each, (+)= a [64, 16] b [16, n].
@@ -100,7 +74,7 @@ static inline void emulate_wgmma(float *sums, int pitch, int n, const left_opera
         for (int i = 0; i < n / 2; i++) {
             float sum = add ? sums[thread * pitch + i] : 0.0f;
             for (int k = 0; k < DEPTH; k++)
-                sum += left[result_row(thread, i)][k] * right[result_column(thread, i)][k];
+                sum += left[wgmma_result_row(thread, i)][k] * right[wgmma_result_column(thread, i)][k];
             sums[thread * pitch + i] = sum;
         }
 }

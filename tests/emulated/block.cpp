@@ -80,6 +80,16 @@ fiber *now, host; // host: who runs the grid
 warp warps[MOST_THREADS / WARP];
 barrier barriers[NAMED_BARRIERS];
 size_t n_threads, dynamic_bytes;
+std::vector<std::function<void()>> engine; // what the copy engine has to do
+
+enum { SHARED_AT = 128, BARRIER_BYTES = 8 };
+const uint64_t BARRIER_MARK = 0x4241525249455221ull; // what stands where a barrier is
+
+struct memory_barrier {
+    int expected, arrivals, bytes; // arrivals and bytes that are still to come
+    uint64_t generation;           // phases that are over
+};
+memory_barrier memory_barriers[SHARED_BYTES / BARRIER_BYTES];
 
 // Whose turn it is. A warp's lanes run in cycles until none of them can go on (in random orders sometimes not
 // so long), then those of another warp, in passes over all warps.
@@ -183,6 +193,14 @@ fiber *next_of_warp() {
     return NULL;
 }
 
+void run_engine() {
+    const size_t i = is_random() ? next_random(&turns.random) % engine.size() : engine.size() - 1;
+    std::swap(engine[i], engine.back());
+    std::function<void()> what = std::move(engine.back());
+    engine.pop_back();
+    what();
+}
+
 // The next thread that can go on; `host` when all have ended.
 fiber *whose_turn() {
     if (turns.left == 0) return &host;
@@ -191,7 +209,10 @@ fiber *whose_turn() {
         if (next) return next;
         const bool stays = turns.any_of_warp && !(is_random() && next_random(&turns.random) % 4 == 0);
         if (!stays && ++turns.next_warp == turns.n_warps) {
-            if (!turns.any) report_stuck();
+            if (!engine.empty() && (!turns.any || (is_random() && next_random(&turns.random) % 2 == 0)))
+                run_engine();
+            else if (!turns.any)
+                report_stuck();
             begin_pass();
         } else {
             begin_cycle();
@@ -291,6 +312,7 @@ void run_block(uint64_t order, uint64_t random) {
     begin_turns(order, random);
     now = &host;
     change_to(whose_turn());
+    if (!engine.empty()) fault("%zu copies are on their way when the block ends", engine.size());
     check_border();
 }
 
@@ -417,15 +439,73 @@ void copies_commit() {
     now->open.clear();
 }
 
+static void do_copies(const std::vector<copy> &copies) {
+    for (const copy &c : copies)
+        if (c.is_there)
+            memcpy(c.to, c.from, c.bytes);
+        else
+            memset(c.to, 0, c.bytes);
+}
+
 void copies_wait(int pending) {
-    while ((int)now->groups.size() > pending) {
-        for (const copy &c : now->groups.front())
-            if (c.is_there)
-                memcpy(c.to, c.from, c.bytes);
-            else
-                memset(c.to, 0, c.bytes);
-        now->groups.pop_front();
-    }
+    for (; (int)now->groups.size() > pending; now->groups.pop_front()) do_copies(now->groups.front());
+}
+
+uint32_t shared_address(const void *at) {
+    return (uint32_t)((const unsigned char *)at - shared) + SHARED_AT;
+}
+
+unsigned char *shared_pointer(uint32_t address, size_t bytes) {
+    if (address < SHARED_AT || address - SHARED_AT + bytes > dynamic_bytes)
+        fault("address %u of %zu bytes of shared memory from %d on", address, dynamic_bytes, (int)SHARED_AT);
+    return shared + (address - SHARED_AT);
+}
+
+static memory_barrier *barrier_at(uint32_t address) {
+    uint64_t mark;
+    memcpy(&mark, shared_pointer(address, sizeof mark), sizeof mark);
+    if (address % BARRIER_BYTES != 0 || mark != BARRIER_MARK)
+        fault("address %u: no barrier stands there", address);
+    return &memory_barriers[(address - SHARED_AT) / BARRIER_BYTES];
+}
+
+void shared_barrier_init(uint32_t barrier, int arrivals) {
+    memcpy(shared_pointer(barrier, BARRIER_BYTES), &BARRIER_MARK, BARRIER_BYTES);
+    *barrier_at(barrier) = {arrivals, arrivals, 0, 0};
+}
+
+void shared_barrier_change(uint32_t barrier, int arrivals, int bytes) {
+    memory_barrier *b = barrier_at(barrier);
+    b->arrivals -= arrivals;
+    b->bytes += bytes;
+    if (b->arrivals < 0 || b->bytes < 0)
+        fault("barrier %u: %d arrivals and %d bytes too many", barrier, -b->arrivals, -b->bytes);
+    if (b->arrivals > 0 || b->bytes > 0) return;
+    b->arrivals = b->expected;
+    b->generation++;
+}
+
+void shared_barrier_wait(uint32_t barrier, uint32_t parity) {
+    const memory_barrier *b = barrier_at(barrier);
+    while (b->generation % 2 == parity)
+        wait_while(&b->generation, b->generation, "waits for a barrier in shared memory");
+}
+
+void copies_then_arrive(uint32_t barrier) {
+    std::vector<copy> copies;
+    for (const std::vector<copy> &group : now->groups)
+        copies.insert(copies.end(), group.begin(), group.end());
+    copies.insert(copies.end(), now->open.begin(), now->open.end());
+    now->groups.clear();
+    now->open.clear();
+    later([copies, barrier]() {
+        do_copies(copies);
+        shared_barrier_change(barrier, 1, 0);
+    });
+}
+
+void later(std::function<void()> what) {
+    engine.push_back(std::move(what));
 }
 
 } // namespace emulated

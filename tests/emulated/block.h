@@ -60,6 +60,20 @@ void copy_later(void *to, const void *from, size_t bytes, bool is_there);
 void copies_commit();
 void copies_wait(int pending);
 
+// Addresses of shared memory as the kernels see them; `shared` does not begin at 0. The bytes must be inside.
+uint32_t shared_address(const void *at);
+unsigned char *shared_pointer(uint32_t address, size_t bytes);
+
+// Barriers in shared memory (mbarrier): a phase is over when all have arrived and all bytes that were
+// expected are there.
+void shared_barrier_init(uint32_t barrier, int arrivals);
+void shared_barrier_change(uint32_t barrier, int arrivals, int bytes); // fewer to come, more to expect
+void shared_barrier_wait(uint32_t barrier, uint32_t parity);
+void copies_then_arrive(uint32_t barrier); // when this thread's copies so far are there
+
+// Done by the copy engine: when no thread can go on (in random orders also before), the last one first.
+void later(std::function<void()> what);
+
 } // namespace emulated
 
 #endif

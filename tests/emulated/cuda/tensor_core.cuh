@@ -77,6 +77,10 @@ static inline void dr_ldmatrix_transposed(uint32_t (&to)[4], const void *row) {
     emulated_ldmatrix(to, row, true);
 }
 
+static inline uint32_t dr_shared_address(const void *shared) {
+    return emulated::shared_address(shared);
+}
+
 static inline void dr_copy_async_16(void *shared, const void *from, bool is_there) {
     emulated::copy_later(shared, from, 16, is_there);
 }
