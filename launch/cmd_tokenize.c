@@ -42,14 +42,8 @@ static dr_status put_id(dr_buf *out, int32_t id, bool is_first) {
 }
 
 static dr_status put_ids(job *j) {
-    const int32_t *part[3] = {NULL, j->ids, NULL};
-    int32_t n_before = 0, n_after = 0;
-    if (j->special) dr_tokenizer_frame(j->tokenizer, &part[0], &n_before, &part[2], &n_after);
-    int64_t n[3] = {n_before, j->n_ids, n_after};
-    bool is_first = true;
     DR_TRY(dr_buf_text(&j->out, "["));
-    for (int p = 0; p < 3; p++)
-        for (int64_t i = 0; i < n[p]; i++, is_first = false) DR_TRY(put_id(&j->out, part[p][i], is_first));
+    for (int64_t i = 0; i < j->n_ids; i++) DR_TRY(put_id(&j->out, j->ids[i], i == 0));
     return dr_buf_text(&j->out, "]\n");
 }
 
@@ -69,8 +63,10 @@ static dr_status encode_line(job *j, const char *line, size_t length) {
         length = json_string_length(text);
     }
     j->n_ids = 0;
-    dr_status status =
-        dr_tokenizer_encode(j->tokenizer, line, length, !j->plain, &j->ids, &j->n_ids, &j->capacity);
+    dr_status status = j->special ? dr_tokenizer_encode_framed(j->tokenizer, line, length, !j->plain,
+                                                               INT64_MAX, &j->ids, &j->n_ids, &j->capacity)
+                                  : dr_tokenizer_encode(j->tokenizer, line, length, !j->plain, &j->ids,
+                                                        &j->n_ids, &j->capacity);
     json_decref(text);
     return status == DR_OK ? put_ids(j) : status;
 }
@@ -191,8 +187,9 @@ const dr_command dr_command_tokenize = {
     .summary = "lines of text to lines of token ids, and back with --decode",
     .help = "Writes a JSON array of ids for each line of text, to standard output. Added tokens in a text "
             "(<|im_end|>) "
-            "become their ids. Bytes that are no UTF-8 become the tokens of these bytes and come back as "
-            "they were.",
+            "become their ids. With byte-level BPE, bytes that are no UTF-8 become the tokens of these bytes "
+            "and come back as they were; WordPiece reads each as U+FFFD, and --decode gives its normalised "
+            "words.",
     .arguments = "",
     .options = options,
     .n_options = sizeof options / sizeof *options,

@@ -159,11 +159,12 @@ static void test_bad_files(void **state) {
     dr_tokenizer *t = NULL;
     check_error(dr_tokenizer_load("/nonexistent", &t), DR_ERR_IO, "/nonexistent/tokenizer.json");
     check_refused("{", "tokenizer.json");
-    check_refused("{\"model\": {\"type\": \"WordPiece\"}}", "WordPiece");
+    check_refused("{\"model\": {\"type\": \"WordLevel\"}}", "WordLevel");
     check_refused("{\"model\": {\"type\": \"BPE\", \"vocab\": {}, \"merges\": []}}", "no pre_tokenizer");
     check_refused("{\"pre_tokenizer\": {\"type\": \"Metaspace\"}, \"model\": {\"type\": \"BPE\"}}",
                   "Metaspace");
-    check_refused("{\"normalizer\": {\"type\": \"Lowercase\"}, \"model\": {\"type\": \"BPE\"}}", "Lowercase");
+    check_refused("{\"normalizer\": {\"type\": \"Precompiled\"}, \"model\": {\"type\": \"BPE\"}}",
+                  "Precompiled");
     check_refused("{" SPLITTER "\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": \"x\"}, \"merges\": []}}",
                   "\"a\"");
     check_refused("{" SPLITTER

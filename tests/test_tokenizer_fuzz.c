@@ -63,6 +63,15 @@ static void make_file(dr_buf *out) {
 
 static const char sample[] = "The the <|a|>  ab abab aaaa 123 it's e\xCC\x81 \xE4\xBD\xA0\xFF.";
 
+// The same of a WordPiece model: the seed of the fuzz target.
+static void read_word_file(dr_buf *out) {
+    size_t n;
+    char *text =
+        check_read_file(check_path(DR_GOLDEN_DIR, "../fuzz/seeds/fuzz_tokenizer/wordpiece.json"), &n);
+    check_ok(dr_buf_append(out, text, n));
+    free(text);
+}
+
 static bool is_usable(const char *bytes, size_t length) {
     dr_tokenizer *t = NULL;
     int32_t *ids = NULL;
@@ -73,7 +82,9 @@ static bool is_usable(const char *bytes, size_t length) {
         return false;
     }
     for (int parse = 0; parse < 2; parse++) { // a pattern may be too much for its own library
-        if (dr_tokenizer_encode(t, sample, sizeof sample - 1, parse, &ids, &n, &capacity) != DR_OK) break;
+        if (dr_tokenizer_encode_framed(t, sample, sizeof sample - 1, parse, INT64_MAX, &ids, &n, &capacity) !=
+            DR_OK)
+            break;
     }
     for (int64_t i = 0; i < n; i++) assert_true(ids[i] >= 0 && ids[i] < dr_tokenizer_size(t));
     check_ok(dr_tokenizer_decode(t, ids, n, &text));
@@ -121,12 +132,11 @@ static void damage(dr_rng *rng, const dr_buf *whole, dr_buf *out) {
     }
 }
 
-static void test_damaged_files(void **state) {
-    (void)state;
-    dr_rng rng = dr_rng_make(20, 7);
+static void check_damaged(void (*make)(dr_buf *out), uint64_t seed) {
+    dr_rng rng = dr_rng_make(seed, 7);
     dr_buf whole = {0}, damaged = {0};
     int n_usable = 0;
-    make_file(&whole);
+    make(&whole);
     assert_true(is_usable(whole.data, whole.length));
     dr_log_set_level(DR_LOG_ERROR + 1);
     for (int trial = 0; trial < 20000; trial++) {
@@ -140,7 +150,18 @@ static void test_damaged_files(void **state) {
     dr_buf_reset(&damaged);
 }
 
+static void test_damaged_files(void **state) {
+    (void)state;
+    check_damaged(make_file, 20);
+}
+
+static void test_damaged_word_files(void **state) {
+    (void)state;
+    check_damaged(read_word_file, 21);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_damaged_files)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_damaged_files),
+                                       cmocka_unit_test(test_damaged_word_files)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

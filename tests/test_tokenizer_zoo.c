@@ -187,6 +187,39 @@ static void test_nfc(void **state) {
     dr_buf_reset(&out);
 }
 
+// The normalisers of WordPiece's files with a byte-level model: the ids of the text that they make.
+static void test_normalizers(void **state) {
+    (void)state;
+    dr_tokenizer *plain = variant("gpt2");
+    json_t *root = json_copy(json_object_get(zoo_variants, "gpt2"));
+    json_t *steps = json_loads("{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFD\"}, {\"type\": "
+                               "\"StripAccents\"}, {\"type\": \"Lowercase\"}, {\"type\": \"Replace\", "
+                               "\"pattern\": {\"String\": \"ox\"}, \"content\": \"oxes\"}]}",
+                               0, NULL);
+    json_object_set_new(root, "normalizer", steps);
+    json_object_set_new(zoo_variants, "normalized", root);
+    dr_tokenizer *t = variant("normalized");
+    static const char *const texts[][2] = {
+        {"The \xC3\x89"
+         "COLE Fox",
+         "the ecole foxes"},
+        {"E\xFFoX\xC4\xB0", "e\xFFoxesi"}, // the broken byte stays
+    };
+    for (size_t k = 0; k < 2; k++) {
+        id_list got = {0}, want = {0};
+        const char *const *text = texts[k];
+        check_ok(dr_tokenizer_encode(t, text[0], strlen(text[0]), true, &got.ids, &got.n, &got.capacity));
+        check_ok(
+            dr_tokenizer_encode(plain, text[1], strlen(text[1]), true, &want.ids, &want.n, &want.capacity));
+        assert_int_equal(got.n, want.n);
+        assert_memory_equal(got.ids, want.ids, (size_t)got.n * sizeof *got.ids);
+        dr_free(got.ids);
+        dr_free(want.ids);
+    }
+    dr_tokenizer_destroy(t);
+    dr_tokenizer_destroy(plain);
+}
+
 static double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
@@ -233,6 +266,7 @@ int main(void) {
         cmocka_unit_test(test_zoo),          cmocka_unit_test(test_bytes_come_back),
         cmocka_unit_test(test_broken_bytes), cmocka_unit_test(test_nfc),
         cmocka_unit_test(test_long_words),   cmocka_unit_test(test_guarded),
+        cmocka_unit_test(test_normalizers),
     };
     return cmocka_run_group_tests(tests, open_zoo, close_zoo);
 }

@@ -1,5 +1,5 @@
-// NFC: characters are decomposed into clusters (a starter and what may join or reorder behind it); a cluster
-// is put into canonical order, composed and written.
+// NFC and NFD: characters are decomposed into clusters (a starter and what may join or reorder behind it); a
+// cluster is put into canonical order, composed for NFC, and written.
 #include "core/text/nfc.h"
 
 #include <string.h>
@@ -27,6 +27,7 @@ typedef struct cluster {
     mark *marks;
     mark *sorted; // [capacity], room for the reordering
     int64_t n, capacity;
+    bool composes;     // NFC
     mark fixed[2][32]; // where marks and sorted are until a cluster is longer
 } cluster;
 
@@ -166,7 +167,7 @@ static void compose_cluster(cluster *c) {
 static dr_status cluster_flush(cluster *c, dr_buf *out) {
     if (c->n > 1) {
         order_cluster(c);
-        compose_cluster(c);
+        if (c->composes) compose_cluster(c);
     }
     for (int64_t i = 0; i < c->n; i++) DR_TRY(dr_utf8_append(out, c->marks[i].code));
     c->n = 0;
@@ -196,8 +197,9 @@ static dr_status add_character(cluster *c, uint32_t code, dr_buf *out) {
     return DR_OK;
 }
 
-dr_status dr_nfc_append(const char *text, size_t length, dr_buf *out) {
+static dr_status append_form(const char *text, size_t length, bool composes, dr_buf *out) {
     cluster c;
+    c.composes = composes;
     c.marks = c.fixed[0];
     c.sorted = c.fixed[1];
     c.n = 0;
@@ -219,4 +221,12 @@ dr_status dr_nfc_append(const char *text, size_t length, dr_buf *out) {
         dr_free(c.sorted);
     }
     return status == DR_OK ? dr_buf_append(out, "", 0) : status;
+}
+
+dr_status dr_nfc_append(const char *text, size_t length, dr_buf *out) {
+    return append_form(text, length, true, out);
+}
+
+dr_status dr_nfd_append(const char *text, size_t length, dr_buf *out) {
+    return append_form(text, length, false, out);
 }

@@ -175,8 +175,8 @@ dr_status dr_bpe_index_tokens(dr_tokenizer *t) {
     return DR_OK;
 }
 
-dr_status dr_bpe_finish(dr_tokenizer *t, const char *where) {
-    DR_TRY(dr_bpe_index_tokens(t));
+// What merging looks up by bytes.
+static dr_status index_byte_pairs(dr_tokenizer *t, const char *where) {
     for (int byte = 0; byte < 256; byte++)
         DR_CHECK(t->byte_ids[byte] >= 0, DR_ERR_FORMAT, "%s: the vocabulary has no token for byte 0x%02X",
                  where, byte);
@@ -187,7 +187,12 @@ dr_status dr_bpe_finish(dr_tokenizer *t, const char *where) {
         t->byte_pairs[two] = *slot_of(&t->by_pair, t->byte_ids[two >> 8], t->byte_ids[two & 255]);
     dr_free((void *)t->whole);
     t->whole = NULL;
-    DR_TRY(dr_alloc(&t->whole, "vocabulary", t->n_tokens, sizeof *t->whole));
+    return dr_alloc(&t->whole, "vocabulary", t->n_tokens, sizeof *t->whole);
+}
+
+dr_status dr_bpe_finish(dr_tokenizer *t, const char *where) {
+    DR_TRY(dr_bpe_index_tokens(t));
+    if (!t->is_wordpiece) DR_TRY(index_byte_pairs(t, where));
     return dr_bpe_build_added(t);
 }
 
@@ -200,6 +205,11 @@ void dr_tokenizer_destroy(dr_tokenizer *t) {
         dr_free(t->stages[i].pattern);
         if (t->stages[i].regex) pcre2_code_free(t->stages[i].regex);
     }
+    for (int32_t i = 0; i < t->n_normal; i++) {
+        dr_free(t->normal[i].from);
+        dr_free(t->normal[i].to);
+    }
+    dr_wordpiece_free(t);
     dr_free(t->tokens);
     dr_free(t->merges);
     dr_free(t->added);
@@ -232,13 +242,21 @@ void dr_tokenizer_frame(const dr_tokenizer *t, const int32_t **out_before, int32
     *out_n_after = t->n_after;
 }
 
+static dr_status append_token(const dr_tokenizer *t, const bpe_token *token, bool is_first, dr_buf *out) {
+    return t->is_wordpiece ? dr_wordpiece_decode(t, token, is_first, out)
+                           : dr_buf_append(out, token->bytes, (size_t)token->length);
+}
+
 dr_status dr_tokenizer_decode(const dr_tokenizer *t, const int32_t *ids, int64_t n_ids, dr_buf *out_bytes) {
     for (int64_t i = 0; i < n_ids; i++)
         DR_CHECK(ids[i] >= 0 && ids[i] < t->n_tokens, DR_ERR_RANGE,
                  "decode: id %d outside the vocabulary of %d", ids[i], t->n_tokens);
+    bool is_first = true;
     for (int64_t i = 0; i < n_ids; i++) {
         const bpe_token *token = &t->tokens[ids[i]];
-        if (token->length > 0) DR_TRY(dr_buf_append(out_bytes, token->bytes, (size_t)token->length));
+        if (token->length <= 0) continue;
+        DR_TRY(append_token(t, token, is_first, out_bytes));
+        is_first = false;
     }
     return dr_buf_append(out_bytes, "", 0);
 }
@@ -250,11 +268,12 @@ dr_status dr_tokenizer_stream(const dr_tokenizer *t, dr_decode_stream *stream, i
     size_t before = out->length;
     if (token->length <= 0) return DR_OK;
     DR_TRY(dr_buf_append(out, stream->held, (size_t)stream->n_held));
-    dr_status status = dr_buf_append(out, token->bytes, (size_t)token->length);
+    dr_status status = append_token(t, token, !stream->has_begun, out);
     if (status != DR_OK) {
         out->length = before;
         return status;
     }
+    stream->has_begun = true;
     size_t length = out->length - before, whole = dr_utf8_complete(out->data + before, length);
     stream->n_held = (int32_t)(length - whole);
     memcpy(stream->held, out->data + before + whole, length - whole);
@@ -265,6 +284,6 @@ dr_status dr_tokenizer_stream(const dr_tokenizer *t, dr_decode_stream *stream, i
 
 dr_status dr_tokenizer_stream_flush(dr_decode_stream *stream, dr_buf *out) {
     DR_TRY(dr_buf_append(out, stream->held, (size_t)stream->n_held));
-    stream->n_held = 0;
+    *stream = (dr_decode_stream){0};
     return DR_OK;
 }

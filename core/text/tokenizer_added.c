@@ -1,11 +1,10 @@
 // Added tokens: finding them in a text, and what stands around them.
 #include <string.h>
 
-#include "core/text/nfc.h"
 #include "core/text/normalize.h"
 #include "core/text/tokenizer_internal.h"
 
-static bool is_white(uint32_t c) {
+bool dr_bpe_is_white(uint32_t c) {
     return c == ' ' || (c >= 9 && c <= 13) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
            c == 0x3000;
@@ -25,7 +24,7 @@ static size_t character_before(const char *text, size_t end) {
 size_t dr_bpe_before_blanks(const char *text, size_t n) {
     while (n > 0) {
         size_t begin = character_before(text, n), at = begin;
-        if (!is_white(dr_utf8_next(text, n, &at))) break;
+        if (!dr_bpe_is_white(dr_utf8_next(text, n, &at))) break;
         n = begin;
     }
     return n;
@@ -33,7 +32,7 @@ size_t dr_bpe_before_blanks(const char *text, size_t n) {
 
 size_t dr_bpe_blanks(const char *text, size_t length) {
     size_t n = 0;
-    for (size_t at = 0; at < length && is_white(dr_utf8_next(text, length, &at));) n = at;
+    for (size_t at = 0; at < length && dr_bpe_is_white(dr_utf8_next(text, length, &at));) n = at;
     return n;
 }
 
@@ -96,6 +95,17 @@ static void insert(added_set *set, int32_t row) {
     mark_begin(set, text);
 }
 
+static dr_status append_normal(const dr_tokenizer *t, const added_token *a, dr_buf *out) {
+    dr_buf room[2] = {{0}, {0}};
+    const char *text = a->text;
+    size_t length = (size_t)a->length;
+    dr_status status = dr_bpe_normalise(t, room, &text, &length);
+    if (status == DR_OK) status = dr_buf_append(out, text, length);
+    dr_buf_reset(&room[0]);
+    dr_buf_reset(&room[1]);
+    return status;
+}
+
 static dr_status build_set(dr_tokenizer *t, int k) {
     added_set *set = &t->sets[k];
     DR_TRY(dr_alloc(&set->texts, "added tokens", t->n_added, sizeof *set->texts));
@@ -107,10 +117,10 @@ static dr_status build_set(dr_tokenizer *t, int k) {
         for (int32_t i = 0; i < t->n_added; i++) {
             const added_token *a = &t->added[i];
             if (a->normalized != (k == 1) || a->is_special != (pass == 0)) continue;
-            if (k == 1 && t->has_nfc)
-                DR_TRY(dr_nfc_append(a->text, (size_t)a->length, &set->texts[i]));
-            else
-                DR_TRY(dr_buf_append(&set->texts[i], a->text, (size_t)a->length));
+            DR_TRY(k == 1 ? append_normal(t, a, &set->texts[i])
+                          : dr_buf_append(&set->texts[i], a->text, (size_t)a->length));
+            if (k == 1 && t->is_wordpiece) t->tokens[a->id].shown = &set->texts[i];
+            if (set->texts[i].length == 0) continue; // the normaliser leaves nothing to look for
             insert(set, i);
             set->n++;
         }

@@ -1,7 +1,6 @@
-// Encoding: added tokens, normalisation, pre-tokens, merging.
+// Encoding: added tokens, normalisation, pre-tokens, the model; what stands around a text.
 #include <string.h>
 
-#include "core/text/nfc.h"
 #include "core/text/normalize.h"
 #include "core/text/tokenizer_internal.h"
 
@@ -19,7 +18,8 @@ typedef struct encoder {
     int64_t *n, *capacity;
     bpe_merger merger;
     bpe_splitter splitter;
-    dr_buf normal;
+    dr_buf normal[2];    // the normalised text is in one of them
+    dr_buf word;         // room of WordPiece
     cached_piece *cache; // [cache_size] or NULL
     int64_t cache_size;
     const char *text, *end; // the text of the call
@@ -27,11 +27,23 @@ typedef struct encoder {
     int64_t n_foreign;
 } encoder;
 
+static dr_status reserve_ids(int32_t **ids, int64_t n, int64_t *capacity, int64_t more) {
+    if (n + more <= *capacity) return DR_OK;
+    int64_t larger = 2 * *capacity + more + 256;
+    DR_TRY(dr_grow(ids, "token ids", *capacity, larger, sizeof **ids));
+    *capacity = larger;
+    return DR_OK;
+}
+
 static dr_status reserve(encoder *e, int64_t more) {
-    if (*e->n + more <= *e->capacity) return DR_OK;
-    int64_t capacity = 2 * *e->capacity + more + 256;
-    DR_TRY(dr_grow(e->ids, "token ids", *e->capacity, capacity, sizeof **e->ids));
-    *e->capacity = capacity;
+    return reserve_ids(e->ids, *e->n, e->capacity, more);
+}
+
+static dr_status append_ids(int32_t **ids, int64_t *n_ids, int64_t *capacity, const int32_t *more,
+                            int64_t n) {
+    DR_TRY(reserve_ids(ids, *n_ids, capacity, n));
+    for (int64_t i = 0; i < n; i++) (*ids)[*n_ids + i] = more[i];
+    *n_ids += n;
     return DR_OK;
 }
 
@@ -42,17 +54,20 @@ static dr_status push(encoder *e, int32_t id) {
 }
 
 static dr_status put_ids(encoder *e, const int32_t *ids, int64_t n) {
-    DR_TRY(reserve(e, n));
-    for (int64_t i = 0; i < n; i++) (*e->ids)[*e->n + i] = ids[i];
-    *e->n += n;
-    return DR_OK;
+    return append_ids(e->ids, e->n, e->capacity, ids, n);
 }
 
-// Most pieces are tokens as they are: whether merging gives that token is asked once and kept for all.
-static dr_status merge_piece(encoder *e, piece_key key, const char *piece, size_t length) {
+// Of BPE most pieces are tokens as they are: whether merging gives that token is asked once and kept for all.
+static dr_status make_ids(encoder *e, piece_key key, const char *piece, size_t length) {
     const dr_tokenizer *t = e->t;
-    int32_t id = dr_bpe_find_key(t, key, piece, length);
     int64_t n = 0;
+    if (t->is_wordpiece) {
+        DR_TRY(reserve(e, (int64_t)length));
+        DR_TRY(dr_wordpiece_encode(t, &e->word, piece, length, *e->ids + *e->n, &n));
+        *e->n += n;
+        return DR_OK;
+    }
+    int32_t id = dr_bpe_find_key(t, key, piece, length);
     if (id >= 0) {
         if (t->ignore_merges && !t->tokens[id].is_special) return push(e, id);
         if (atomic_load_explicit(&t->whole[id], memory_order_relaxed) == 1) return push(e, id);
@@ -64,13 +79,13 @@ static dr_status merge_piece(encoder *e, piece_key key, const char *piece, size_
 
 static dr_status encode_piece(void *context, const char *piece, size_t length) {
     encoder *e = context;
-    if (length == 1) return push(e, e->t->byte_ids[(unsigned char)piece[0]]);
+    if (length == 1 && !e->t->is_wordpiece) return push(e, e->t->byte_ids[(unsigned char)piece[0]]);
     piece_key key = dr_bpe_key(piece, length);
-    if (!e->cache || !dr_bpe_key_is_exact(key)) return merge_piece(e, key, piece, length);
+    if (!e->cache || !dr_bpe_key_is_exact(key)) return make_ids(e, key, piece, length);
     cached_piece *c = &e->cache[dr_bpe_key_hash(key) & (e->cache_size - 1)];
     if (c->key.low == key.low && c->key.high == key.high) return put_ids(e, c->ids, c->n);
     int64_t before = *e->n;
-    DR_TRY(merge_piece(e, key, piece, length));
+    DR_TRY(make_ids(e, key, piece, length));
     int64_t n = *e->n - before;
     if (n > CACHED_IDS) return DR_OK;
     c->key = key;
@@ -136,22 +151,11 @@ static dr_status encode_plain(encoder *e, const char *text, size_t length) {
     return dr_bpe_splitter_run(&e->splitter, text, length);
 }
 
-// NFC where it is asked for and can matter; *text becomes the normal form.
-static dr_status normalise(encoder *e, const char **text, size_t *length) {
-    if (!e->t->has_nfc || dr_nfc_is_plain(*text, *length)) return DR_OK;
-    dr_buf_clear(&e->normal);
-    DR_TRY(dr_nfc_append(*text, *length, &e->normal));
-    if (e->normal.length == *length && memcmp(e->normal.data, *text, *length) == 0) return DR_OK;
-    *text = e->normal.data;
-    *length = e->normal.length;
-    return DR_OK;
-}
-
 // Text between the added tokens of the first set.
 static dr_status encode_gap(encoder *e, const char *text, size_t length) {
     const char *normal = text;
     size_t normal_length = length, place = (size_t)(text - e->text);
-    DR_TRY(normalise(e, &normal, &normal_length));
+    DR_TRY(dr_bpe_normalise(e->t, e->normal, &normal, &normal_length));
     bool has_moved = normal != text; // places are lost: nothing of it can be told from foreign text
     if (has_moved && e->n_foreign && is_foreign(e, place, place + length))
         return encode_plain(e, normal, normal_length);
@@ -159,7 +163,7 @@ static dr_status encode_gap(encoder *e, const char *text, size_t length) {
 }
 
 static dr_status encode_without_added(encoder *e, const char *text, size_t length) {
-    DR_TRY(normalise(e, &text, &length));
+    DR_TRY(dr_bpe_normalise(e->t, e->normal, &text, &length));
     return encode_plain(e, text, length);
 }
 
@@ -183,7 +187,8 @@ static dr_status encode_text(const dr_tokenizer *t, const char *text, size_t len
                              : encode_without_added(&e, text, length);
     dr_bpe_splitter_reset(&e.splitter);
     dr_bpe_merger_reset(&e.merger);
-    dr_buf_reset(&e.normal);
+    for (int k = 0; k < 2; k++) dr_buf_reset(&e.normal[k]);
+    dr_buf_reset(&e.word);
     dr_free(e.cache);
     if (status != DR_OK) *n_ids = before;
     return status;
@@ -198,4 +203,21 @@ dr_status dr_tokenizer_encode_guarded(const dr_tokenizer *t, const char *text, s
                                       const size_t *foreign, int64_t n_foreign, int32_t **ids, int64_t *n_ids,
                                       int64_t *capacity) {
     return encode_text(t, text, length, true, foreign, n_foreign, ids, n_ids, capacity);
+}
+
+dr_status dr_tokenizer_encode_framed(const dr_tokenizer *t, const char *text, size_t length,
+                                     bool parse_special, int64_t max_ids, int32_t **ids, int64_t *n_ids,
+                                     int64_t *capacity) {
+    int64_t begin = *n_ids, n_frame = t->n_before + t->n_after, most = max_ids - n_frame;
+    DR_CHECK(most >= 0, DR_ERR_RANGE,
+             "encode: at most %lld ids, and the post-processor puts %lld around a text", (long long)max_ids,
+             (long long)n_frame);
+    dr_status status = append_ids(ids, n_ids, capacity, t->frame, t->n_before);
+    if (status == DR_OK) status = dr_tokenizer_encode(t, text, length, parse_special, ids, n_ids, capacity);
+    int64_t n = *n_ids - begin - t->n_before;
+    if (n > most) *n_ids -= n - most;
+    if (status == DR_OK)
+        status = append_ids(ids, n_ids, capacity, t->frame ? t->frame + t->n_before : NULL, t->n_after);
+    if (status != DR_OK) *n_ids = begin;
+    return status;
 }

@@ -16,8 +16,9 @@ enum { MAX_STAGES = 16 };
 typedef struct bpe_token {
     char *bytes;
     int32_t length;  // -1: the id is unused
-    bool in_model;   // of the BPE vocabulary and made of the byte alphabet: a piece of text can become it
+    bool in_model;   // of the model's vocabulary, and of BPE made of the byte alphabet: text can become it
     bool is_special; // an added token that is special: no piece of text becomes it as a whole
+    const dr_buf *shown; // of WordPiece: what an added token is decoded as, borrowed; NULL: its bytes
 } bpe_token;
 
 typedef struct bpe_merge {
@@ -79,6 +80,33 @@ typedef enum bpe_behaviour {
     BPE_MERGED_WITH_NEXT
 } bpe_behaviour;
 
+// One step of the normaliser.
+typedef enum normal_kind {
+    NORMAL_NFC,
+    NORMAL_NFD,
+    NORMAL_CLEAN,            // controls are removed, white space becomes spaces
+    NORMAL_SPACE_IDEOGRAPHS, // a space on both sides of each
+    NORMAL_STRIP_ACCENTS,    // non-spacing marks are removed
+    NORMAL_STRIP_MARKS,      // all marks are
+    NORMAL_LOWER,
+    NORMAL_REPLACE,
+    NORMAL_UTF8 // each byte that is no UTF-8 becomes U+FFFD
+} normal_kind;
+typedef struct normal_step {
+    normal_kind kind;
+    char *from, *to; // of NORMAL_REPLACE
+} normal_step;
+
+// What a WordPiece model has beside the vocabulary.
+typedef struct wordpiece {
+    char *prefix;             // in front of what goes on with a word
+    size_t n_prefix, longest; // its length; that of the longest token; bytes
+    int64_t max_characters;   // a longer word is unknown
+    int32_t unknown;
+    char *decoder_prefix; // NULL: no decoder, tokens are joined by spaces
+    bool cleans_up;
+} wordpiece;
+
 // One step of the pre-tokeniser: a split by a pattern, or ByteLevel's space in front.
 typedef struct bpe_stage {
     bool is_prefix_space;
@@ -110,7 +138,11 @@ struct dr_tokenizer {
     int32_t n_stages;
     pcre2_code *word_character; // for single_word; NULL when no token asks
     added_set sets[2];          // 0: in the text, 1: in the normalised text
-    bool ignore_merges, has_nfc, has_byte_level;
+    normal_step normal[MAX_STAGES];
+    int32_t n_normal;
+    bool is_wordpiece; // else byte-level BPE
+    wordpiece wordpiece;
+    bool ignore_merges, has_byte_level;
     int32_t *frame; // ids of the post-processor: n_before in front of a text, n_after behind it
     int32_t n_before, n_after, frame_capacity;
     bpe_sources sources;
@@ -146,6 +178,25 @@ int32_t dr_bpe_find(const dr_tokenizer *t, const char *bytes, size_t length); //
 int32_t dr_bpe_find_key(const dr_tokenizer *t, piece_key key, const char *bytes, size_t length); // the same
 const pair_slot *dr_bpe_find_merge(const dr_tokenizer *t, int32_t left, int32_t right);          // or NULL
 
+// WordPiece (tokenizer_wordpiece.c): the model but for its vocabulary, and what needs that; the decoder.
+dr_status dr_wordpiece_read_model(dr_tokenizer *t, json_t *model, const char *where);
+dr_status dr_wordpiece_finish(dr_tokenizer *t, json_t *model, json_t *vocabulary, const char *where);
+dr_status dr_wordpiece_read_decoder(dr_tokenizer *t, json_t *node, const char *type, const char *where);
+void dr_wordpiece_free(dr_tokenizer *t);
+// The tokens of one word, of valid UTF-8, length > 0: at most `length` ids. `room` is any buffer.
+dr_status dr_wordpiece_encode(const dr_tokenizer *t, dr_buf *room, const char *word, size_t length,
+                              int32_t *ids, int64_t *out_n);
+// Appends a token as the decoder writes it, at the begin of a text or later.
+dr_status dr_wordpiece_decode(const dr_tokenizer *t, const bpe_token *token, bool is_first, dr_buf *out);
+
+// One step of a normaliser (tokenizer_normalize.c).
+dr_status dr_bpe_read_normalizer(dr_tokenizer *t, json_t *node, const char *type, const char *where);
+// *text and *length become the normal form: it is the text itself, or lies in one of two buffers.
+dr_status dr_bpe_normalise(const dr_tokenizer *t, dr_buf room[2], const char **text, size_t *length);
+// Appends the text with `to` for each `from`, which is not empty.
+dr_status dr_bpe_replace(const char *text, size_t length, const char *from, const char *to, dr_buf *out);
+bool dr_bpe_is_white(uint32_t code); // Unicode's White_Space
+
 // Reads normaliser, pre-tokeniser and decoder; the post-processor, once the tokens are there.
 dr_status dr_bpe_read_pipeline(dr_tokenizer *t, json_t *root, const char *where);
 dr_status dr_bpe_read_frame(dr_tokenizer *t, json_t *root, const char *where);
@@ -161,6 +212,9 @@ extern const int32_t dr_bpe_n_late;
 // The regex of a tokenizer.json (Oniguruma's syntax) as one of PCRE2 that matches the same; what has another
 // meaning there and is not translated is refused by name. Appends to out.
 dr_status dr_bpe_translate_regex(const char *where, const char *pattern, dr_buf *out);
+// Appends the pattern of pre-tokeniser Whitespace: runs of word characters, or of what is neither they nor
+// white.
+dr_status dr_bpe_whitespace_pattern(dr_buf *out);
 
 // Calls `visit` for each pre-token of the text, in order. Bytes that are no UTF-8 are pieces of their own, a
 // run of them one piece.

@@ -1,5 +1,5 @@
-// Reading tokenizer.json of byte-level BPE models, with every part checked: added tokens, vocabulary, merges,
-// the rest of the model. What stands around the model is in tokenizer_pipeline.c.
+// Reading tokenizer.json, of byte-level BPE and of WordPiece models, with every part checked: added tokens,
+// vocabulary, merges, the rest of the model. What stands around the model is in tokenizer_pipeline.c.
 #include <jansson.h>
 #include <string.h>
 
@@ -55,6 +55,10 @@ static dr_status read_added(dr_tokenizer *t, json_t *root, const char *where, in
 static dr_status read_entry(dr_tokenizer *t, const char *where, const char *key, int32_t id, dr_buf *bytes) {
     bool is_alphabet;
     size_t length = strlen(key);
+    if (t->is_wordpiece) { // what is special is no word: text must not become it
+        bool is_special = id < t->n_tokens && t->tokens[id].is_special;
+        return dr_bpe_set_token(t, where, id, key, (int32_t)length, !is_special);
+    }
     DR_TRY(alphabet_to_bytes(key, length, bytes, &is_alphabet));
     bool is_added = id < t->n_tokens && t->tokens[id].length >= 0 && strcmp(t->tokens[id].bytes, key) == 0;
     if (is_added) { // some files list added tokens in the vocabulary too
@@ -161,15 +165,16 @@ static dr_status read_merges(dr_tokenizer *t, json_t *model, json_t *vocabulary,
     return status;
 }
 
-// What a byte-level BPE model has, and what must not be there.
+// What a model has beside vocabulary and merges, and what must not be there.
 static dr_status read_model(dr_tokenizer *t, json_t *model, const char *where) {
     static const char *const forbidden[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     const char *type = NULL, *text = NULL;
     int ignore_merges = 0, byte_fallback = 0;
     double dropout = 0;
     DR_TRY(dr_json_string_or(model, where, "type", "BPE", &type));
-    DR_CHECK(strcmp(type, "BPE") == 0, DR_ERR_UNSUPPORTED, "%s: model type \"%s\" is not supported (BPE)",
-             where, type);
+    if (strcmp(type, "WordPiece") == 0) return dr_wordpiece_read_model(t, model, where);
+    DR_CHECK(strcmp(type, "BPE") == 0, DR_ERR_UNSUPPORTED,
+             "%s: model type \"%s\" is not supported (BPE, WordPiece)", where, type);
     DR_TRY(dr_json_bool_or(model, where, "ignore_merges", 0, &ignore_merges));
     DR_TRY(dr_json_bool_or(model, where, "byte_fallback", 0, &byte_fallback));
     DR_TRY(dr_json_f64_or(model, where, "dropout", 0, 1, 0, &dropout));
@@ -195,8 +200,12 @@ static dr_status read_root(dr_tokenizer *t, json_t *root, const char *where) {
     int64_t max_id = 2 * n + 65536 < MAX_ID ? 2 * n + 65536 : MAX_ID;
     DR_TRY(read_added(t, root, where, max_id));
     DR_TRY(read_vocabulary(t, vocabulary, where, max_id));
-    DR_TRY(dr_bpe_index_tokens(t));
-    DR_TRY(read_merges(t, model, vocabulary, where));
+    if (t->is_wordpiece) {
+        DR_TRY(dr_wordpiece_finish(t, model, vocabulary, where));
+    } else {
+        DR_TRY(dr_bpe_index_tokens(t));
+        DR_TRY(read_merges(t, model, vocabulary, where));
+    }
     DR_TRY(dr_bpe_read_frame(t, root, where));
     return dr_bpe_finish(t, where);
 }

@@ -33,14 +33,6 @@ static dr_status for_each_part(dr_tokenizer *t, json_t *root, const char *where,
     return !node || json_is_null(node) ? DR_OK : for_each_node(t, node, where, part, list_key, read, 0);
 }
 
-static dr_status read_normalizer(dr_tokenizer *t, json_t *node, const char *type, const char *where) {
-    (void)node;
-    DR_CHECK(strcmp(type, "NFC") == 0, DR_ERR_UNSUPPORTED, "%s: normalizer \"%s\" is not supported", where,
-             type);
-    t->has_nfc = true;
-    return DR_OK;
-}
-
 static dr_status add_regex(dr_tokenizer *t, const char *where, const char *regex, bpe_behaviour behaviour,
                            bool invert) {
     dr_buf pattern = {0};
@@ -52,6 +44,8 @@ static dr_status add_regex(dr_tokenizer *t, const char *where, const char *regex
 
 static dr_status read_byte_level(dr_tokenizer *t, json_t *node, const char *where) {
     int prefix = 0, use_regex = 1;
+    DR_CHECK(!t->is_wordpiece, DR_ERR_UNSUPPORTED,
+             "%s: pre_tokenizer \"ByteLevel\" with a WordPiece model is not supported", where);
     DR_TRY(dr_json_bool_or(node, where, "add_prefix_space", 0, &prefix));
     DR_TRY(dr_json_bool_or(node, where, "use_regex", 1, &use_regex));
     t->has_byte_level = true;
@@ -121,13 +115,33 @@ static dr_status read_split(dr_tokenizer *t, json_t *node, const char *where) {
     "\\x{16d6d}-\\x{16d6f}\\x{16e97}-\\x{16e9a}\\x{16fe2}\\x{1e5ff}\\x{1e95e}-\\x{1e95f}"
 static const char punctuation_pattern[] = "(?![" YOUNG_PUNCTUATION "])[\\p{P}$+<=>^`|~\\x{166d}\\x{111c9}]";
 
+// BertPreTokenizer, WhitespaceSplit, Whitespace; *out_is_one is false when the type is another.
+static dr_status read_white_space(dr_tokenizer *t, const char *type, const char *where, bool *out_is_one) {
+    bool is_bert = strcmp(type, "BertPreTokenizer") == 0;
+    *out_is_one = true;
+    if (is_bert || strcmp(type, "WhitespaceSplit") == 0) {
+        DR_TRY(add_regex(t, where, "\\s+", BPE_REMOVED, false));
+        return is_bert ? dr_bpe_add_stage(t, where, punctuation_pattern, BPE_ISOLATED, false) : DR_OK;
+    }
+    *out_is_one = strcmp(type, "Whitespace") == 0;
+    if (!*out_is_one) return DR_OK;
+    dr_buf pattern = {0};
+    dr_status status = dr_bpe_whitespace_pattern(&pattern);
+    if (status == DR_OK) status = dr_bpe_add_stage(t, where, pattern.data, BPE_REMOVED, true);
+    dr_buf_reset(&pattern);
+    return status;
+}
+
 static dr_status read_pre_tokenizer(dr_tokenizer *t, json_t *node, const char *type, const char *where) {
     bpe_behaviour behaviour;
     int individual = 0;
+    bool is_white_space;
     DR_CHECK(!t->has_byte_level, DR_ERR_UNSUPPORTED, "%s: pre_tokenizer \"%s\" behind ByteLevel", where,
              type);
     if (strcmp(type, "ByteLevel") == 0) return read_byte_level(t, node, where);
     if (strcmp(type, "Split") == 0) return read_split(t, node, where);
+    DR_TRY(read_white_space(t, type, where, &is_white_space));
+    if (is_white_space) return DR_OK;
     if (strcmp(type, "Digits") == 0) {
         DR_TRY(dr_json_bool_or(node, where, "individual_digits", 0, &individual));
         return add_regex(t, where, "\\p{N}", individual ? BPE_ISOLATED : BPE_CONTIGUOUS, false);
@@ -139,17 +153,17 @@ static dr_status read_pre_tokenizer(dr_tokenizer *t, json_t *node, const char *t
 }
 
 static dr_status read_decoder(dr_tokenizer *t, json_t *node, const char *type, const char *where) {
-    (void)t, (void)node;
+    if (t->is_wordpiece) return dr_wordpiece_read_decoder(t, node, type, where);
     DR_CHECK(strcmp(type, "ByteLevel") == 0, DR_ERR_UNSUPPORTED, "%s: decoder \"%s\" is not supported", where,
              type);
     return DR_OK;
 }
 
 dr_status dr_bpe_read_pipeline(dr_tokenizer *t, json_t *root, const char *where) {
-    DR_TRY(for_each_part(t, root, where, "normalizer", "normalizers", read_normalizer));
+    DR_TRY(for_each_part(t, root, where, "normalizer", "normalizers", dr_bpe_read_normalizer));
     DR_TRY(for_each_part(t, root, where, "pre_tokenizer", "pretokenizers", read_pre_tokenizer));
-    DR_CHECK(t->has_byte_level, DR_ERR_UNSUPPORTED, "%s: no pre_tokenizer ByteLevel: not a byte-level model",
-             where);
+    DR_CHECK(t->has_byte_level || t->is_wordpiece, DR_ERR_UNSUPPORTED,
+             "%s: no pre_tokenizer ByteLevel: not a byte-level model", where);
     return for_each_part(t, root, where, "decoder", "decoders", read_decoder);
 }
 

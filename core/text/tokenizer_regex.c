@@ -14,8 +14,9 @@
 #define CIRCLED "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
 #define WORDS "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}" CIRCLED
 
-// What single_word takes for a part of a word.
-const char dr_bpe_word_pattern[] = "[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}" CIRCLED "]";
+// What single_word and pre-tokeniser Whitespace take for a part of a word: \w of Rust's regular expressions.
+#define RUST_WORDS "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}" CIRCLED
+const char dr_bpe_word_pattern[] = "[" RUST_WORDS "]";
 
 typedef struct translation {
     const char *where, *pattern, *at;
@@ -202,4 +203,10 @@ dr_status dr_bpe_translate_regex(const char *where, const char *pattern, dr_buf 
         }
     }
     return dr_buf_append(out, "", 0);
+}
+
+dr_status dr_bpe_whitespace_pattern(dr_buf *out) {
+    static const char runs[] = "[" RUST_WORDS "]+|[^" RUST_WORDS SPACES "]+";
+    translation x = {.out = out};
+    return put_members(&x, runs, sizeof runs - 1);
 }

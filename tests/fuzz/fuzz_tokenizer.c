@@ -16,7 +16,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int32_t *ids = NULL;
     int64_t n = 0, capacity = 0;
     dr_buf bytes = {0};
-    if (dr_tokenizer_encode(tokenizer, text, sizeof text - 1, true, &ids, &n, &capacity) == DR_OK)
+    if (dr_tokenizer_encode_framed(tokenizer, text, sizeof text - 1, true, INT64_MAX, &ids, &n, &capacity) ==
+        DR_OK)
         fuzz_demand(dr_tokenizer_decode(tokenizer, ids, n, &bytes) == DR_OK,
                     "ids of the encoder can be decoded");
     dr_buf_reset(&bytes);
