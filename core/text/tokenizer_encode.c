@@ -208,16 +208,16 @@ dr_status dr_tokenizer_encode_guarded(const dr_tokenizer *t, const char *text, s
 dr_status dr_tokenizer_encode_framed(const dr_tokenizer *t, const char *text, size_t length,
                                      bool parse_special, int64_t max_ids, int32_t **ids, int64_t *n_ids,
                                      int64_t *capacity) {
-    int64_t begin = *n_ids, n_frame = t->n_before + t->n_after, most = max_ids - n_frame;
-    DR_CHECK(most >= 0, DR_ERR_RANGE,
+    int64_t begin = *n_ids, n_frame = t->n_before + t->n_after;
+    DR_CHECK(max_ids >= n_frame, DR_ERR_RANGE,
              "encode: at most %lld ids, and the post-processor puts %lld around a text", (long long)max_ids,
              (long long)n_frame);
     dr_status status = append_ids(ids, n_ids, capacity, t->frame, t->n_before);
     if (status == DR_OK) status = dr_tokenizer_encode(t, text, length, parse_special, ids, n_ids, capacity);
-    int64_t n = *n_ids - begin - t->n_before;
+    int64_t n = *n_ids - begin - t->n_before, most = max_ids - n_frame;
     if (n > most) *n_ids -= n - most;
-    if (status == DR_OK)
-        status = append_ids(ids, n_ids, capacity, t->frame ? t->frame + t->n_before : NULL, t->n_after);
+    if (status == DR_OK && t->n_after > 0)
+        status = append_ids(ids, n_ids, capacity, t->frame + t->n_before, t->n_after);
     if (status != DR_OK) *n_ids = begin;
     return status;
 }
