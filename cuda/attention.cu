@@ -1,6 +1,7 @@
-// Causal attention over packed sequences and over the paged cache: one kernel, so that a row has the same
-// bits in both. Keys go by in tiles of 32 positions from position 0 of what a row sees; the softmax is kept
-// up to date tile by tile, and a row skips keys that it does not see instead of weighing them with 0.
+// Attention over packed sequences, causal or in both directions, and over the paged cache: one kernel, so
+// that a row has the same bits in a packed pass and in a cached one. Keys go by in tiles of 32 positions from
+// position 0 of what a row sees; the softmax is kept up to date tile by tile, and a row skips keys that it
+// does not see instead of weighing them with 0.
 #include "cuda/attention.cuh"
 
 // The running softmax of a warp's four rows: maximum, sum of exponentials, and this lane's columns of the
@@ -35,11 +36,12 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
     const int32_t s = dr_find_part(a.query_tiles, a.n_spans, blockIdx.x), g = blockIdx.y;
     const dr_span span = a.spans[s];
     const query_tile tile = query_tile_at(a, span, (blockIdx.x - a.query_tiles[s]) * QUERIES, g);
-    const int32_t most = dr_span_keys_seen(&span, tile.first + tile.n - 1, tile.group);
+    const int32_t most = dr_span_keys(&span, tile.first + tile.n - 1, tile.group, a.both_ways);
     row_state<COLUMNS> state;
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-        state.limit[i] = own + i < tile.n ? dr_span_keys_seen(&span, tile.first + own + i, tile.group) : 0;
+        state.limit[i] =
+            own + i < tile.n ? dr_span_keys(&span, tile.first + own + i, tile.group, a.both_ways) : 0;
         state.top[i] = -INFINITY;
         state.total[i] = 0.0f;
 #pragma unroll

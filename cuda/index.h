@@ -171,6 +171,11 @@ DR_INDEX int32_t dr_span_keys_seen(const dr_span *span, int64_t flat, int32_t gr
     return span->n_before + (int32_t)(flat / group) + 1;
 }
 
+// The same where rows look in both directions: all of the span's, whichever row asks.
+DR_INDEX int32_t dr_span_keys(const dr_span *span, int64_t flat, int32_t group, bool both_ways) {
+    return both_ways ? span->n_before + span->n_rows : dr_span_keys_seen(span, flat, group);
+}
+
 // Row of k and v, in a packed batch, of a position that the span sees.
 DR_INDEX int64_t dr_span_key_row(const dr_span *span, int64_t position) {
     return position < span->n_before ? span->prefix_row + position : span->row + position - span->n_before;
@@ -260,6 +265,13 @@ DR_INDEX bool dr_mma_takes(int32_t group, int32_t d) {
 // equal columns, and eight neighbouring columns of a row, lie in different banks.
 DR_INDEX int dr_swizzled(int row, int column, int columns) {
     return row * columns + (column ^ (row % 8));
+}
+
+// ---- pooling ----
+
+// Rows whose mean stands for a sequence's: a first row is its own.
+DR_INDEX int32_t dr_pooled_rows(int32_t n_rows, dr_pooling pooling) {
+    return pooling == DR_POOL_FIRST && n_rows > 1 ? 1 : n_rows;
 }
 
 // ---- kept sets ----

@@ -103,7 +103,8 @@ typedef struct dr_cuda_attention {
     int64_t n_query_tiles, n_key_tiles, n_rows;    // of all spans
     int32_t n_spans, H, G, d;
     float scale;
-    bool is_bf16; // the cache
+    bool is_bf16;   // the cache
+    bool both_ways; // a row sees its whole sequence: fp32 kernel, forward
     // What the bf16 kernels go by (attention_plan.h), and their results of splits of keys.
     const dr_query *queries;
     const dr_query_tile *mma_query_tiles;
@@ -220,6 +221,9 @@ dr_status dr_cuda_fusion(const dr_fusion *fusion, dr_cuda_stream stream);
 dr_status dr_cuda_padded_attention(const dr_padded_attention *attention, dr_cuda_stream stream);
 dr_status dr_cuda_mixture(float *gate, const float *z, int64_t T, int64_t E, int64_t D, float *y,
                           dr_cuda_stream stream);
+// out [n, D] from rows x of the spans, one a sequence.
+dr_status dr_cuda_pool_rows(const float *x, const dr_span *spans, int32_t n, dr_pooling pooling, int64_t D,
+                            float *out, dr_cuda_stream stream);
 dr_status dr_cuda_unit_rows(const float *x, int64_t T, int64_t D, float *out, dr_cuda_stream stream);
 dr_status dr_cuda_fill_places(float *x, const int64_t *places, int64_t n, float value, dr_cuda_stream stream);
 dr_status dr_cuda_top_k(const float *scores, int64_t T, int64_t V, int32_t k, dr_hit *out,

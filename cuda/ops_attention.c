@@ -286,6 +286,32 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
                                                                          delta, dq, dk, dv, state->stream);
 }
 
+static dr_status attention_bidirectional(dr_backend *b, const float *q, const float *k, const float *v,
+                                         int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
+                                         int32_t H, int32_t G, int32_t d, float *out) {
+    dr_cuda_state *state;
+    dr_cuda_attention a;
+    DR_TRY(check_sizes(H, G, d));
+    DR_CHECK(!sequences->prefix, DR_ERR_UNSUPPORTED, "attention in both directions: sequences with prefixes");
+    span_source from = {.sequences = sequences, .n = sequences->n, .group = H / G};
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_TRY(planned(state, &from, &a));
+    describe(&a, q, k, v, q_stride, kv_stride, H, G, d);
+    a.both_ways = true;
+    return dr_cuda_attention_forward("attention_bidirectional", &a, out, NULL, state->stream);
+}
+
+// Here because it reads the spans that attention sends.
+static dr_status pool_rows(dr_backend *b, const float *x, const dr_sequences *sequences, dr_pooling pooling,
+                           int64_t D, float *out) {
+    dr_cuda_state *state;
+    dr_cuda_attention a;
+    span_source from = {.sequences = sequences, .n = sequences->n};
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_TRY(planned(state, &from, &a));
+    return dr_cuda_pool_rows(x, a.spans, sequences->n, pooling, D, out, state->stream);
+}
+
 static void kv_round(dr_backend *b, float *k, float *v, int64_t kv_stride, int64_t T, int32_t G, int32_t d) {
     dr_cuda_state *state;
     if (!dr_rounds_to_bf16(b->precision)) return;
@@ -406,6 +432,8 @@ dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32
 void dr_cuda_fill_attention(dr_backend_ops *ops) {
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
+    ops->attention_bidirectional = attention_bidirectional;
+    ops->pool_rows = pool_rows;
     ops->kv_round = kv_round;
     ops->kv_store = kv_store;
     ops->attention_cached = attention_cached;

@@ -147,6 +147,28 @@ extern "C" dr_status dr_cuda_mixture(float *gate, const float *z, int64_t T, int
 }
 
 // One thread a row: a sum of exact squares in the processor's order has the processor's bits.
+// One thread a column of a sequence's row.
+static __global__ void pool_rows_kernel(const float *x, const dr_span *spans, int32_t n, dr_pooling pooling,
+                                        int64_t D, float *out) {
+    const int64_t i = dr_cuda_item();
+    if (i >= n * D) return;
+    const dr_span span = spans[i / D];
+    const int32_t rows = dr_pooled_rows(span.n_rows, pooling);
+    double sum = 0.0;
+    for (int32_t t = 0; t < rows; t++) sum = __dadd_rn(sum, (double)x[(span.row + t) * D + i % D]);
+    out[i] = rows > 0 ? __double2float_rn(__ddiv_rn(sum, (double)rows)) : 0.0f;
+}
+
+extern "C" dr_status dr_cuda_pool_rows(const float *x, const dr_span *spans, int32_t n, dr_pooling pooling,
+                                       int64_t D, float *out, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (n == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("pool_rows", n * D, THREADS, &blocks));
+    DR_CUDA_LAUNCH(pool_rows_kernel, blocks, THREADS, 0, stream)(x, spans, n, pooling, D, out);
+    DR_CUDA_LAUNCHED("pool_rows of %d sequences, %lld columns", n, (long long)D);
+    return DR_OK;
+}
+
 static __global__ void unit_rows_kernel(const float *x, int64_t T, int64_t D, float *out) {
     const int64_t t = dr_cuda_item();
     if (t >= T) return;

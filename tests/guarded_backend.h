@@ -329,6 +329,15 @@ static dr_status g_attention_forward(dr_backend *b, const float *q, const float 
         attention_forward(guard_inner, q, k, v, q_stride, kv_stride, sequences, H, G, d, out, lse));
 }
 
+static dr_status g_attention_bidirectional(dr_backend *b, const float *q, const float *k, const float *v,
+                                           int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
+                                           int32_t H, int32_t G, int32_t d, float *out) {
+    (void)b;
+    OURS(q), OURS(k), OURS(v), HOSTS(sequences->cu_seqlens), OURS(out);
+    GUARDED_STATUS(
+        attention_bidirectional(guard_inner, q, k, v, q_stride, kv_stride, sequences, H, G, d, out));
+}
+
 static dr_status g_attention_backward(dr_backend *b, const float *dout, const float *q, const float *k,
                                       const float *v, const float *out, const float *lse, int64_t q_stride,
                                       int64_t kv_stride, const dr_sequences *sequences, int32_t H, int32_t G,
@@ -496,6 +505,13 @@ static void g_mixture_forward(dr_backend *b, float *gate, const float *z, int64_
     GUARDED(mixture_forward(guard_inner, gate, z, T, E, D, y));
 }
 
+static dr_status g_pool_rows(dr_backend *b, const float *x, const dr_sequences *sequences, dr_pooling pooling,
+                             int64_t D, float *out) {
+    (void)b;
+    OURS(x), HOSTS(sequences->cu_seqlens), OURS(out);
+    GUARDED_STATUS(pool_rows(guard_inner, x, sequences, pooling, D, out));
+}
+
 static void g_unit_rows(dr_backend *b, const float *x, int64_t T, int64_t D, float *out) {
     (void)b;
     OURS(x), OURS(out);
@@ -569,6 +585,7 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .embedding_backward = g_embedding_backward,
                                        .attention_forward = g_attention_forward,
                                        .attention_backward = g_attention_backward,
+                                       .attention_bidirectional = g_attention_bidirectional,
                                        .kv_round = g_kv_round,
                                        .kv_store = g_kv_store,
                                        .attention_cached = g_attention_cached,
@@ -585,6 +602,7 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .fusion_forward = g_fusion_forward,
                                        .padded_attention = g_padded_attention,
                                        .mixture_forward = g_mixture_forward,
+                                       .pool_rows = g_pool_rows,
                                        .unit_rows = g_unit_rows,
                                        .fill_places = g_fill_places,
                                        .top_k = g_top_k,

@@ -60,6 +60,40 @@ static void test_attention(void **state) {
         }
 }
 
+// In both directions; sequences, fp32, are the bits that they are alone. sizes: packing, H, G, d.
+static void run_bidirectional(dr_backend *b, const int64_t *sizes, results *r) {
+    const packing *p = &packings[sizes[0]];
+    int32_t H = (int32_t)sizes[1], G = (int32_t)sizes[2], d = (int32_t)sizes[3], cu[MAX_SEQUENCES + 1] = {0};
+    for (int32_t s = 0; s < p->n; s++) cu[s + 1] = cu[s] + p->lengths[s];
+    const dr_sequences sequences = {p->n, cu, NULL};
+    int64_t T = cu[p->n], stride = (int64_t)(H + 2 * G) * d + 3, width = (int64_t)H * d;
+    float *q = put(b, op_normal(T * stride, 0, 1), T * stride), *k = q + width, *v = k + G * d;
+    float *out = put_poison(b, T * width), *alone = put_poison(b, T * width);
+    check_ok(b->ops->attention_bidirectional(b, q, k, v, stride, stride, &sequences, H, G, d, out));
+    for (int32_t s = 0; s < p->n; s++) {
+        const int32_t ends[] = {0, p->lengths[s]};
+        const dr_sequences own = {1, ends, NULL};
+        int64_t at = cu[s] * stride;
+        check_ok(b->ops->attention_bidirectional(b, q + at, k + at, v + at, stride, stride, &own, H, G, d,
+                                                 alone + cu[s] * width));
+    }
+    check_same_bits("sequences alone", get(b, alone, T * width), get(b, out, T * width), T * width);
+    give(r, "attention in both directions", b, out, T * width, forward);
+}
+
+static void test_bidirectional(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t heads[][3] = {{1, 1, 1},    {4, 1, 7},   {6, 2, 16},
+                                       {16, 16, 64}, {4, 2, 128}, {2, 1, 256}};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        for (int64_t p = 0; p < 5; p++) {
+            const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2]};
+            compare(run_bidirectional, sizes, 100 * i);
+            compare_on(cuda_bf16, run_bidirectional, sizes, 100 * i); // fp32 there, too
+        }
+}
+
 // Heads for the tensor cores' kernels and, behind them, for the others, which do not round.
 static void test_bf16_attention(void **state) {
     (void)state;
@@ -246,7 +280,7 @@ static int attention_teardown(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cuda_test(test_attention),      cuda_test(test_bf16_attention), cuda_test(test_wgmma_attention),
-        cuda_test(test_attention_rows), cuda_test(test_long_rows),
+        cuda_test(test_attention_rows), cuda_test(test_long_rows),      cuda_test(test_bidirectional),
     };
     int n_failed = cmocka_run_group_tests(tests, attention_setup, attention_teardown);
     return n_failed != 0 || cuda ? n_failed : 77; // 77: skipped

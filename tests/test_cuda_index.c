@@ -189,6 +189,8 @@ static void check_query_tiles(const packing *p) {
             int32_t t = (int32_t)(span->row + flat / p->group), seen = rows_seen(p, t, rows);
             counts[t * p->group + flat % p->group]++;
             assert_int_equal(dr_span_keys_seen(span, flat, p->group), seen);
+            assert_int_equal(dr_span_keys(span, flat, p->group, false), seen);
+            assert_int_equal(dr_span_keys(span, flat, p->group, true), span->n_before + span->n_rows);
             for (int32_t position = 0; position < seen; position++)
                 assert_int_equal(dr_span_key_row(span, position), rows[position]);
         }

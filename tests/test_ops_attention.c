@@ -11,6 +11,7 @@ typedef struct pack_case {
     dr_backend *b;
     int32_t H, G, d, cu[MAX_SEQS + 1];
     dr_sequences sequences;
+    bool both_ways;
     int64_t T, stride;
     float *qkv, *out, *lse, *dout;
     double *rqkv, *rout; // the reference's
@@ -35,8 +36,12 @@ static pack_case pack_make(dr_backend *b, int32_t H, int32_t G, int32_t d, const
 static void forward(pack_case *c) {
     c->sequences.cu_seqlens = c->cu;
     const float *q = c->qkv, *k = q + c->H * c->d, *v = k + c->G * c->d;
-    check_ok(c->b->ops->attention_forward(c->b, q, k, v, c->stride, c->stride, &c->sequences, c->H, c->G,
-                                          c->d, c->out, c->lse));
+    if (c->both_ways)
+        check_ok(c->b->ops->attention_bidirectional(c->b, q, k, v, c->stride, c->stride, &c->sequences, c->H,
+                                                    c->G, c->d, c->out));
+    else
+        check_ok(c->b->ops->attention_forward(c->b, q, k, v, c->stride, c->stride, &c->sequences, c->H, c->G,
+                                              c->d, c->out, c->lse));
 }
 
 static void backward(pack_case *c, float *dqkv) {
@@ -46,13 +51,13 @@ static void backward(pack_case *c, float *dqkv) {
                                            &c->sequences, c->H, c->G, c->d, dqkv, dk, dk + c->G * c->d));
 }
 
-// The rows that row t sees, itself the last; returns their number.
+// The rows that row t sees, itself the last but in both directions; returns their number.
 static int32_t rows_seen(const pack_case *c, int64_t t, int32_t *rows) {
     int32_t s = 0, n = 0;
     while (c->cu[s + 1] <= t) s++;
     int32_t p = c->sequences.prefix ? c->sequences.prefix[s] : -1;
     for (int32_t j = p < 0 ? 0 : c->cu[p]; p >= 0 && j < c->cu[p + 1]; j++) rows[n++] = j;
-    for (int32_t j = c->cu[s]; j <= t; j++) rows[n++] = j;
+    for (int32_t j = c->cu[s]; c->both_ways ? j < c->cu[s + 1] : j <= t; j++) rows[n++] = j;
     return n;
 }
 
@@ -193,6 +198,35 @@ static void test_packed(void **state) {
         check_pack(op_two, h[0], h[1], h[2], shared, prefix, h[2] <= 64 ? 8 : 3);
         if (h[2] <= 64) check_pack(op_two, h[0], h[1], h[2], one, NULL, 1);
     }
+}
+
+// In both directions; a sequence has the bits that it has alone.
+static void test_bidirectional(void **state) {
+    (void)state;
+    static const int32_t heads[][3] = {{1, 1, 1}, {4, 1, 7}, {6, 2, 16}, {2, 2, 64}, {9, 1, 17}, {2, 2, 256}};
+    static const int32_t lengths[] = {1, 5, 0, 17, 16, 49}, n = 6;
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
+        const int32_t *h = heads[i];
+        pack_case c = pack_make(op_two, h[0], h[1], h[2], lengths, NULL, n);
+        c.both_ways = true;
+        forward(&c);
+        ref_forward(&c, NULL);
+        op_close("attention in both directions", c.out, c.rout, c.T * c.H * c.d, 1e-11);
+        for (int32_t s = 0; s < n; s++) {
+            pack_case alone = pack_make(op_one, h[0], h[1], h[2], lengths + s, NULL, 1);
+            alone.both_ways = true;
+            memcpy(alone.qkv, c.qkv + c.cu[s] * c.stride, (size_t)(alone.T * c.stride) * sizeof(float));
+            forward(&alone);
+            check_same_bits("a sequence alone", alone.out, c.out + (int64_t)c.cu[s] * c.H * c.d,
+                            alone.T * c.H * c.d);
+        }
+        op_free_arrays();
+    }
+    pack_case c = pack_make(op_one, 1, 1, 4, lengths, (const int32_t[]){-1, 0}, 2);
+    c.sequences.cu_seqlens = c.cu;
+    check_error(op_one->ops->attention_bidirectional(op_one, c.qkv, c.qkv, c.qkv, c.stride, c.stride,
+                                                     &c.sequences, 1, 1, 4, c.out),
+                DR_ERR_UNSUPPORTED, "prefixes");
 }
 
 // Scores of hundreds: the softmax is one-hot, nothing overflows.
@@ -402,9 +436,9 @@ static void test_shared_pages(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        op_test(test_packed),           op_test(test_large_scores), op_test(test_sizes_refused),
-        op_test(test_cached_is_packed), op_test(test_cached_bf16),  op_test(test_kv_round),
-        op_test(test_shared_pages),
+        op_test(test_packed),           op_test(test_large_scores),  op_test(test_sizes_refused),
+        op_test(test_cached_is_packed), op_test(test_cached_bf16),   op_test(test_kv_round),
+        op_test(test_shared_pages),     op_test(test_bidirectional),
     };
     return cmocka_run_group_tests(tests, op_group_setup, op_group_teardown);
 }

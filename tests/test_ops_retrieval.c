@@ -163,6 +163,32 @@ static void test_mixture(void **state) {
     check_same_bits("its weights", alone, gate + E, E);
 }
 
+// First rows and means; wide enough for several blocks of columns, and a sequence of no rows.
+static void test_pool_rows(void **state) {
+    (void)state;
+    enum { N = 4, W = 131 };
+    const int32_t ends[N + 1] = {0, 1, 1, 4, 40};
+    const dr_sequences all = {N, ends, NULL};
+    float *x = op_normal((int64_t)ends[N] * W, 0, 1), *first = op_poison((int64_t)N * W),
+          *mean = op_poison((int64_t)N * W);
+    check_ok(op_two->ops->pool_rows(op_two, x, &all, DR_POOL_FIRST, W, first));
+    check_ok(op_two->ops->pool_rows(op_two, x, &all, DR_POOL_MEAN, W, mean));
+    for (int s = 0; s < N; s++) {
+        int32_t n = ends[s + 1] - ends[s];
+        const int32_t own_ends[] = {0, n};
+        const dr_sequences own = {1, own_ends, NULL};
+        float *alone = op_poison(W);
+        check_ok(op_one->ops->pool_rows(op_one, x + (int64_t)ends[s] * W, &own, DR_POOL_MEAN, W, alone));
+        check_same_bits("a mean alone", alone, mean + (int64_t)s * W, W);
+        for (int j = 0; j < W; j++) {
+            double sum = 0;
+            for (int32_t t = ends[s]; t < ends[s + 1]; t++) sum += x[(int64_t)t * W + j];
+            assert_true(mean[s * W + j] == (n > 0 ? (float)(sum / n) : 0.0f));
+            assert_true(first[s * W + j] == (n > 0 ? x[(int64_t)ends[s] * W + j] : 0.0f));
+        }
+    }
+}
+
 static void test_unit_rows(void **state) {
     (void)state;
     enum { T = 3 };
@@ -225,8 +251,9 @@ static void test_transfers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        op_test(test_fusion), op_test(test_padded_attention), op_test(test_mixture), op_test(test_unit_rows),
-        op_test(test_top_k),  op_test(test_transfers),
+        op_test(test_fusion),    op_test(test_padded_attention), op_test(test_mixture),
+        op_test(test_pool_rows), op_test(test_unit_rows),        op_test(test_top_k),
+        op_test(test_transfers),
     };
     return cmocka_run_group_tests(tests, op_group_setup, op_group_teardown);
 }

@@ -75,6 +75,19 @@ static void run_rows(dr_backend *b, const int64_t *sizes, results *r) {
     give(r, "filled", b, y, T * D, forward);
 }
 
+// sizes: columns
+static void run_pooling(dr_backend *b, const int64_t *sizes, results *r) {
+    enum { N = 5 };
+    const int32_t ends[N + 1] = {0, 1, 1, 4, 40, 300};
+    const dr_sequences all = {N, ends, NULL};
+    int64_t D = sizes[0];
+    float *x = put(b, op_normal(ends[N] * D, 0, 1), ends[N] * D), *out = put_poison(b, N * D);
+    check_ok(b->ops->pool_rows(b, x, &all, DR_POOL_FIRST, D, out));
+    give(r, "first rows", b, out, N * D, 0);
+    check_ok(b->ops->pool_rows(b, x, &all, DR_POOL_MEAN, D, out));
+    give(r, "means", b, out, N * D, 0);
+}
+
 static void test_ops(void **state) {
     (void)state;
     if (!cuda) skip();
@@ -85,6 +98,7 @@ static void test_ops(void **state) {
         compare(run_fusion, fusions[i], (uint64_t)(100 * i));
         compare(run_padded, padded[i], (uint64_t)(1000 + 100 * i));
         compare(run_rows, rows[i], (uint64_t)(2000 + 100 * i));
+        compare(run_pooling, &rows[i][2], (uint64_t)(4000 + 100 * i));
         compare_on(cuda_bf16, run_padded, padded[i], (uint64_t)(3000 + 100 * i)); // fp32 there, too
     }
 }

@@ -66,8 +66,9 @@ static DR_HOT void transpose_keys(const float *k, int64_t stride, const seen_row
     }
 }
 
-static void forward_sequence(const packed_call *c, const seen_rows *seen, int32_t g, float *scratch,
-                             float *out, float *lse) {
+// is_causal: a row sees what stands up to itself, else its whole sequence.
+static void forward_sequence(const packed_call *c, const seen_rows *seen, int32_t g, bool is_causal,
+                             float *scratch, float *out, float *lse) {
     int32_t group = c->H / c->G, d = c->d;
     int64_t padded = dr_padded_keys(seen->n_prefix + seen->n);
     float *keys = scratch, *values = keys + padded * d, *scores = values + padded * d;
@@ -80,7 +81,7 @@ static void forward_sequence(const packed_call *c, const seen_rows *seen, int32_
         rows.q[rows.n] = c->q + row * c->q_stride + h * d;
         rows.out[rows.n] = out + (row * c->H + h) * d;
         rows.lse[rows.n] = lse ? lse + row * c->H + h : NULL;
-        rows.n_keys[rows.n++] = seen->n_prefix + (int32_t)i + 1;
+        rows.n_keys[rows.n++] = seen->n_prefix + (is_causal ? (int32_t)i + 1 : seen->n);
         if (rows.n == ROWS || flat + 1 == (int64_t)seen->n * group) {
             dr_attend(&rows, 1, &blocks, d, c->scale, scores);
             rows.n = 0;
@@ -88,20 +89,34 @@ static void forward_sequence(const packed_call *c, const seen_rows *seen, int32_
     }
 }
 
+static dr_status forward_packed(dr_backend *b, const packed_call *call, const dr_sequences *sequences,
+                                bool is_causal, float *out, float *lse) {
+    DR_TRY(check_sizes(call->H, call->G, call->d));
+    int64_t longest = dr_padded_keys(longest_seen(sequences));
+    DR_TRY(reserve_threads(b, 2 * longest * call->d + ROWS * longest));
+    dr_cpu_state *state = dr_cpu_state_of(b);
+#pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
+    for (int32_t task = 0; task < sequences->n * call->G; task++) {
+        seen_rows seen = seen_by(sequences, task / call->G);
+        forward_sequence(call, &seen, task % call->G, is_causal, state->thread[omp_get_thread_num()].data,
+                         out, lse);
+    }
+    return DR_OK;
+}
+
 static dr_status attention_forward(dr_backend *b, const float *q, const float *k, const float *v,
                                    int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
                                    int32_t H, int32_t G, int32_t d, float *out, float *lse) {
-    DR_TRY(check_sizes(H, G, d));
-    int64_t longest = dr_padded_keys(longest_seen(sequences));
-    DR_TRY(reserve_threads(b, 2 * longest * d + ROWS * longest));
     packed_call call = {q, k, v, q_stride, kv_stride, H, G, d, 1.0f / sqrtf((float)d)};
-    dr_cpu_state *state = dr_cpu_state_of(b);
-#pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1)
-    for (int32_t task = 0; task < sequences->n * G; task++) {
-        seen_rows seen = seen_by(sequences, task / G);
-        forward_sequence(&call, &seen, task % G, state->thread[omp_get_thread_num()].data, out, lse);
-    }
-    return DR_OK;
+    return forward_packed(b, &call, sequences, true, out, lse);
+}
+
+static dr_status attention_bidirectional(dr_backend *b, const float *q, const float *k, const float *v,
+                                         int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
+                                         int32_t H, int32_t G, int32_t d, float *out) {
+    packed_call call = {q, k, v, q_stride, kv_stride, H, G, d, 1.0f / sqrtf((float)d)};
+    DR_CHECK(!sequences->prefix, DR_ERR_UNSUPPORTED, "attention in both directions: sequences with prefixes");
+    return forward_packed(b, &call, sequences, false, out, NULL);
 }
 
 // Scratch of one backward task: the keys and values of a head that a sequence sees and their gradients
@@ -398,6 +413,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
 void dr_cpu_fill_attention(dr_backend_ops *ops) {
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;
+    ops->attention_bidirectional = attention_bidirectional;
     ops->kv_round = kv_round;
     ops->kv_store = kv_store;
     ops->attention_cached = attention_cached;

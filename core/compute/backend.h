@@ -182,6 +182,9 @@ typedef struct dr_padded_attention {
     float *out;             // [B, Q, H, d]
 } dr_padded_attention;
 
+// What a sequence is told by: its first row, or the mean of its rows.
+typedef enum dr_pooling { DR_POOL_FIRST, DR_POOL_MEAN } dr_pooling;
+
 // Host memory that the backend copies from and to while the host goes on. Owned by whoever made it.
 typedef struct dr_transfer {
     char *host;
@@ -320,6 +323,11 @@ typedef struct dr_backend_ops {
                                     const float *v, const float *out, const float *lse, int64_t q_stride,
                                     int64_t kv_stride, const dr_sequences *sequences, int32_t H, int32_t G,
                                     int32_t d, float *dq, float *dk, float *dv);
+    // attention_forward in both directions, without gradient: a row sees all rows of its own sequence.
+    // Sequences without prefixes; fp32 whatever the precision is.
+    dr_status (*attention_bidirectional)(dr_backend *b, const float *q, const float *k, const float *v,
+                                         int64_t q_stride, int64_t kv_stride, const dr_sequences *sequences,
+                                         int32_t H, int32_t G, int32_t d, float *out);
 
     // Paged cache of one layer: k_cache, v_cache [n_pages, page_size, G, d] of dr_kv_bytes each. kv_round
     // gives keys and values [T, G, d] (row stride in floats), in place, the values that a cache can hold;
@@ -386,6 +394,10 @@ typedef struct dr_backend_ops {
     // at most DR_MIXTURE_MOST.
     void (*mixture_forward)(dr_backend *b, float *gate, const float *z, int64_t T, int64_t E, int64_t D,
                             float *y);
+    // out [n, D]: one row of each of n packed sequences, x [T, D]: its first, or the mean of its rows, summed
+    // in double in order. Sequences of no rows give zeros. The same bits on every backend.
+    dr_status (*pool_rows)(dr_backend *b, const float *x, const dr_sequences *sequences, dr_pooling pooling,
+                           int64_t D, float *out);
     // out [T, D]: rows of x divided by their length, summed in double in order; rows of zeros stay. The same
     // bits on every backend.
     void (*unit_rows)(dr_backend *b, const float *x, int64_t T, int64_t D, float *out);

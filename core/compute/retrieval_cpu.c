@@ -1,6 +1,8 @@
 // The retrieval model's ops. Everything of a request is computed by one thread in a fixed order.
 #include "core/compute/cpu_internal.h"
 
+enum { MEAN_COLUMNS = 64 };
+
 // out (rows, D) = m (rows, n) · x (n, D).
 static DR_HOT void small_product(const float *m, int64_t rows, int64_t n, const float *x, int64_t D,
                                  float *out) {
@@ -109,6 +111,28 @@ static void mixture_forward(dr_backend *b, float *gate, const float *z, int64_t 
     }
 }
 
+// n columns, at most MEAN_COLUMNS, of the mean of a sequence's rows.
+static DR_HOT void mean_columns(const float *rows, int32_t n_rows, int64_t D, int64_t n, float *out) {
+    double sums[MEAN_COLUMNS] = {0};
+    for (int32_t t = 0; t < n_rows; t++)
+        for (int64_t d = 0; d < n; d++) sums[d] += (double)rows[t * D + d];
+    for (int64_t d = 0; d < n; d++) out[d] = n_rows > 0 ? (float)(sums[d] / n_rows) : 0.0f;
+}
+
+static void pool_sequence(const float *rows, int32_t n_rows, dr_pooling pooling, int64_t D, float *out) {
+    int32_t n_pooled = pooling == DR_POOL_FIRST && n_rows > 1 ? 1 : n_rows; // a first row is its own mean
+    for (int64_t d = 0; d < D; d += MEAN_COLUMNS)
+        mean_columns(rows + d, n_pooled, D, D - d < MEAN_COLUMNS ? D - d : MEAN_COLUMNS, out + d);
+}
+
+static dr_status pool_rows(dr_backend *b, const float *x, const dr_sequences *sequences, dr_pooling pooling,
+                           int64_t D, float *out) {
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && sequences->n > 1)
+    for (int32_t s = 0; s < sequences->n; s++)
+        pool_sequence(x + sequences->cu_seqlens[s] * D, dr_rows_of(sequences, s), pooling, D, out + s * D);
+    return DR_OK;
+}
+
 static void unit_rows(dr_backend *b, const float *x, int64_t T, int64_t D, float *out) {
 #pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > 1)
     for (int64_t t = 0; t < T; t++) {
@@ -153,6 +177,7 @@ void dr_cpu_fill_retrieval(dr_backend_ops *ops) {
     ops->fusion_forward = fusion_forward;
     ops->padded_attention = padded_attention;
     ops->mixture_forward = mixture_forward;
+    ops->pool_rows = pool_rows;
     ops->unit_rows = unit_rows;
     ops->fill_places = fill_places;
     ops->top_k = top_k;
