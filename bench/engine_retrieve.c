@@ -30,7 +30,7 @@ static dr_status fill_queries(const bench_world *world, retriever *r) {
         texts[q] = d->categories[e.target];
         r->queries[q] = (dr_trm_query){e.history, e.n_history, r->texts + (int64_t)q * encoder->dim};
     }
-    return encoder->ops->encode(encoder, texts, MOST_QUERIES, r->texts);
+    return dr_text_encode_queries(encoder, texts, MOST_QUERIES, r->texts);
 }
 
 // ---- the check ----

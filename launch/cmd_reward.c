@@ -6,6 +6,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/model/text_encoders.h"
 #include "core/reward/reward.h"
 #include "core/text/normalize.h"
 #include "launch/cli.h"
@@ -17,6 +18,9 @@ static const dr_setting options[] = {
               "whose weights make the total: cold start or recommendation-oriented"),
     DR_TEXT("input", NULL, "FILE", "JSON lines, each {\"user\": …, \"completion\": \"…\"}"),
     DR_TEXT("trm", "", "FOLDER", "retrieval model: its item vectors take part in the similarity"),
+    DR_TEXT("text-encoder", "", "FOLDER",
+            "sentence encoder: the retrieval model's, where it is not where it was in training, or without "
+            "one what encodes texts in the place of hashed-ngram"),
     DR_CHOICE("split", "test", "test|valid|train", "whose target a completion should hit"),
     DR_TEXT("template", "full", "NAME",
             "prompt template whose phrases must not be copied: full, compact, or a file"),
@@ -265,9 +269,20 @@ static dr_status score_all(const dr_cli *cli, const dr_dataset *dataset, dr_trm 
     return DR_OK;
 }
 
+// The retrieval model and, where that has no encoder for texts, one of the command's own.
+static dr_status open_texts(const dr_config *o, dr_backend *backend, dr_trm **trm,
+                            dr_text_encoder **encoder) {
+    const char *trm_dir = dr_config_string(o, "trm"), *folder = dr_config_string(o, "text-encoder");
+    dr_text_encoder_choice choice = {.name = folder[0] ? folder : "hashed-ngram",
+                                     .dim = 1024,
+                                     .max_tokens = 256,
+                                     .query_instruction = DR_QUERY_INSTRUCTION_AUTO};
+    if (trm_dir[0]) DR_TRY(dr_trm_load_with(backend, trm_dir, folder, trm));
+    if (*trm && dr_trm_text_encoder(*trm)) return DR_OK;
+    return dr_text_encoder_open(backend, &choice, encoder);
+}
+
 static dr_status run(const dr_cli *cli) {
-    enum { TEXT_DIM = 1024 };
-    const char *trm_dir = dr_config_string(cli->options, "trm");
     dr_dataset *dataset = NULL;
     dr_backend *backend = NULL;
     dr_trm *trm = NULL;
@@ -275,14 +290,12 @@ static dr_status run(const dr_cli *cli) {
     dr_template *prompt_template = NULL;
     dr_status status = dr_template_load(dr_config_string(cli->options, "template"), &prompt_template);
     if (status == DR_OK) status = dr_dataset_load(dr_config_string(cli->options, "dataset"), &dataset);
-    if (status == DR_OK && trm_dir[0]) status = dr_backend_cpu_create(DR_FP32, 0, &backend);
-    if (status == DR_OK && trm_dir[0]) status = dr_trm_load(backend, trm_dir, &trm);
-    if (status == DR_OK && (!trm || !dr_trm_text_encoder(trm)))
-        status = dr_text_encoder_create("hashed-ngram", TEXT_DIM, &encoder);
+    if (status == DR_OK) status = dr_backend_cpu_create(DR_FP32, 0, &backend);
+    if (status == DR_OK) status = open_texts(cli->options, backend, &trm, &encoder);
     if (status == DR_OK) status = score_all(cli, dataset, trm, encoder, prompt_template);
     dr_trm_destroy(trm);
-    dr_backend_cpu_destroy(backend);
     dr_text_encoder_destroy(encoder);
+    dr_backend_cpu_destroy(backend);
     dr_template_destroy(prompt_template);
     dr_dataset_destroy(dataset);
     return status;

@@ -8,9 +8,11 @@
 #include "core/rec/trm.h"
 #include "core/store/h5.h"
 #include "launch/cli.h"
+#include "launch/policy_parts.h"
 
 static const dr_setting options[] = {
     DR_TEXT("trm", NULL, "FOLDER", "retrieval model: config.json (optional) and model.safetensors"),
+    DR_TEXT_ENCODER_OPTION,
     DR_TEXT("histories", NULL, "FILE",
             "JSON lines: [item, …] or {\"history\": [item, …]}, items from 1, 0 pads at the end"),
     DR_TEXT("queries", "", "FILE",
@@ -136,7 +138,9 @@ static dr_status trm_score_command(const dr_cli *cli) {
     dr_trm *trm = NULL;
     dr_status status = read_histories(dr_config_string(o, "histories"), &h);
     if (status == DR_OK) status = dr_backend_cpu_create(DR_FP32, (int)dr_config_int(o, "threads"), &backend);
-    if (status == DR_OK) status = dr_trm_load(backend, dr_config_string(o, "trm"), &trm);
+    if (status == DR_OK)
+        status =
+            dr_trm_load_with(backend, dr_config_string(o, "trm"), dr_config_string(o, "text-encoder"), &trm);
     if (status == DR_OK) status = score(o, trm, &h);
     dr_trm_destroy(trm);
     dr_backend_cpu_destroy(backend);

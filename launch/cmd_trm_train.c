@@ -1,8 +1,9 @@
 // `deeprec trm train`: the retrieval model of a data set.
-#include <stdio.h>
+#include <string.h>
 
 #include "core/base/log.h"
 #include "core/base/progress.h"
+#include "core/model/text_encoders.h"
 #include "core/rec/trm_train.h"
 #include "launch/cli.h"
 
@@ -24,10 +25,15 @@ static const dr_setting options[] = {
            "last training targets of each user that are left to the policy's training"),
     DR_INT("hidden", "128", 8, 256, "", "width"),
     DR_INT("experts", "8", 1, 64, "", "experts of the text adaptor"),
-    DR_INT("text-dim", "1024", 8, 65536, "", "width of text vectors"),
+    DR_INT("text-dim", "1024", 8, 65536, "", "width of text vectors of hashed-ngram; a folder has its own"),
     DR_INT("max-history", "20", 2, 64, "items", "items of the history, an even number"),
     DR_FLOAT("temperature", "0.07", 1e-4, 10, "", "of the softmax over cosines"),
-    DR_TEXT("text-encoder", "hashed-ngram", "NAME", "text encoder"),
+    DR_TEXT("text-encoder", "hashed-ngram", "NAME",
+            "hashed-ngram, or the folder of a sentence encoder of the BERT family (Hugging Face layout)"),
+    DR_TEXT("query-instruction", DR_QUERY_INSTRUCTION_AUTO, "TEXT",
+            "stands in front of preference texts; auto: nothing for hashed-ngram, for a folder its "
+            "prompts.query or, where it pools by [CLS], the sentence of BGE"),
+    DR_INT("max-text-tokens", "256", 8, 65536, "tokens", "of a text at most, for a folder"),
     DR_CHOICE("precision", "fp32", "fp32|bf16",
               "operands of matrix products in training; the model serves in fp32"),
     DR_INT("threads", "0", 0, 1024, "", "processor threads, 0: all"),
@@ -67,8 +73,16 @@ static dr_trm_train_options read_options(const dr_config *o) {
     t.config.text_dim = (int32_t)dr_config_int(o, "text-dim");
     t.config.max_history = (int32_t)dr_config_int(o, "max-history");
     t.config.temperature = (float)dr_config_float(o, "temperature");
-    snprintf(t.config.text_encoder, sizeof t.config.text_encoder, "%s", dr_config_string(o, "text-encoder"));
+    t.config.max_text_tokens = (int32_t)dr_config_int(o, "max-text-tokens");
     return t;
+}
+
+static dr_status copy_text(const dr_config *o, const char *key, size_t size, char *out) {
+    const char *text = dr_config_string(o, key);
+    DR_CHECK(strlen(text) < size, DR_ERR_ARGUMENT, "--%s has %zu bytes, at most %zu", key, strlen(text),
+             size - 1);
+    memcpy(out, text, strlen(text) + 1);
+    return DR_OK;
 }
 
 static dr_status trm_train_command(const dr_cli *cli) {
@@ -81,6 +95,9 @@ static dr_status trm_train_command(const dr_cli *cli) {
     train.on_epoch = on_epoch;
     train.on_batch = on_batch;
     train.context = &progress;
+    DR_TRY(copy_text(o, "text-encoder", sizeof train.config.text_encoder, train.config.text_encoder));
+    DR_TRY(copy_text(o, "query-instruction", sizeof train.config.query_instruction,
+                     train.config.query_instruction));
     DR_TRY(dr_dataset_load(dr_config_string(o, "dataset"), &dataset));
     dr_status status;
     DR_TRY_GOTO(status,

@@ -15,7 +15,8 @@ dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts
     DR_TRY_GOTO(status, dr_backend_choose(&choice->backend, &parts.backend), close_parts);
     DR_TRY_GOTO(status, dr_backend_choose_beside(&choice->backend, parts.backend, &parts.trm_backend),
                 close_parts);
-    DR_TRY_GOTO(status, dr_trm_load(parts.trm_backend, choice->trm, &parts.trm), close_parts);
+    DR_TRY_GOTO(status, dr_trm_load_with(parts.trm_backend, choice->trm, choice->text_encoder, &parts.trm),
+                close_parts);
     DR_CHECK_GOTO(dr_trm_config_of(parts.trm)->n_items == parts.dataset->n_items, status, DR_ERR_ARGUMENT,
                   close_parts, "%s: the retrieval model knows %d items, the data set %s has %d", choice->trm,
                   dr_trm_config_of(parts.trm)->n_items, choice->dataset, parts.dataset->n_items);
@@ -31,6 +32,7 @@ dr_status dr_policy_parts_open(const dr_config *options, dr_policy_use use, dr_p
     dr_policy_choice choice = {
         .dataset = dr_config_string(options, "dataset"),
         .trm = dr_config_string(options, "trm"),
+        .text_encoder = dr_config_string(options, "text-encoder"),
         .prompt_template = dr_config_string(options, "template"),
         .chat = dr_config_string(options, "chat"),
         .backend = {.kind = (dr_backend_kind)dr_config_choice(options, "backend"), // rows in the enums' order

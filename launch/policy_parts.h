@@ -9,10 +9,15 @@
 #include "launch/backend_choice.h"
 #include "launch/cli.h"
 
+// Of every command that opens a retrieval model.
+#define DR_TEXT_ENCODER_OPTION                                                                               \
+    DR_TEXT("text-encoder", "", "FOLDER",                                                                    \
+            "the retrieval model's sentence encoder, where it is not where it was in training")
+
 // Options that choose the parts; a command puts these rows into its table.
 #define DR_POLICY_PARTS_OPTIONS                                                                              \
     DR_TEXT("dataset", NULL, "FILE", "prepared data set (.h5)"),                                             \
-        DR_TEXT("trm", NULL, "FOLDER", "retrieval model"),                                                   \
+        DR_TEXT("trm", NULL, "FOLDER", "retrieval model"), DR_TEXT_ENCODER_OPTION,                           \
         DR_TEXT("template", "compact", "NAME", "prompt template: compact, full, or a file"),                 \
         DR_TEXT("chat", "off", "FORM",                                                                       \
                 "chat form of the prompt: off, auto (the model folder's own), or a file"),                   \
@@ -47,7 +52,7 @@ typedef struct dr_policy_parts {
 
 // What to open; text is borrowed for the call.
 typedef struct dr_policy_choice {
-    const char *dataset, *trm, *prompt_template, *chat;
+    const char *dataset, *trm, *text_encoder, *prompt_template, *chat;
     dr_backend_choice backend;
     dr_policy_use use;
     dr_protocol protocol;

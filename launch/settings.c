@@ -42,6 +42,8 @@ const dr_setting dr_train_settings[] = {
 
     DR_FREE_STRING("model.policy", NULL, "folder of the policy to start from (Hugging Face layout)"),
     DR_FREE_STRING("model.trm", NULL, "folder of the trained retrieval model"),
+    DR_FREE_STRING("model.text_encoder", "",
+                   "folder of its sentence encoder, where that is not where it was in its training"),
     DR_CHOICE("model.precision", "fp32", "fp32|bf16", "matrix products of the policy; sums are fp32 in both"),
     DR_CHOICE("model.backend", "cpu", DR_BACKEND_CHOICES,
               "what computes the policy; auto: cuda where this build has it and there is a device"),

@@ -147,6 +147,7 @@ static dr_status choose_parts(const dr_config *c, const placement *p, int thread
     dr_policy_choice choice = {
         .dataset = dr_config_string(c, "data.dataset"),
         .trm = dr_config_string(c, "model.trm"),
+        .text_encoder = dr_config_string(c, "model.text_encoder"),
         .prompt_template = dr_config_string(c, "protocol.template"),
         .chat = dr_config_string(c, "protocol.chat"),
         .backend = choose_backend(c, p, threads),

@@ -31,7 +31,7 @@ static dr_reward_context *context;
 static int setup(void **state) {
     (void)state;
     data = tiny_catalogue();
-    if (dr_text_encoder_create("hashed-ngram", 64, &encoder) != DR_OK) return -1;
+    if (dr_hashed_encoder_create(64, &encoder) != DR_OK) return -1;
     if (dr_template_load("full", &full) != DR_OK) return -1;
     return dr_reward_context_create(&data, NULL, encoder, full, &context) == DR_OK ? 0 : -1;
 }

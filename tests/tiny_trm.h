@@ -58,7 +58,7 @@ static inline void tiny_trm_linear(tiny_trm_file *f, const char *name, int64_t n
 
 static inline dr_status tiny_trm_text(const dr_dataset *d, float *out) {
     dr_text_encoder *encoder = NULL;
-    DR_TRY(dr_text_encoder_create("hashed-ngram", TINY_TEXT, &encoder));
+    DR_TRY(dr_hashed_encoder_create(TINY_TEXT, &encoder));
     for (int32_t i = 1; i <= d->n_items; i++) {
         char text[256];
         const char *one = text;

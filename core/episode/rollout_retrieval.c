@@ -66,7 +66,7 @@ static dr_status begin(dr_rollout *r) {
         n++;
     }
     if (n == 0) return DR_OK;
-    DR_TRY(r->encoder->ops->encode(r->encoder, r->texts, n, next->embeddings));
+    DR_TRY(dr_text_encode_queries(r->encoder, r->texts, n, next->embeddings));
     DR_TRY(dr_trm_retrieval_begin(next->work, r->queries, n, r->rules.protocol.exclude_history));
     for (int32_t i = 0; i < n; i++) next->asking[i]->is_served = true;
     next->n = n;

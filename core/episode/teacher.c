@@ -392,7 +392,7 @@ static dr_status retrieve(dr_teacher *t, const plan *p, const int32_t *history, 
         texts[i] = p->preference[i].data;
         queries[i] = (dr_trm_query){history, n, t->embeddings + (int64_t)i * t->encoder->dim};
     }
-    DR_TRY(t->encoder->ops->encode(t->encoder, texts, p->m, t->embeddings));
+    DR_TRY(dr_text_encode_queries(t->encoder, texts, p->m, t->embeddings));
     return dr_trm_top_k(t->trm, queries, p->m, t->rules.protocol.k_retrieve,
                         t->rules.protocol.exclude_history, t->hits);
 }

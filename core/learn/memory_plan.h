@@ -38,8 +38,8 @@ typedef struct dr_memory_plan {
 
 // Backend memory, where the parts of the learner and of the collective that live on the host are counted as
 // well; beside a backend whose memory is not the host's also what else of size the host needs. Left out:
-// text, trajectories, the retrieval model, which is there before, and what libraries take for themselves.
-// Errors are those of dr_rollout_create.
+// text, trajectories, the retrieval model and its sentence encoder, which are there before, and what
+// libraries take for themselves. Errors are those of dr_rollout_create.
 dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan);
 
 // Where the plan has to fit.

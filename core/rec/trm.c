@@ -10,6 +10,7 @@
 #include "core/base/alloc.h"
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/model/text_encoders.h"
 #include "core/rec/trm_internal.h"
 #include "core/store/safetensors.h"
 
@@ -145,7 +146,8 @@ static dr_status create_weights(dr_trm *trm) {
     return DR_OK;
 }
 
-dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_trm **out) {
+dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_text_encoder *encoder,
+                          dr_trm **out) {
     dr_trm *trm = NULL;
     DR_TRY(check_config(config, "retrieval model"));
     DR_TRY(dr_alloc(&trm, "retrieval model", 1, sizeof *trm));
@@ -171,9 +173,7 @@ dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_t
     DR_TRY_GOTO(status, dr_alloc(&trm->unit_text, "unit text vectors", N * X, sizeof(float)), destroy);
     DR_TRY_GOTO(status, create_weights(trm), destroy);
     DR_TRY_GOTO(status, dr_trm_serving_create(trm), destroy);
-    if (strcmp(config->text_encoder, "external") != 0)
-        DR_TRY_GOTO(status, dr_text_encoder_create(config->text_encoder, config->text_dim, &trm->encoder),
-                    destroy);
+    trm->encoder = encoder;
     *out = trm;
     return DR_OK;
 destroy:
@@ -262,6 +262,26 @@ static dr_status sizes_from_tensors(const dr_safetensors *file, const char *path
     return DR_OK;
 }
 
+// A text of config.json into `out` [size]; what is there stays where the key is missing.
+static dr_status read_text(const json_t *root, const char *path, const char *key, size_t size, char *out) {
+    const char *text = NULL;
+    DR_TRY(dr_json_string_or(root, path, key, out, &text));
+    DR_CHECK(strlen(text) < size, DR_ERR_RANGE, "%s: %s has %zu bytes, at most %zu", path, key, strlen(text),
+             size - 1);
+    memmove(out, text, strlen(text) + 1);
+    return DR_OK;
+}
+
+static dr_status read_text_encoder(const json_t *root, const char *path, dr_trm_config *c) {
+    int64_t most = c->max_text_tokens;
+    DR_TRY(read_text(root, path, "text_encoder", sizeof c->text_encoder, c->text_encoder));
+    DR_TRY(read_text(root, path, "text_encoder_digest", sizeof c->text_digest, c->text_digest));
+    DR_TRY(read_text(root, path, "query_instruction", sizeof c->query_instruction, c->query_instruction));
+    DR_TRY(dr_json_i64_or(root, path, "max_text_tokens", 1, 1 << 20, most, &most));
+    c->max_text_tokens = (int32_t)most;
+    return DR_OK;
+}
+
 static dr_status read_config(const char *dir, dr_trm_config *c) {
     char *path = NULL;
     json_t *root = NULL;
@@ -272,20 +292,16 @@ static dr_status read_config(const char *dir, dr_trm_config *c) {
     int64_t heads = c->n_heads;
     double values[4] = {c->dropout, c->adaptor_dropout, c->layernorm_eps, c->temperature};
     static const char *const keys[] = {"dropout", "adaptor_dropout", "layer_norm_eps", "temperature"};
-    const char *encoder = c->text_encoder;
     status = dr_json_i64_or(root, path, "num_heads", 1, 256, heads, &heads);
     for (int i = 0; i < 4 && status == DR_OK; i++)
         status = dr_json_f64_or(root, path, keys[i], 0, 1, values[i], &values[i]);
-    if (status == DR_OK) status = dr_json_string_or(root, path, "text_encoder", encoder, &encoder);
+    if (status == DR_OK) status = read_text_encoder(root, path, c);
     if (status == DR_OK) {
         c->n_heads = (int32_t)heads;
         c->dropout = (float)values[0];
         c->adaptor_dropout = (float)values[1];
         c->layernorm_eps = (float)values[2];
         c->temperature = (float)values[3];
-        char name[sizeof c->text_encoder];
-        snprintf(name, sizeof name, "%s", encoder);
-        memcpy(c->text_encoder, name, sizeof name);
     }
     json_decref(root);
 free_path:
@@ -314,44 +330,62 @@ static dr_status read_tensors(const dr_safetensors *file, const char *path, dr_t
     return status;
 }
 
-dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm) {
-    char *path = NULL;
-    dr_safetensors *file = NULL;
-    dr_trm *trm = NULL;
+static dr_status load_model(dr_backend *backend, const char *dir, const char *encoder_dir,
+                            const dr_safetensors *file, const char *path, dr_trm **out_trm) {
     dr_trm_config config = {.n_heads = 2,
                             .dropout = 0.5f,
                             .adaptor_dropout = 0.2f,
                             .layernorm_eps = 1e-12f,
                             .temperature = 0.07f,
-                            .text_encoder = "external"};
-    dr_status status;
-    DR_TRY(dr_path_join(&path, dir, "model.safetensors"));
-    DR_TRY_GOTO(status, dr_safetensors_open(path, &file), free_path);
-    DR_TRY_GOTO(status, sizes_from_tensors(file, path, &config), close_file);
-    DR_TRY_GOTO(status, read_config(dir, &config), close_file);
-    DR_TRY_GOTO(status, check_config(&config, path), close_file);
-    DR_TRY_GOTO(status, dr_trm_allocate(backend, &config, &trm), close_file);
+                            .text_encoder = "external",
+                            .query_instruction = DR_QUERY_INSTRUCTION_AUTO,
+                            .max_text_tokens = 256};
+    dr_text_encoder *encoder = NULL;
+    dr_trm *trm = NULL;
+    DR_TRY(sizes_from_tensors(file, path, &config));
+    DR_TRY(read_config(dir, &config));
+    DR_TRY(check_config(&config, path));
+    DR_TRY(dr_trm_load_encoder(backend, dir, encoder_dir, &config, &encoder));
+    dr_status status = dr_trm_allocate(backend, &config, encoder, &trm);
+    if (status != DR_OK) {
+        dr_text_encoder_destroy(encoder);
+        return status;
+    }
     status = read_tensors(file, path, trm);
     if (status == DR_OK) status = dr_trm_prepare_serving(trm);
     if (status == DR_OK)
         *out_trm = trm;
     else
         dr_trm_destroy(trm);
-close_file:
-    dr_safetensors_close(file);
-free_path:
+    return status;
+}
+
+dr_status dr_trm_load_with(dr_backend *backend, const char *dir, const char *encoder_dir, dr_trm **out_trm) {
+    char *path = NULL;
+    dr_safetensors *file = NULL;
+    DR_TRY(dr_path_join(&path, dir, "model.safetensors"));
+    dr_status status = dr_safetensors_open(path, &file);
+    if (status == DR_OK) {
+        status = load_model(backend, dir, encoder_dir, file, path, out_trm);
+        dr_safetensors_close(file);
+    }
     dr_free(path);
     return status;
 }
 
+dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm) {
+    return dr_trm_load_with(backend, dir, "", out_trm);
+}
+
 static dr_status save_config(const dr_trm_config *c, const char *dir) {
-    json_t *root =
-        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:s}", "model_type",
-                  "deeprec-trm", "num_items", c->n_items, "hidden_size", c->hidden, "text_dim", c->text_dim,
-                  "max_history", c->max_history, "num_layers", c->n_layers, "num_heads", c->n_heads,
-                  "inner_size", c->inner, "num_experts", c->n_experts, "dropout", (double)c->dropout,
-                  "adaptor_dropout", (double)c->adaptor_dropout, "layer_norm_eps", (double)c->layernorm_eps,
-                  "temperature", (double)c->temperature, "text_encoder", c->text_encoder);
+    json_t *root = json_pack(
+        "{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:s, s:s, s:s, s:i}", "model_type",
+        "deeprec-trm", "num_items", c->n_items, "hidden_size", c->hidden, "text_dim", c->text_dim,
+        "max_history", c->max_history, "num_layers", c->n_layers, "num_heads", c->n_heads, "inner_size",
+        c->inner, "num_experts", c->n_experts, "dropout", (double)c->dropout, "adaptor_dropout",
+        (double)c->adaptor_dropout, "layer_norm_eps", (double)c->layernorm_eps, "temperature",
+        (double)c->temperature, "text_encoder", c->text_encoder, "text_encoder_digest", c->text_digest,
+        "query_instruction", c->query_instruction, "max_text_tokens", c->max_text_tokens);
     return dr_json_save_in(root, dir, "config.json");
 }
 

@@ -20,14 +20,23 @@ typedef struct dr_trm_config {
     int32_t n_items, hidden /*128*/, text_dim /*1024*/, max_history /*20*/, n_layers /*2*/, n_heads /*2*/,
         inner /*512*/, n_experts /*8*/;
     float dropout /*0.5*/, adaptor_dropout /*0.2*/, layernorm_eps /*1e-12*/, temperature /*0.07*/;
-    char text_encoder[32]; // "hashed-ngram"; "external" when the text vectors came from elsewhere
+    // "hashed-ngram", the folder of a sentence encoder, or "external" when the text vectors came from
+    // elsewhere
+    char text_encoder[1024];
+    char text_digest[20];            // the folder's, of what its embeddings depend on; "": not said
+    char query_instruction[512];     // in front of preference texts; "auto": the encoder's own
+    int32_t max_text_tokens /*256*/; // of a text, for a folder
 } dr_trm_config;
 
 typedef struct dr_trm dr_trm;
 
 // A folder with config.json and model.safetensors under the authors' tensor names. The model computes on
 // `backend`, which it borrows, in the order of its ops; only what trains (trm_train.h) wants the processor.
+// A sentence encoder is on the same backend; DR_ERR_ARGUMENT when its folder is not there, or holds another
+// one than the model was trained with.
 dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm);
+// The same where the sentence encoder's folder is elsewhere by now; "": where it was.
+dr_status dr_trm_load_with(dr_backend *backend, const char *dir, const char *encoder_dir, dr_trm **out_trm);
 dr_status dr_trm_save(const dr_trm *trm, const char *dir);
 void dr_trm_destroy(dr_trm *trm);
 const dr_trm_config *dr_trm_config_of(const dr_trm *trm);

@@ -4,6 +4,7 @@
 #ifndef DR_CORE_REC_TRM_INTERNAL_H
 #define DR_CORE_REC_TRM_INTERNAL_H
 
+#include "core/base/alloc.h"
 #include "core/base/rng.h"
 #include "core/rec/trm.h"
 
@@ -157,8 +158,23 @@ dr_status dr_trm_batch_backward(dr_trm *trm, trm_batch *batch, const float *dfus
                                 float *dx_text, float *dquery);
 
 // The object without weights; then either loaded or drawn.
-dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_trm **out);
-dr_status dr_trm_weights_changed(dr_trm *trm); // packs
+// encoder: NULL for external texts; owned by the model when it is made, by the caller when not.
+dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_text_encoder *encoder,
+                          dr_trm **out);
+
+// The encoder that a configuration names, NULL for external texts (trm_text.c).
+dr_status dr_trm_open_encoder(dr_backend *backend, const dr_trm_config *config, dr_text_encoder **out);
+// What it is goes into the configuration of a fresh model: whoever loads it must find the same one.
+dr_status dr_trm_note_encoder(const dr_text_encoder *encoder, dr_trm_config *config);
+// The encoder of a model in folder `dir`; as dr_trm_load_with.
+dr_status dr_trm_load_encoder(dr_backend *backend, const char *dir, const char *encoder_dir,
+                              dr_trm_config *config, dr_text_encoder **out);
+typedef dr_status trm_encode(const dr_text_encoder *encoder, const char *const *texts, int64_t n, float *out);
+// n texts that stand in `joined`, each with its final NUL: together, as an encoder of products likes it.
+dr_status dr_trm_encode_joined(const dr_text_encoder *encoder, trm_encode *encode, const dr_buf *joined,
+                               int64_t n, float *out);
+dr_status dr_trm_encode_catalogue(dr_trm *trm, const dr_dataset *d); // title and categories of every item
+dr_status dr_trm_weights_changed(dr_trm *trm);                       // packs
 dr_status dr_trm_prepare_serving(dr_trm *trm); // packs, normalises, adapts the catalogue
 dr_status dr_trm_serving_create(dr_trm *trm);
 void dr_trm_serving_destroy(dr_trm *trm); // also of a part of it

@@ -6,6 +6,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
+#include "core/model/text_encoders.h"
 #include "core/rec/metrics.h"
 #include "core/rec/trm_internal.h"
 
@@ -23,7 +24,9 @@ dr_trm_train_options dr_trm_train_defaults(void) {
                                              .adaptor_dropout = 0.2f,
                                              .layernorm_eps = 1e-12f,
                                              .temperature = 0.07f,
-                                             .text_encoder = "hashed-ngram"},
+                                             .text_encoder = "hashed-ngram",
+                                             .query_instruction = DR_QUERY_INSTRUCTION_AUTO,
+                                             .max_text_tokens = 256},
                                   .leave_last = 1,
                                   .max_epochs = 30,
                                   .batch = 512,
@@ -268,22 +271,6 @@ static void draw_weights(dr_trm *trm, uint64_t seed) {
     memset(trm->params + trm->items, 0, (size_t)trm->config.hidden * sizeof(float)); // padding
 }
 
-// Title and categories of every item through the encoder.
-static dr_status encode_catalogue(dr_trm *trm, const dr_dataset *d) {
-    dr_buf text = {0};
-    dr_status status = DR_OK;
-    for (int32_t i = 1; i <= d->n_items && status == DR_OK; i++) {
-        dr_buf_clear(&text);
-        status = dr_buf_printf(&text, "%s, %s", d->titles[i], d->categories[i]);
-        const char *one = text.data;
-        if (status == DR_OK)
-            status = trm->encoder->ops->encode(trm->encoder, &one, 1,
-                                               trm->text + (int64_t)i * trm->config.text_dim);
-    }
-    dr_buf_reset(&text);
-    return status;
-}
-
 typedef struct train_sample {
     int32_t user, position; // target is sequence[offset[user] + position]
 } train_sample;
@@ -353,12 +340,14 @@ static int32_t draw_recent(dr_rng *rng, int32_t n) {
 typedef struct batch_input {
     dr_trm_query *queries;
     int32_t *targets;
-    float *texts; // (B, X)
+    float *texts;  // (B, X)
+    dr_buf joined; // those texts, each with its final NUL
 } batch_input;
 
 static dr_status make_batch(const dr_trm *trm, const dr_dataset *d, const train_sample *samples, int64_t B,
                             const dr_trm_train_options *o, dr_rng *rng, dr_buf *text, batch_input *in) {
-    int64_t X = trm->config.text_dim;
+    int64_t X = trm->config.text_dim, n_texts = 0;
+    dr_buf_clear(&in->joined);
     for (int64_t q = 0; q < B; q++) {
         const int32_t *sequence = d->sequence + d->offsets[samples[q].user];
         in->queries[q] = (dr_trm_query){.history = sequence, .n_history = samples[q].position};
@@ -368,11 +357,12 @@ static dr_status make_batch(const dr_trm *trm, const dr_dataset *d, const train_
         if (o->text_noise > 0 && dr_rng_float(rng) < o->text_noise)
             described = sequence[draw_recent(rng, samples[q].position)];
         DR_TRY(write_preference(d, described, o, rng, text));
-        const char *one = text->data;
-        DR_TRY(trm->encoder->ops->encode(trm->encoder, &one, 1, in->texts + q * X));
-        in->queries[q].text = in->texts + q * X;
+        DR_TRY(dr_buf_append(&in->joined, text->data, strlen(text->data) + 1));
+        in->queries[q].text = in->texts + n_texts++ * X;
     }
-    return DR_OK;
+    return n_texts > 0
+               ? dr_trm_encode_joined(trm->encoder, dr_text_encode_queries, &in->joined, n_texts, in->texts)
+               : DR_OK;
 }
 
 // Validation Recall@10 and NDCG@10 without text, items of the history left out.
@@ -489,11 +479,21 @@ static void training_reset(training *w) {
     dr_free(w->in.queries);
     dr_free(w->in.targets);
     dr_free(w->in.texts);
+    dr_buf_reset(&w->in.joined);
     dr_buf_reset(&w->text);
     dr_free(w->gradient);
     dr_free(w->m);
     dr_free(w->v);
     dr_free(w->best);
+}
+
+static dr_status create_fresh(dr_backend *backend, dr_trm_config *config, dr_trm **out_trm) {
+    dr_text_encoder *encoder = NULL;
+    DR_TRY(dr_trm_open_encoder(backend, config, &encoder));
+    dr_status status = encoder ? dr_trm_note_encoder(encoder, config) : DR_OK;
+    if (status == DR_OK) status = dr_trm_allocate(backend, config, encoder, out_trm);
+    if (status != DR_OK) dr_text_encoder_destroy(encoder);
+    return status;
 }
 
 dr_status dr_trm_train(dr_backend *backend, const dr_dataset *dataset, const dr_trm_train_options *options,
@@ -505,9 +505,9 @@ dr_status dr_trm_train(dr_backend *backend, const dr_dataset *dataset, const dr_
     DR_CHECK(options->batch > 0 && options->max_epochs > 0 && options->patience > 0, DR_ERR_ARGUMENT,
              "retrieval training: batch %d, epochs %d and patience %d must be positive", options->batch,
              options->max_epochs, options->patience);
-    DR_TRY(dr_trm_allocate(backend, &config, &trm));
+    DR_TRY(create_fresh(backend, &config, &trm));
     draw_weights(trm, options->seed);
-    dr_status status = trm->encoder ? encode_catalogue(trm, dataset) : DR_OK;
+    dr_status status = trm->encoder ? dr_trm_encode_catalogue(trm, dataset) : DR_OK;
     if (status == DR_OK) status = dr_trm_weights_changed(trm);
     if (status == DR_OK) status = training_init(&w, trm, dataset, options);
     if (status == DR_OK) status = train_all(&w, trm, dataset, options);

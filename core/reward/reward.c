@@ -239,7 +239,7 @@ static dr_status encode_preferences(const dr_reward_context *c, const dr_complet
             status = dr_preference_extract(turn->text, turn->length, &text);
         const char *one = text.data ? text.data : "";
         if (status == DR_OK)
-            status = c->encoder->ops->encode(c->encoder, &one, 1, out + (int64_t)n++ * c->encoder->dim);
+            status = dr_text_encode_queries(c->encoder, &one, 1, out + (int64_t)n++ * c->encoder->dim);
     }
     dr_buf_reset(&text);
     return status;

@@ -1,6 +1,6 @@
-// The table of text encoders and its default body: signed feature hashing of words, word pairs and character
-// n-grams (Weinberger et al., "Feature hashing for large scale multitask learning", ICML 2009). Needs no
-// download.
+// What all text encoders share, and the default body: signed feature hashing of words, word pairs and
+// character n-grams (Weinberger et al., "Feature hashing for large scale multitask learning", ICML 2009).
+// Needs no download.
 #include "core/text/encoder.h"
 
 #include <math.h>
@@ -97,25 +97,50 @@ static void hashed_destroy(dr_text_encoder *encoder) {
     (void)encoder;
 }
 
-static const dr_text_encoder_ops bodies[] = {{"hashed-ngram", hashed_encode, hashed_destroy}};
-
-dr_status dr_text_encoder_create(const char *name, int32_t dim, dr_text_encoder **out_encoder) {
+dr_status dr_hashed_encoder_create(int32_t dim, dr_text_encoder **out_encoder) {
+    static const dr_text_encoder_ops body = {"hashed-ngram", hashed_encode, hashed_destroy};
     DR_CHECK(dim > 0 && dim <= 65536, DR_ERR_ARGUMENT, "text encoder: %d dimensions, expected 1 to 65536",
              dim);
-    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
-        if (strcmp(bodies[i].name, name) != 0) continue;
-        dr_text_encoder *encoder = NULL;
-        DR_TRY(dr_alloc(&encoder, "text encoder", 1, sizeof *encoder));
-        encoder->ops = &bodies[i];
-        encoder->dim = dim;
-        *out_encoder = encoder;
-        return DR_OK;
+    dr_text_encoder *encoder = NULL;
+    DR_TRY(dr_alloc(&encoder, "text encoder", 1, sizeof *encoder));
+    encoder->ops = &body;
+    encoder->dim = dim;
+    *out_encoder = encoder;
+    return DR_OK;
+}
+
+// Texts with the instruction in front, one behind the other in `joined`, which must not move any more.
+static dr_status join_instruction(const char *instruction, const char *const *texts, int64_t n,
+                                  dr_buf *joined, const char **out_queries) {
+    size_t at = 0;
+    for (int64_t i = 0; i < n; i++) {
+        DR_TRY(dr_buf_text(joined, instruction));
+        DR_TRY(dr_buf_append(joined, texts[i], strlen(texts[i]) + 1));
     }
-    return DR_FAIL(DR_ERR_ARGUMENT, "text encoder \"%s\" is unknown; known: hashed-ngram", name);
+    for (int64_t i = 0; i < n; i++) {
+        out_queries[i] = joined->data + at;
+        at += strlen(joined->data + at) + 1;
+    }
+    return DR_OK;
+}
+
+dr_status dr_text_encode_queries(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
+                                 float *out) {
+    const char *instruction = encoder->query_instruction;
+    if (!instruction || instruction[0] == '\0') return encoder->ops->encode(encoder, texts, n, out);
+    dr_buf joined = {0};
+    const char **queries = NULL;
+    DR_TRY(dr_alloc(&queries, "queries", n, sizeof *queries));
+    dr_status status = join_instruction(instruction, texts, n, &joined, queries);
+    if (status == DR_OK) status = encoder->ops->encode(encoder, queries, n, out);
+    dr_buf_reset(&joined);
+    dr_free(queries);
+    return status;
 }
 
 void dr_text_encoder_destroy(dr_text_encoder *encoder) {
     if (!encoder) return;
     encoder->ops->destroy(encoder);
+    dr_free(encoder->query_instruction);
     dr_free(encoder);
 }

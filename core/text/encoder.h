@@ -1,5 +1,5 @@
 // Text embedding seam: a table with several bodies. The default body hashes word and character n-grams and
-// needs no download; a transformer sentence encoder is another body of the same table.
+// needs no download; core/model/sentence_encoder.h is a transformer.
 #ifndef DR_CORE_TEXT_ENCODER_H
 #define DR_CORE_TEXT_ENCODER_H
 
@@ -14,21 +14,28 @@ extern "C" {
 typedef struct dr_text_encoder dr_text_encoder;
 
 typedef struct dr_text_encoder_ops {
-    const char *name; // stored with a TRM so that queries meet the embedding they were trained on
-    // out [n, dim]: L2-normalised row per text; a text without any feature gives the zero row. Row-exact.
+    const char *name;
+    // out [n, dim], host memory: L2-normalised row per text as it is (items); a text of which nothing is left
+    // gives the zero row. Row-exact: a text has the same bits alone and in any batch.
     dr_status (*encode)(const dr_text_encoder *encoder, const char *const *texts, int64_t n, float *out);
     void (*destroy)(dr_text_encoder *encoder);
 } dr_text_encoder_ops;
 
+// One thread at a time uses it.
 struct dr_text_encoder {
     const dr_text_encoder_ops *ops;
     int32_t dim;
+    char digest[20];         // of all that an embedding depends on; "" where name and dim say it
+    char *query_instruction; // stands in front of each query; NULL or "": nothing does; owned
     void *state;
 };
 
-// name: "hashed-ngram". dim > 0 (1024 matches the authors' width). Unknown names are refused with the known
-// ones listed.
-dr_status dr_text_encoder_create(const char *name, int32_t dim, dr_text_encoder **out_encoder);
+// "hashed-ngram". dim > 0 (1024 matches the authors' width). By name, and with every body in sight:
+// core/model/text_encoders.h.
+dr_status dr_hashed_encoder_create(int32_t dim, dr_text_encoder **out_encoder);
+// `encode` of what is searched with: the instruction, then the text.
+dr_status dr_text_encode_queries(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
+                                 float *out);
 void dr_text_encoder_destroy(dr_text_encoder *encoder); // NULL is fine
 
 #ifdef __cplusplus

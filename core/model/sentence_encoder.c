@@ -1,0 +1,230 @@
+// The passes of the sentence encoder: texts become ids, are packed one behind the other without padding, and
+// go through all layers together. Every op is row-exact and attention stays within a text, so a text's
+// embedding has the same bits whatever else is in its pass.
+#include "core/model/sentence_encoder_internal.h"
+
+#include <string.h>
+
+enum { PASS_ROWS = 2048 }; // enough for full products, and little memory
+
+// ---- texts ----
+
+// The ids of a text, behind those that the tokenizer puts in front of one ([CLS]), into s->text_ids.
+static dr_status read_text(sentence_encoder *s, const char *text) {
+    const int32_t *before = NULL, *after = NULL;
+    int32_t n_before = 0, n_after = 0;
+    dr_tokenizer_frame(s->tokenizer, &before, &n_before, &after, &n_after);
+    s->n_text_ids = n_before; // there is room for config.max_tokens from the start
+    if (n_before > 0) memcpy(s->text_ids, before, (size_t)n_before * sizeof *before);
+    return dr_tokenizer_encode(s->tokenizer, text, strlen(text), false, &s->text_ids, &s->n_text_ids,
+                               &s->text_capacity);
+}
+
+// The same with those behind a text ([SEP]), at most config.max_tokens in all.
+static dr_status tokenize(sentence_encoder *s, const char *text) {
+    const int32_t *before = NULL, *after = NULL;
+    int32_t n_before = 0, n_after = 0;
+    dr_tokenizer_frame(s->tokenizer, &before, &n_before, &after, &n_after);
+    int64_t most = s->config.max_tokens - n_after;
+    DR_TRY(read_text(s, text));
+    if (s->n_text_ids > most) s->n_text_ids = most; // what is behind it then has room: see above
+    if (n_after > 0) memcpy(s->text_ids + s->n_text_ids, after, (size_t)n_after * sizeof *after);
+    s->n_text_ids += n_after;
+    return DR_OK;
+}
+
+// The text at hand becomes the pass's last.
+static void append_text(sentence_encoder *s) {
+    memcpy(s->host_ids + s->n_rows, s->text_ids, (size_t)s->n_text_ids * sizeof *s->host_ids);
+    for (int64_t i = 0; i < s->n_text_ids; i++) s->host_places[s->n_rows + i] = (int32_t)i;
+    s->n_rows += s->n_text_ids;
+    s->ends[++s->n_texts] = (int32_t)s->n_rows;
+}
+
+// ---- a pass ----
+
+// x = LayerNorm(y + x)
+static void add_and_norm(sentence_encoder *s, int64_t T, int64_t weight, int64_t bias) {
+    dr_backend *b = s->backend;
+    b->ops->add(b, s->x, T * s->config.hidden, s->y);
+    b->ops->layernorm_forward(b, s->y, s->params + weight, s->params + bias, T, s->config.hidden,
+                              s->config.eps, s->x, s->mean, s->inv_std);
+}
+
+static dr_status run_layer(sentence_encoder *s, const sentence_layer *l, const dr_sequences *texts) {
+    dr_backend *b = s->backend;
+    int64_t T = s->n_rows, D = s->config.hidden, I = s->config.inner;
+    int32_t H = s->config.n_heads, d = (int32_t)(D / H);
+    const float *p = s->params;
+    DR_TRY(b->ops->linear_forward(b, l->w_qkv, s->x, T, p + l->qkv_bias, s->wide));
+    DR_TRY(b->ops->attention_bidirectional(b, s->wide, s->wide + D, s->wide + 2 * D, 3 * D, 3 * D, texts, H,
+                                           H, d, s->side));
+    DR_TRY(b->ops->linear_forward(b, l->w_out, s->side, T, p + l->out_bias, s->y));
+    add_and_norm(s, T, l->norm1, l->norm1_bias);
+    DR_TRY(b->ops->linear_forward(b, l->w_up, s->x, T, p + l->up_bias, s->wide));
+    b->ops->gelu_forward(b, s->wide, T * I, s->side);
+    DR_TRY(b->ops->linear_forward(b, l->w_down, s->side, T, p + l->down_bias, s->y));
+    add_and_norm(s, T, l->norm2, l->norm2_bias);
+    return DR_OK;
+}
+
+static void embed(sentence_encoder *s) {
+    dr_backend *b = s->backend;
+    int64_t T = s->n_rows, D = s->config.hidden;
+    b->ops->copy_in(b, s->ids, s->host_ids, (size_t)T * sizeof *s->ids);
+    b->ops->copy_in(b, s->places, s->host_places, (size_t)T * sizeof *s->places);
+    b->ops->embedding_forward(b, s->params + s->words, s->ids, T, D, s->x);
+    b->ops->embedding_forward(b, s->params + s->positions, s->places, T, D, s->y);
+    add_and_norm(s, T, s->norm, s->norm_bias);
+}
+
+// Embeddings [n_texts, D] of the texts that were appended; forgets them.
+static dr_status run_pass(sentence_encoder *s, float *out) {
+    dr_backend *b = s->backend;
+    int64_t n = s->n_texts, D = s->config.hidden;
+    dr_sequences texts = {(int32_t)n, s->ends, NULL};
+    if (s->n_rows > 0) embed(s);
+    for (int32_t i = 0; s->n_rows > 0 && i < s->config.n_layers; i++)
+        DR_TRY(run_layer(s, &s->layers[i], &texts));
+    DR_TRY(b->ops->pool_rows(b, s->x, &texts, s->config.pooling, D, s->pooled));
+    b->ops->unit_rows(b, s->pooled, n, D, s->unit);
+    b->ops->copy_out(b, out, s->unit, (size_t)(n * D) * sizeof(float));
+    s->n_rows = s->n_texts = 0;
+    return DR_OK;
+}
+
+static dr_status encode(const dr_text_encoder *encoder, const char *const *texts, int64_t n, float *out) {
+    sentence_encoder *s = encoder->state;
+    int64_t first = 0;
+    s->n_rows = s->n_texts = 0;
+    for (int64_t i = 0; i < n; i++) {
+        DR_TRY(tokenize(s, texts[i]));
+        if (s->n_rows + s->n_text_ids > s->capacity || s->n_texts == s->capacity) {
+            DR_TRY(run_pass(s, out + first * encoder->dim));
+            first = i;
+        }
+        append_text(s);
+    }
+    return s->n_texts > 0 ? run_pass(s, out + first * encoder->dim) : DR_OK;
+}
+
+// ---- the object ----
+
+static dr_status create_pass(sentence_encoder *s) {
+    const sentence_config *c = &s->config;
+    dr_backend *b = s->backend;
+    int64_t T = c->max_tokens > PASS_ROWS ? c->max_tokens : PASS_ROWS, D = c->hidden, I = c->inner;
+    struct {
+        float **memory;
+        int64_t width;
+    } parts[] = {{&s->x, D},
+                 {&s->y, D},
+                 {&s->wide, 3 * D > I ? 3 * D : I},
+                 {&s->side, D > I ? D : I},
+                 {&s->mean, 1},
+                 {&s->inv_std, 1},
+                 {&s->pooled, D},
+                 {&s->unit, D}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        DR_TRY(dr_memory_create(b, parts[i].memory, "sentence encoder's rows", T * parts[i].width,
+                                sizeof(float)));
+    DR_TRY(dr_memory_create(b, &s->ids, "sentence encoder's ids", T, sizeof *s->ids));
+    DR_TRY(dr_memory_create(b, &s->places, "sentence encoder's positions", T, sizeof *s->places));
+    DR_TRY(dr_alloc(&s->host_ids, "ids of texts", T, sizeof *s->host_ids));
+    DR_TRY(dr_alloc(&s->host_places, "positions of texts", T, sizeof *s->host_places));
+    DR_TRY(dr_alloc(&s->ends, "ends of texts", T + 1, sizeof *s->ends));
+    DR_TRY(dr_alloc(&s->text_ids, "ids of a text", c->max_tokens, sizeof *s->text_ids));
+    s->text_capacity = c->max_tokens;
+    s->capacity = T;
+    return DR_OK;
+}
+
+static void destroy_state(sentence_encoder *s) {
+    dr_backend *b = s->backend;
+    for (int32_t i = 0; s->layers && i < s->config.n_layers; i++) {
+        dr_weight *weights[] = {s->layers[i].w_qkv, s->layers[i].w_out, s->layers[i].w_up,
+                                s->layers[i].w_down};
+        for (int j = 0; j < 4; j++) b->ops->weight_destroy(b, weights[j]);
+    }
+    void *theirs[] = {s->params,  s->x,      s->y,    s->wide, s->side,  s->mean,
+                      s->inv_std, s->pooled, s->unit, s->ids,  s->places};
+    for (size_t i = 0; i < sizeof theirs / sizeof *theirs; i++) b->ops->memory_destroy(b, theirs[i]);
+    void *ours[] = {s->tensors, s->layers, s->host_ids, s->host_places, s->ends, s->text_ids};
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) dr_free(ours[i]);
+    dr_tokenizer_destroy(s->tokenizer);
+    dr_free(s);
+}
+
+static void destroy(dr_text_encoder *encoder) {
+    destroy_state(encoder->state);
+}
+
+// The tokenizer fits the model, and a text has room between its special tokens.
+static dr_status check_tokenizer(const sentence_encoder *s, const char *dir) {
+    const int32_t *before, *after;
+    int32_t n_before = 0, n_after = 0;
+    DR_CHECK(dr_tokenizer_size(s->tokenizer) <= s->config.vocab, DR_ERR_FORMAT,
+             "%s: the tokenizer has %d ids, the model's vocabulary %d", dir, dr_tokenizer_size(s->tokenizer),
+             s->config.vocab);
+    dr_tokenizer_frame(s->tokenizer, &before, &n_before, &after, &n_after);
+    DR_CHECK(n_before + n_after < s->config.max_tokens, DR_ERR_ARGUMENT,
+             "%s: texts of at most %d tokens, of which %d are special ones", dir, s->config.max_tokens,
+             n_before + n_after);
+    return DR_OK;
+}
+
+// Queries that are nothing but their instruction would all be one.
+static dr_status check_instruction(sentence_encoder *s, const char *dir, const char *instruction) {
+    const int32_t *before, *after;
+    int32_t n_before = 0, n_after = 0;
+    dr_tokenizer_frame(s->tokenizer, &before, &n_before, &after, &n_after);
+    DR_TRY(read_text(s, instruction));
+    DR_CHECK(s->n_text_ids + n_after < s->config.max_tokens, DR_ERR_ARGUMENT,
+             "%s: the instruction of queries takes %lld of at most %d tokens: \"%s\"", dir,
+             (long long)s->n_text_ids + n_after, s->config.max_tokens, instruction);
+    return DR_OK;
+}
+
+// given: the instruction of queries, or NULL.
+static dr_status fill(sentence_encoder *s, const char *dir, int32_t max_tokens, const char *given,
+                      dr_text_encoder *encoder) {
+    DR_TRY(dr_sentence_config_read(dir, &s->config, &encoder->query_instruction));
+    if (max_tokens < s->config.max_tokens) s->config.max_tokens = max_tokens;
+    encoder->dim = s->config.hidden;
+    if (given) {
+        dr_free(encoder->query_instruction);
+        encoder->query_instruction = NULL;
+        DR_TRY(dr_strdup(&encoder->query_instruction, given));
+    }
+    DR_TRY(dr_tokenizer_load(dir, &s->tokenizer));
+    DR_TRY(check_tokenizer(s, dir));
+    DR_TRY(dr_sentence_outline(s));
+    DR_TRY(dr_sentence_weights_read(s, dir, encoder->digest));
+    DR_TRY(create_pass(s));
+    return check_instruction(s, dir, encoder->query_instruction);
+}
+
+dr_status dr_sentence_encoder_create(dr_backend *backend, const char *dir, int32_t max_tokens,
+                                     const char *query_instruction, dr_text_encoder **out_encoder) {
+    static const dr_text_encoder_ops body = {"bert", encode, destroy};
+    dr_text_encoder *encoder = NULL;
+    sentence_encoder *s = NULL;
+    DR_CHECK(backend && backend->precision == DR_FP32, DR_ERR_UNSUPPORTED,
+             "%s: a sentence encoder computes in fp32 only", dir);
+    DR_CHECK(max_tokens >= 1, DR_ERR_ARGUMENT, "%s: texts of at most %d tokens", dir, max_tokens);
+    DR_TRY(dr_alloc(&encoder, "text encoder", 1, sizeof *encoder));
+    encoder->ops = &body;
+    dr_status status = dr_alloc(&s, "sentence encoder", 1, sizeof *s);
+    if (status != DR_OK) {
+        dr_free(encoder);
+        return status;
+    }
+    encoder->state = s;
+    s->backend = backend;
+    status = fill(s, dir, max_tokens, query_instruction, encoder);
+    if (status == DR_OK)
+        *out_encoder = encoder;
+    else
+        dr_text_encoder_destroy(encoder);
+    return status;
+}
