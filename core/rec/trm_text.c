@@ -4,8 +4,11 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/base/progress.h"
 #include "core/model/text_encoders.h"
 #include "core/rec/trm_internal.h"
+
+enum { ITEMS = 256 }; // encoded at a time: a transformer takes a while for them
 
 static bool has_encoder(const dr_trm_config *config) {
     return strcmp(config->text_encoder, "external") != 0;
@@ -93,16 +96,27 @@ dr_status dr_trm_encode_joined(const dr_text_encoder *encoder, trm_encode *encod
     return status;
 }
 
+// Items first … end - 1.
+static dr_status encode_some(dr_trm *trm, const dr_dataset *d, int32_t first, int32_t end, dr_buf *joined) {
+    dr_buf_clear(joined);
+    for (int32_t i = first; i < end; i++) {
+        DR_TRY(dr_buf_printf(joined, "%s, %s", d->titles[i], d->categories[i]));
+        DR_TRY(dr_buf_append(joined, "", 1));
+    }
+    return dr_trm_encode_joined(trm->encoder, encode_items, joined, end - first,
+                                trm->text + (int64_t)first * trm->config.text_dim);
+}
+
 dr_status dr_trm_encode_catalogue(dr_trm *trm, const dr_dataset *d) {
     dr_buf joined = {0};
     dr_status status = DR_OK;
-    for (int32_t i = 1; i <= d->n_items && status == DR_OK; i++) {
-        status = dr_buf_printf(&joined, "%s, %s", d->titles[i], d->categories[i]);
-        if (status == DR_OK) status = dr_buf_append(&joined, "", 1);
+    dr_progress progress = dr_progress_start("encoding texts", "items", d->n_items);
+    for (int32_t i = 1; i <= d->n_items && status == DR_OK; i += ITEMS) {
+        int32_t end = d->n_items - i < ITEMS ? d->n_items + 1 : i + ITEMS;
+        status = encode_some(trm, d, i, end, &joined);
+        dr_progress_update(&progress, end - 1);
     }
-    if (status == DR_OK)
-        status = dr_trm_encode_joined(trm->encoder, encode_items, &joined, d->n_items,
-                                      trm->text + trm->config.text_dim);
+    dr_progress_finish(&progress);
     dr_buf_reset(&joined);
     return status;
 }
