@@ -90,6 +90,19 @@ static void test_rng_stream(void **state) {
     assert_int_equal(dr_rng_below(&a, 1), 0);
 }
 
+static void test_rng_skip(void **state) {
+    (void)state;
+    for (uint64_t drawn = 0; drawn < 6; drawn++)
+        for (uint64_t n = 0; n < 14; n++) {
+            dr_rng a = dr_rng_make(1, 2), b;
+            for (uint64_t i = 0; i < drawn; i++) dr_rng_bits(&a);
+            b = a;
+            for (uint64_t i = 0; i < n; i++) dr_rng_bits(&a);
+            dr_rng_skip(&b, n);
+            for (int i = 0; i < 9; i++) assert_int_equal(dr_rng_bits(&a), dr_rng_bits(&b));
+        }
+}
+
 static void test_alloc(void **state) {
     (void)state;
     float *p = NULL;
@@ -353,6 +366,7 @@ int main(void) {
         cmocka_unit_test(test_philox_vectors),
         cmocka_unit_test(test_draw_key),
         cmocka_unit_test(test_rng_stream),
+        cmocka_unit_test(test_rng_skip),
         cmocka_unit_test(test_alloc),
 #if !defined(__SANITIZE_ADDRESS__)
         cmocka_unit_test(test_alloc_refused),

@@ -1,6 +1,8 @@
-// The copying start: without any training, a fresh model continues a sequence it has seen in its context.
-// labels: cpu
+// Fresh weights: the same for any number of threads; and the copying start, with which a fresh model
+// continues a sequence it has seen in its context, without any training. labels: cpu
+#include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "core/base/rng.h"
 #include "core/model/lm.h"
@@ -68,7 +70,38 @@ static void test_refused(void **state) {
     dr_backend_cpu_destroy(backend);
 }
 
+// Embeddings of a million values, which threads share out in slices, against one sequential stream.
+static void test_threads_change_nothing(void **state) {
+    (void)state;
+    dr_backend *backends[2] = {NULL};
+    dr_lm *lms[2] = {NULL};
+    dr_lm_config config;
+    const dr_lm_tensor *tensors = NULL;
+    check_ok(dr_lm_preset("small", 4096, &config));
+    for (int i = 0; i < 2; i++) {
+        check_ok(dr_backend_cpu_create(DR_FP32, i == 0 ? 1 : 3, &backends[i]));
+        check_ok(dr_lm_create(backends[i], &config, 3, &lms[i]));
+    }
+    check_same_bits("fresh weights", dr_lm_params(lms[1]), dr_lm_params(lms[0]), dr_lm_n_params(lms[0]));
+    int32_t n = dr_lm_tensors(lms[1], &tensors), t = 0;
+    while (t < n && strcmp(tensors[t].name, "model.embed_tokens.weight") != 0) t++;
+    assert_true(t < n && tensors[t].rows * tensors[t].cols > 1000000);
+    const float *values = dr_lm_params(lms[1]) + tensors[t].offset;
+    dr_rng rng = dr_rng_make(3, 1000 + (uint64_t)t);
+    float std = 0.02f * sqrtf(1024.0f / (float)config.hidden);
+    for (int64_t i = 0; i < tensors[t].rows * tensors[t].cols; i++) {
+        float want = std * (float)dr_rng_normal(&rng);
+        if (values[i] != want)
+            fail_msg("value %lld is %g, not %g", (long long)i, (double)values[i], (double)want);
+    }
+    for (int i = 0; i < 2; i++) {
+        dr_lm_destroy(lms[i]);
+        dr_backend_cpu_destroy(backends[i]);
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_continues), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_threads_change_nothing),
+                                       cmocka_unit_test(test_continues), cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -51,6 +51,12 @@ uint32_t dr_rng_bits(dr_rng *rng) {
     return rng->spare[4 - rng->n_spare--];
 }
 
+void dr_rng_skip(dr_rng *rng, uint64_t n) {
+    for (; n > 0 && rng->n_spare > 0; n--) rng->n_spare--;
+    rng->counter += n / 4;
+    for (n %= 4; n > 0; n--) dr_rng_bits(rng);
+}
+
 float dr_rng_float(dr_rng *rng) {
     return dr_unit_float(dr_rng_bits(rng));
 }

@@ -1,6 +1,7 @@
 // The model object: layout of the flat parameter buffer, fresh weights, packed forms. Folders are
 // lm_files.c's.
 #include <math.h>
+#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -141,25 +142,41 @@ dr_status dr_lm_allocate(dr_lm *lm) {
     return create_weights(lm);
 }
 
+// A draw takes two words of the tensor's stream, so a slice can start anywhere in it: the same values for
+// any number of threads.
+static void fill_normal(const dr_rng *stream, float std, float scale, int64_t n, int n_threads,
+                        float *values) {
+    enum { SLICE = 1 << 16 };
+#pragma omp parallel for num_threads(n_threads) schedule(static) if (n > 4 * SLICE)
+    for (int64_t first = 0; first < n; first += SLICE) {
+        dr_rng rng = *stream;
+        dr_rng_skip(&rng, 2 * (uint64_t)first);
+        for (int64_t j = first; j < n && j < first + SLICE; j++)
+            values[j] = std * (float)dr_rng_normal(&rng) * scale;
+    }
+}
+
 // Normal with 0.02 at width 1024 and the same size of sums at any other; the residual stream's writers
 // smaller by the root of their number (Radford et al., "Language Models are Unsupervised Multitask Learners",
 // §2.3).
-static void fill_tensor(const dr_lm *lm, int32_t i, uint64_t seed, float *values) {
+static void fill_tensor(const dr_lm *lm, int32_t i, uint64_t seed, int n_threads, float *values) {
     const dr_lm_tensor *t = &lm->tensors[i];
     int64_t n = t->rows * t->cols;
     float std = 0.02f * sqrtf(1024.0f / (float)lm->config.hidden);
     float output_scale = 1.0f / sqrtf(2.0f * (float)lm->config.n_layers);
     bool is_output = strstr(t->name, "o_proj") || strstr(t->name, "down_proj");
     bool is_norm = strstr(t->name, "norm.weight"), is_bias = strstr(t->name, ".bias");
-    dr_rng rng = dr_rng_make(seed, 1000 + (uint64_t)i);
-    for (int64_t j = 0; j < n; j++) {
-        if (is_norm)
-            values[j] = 1.0f;
-        else if (is_bias)
-            values[j] = 0.0f;
-        else
-            values[j] = std * (float)dr_rng_normal(&rng) * (is_output ? output_scale : 1.0f);
-    }
+    dr_rng stream = dr_rng_make(seed, 1000 + (uint64_t)i);
+    if (is_norm || is_bias)
+        for (int64_t j = 0; j < n; j++) values[j] = is_norm ? 1.0f : 0.0f;
+    else
+        fill_normal(&stream, std, is_output ? output_scale : 1.0f, n, n_threads, values);
+}
+
+// Of the processor, to make values with: all of them where the backend is a device, whose host idles.
+static int threads_of(dr_lm *lm) {
+    bool is_host = lm->backend->ops->host_view(lm->backend, lm->params) != NULL;
+    return is_host ? lm->backend->n_threads : omp_get_max_threads();
 }
 
 dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t seed, dr_lm **out_lm) {
@@ -167,11 +184,12 @@ dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t
     dr_status status;
     DR_TRY(dr_lm_outline(backend, config, &lm));
     DR_TRY_GOTO(status, dr_lm_allocate(lm), destroy_lm);
+    int n_threads = threads_of(lm);
     for (int32_t i = 0; i < lm->n_tensors; i++) {
         float *memory = lm->params + lm->tensors[i].offset, *values;
         int64_t n = lm->tensors[i].rows * lm->tensors[i].cols;
         DR_TRY_GOTO(status, dr_host_open(backend, memory, n, DR_HOST_WRITES, &values), destroy_lm);
-        fill_tensor(lm, i, seed, values);
+        fill_tensor(lm, i, seed, n_threads, values);
         dr_host_close(backend, memory, n, DR_HOST_WRITES, values);
     }
     DR_TRY_GOTO(status, dr_lm_weights_changed(lm), destroy_lm);
