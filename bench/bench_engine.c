@@ -18,7 +18,9 @@ typedef struct settings {
     const char *part;  // NULL: all
     const char *model; // folder to write, NULL: none
     const char *backend, *shape;
-    int n_layers; // 0: as many as the shape has
+    const char *only;     // figures, NULL: all
+    int n_layers;         // 0: as many as the shape has
+    int32_t pack, length; // of training
 } settings;
 
 // In the order they run in; the ceilings of the machine come first in any case.
@@ -28,6 +30,7 @@ static const struct {
     bool only_when_named, takes_shape, on_device;
 } parts[] = {{"decode", bench_decode_figures, false, true, true},
              {"train", bench_train_figures, false, true, true},
+             {"handover", bench_handover_figures, false, true, true},
              {"retrieve", bench_retrieve_figures, false, false, false},
              {"rollout", bench_rollout_figures, false, false, true},
              {"sample", bench_sample_figures, false, true, true},
@@ -35,17 +38,24 @@ static const struct {
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static const char usage[] =
-    "bench_engine [--backend cpu|cuda|cuda-graphs] [--threads N] [--precision fp32|bf16] [--seconds S] "
-    "[--json FILE]\n"
-    "             [--part NAME] [--shape small|0.5b|1.5b|7b] [--layers N] [--write-model FOLDER]\n"
-    "  --backend    the processor, or device 0, there with decode passes as graphs (default cpu)\n"
+    "bench_engine [--backend cpu|cuda|cuda-graphs|cuda-wgmma] [--threads N] [--precision fp32|bf16]\n"
+    "             [--seconds S] [--json FILE] [--part NAME] [--only NAME,NAME] [--shape small|0.5b|1.5b|7b]\n"
+    "             [--layers N] [--pack TOKENS] [--length TOKENS] [--write-model FOLDER]\n"
+    "  --backend    the processor, or device 0, there with decode passes as graphs, or with packed "
+    "attention\n"
+    "               by wgmma in bf16 (default cpu)\n"
     "  --threads    of the engine and of the ceilings (default: all)\n"
     "  --precision  of the linear layers (default fp32)\n"
     "  --seconds    aimed at for one figure, of which at least five repeats are taken (default 1)\n"
     "  --json       file for one JSON line a figure\n"
-    "  --part       decode, train, retrieve, rollout or sample alone, or long, which is not in the rest\n"
-    "  --shape      model of the decode, train, sample and long parts: the small preset, or sizes of a "
-    "Qwen2.5 model, random\n"
+    "  --part       decode, train, handover, retrieve, rollout or sample alone, or long, which is not in the "
+    "rest\n"
+    "  --only       these figures alone, decode.b8.c512,decode.b8.c512.shared say\n"
+    "  --shape      model of the decode, train, handover, sample and long parts: the small preset, or sizes "
+    "of a\n"
+    "               Qwen2.5 model, random\n"
+    "  --pack       tokens of a training pack (default 4096), --length of each of its sequences (default "
+    "512)\n"
     "  --layers     a slice of so many layers of that model (default: all of them)\n"
     "  --write-model  write the decode part's model with check.safetensors (ids, their logits), and end\n";
 
@@ -55,51 +65,70 @@ static bool is_part(const char *name) {
     return false;
 }
 
+static bool read_number(int option, settings *s) {
+    char *end = NULL;
+    long value = strtol(optarg, &end, 10);
+    if (!*optarg || *end || value < 1) return false;
+    if (option == 't')
+        s->n_threads = (int)value;
+    else if (option == 'l')
+        s->n_layers = (int)value;
+    else if (option == 'k')
+        s->pack = (int32_t)value;
+    else
+        s->length = (int32_t)value;
+    return value <= (option == 't' ? 256 : option == 'l' ? 1000 : 1 << 20);
+}
+
+static bool read_option(int option, settings *s) {
+    dr_lm_config unused;
+    char *end = NULL;
+    if (option == 's') {
+        s->seconds = strtod(optarg, &end);
+        return *optarg && !*end && s->seconds > 0 && s->seconds <= 3600;
+    } else if (option == 'p') {
+        s->precision = strcmp(optarg, "bf16") == 0 ? DR_BF16 : DR_FP32;
+        return s->precision == DR_BF16 || strcmp(optarg, "fp32") == 0;
+    } else if (option == 'm') {
+        s->shape = optarg;
+        return bench_model_shape(optarg, &unused) == DR_OK;
+    } else if (option == 'b') {
+        s->backend = optarg;
+        return strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0 ||
+               strcmp(optarg, "cuda-graphs") == 0 || strcmp(optarg, "cuda-wgmma") == 0;
+    } else if (option == 'a') {
+        s->part = optarg;
+        return is_part(optarg);
+    } else if (option == 'j' || option == 'w' || option == 'o') {
+        *(option == 'j' ? &s->json_path : option == 'w' ? &s->model : &s->only) = optarg;
+        return true;
+    }
+    return read_number(option, s);
+}
+
 static dr_status read_options(int argc, char **argv, settings *out) {
-    static const struct option options[] = {
-        {"threads", required_argument, NULL, 't'}, {"precision", required_argument, NULL, 'p'},
-        {"seconds", required_argument, NULL, 's'}, {"json", required_argument, NULL, 'j'},
-        {"part", required_argument, NULL, 'a'},    {"write-model", required_argument, NULL, 'w'},
-        {"shape", required_argument, NULL, 'm'},   {"backend", required_argument, NULL, 'b'},
-        {"layers", required_argument, NULL, 'l'},  {0}};
-    settings s = {.seconds = 1, .backend = "cpu", .shape = "small"};
-    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-        char *end = NULL;
-        bool is_good = true;
-        if (option == 't') {
-            s.n_threads = (int)strtol(optarg, &end, 10);
-            is_good = *optarg && !*end && s.n_threads >= 1 && s.n_threads <= 256;
-        } else if (option == 's') {
-            s.seconds = strtod(optarg, &end);
-            is_good = *optarg && !*end && s.seconds > 0 && s.seconds <= 3600;
-        } else if (option == 'p') {
-            is_good = strcmp(optarg, "fp32") == 0 || strcmp(optarg, "bf16") == 0;
-            s.precision = strcmp(optarg, "bf16") == 0 ? DR_BF16 : DR_FP32;
-        } else if (option == 'j') {
-            s.json_path = optarg;
-        } else if (option == 'm') {
-            dr_lm_config unused;
-            s.shape = optarg;
-            is_good = bench_model_shape(optarg, &unused) == DR_OK;
-        } else if (option == 'b') {
-            s.backend = optarg;
-            is_good = strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0 ||
-                      strcmp(optarg, "cuda-graphs") == 0;
-        } else if (option == 'l') {
-            s.n_layers = (int)strtol(optarg, &end, 10);
-            is_good = *optarg && !*end && s.n_layers >= 1 && s.n_layers <= 1000;
-        } else if (option == 'w') {
-            s.model = optarg;
-        } else if (option == 'a') {
-            s.part = optarg;
-            is_good = is_part(optarg);
-        }
-        if (option == '?' || !is_good) {
+    static const struct option options[] = {{"threads", required_argument, NULL, 't'},
+                                            {"precision", required_argument, NULL, 'p'},
+                                            {"seconds", required_argument, NULL, 's'},
+                                            {"json", required_argument, NULL, 'j'},
+                                            {"part", required_argument, NULL, 'a'},
+                                            {"write-model", required_argument, NULL, 'w'},
+                                            {"shape", required_argument, NULL, 'm'},
+                                            {"backend", required_argument, NULL, 'b'},
+                                            {"layers", required_argument, NULL, 'l'},
+                                            {"only", required_argument, NULL, 'o'},
+                                            {"pack", required_argument, NULL, 'k'},
+                                            {"length", required_argument, NULL, 'n'},
+                                            {0}};
+    settings s = {.seconds = 1, .backend = "cpu", .shape = "small", .pack = 4096, .length = 512};
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;)
+        if (option == '?' || !read_option(option, &s)) {
             fputs(usage, stderr);
             return DR_FAIL(DR_ERR_ARGUMENT, "%s", option == '?' ? "unknown option" : optarg);
         }
-    }
     DR_CHECK(optind == argc, DR_ERR_ARGUMENT, "unexpected argument %s", argv[optind]);
+    DR_CHECK(s.pack % s.length == 0, DR_ERR_ARGUMENT, "a pack of %d tokens is not whole sequences of %d",
+             s.pack, s.length);
     *out = s;
     return DR_OK;
 }
@@ -174,6 +203,8 @@ static dr_status run(int argc, char **argv) {
     if (s.n_threads > 0) omp_set_num_threads(s.n_threads); // oneDNN's threads and the retrieval model's, too
     DR_TRY(bench_backend_open(s.backend, s.precision, s.n_threads, &engine.backend, &engine.device));
     engine.seconds = s.seconds;
+    engine.pack = s.pack;
+    engine.length = s.length;
     engine.is_large = strcmp(s.shape, "small") != 0;
     engine.is_slow = engine.is_large && bench_is_cpu(engine.backend);
     DR_TRY_GOTO(status, bench_model_shape(s.shape, &engine.model), release);
@@ -183,9 +214,13 @@ static dr_status run(int argc, char **argv) {
         goto release;
     }
     DR_TRY_GOTO(status, bench_ceilings_create(engine.backend, 0.1 * s.seconds, &engine.ceilings), release);
-    DR_TRY_GOTO(status, bench_report_open(s.json_path, engine.backend, engine.device.name, &engine.report),
+    DR_TRY_GOTO(status,
+                bench_report_open(s.json_path, engine.backend, s.backend, engine.device.name, &engine.report),
                 release);
+    bench_report_model(engine.report, s.shape, s.n_layers);
+    bench_report_only(engine.report, s.only);
     status = run_parts(&engine, s.part);
+    if (status == DR_OK) status = bench_report_complete(engine.report);
     dr_status closed = bench_report_close(engine.report);
     if (status == DR_OK) status = closed;
 release:

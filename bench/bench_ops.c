@@ -13,17 +13,17 @@
 #include "core/base/clock.h"
 #include "core/base/log.h"
 
-enum { DECODE_ROWS = 32, CHECK_ROWS = 37 };
+enum { CHECK_ROWS = 37 };
 
 static const bench_ops_part *const parts[] = {&bench_ops_products, &bench_ops_rows, &bench_ops_attention,
                                               &bench_ops_head};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 typedef struct settings {
-    const char *backend, *json_path, *part, *shape; // part, shape NULL: all
+    const char *backend, *json_path, *part, *shape, *only; // part, shape, only NULL: all
     dr_precision precision;
     int n_threads;
-    int64_t rows; // of the pack; 0: 4,096 on a device, 512 on the processor
+    int64_t rows, batch; // of the pack (0: 4,096 on a device, 512 on the processor), of decoding
     double seconds;
 } settings;
 
@@ -35,15 +35,17 @@ typedef struct bencher {
 } bencher;
 
 static const char usage[] =
-    "bench_ops [--backend cpu|cuda|cuda-wgmma] [--precision fp32|bf16] [--part NAME]\n"
-    "          [--shape small|0.5b|1.5b|7b] [--rows N] [--threads N] [--seconds S] [--json FILE]\n"
+    "bench_ops [--backend cpu|cuda|cuda-wgmma] [--precision fp32|bf16] [--part NAME] [--only NAME,NAME]\n"
+    "          [--shape small|0.5b|1.5b|7b] [--rows N] [--batch N] [--threads N] [--seconds S] [--json "
+    "FILE]\n"
     "  --backend    the processor, or device 0 (default cpu); cuda-wgmma: there with packed attention by "
     "wgmma\n"
     "               in bf16 (compute capability 9.0)\n"
     "  --precision  of the products (default fp32)\n"
     "  --part       products, rows, attention or head alone\n"
+    "  --only       these figures alone, adamw.7b.t4096 say\n"
     "  --shape      sizes of one model alone (default: small and 0.5b, on a device 7b too)\n"
-    "  --rows       of a training pack (default 512, on a device 4096); decoding has 32\n"
+    "  --rows       of a training pack (default 512, on a device 4096); --batch of decoding (default 32)\n"
     "  --seconds    aimed at for one figure, of which at least five repeats are taken (default 0.2)\n"
     "  --json       file for one JSON line a figure\n";
 
@@ -134,7 +136,7 @@ static dr_status add_figure(bencher *t, const bench_op *op, const char *shape, c
     double flops = bench_product_flops(&call->product, 1), least = 0;
     char name[96], note[96];
     if (flops == 0) work.n_products = 0;
-    bench_figure figure = {.name = name, .note = note};
+    bench_figure figure = {.name = name, .note = note, .seconds = seconds};
     DR_TRY(bench_roofline(t->ceilings, &work, &least, &figure.bound));
     bool is_memory = strcmp(figure.bound, "memory") == 0;
     double amount = is_memory ? work.bytes * 1e-9 : flops * 1e-12;
@@ -144,6 +146,12 @@ static dr_status add_figure(bencher *t, const bench_op *op, const char *shape, c
     snprintf(name, sizeof name, "%s.%s.t%lld", op->name, shape, (long long)call->T);
     snprintf(note, sizeof note, "%.4g us", seconds * 1e6);
     return bench_report_add(t->report, &figure);
+}
+
+static bool is_wanted(const bencher *t, const bench_op *op, const char *shape, int64_t rows) {
+    char name[96];
+    snprintf(name, sizeof name, "%s.%s.t%lld", op->name, shape, (long long)rows);
+    return bench_report_wants(t->report, name);
 }
 
 static dr_status measure(bencher *t, const bench_op *op, const char *shape, const dr_lm_config *model,
@@ -167,9 +175,12 @@ static dr_status run_part(bencher *t, const bench_ops_part *part, const char *sh
     bench_report_section(t->report, title);
     for (int i = 0; i < part->n; i++) {
         const bench_op *op = &part->ops[i];
+        bool decodes = op->decodes && is_wanted(t, op, shape, t->s->batch),
+             trains = op->trains && is_wanted(t, op, shape, rows);
+        if (!decodes && !trains) continue;
         DR_TRY(check_op(t, op, &model));
-        if (op->decodes) DR_TRY(measure(t, op, shape, &model, DECODE_ROWS));
-        if (op->trains) DR_TRY(measure(t, op, shape, &model, rows));
+        if (decodes) DR_TRY(measure(t, op, shape, &model, t->s->batch));
+        if (trains) DR_TRY(measure(t, op, shape, &model, rows));
     }
     return DR_OK;
 }
@@ -210,8 +221,8 @@ static bool read_option(int option, settings *s) {
     } else if (option == 'm') {
         s->shape = optarg;
         return bench_model_shape(optarg, &unused) == DR_OK;
-    } else if (option == 'j') {
-        s->json_path = optarg;
+    } else if (option == 'j' || option == 'o') {
+        *(option == 'j' ? &s->json_path : &s->only) = optarg;
         return true;
     } else if (option == 's') {
         s->seconds = strtod(optarg, &end);
@@ -220,9 +231,11 @@ static bool read_option(int option, settings *s) {
     long value = strtol(optarg, &end, 10);
     if (option == 'r')
         s->rows = value;
+    else if (option == 'd')
+        s->batch = value;
     else
         s->n_threads = (int)value;
-    return *optarg && !*end && value >= 1 && value <= (option == 'r' ? 1 << 20 : 256);
+    return *optarg && !*end && value >= 1 && value <= (option == 'r' ? 1 << 20 : option == 'd' ? 4096 : 256);
 }
 
 static dr_status read_options(int argc, char **argv, settings *s) {
@@ -231,6 +244,8 @@ static dr_status read_options(int argc, char **argv, settings *s) {
                                             {"part", required_argument, NULL, 'a'},
                                             {"shape", required_argument, NULL, 'm'},
                                             {"rows", required_argument, NULL, 'r'},
+                                            {"batch", required_argument, NULL, 'd'},
+                                            {"only", required_argument, NULL, 'o'},
                                             {"threads", required_argument, NULL, 't'},
                                             {"seconds", required_argument, NULL, 's'},
                                             {"json", required_argument, NULL, 'j'},
@@ -245,7 +260,7 @@ static dr_status read_options(int argc, char **argv, settings *s) {
 }
 
 static dr_status run(int argc, char **argv) {
-    settings s = {.backend = "cpu", .seconds = 0.2};
+    settings s = {.backend = "cpu", .seconds = 0.2, .batch = 32};
     bencher t = {.s = &s};
     bench_device device;
     dr_status status;
@@ -254,8 +269,11 @@ static dr_status run(int argc, char **argv) {
     DR_TRY(bench_backend_open(s.backend, s.precision, s.n_threads, &t.backend, &device));
     DR_TRY_GOTO(status, dr_backend_cpu_create(DR_FP32, s.n_threads, &t.reference), release);
     DR_TRY_GOTO(status, bench_ceilings_create(t.backend, 0.5 * s.seconds, &t.ceilings), release);
-    DR_TRY_GOTO(status, bench_report_open(s.json_path, t.backend, device.name, &t.report), release);
+    DR_TRY_GOTO(status, bench_report_open(s.json_path, t.backend, s.backend, device.name, &t.report),
+                release);
+    bench_report_only(t.report, s.only);
     status = run_parts(&t);
+    if (status == DR_OK) status = bench_report_complete(t.report);
     dr_status closed = bench_report_close(t.report);
     if (status == DR_OK) status = closed;
 release:

@@ -1,15 +1,12 @@
 // Decoding with the paged cache: the check against the training pass, and tokens per second by batch and
-// context.
+// context, sequences on pages of their own or eight on a shared prefix.
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "bench/engine_parts.h"
 #include "core/base/alloc.h"
-#include "core/base/clock.h"
 #include "core/base/rng.h"
-
-enum { STEPS = 8 };
 
 // ---- sizes ----
 
@@ -56,10 +53,20 @@ void bench_fill_ids(uint64_t stream, int32_t vocab, int64_t n, int32_t *out) {
 
 // ---- the check: cached logits are the training pass's ----
 
-enum { CHECK_SEQS = 3, CHECK_LENGTH = 53, CHECK_PREFILL = 37, CHECK_CHUNK = 16 };
+// Sequences start with CHECK_SHARED equal tokens.
+enum { CHECK_SEQS = 3, CHECK_LENGTH = 53, CHECK_PREFILL = 37, CHECK_CHUNK = 16, CHECK_SHARED = 32 };
+
+// The first sequence up to where they part, the others forked off it.
+static dr_status open_shared(dr_lm *lm, dr_kv_cache *kv, const int32_t *ids, dr_lm_chunk *chunks) {
+    DR_TRY(dr_kv_open(kv, &chunks[0].seq));
+    chunks[0] = (dr_lm_chunk){chunks[0].seq, CHECK_SHARED, ids, false};
+    DR_TRY(dr_lm_decode(lm, kv, chunks, 1, NULL));
+    for (int s = 1; s < CHECK_SEQS; s++) DR_TRY(dr_kv_fork(kv, chunks[0].seq, &chunks[s].seq));
+    return DR_OK;
+}
 
 // logits [CHECK_SEQS, CHECK_LENGTH - CHECK_PREFILL, vocab]: prefill in chunks, then a token at a time.
-static dr_status cached_logits(dr_lm *lm, const int32_t *ids, float *logits) {
+static dr_status cached_logits(dr_lm *lm, const int32_t *ids, bool is_shared, float *logits) {
     dr_kv_cache *kv = NULL;
     dr_lm_chunk chunks[CHECK_SEQS];
     int64_t V = dr_lm_config_of(lm)->vocab, n_last = CHECK_LENGTH - CHECK_PREFILL;
@@ -68,8 +75,10 @@ static dr_status cached_logits(dr_lm *lm, const int32_t *ids, float *logits) {
     dr_status status;
     DR_TRY(dr_kv_create(lm, CHECK_SEQS * (CHECK_LENGTH / DR_KV_PAGE + 1), CHECK_SEQS, &kv));
     DR_TRY_GOTO(status, dr_memory_create(b, &rows, "logits", CHECK_SEQS * V, sizeof(float)), release);
-    for (int s = 0; s < CHECK_SEQS; s++) DR_TRY_GOTO(status, dr_kv_open(kv, &chunks[s].seq), release);
-    for (int32_t at = 0; at < CHECK_LENGTH;) {
+    if (is_shared) DR_TRY_GOTO(status, open_shared(lm, kv, ids, chunks), release);
+    for (int s = 0; s < CHECK_SEQS && !is_shared; s++)
+        DR_TRY_GOTO(status, dr_kv_open(kv, &chunks[s].seq), release);
+    for (int32_t at = is_shared ? CHECK_SHARED : 0; at < CHECK_LENGTH;) {
         int32_t left = CHECK_PREFILL - at;
         int32_t n = left <= 0 ? 1 : left < CHECK_CHUNK ? left : CHECK_CHUNK;
         bool wanted = left <= 0;
@@ -114,17 +123,9 @@ release:
 }
 
 // Bit for bit in fp32; within 3 % of the largest logit in bf16.
-static dr_status check_decode(bench_engine *engine, dr_lm *lm) {
-    int64_t V = dr_lm_config_of(lm)->vocab, n = CHECK_SEQS * (CHECK_LENGTH - CHECK_PREFILL) * V;
-    int32_t ids[CHECK_SEQS * CHECK_LENGTH];
-    float *cached = NULL, *packed = NULL;
+static dr_status compare_logits(bench_engine *engine, const char *what, const float *cached,
+                                const float *packed, int64_t n) {
     double gap = 0, largest = 0;
-    bench_fill_ids(1, (int32_t)V, CHECK_SEQS * CHECK_LENGTH, ids);
-    dr_status status;
-    DR_TRY_GOTO(status, dr_alloc(&cached, "cached logits", n, sizeof(float)), release);
-    DR_TRY_GOTO(status, dr_alloc(&packed, "packed logits", n, sizeof(float)), release);
-    DR_TRY_GOTO(status, cached_logits(lm, ids, cached), release);
-    DR_TRY_GOTO(status, packed_logits(lm, ids, packed), release);
     for (int64_t i = 0; i < n; i++) {
         gap = fmax(gap, fabs((double)cached[i] - packed[i]));
         largest = fmax(largest, fabs(packed[i]));
@@ -132,158 +133,154 @@ static dr_status check_decode(bench_engine *engine, dr_lm *lm) {
     bool is_equal = engine->backend->precision == DR_FP32
                         ? memcmp(cached, packed, (size_t)n * sizeof(float)) == 0
                         : gap <= 0.03 * largest;
-    DR_CHECK_GOTO(is_equal && largest > 0 && isfinite(largest), status, DR_ERR_INTERNAL, release,
-                  "check: cached logits differ from the packed pass by %g, largest logit %g", gap, largest);
+    DR_CHECK(is_equal && largest > 0 && isfinite(largest), DR_ERR_INTERNAL,
+             "check: cached logits, %s, differ from the packed pass by %g, largest logit %g", what, gap,
+             largest);
+    return DR_OK;
+}
+
+static dr_status check_decode(bench_engine *engine, dr_lm *lm) {
+    int64_t V = dr_lm_config_of(lm)->vocab, n = CHECK_SEQS * (CHECK_LENGTH - CHECK_PREFILL) * V;
+    int32_t ids[CHECK_SEQS * CHECK_LENGTH];
+    float *cached = NULL, *packed = NULL;
+    dr_status status;
+    bench_fill_ids(1, (int32_t)V, CHECK_SEQS * CHECK_LENGTH, ids);
+    for (int s = 1; s < CHECK_SEQS; s++) memcpy(ids + s * CHECK_LENGTH, ids, CHECK_SHARED * sizeof *ids);
+    DR_TRY_GOTO(status, dr_alloc(&cached, "cached logits", n, sizeof(float)), release);
+    DR_TRY_GOTO(status, dr_alloc(&packed, "packed logits", n, sizeof(float)), release);
+    DR_TRY_GOTO(status, packed_logits(lm, ids, packed), release);
+    DR_TRY_GOTO(status, cached_logits(lm, ids, false, cached), release);
+    DR_TRY_GOTO(status, compare_logits(engine, "pages of their own", cached, packed, n), release);
+    DR_TRY_GOTO(status, cached_logits(lm, ids, true, cached), release);
+    status = compare_logits(engine, "a shared prefix", cached, packed, n);
 release:
     dr_free(cached);
     dr_free(packed);
     return status;
 }
 
-// ---- decoding in step ----
-
-struct bench_decoder {
-    bench_engine *engine;
-    dr_lm *lm, *filler;
-    dr_kv_cache *kv;
-    int32_t n_seqs, batch;
-    int32_t *seqs;       // [n_seqs], at the context reached
-    int32_t *ids;        // [n_seqs], one token each
-    dr_lm_chunk *chunks; // [n_seqs]
-    float *logits;       // [n_seqs, vocab], backend memory
-};
-
-// Filling 128 sequences of 2,048 positions with the real model would take minutes and serve nothing: what a
-// page holds does not change how long it takes to read. dr_lm_decode takes layers from its model and pages
-// from its cache, so a model of one tiny layer moves the sequences on; the rest of the pages keeps the zeros
-// that were written when the cache was made.
-static dr_status create_filler(dr_backend *backend, dr_lm **out) {
-    dr_lm_config tiny;
-    DR_TRY(dr_lm_preset("tiny", 64, &tiny));
-    tiny.n_layers = tiny.n_heads = tiny.n_kv_heads = 1;
-    tiny.head_size = 2;
-    tiny.hidden = tiny.intermediate = 16;
-    return dr_lm_create(backend, &tiny, 3, out);
-}
-
-dr_status bench_decoder_create(bench_engine *engine, dr_lm *lm, int32_t n_seqs, int32_t longest,
-                               bench_decoder **out) {
-    bench_decoder *d = NULL;
-    dr_status status;
-    int64_t V = dr_lm_config_of(lm)->vocab;
-    int32_t pages = n_seqs * (longest / DR_KV_PAGE + 2);
-    DR_TRY(dr_alloc(&d, "decoder", 1, sizeof *d));
-    d->engine = engine;
-    d->lm = lm;
-    d->n_seqs = n_seqs;
-    DR_TRY_GOTO(status, create_filler(engine->backend, &d->filler), destroy);
-    DR_TRY_GOTO(status, dr_kv_create(lm, pages, 2 * n_seqs, &d->kv), destroy);
-    DR_TRY_GOTO(status, dr_alloc(&d->seqs, "sequences", n_seqs, sizeof *d->seqs), destroy);
-    DR_TRY_GOTO(status, dr_alloc(&d->ids, "ids", n_seqs, sizeof *d->ids), destroy);
-    DR_TRY_GOTO(status, dr_alloc(&d->chunks, "chunks", n_seqs, sizeof *d->chunks), destroy);
-    DR_TRY_GOTO(status, dr_memory_create(engine->backend, &d->logits, "logits", n_seqs * V, sizeof(float)),
-                destroy);
-    for (int32_t s = 0; s < n_seqs; s++) DR_TRY_GOTO(status, dr_kv_open(d->kv, &d->seqs[s]), destroy);
-    bench_fill_ids(2, (int32_t)V, n_seqs, d->ids);
-    *out = d;
-    return DR_OK;
-destroy:
-    bench_decoder_destroy(d);
-    return status;
-}
-
-void bench_decoder_destroy(bench_decoder *d) {
-    if (!d) return;
-    dr_kv_destroy(d->kv);
-    dr_lm_destroy(d->filler);
-    dr_free(d->seqs);
-    dr_free(d->ids);
-    dr_free(d->chunks);
-    if (d->logits) d->engine->backend->ops->memory_destroy(d->engine->backend, d->logits);
-    dr_free(d);
-}
-
-dr_status bench_decoder_extend(bench_decoder *d, int32_t context) {
-    enum { MOST = 512 };
-    static const int32_t zeros[MOST];
-    DR_CHECK(context % DR_KV_PAGE == 0, DR_ERR_ARGUMENT, "a context of %d is not whole pages", context);
-    for (int32_t s = 0; s < d->n_seqs; s++)
-        for (int32_t left; (left = context - dr_kv_length(d->kv, d->seqs[s])) > 0;) {
-            dr_lm_chunk chunk = {d->seqs[s], left < MOST ? left : MOST, zeros, false};
-            DR_TRY(dr_lm_decode(d->filler, d->kv, &chunk, 1, NULL));
-        }
-    return DR_OK;
-}
-
-// Forks whole pages, decodes a few steps and drops the forks, so that the context stays.
-static dr_status decode_run(void *context, double *out_seconds) {
-    bench_decoder *d = context;
-    for (int32_t s = 0; s < d->batch; s++) {
-        d->chunks[s] = (dr_lm_chunk){.n = 1, .ids = &d->ids[s], .want_logits = true};
-        DR_TRY(dr_kv_fork(d->kv, d->seqs[s], &d->chunks[s].seq));
-    }
-    double begun = dr_clock_seconds();
-    for (int i = 0; i < STEPS; i++) DR_TRY(dr_lm_decode(d->lm, d->kv, d->chunks, d->batch, d->logits));
-    DR_TRY(bench_wait(d->engine->backend, d->logits));
-    *out_seconds = (dr_clock_seconds() - begun) / STEPS;
-    for (int32_t s = 0; s < d->batch; s++) dr_kv_close(d->kv, d->chunks[s].seq);
-    return DR_OK;
-}
-
-dr_status bench_decoder_step(bench_decoder *d, int32_t batch, double seconds, double *out_seconds) {
-    d->batch = batch;
-    DR_TRY(bench_median(decode_run, d, seconds, out_seconds));
-    int64_t n = (int64_t)batch * dr_lm_config_of(d->lm)->vocab, i = 0;
-    float *logits = NULL;
-    DR_TRY(dr_host_open(d->engine->backend, d->logits, n, DR_HOST_READS, &logits));
-    while (i < n && isfinite(logits[i])) i++;
-    double wrong = i < n ? logits[i] : 0;
-    dr_host_close(d->engine->backend, d->logits, n, DR_HOST_READS, logits);
-    DR_CHECK(i == n, DR_ERR_INTERNAL, "check: logit %lld of a step is %g", (long long)i, wrong);
-    return DR_OK;
-}
-
 // ---- figures ----
 
-static dr_status decode_figure(bench_engine *engine, bench_decoder *decoder, int32_t batch, int32_t context) {
-    const dr_lm_config *c = dr_lm_config_of(decoder->lm);
-    char name[64], note[96];
-    double seconds = 0, least = 0, read = context + 0.5 * (STEPS + 1); // positions looked at, on average
-    bench_product products[BENCH_LM_PRODUCTS];
+// What a step of `batch` sequences at that context reads and computes at least, n_alike of them on pages that
+// they share up to `shared` positions.
+static bench_work step_work(const bench_engine *engine, const dr_lm_config *c, int32_t batch, double read,
+                            int32_t n_alike, int32_t shared, bench_product *products) {
     bench_lm_products(c, batch, batch, products);
-    bench_work work = {.bytes = bench_lm_weight_bytes(engine->backend, c) +
-                                batch * read * bench_kv_bytes(engine->backend, c),
-                       .products = products,
-                       .n_products = BENCH_LM_PRODUCTS,
-                       .other_flops = batch * bench_attention_flops(c, read)};
-    bench_figure figure = {.name = name, .unit = "tokens/s", .note = note};
-    DR_TRY(bench_roofline(engine->ceilings, &work, &least, &figure.bound));
-    DR_TRY(bench_decoder_step(decoder, batch, engine->seconds, &seconds));
-    figure.value = batch / seconds;
+    double positions = batch * (read - shared) + (double)batch / n_alike * shared;
+    return (bench_work){.bytes = bench_lm_weight_bytes(engine->backend, c) +
+                                 positions * bench_kv_bytes(engine->backend, c),
+                        .products = products,
+                        .n_products = BENCH_LM_PRODUCTS,
+                        .other_flops = batch * bench_attention_flops(c, read)};
+}
+
+static dr_status add_step(bench_engine *engine, const bench_work *work, int32_t batch, double seconds,
+                          const char *name, const char *more) {
+    char note[160];
+    double least = 0, flops = bench_product_flops(work->products, work->n_products) + work->other_flops;
+    bench_figure figure = {
+        .name = name, .unit = "tokens/s", .note = note, .value = batch / seconds, .seconds = seconds};
+    DR_TRY(bench_roofline(engine->ceilings, work, &least, &figure.bound));
     figure.ceiling = batch / least;
-    double flops = bench_product_flops(products, BENCH_LM_PRODUCTS) + work.other_flops;
-    snprintf(name, sizeof name, "decode.b%d.c%d", batch, context);
-    snprintf(note, sizeof note, "%.3g ms a step, %.1f GFLOP/s, %.1f GB/s", seconds * 1e3,
-             flops / seconds * 1e-9, work.bytes / seconds * 1e-9);
+    snprintf(note, sizeof note, "%.3g ms a step, %.1f GFLOP/s, %.1f GB/s%s", seconds * 1e3,
+             flops / seconds * 1e-9, work->bytes / seconds * 1e-9, more);
     return bench_report_add(engine->report, &figure);
 }
 
+static dr_status decode_figure(bench_engine *engine, bench_decoder *decoder, const dr_lm_config *c,
+                               int32_t batch, int32_t context) {
+    char name[64];
+    double seconds = 0;
+    bench_product products[BENCH_LM_PRODUCTS];
+    snprintf(name, sizeof name, "decode.b%d.c%d", batch, context);
+    if (!bench_report_wants(engine->report, name)) return DR_OK;
+    DR_TRY(bench_decoder_step(decoder, batch, engine->seconds, &seconds));
+    bench_work work = step_work(engine, c, batch, bench_positions_read(context), 1, 0, products);
+    return add_step(engine, &work, batch, seconds, name, "");
+}
+
+// Samples of a prompt share its pages: ALIKE sequences, 1,536 of 4,096 positions.
+enum { ALIKE = 8 };
+
+static void name_shared(int32_t batch, int32_t context, char out[64]) {
+    snprintf(out, 64, "decode.b%d.c%d.shared", batch, context);
+}
+
+// Once no other figure is wanted of the sequences at this context: they are opened again.
+static dr_status shared_figure(bench_engine *engine, bench_decoder *decoder, const dr_lm_config *c,
+                               int32_t batch, int32_t context) {
+    int32_t shared = context / 8 * 3 / DR_KV_PAGE * DR_KV_PAGE;
+    char name[64], more[64];
+    double own = 0, seconds = 0;
+    bench_product products[BENCH_LM_PRODUCTS];
+    DR_TRY(bench_decoder_step(decoder, batch, engine->seconds, &own));
+    DR_TRY(bench_decoder_share(decoder, batch, ALIKE, shared, context));
+    DR_TRY(bench_decoder_step(decoder, batch, engine->seconds, &seconds));
+    bench_work work = step_work(engine, c, batch, bench_positions_read(context), ALIKE, shared, products);
+    name_shared(batch, context, name);
+    snprintf(more, sizeof more, "; %d share %d positions, %.3f times own pages", ALIKE, shared,
+             own / seconds);
+    return add_step(engine, &work, batch, seconds, name, more);
+}
+
+// ---- which of them ----
+
+static const int32_t contexts[] = {128, 512, 2048, 4096}, batches[] = {1, 8, 32, 128, 256};
+
+typedef struct extent {
+    int32_t n_batches, n_contexts; // of the tables, or what reaches all that are named
+    int32_t batch, context;        // of the shared figure; 0: none
+} extent;
+
+static extent extent_of(const bench_engine *engine) {
+    bool is_device = !bench_is_cpu(engine->backend), is_limited = bench_report_is_limited(engine->report);
+    extent e = {0};
+    char own[64], shared[64];
+    if (!is_limited) {
+        e.n_batches = is_device ? 5 : engine->is_slow ? 3 : 4;
+        e.n_contexts = is_device ? 4 : 3;
+        e.batch =
+            is_device ? batches[4] : 0; // on the processor only when named: filling them again takes long
+        e.context = is_device ? contexts[3] : 0;
+        return e;
+    }
+    for (int c = 0; c < 4; c++)
+        for (int b = 0; b < 5; b++) {
+            snprintf(own, sizeof own, "decode.b%d.c%d", batches[b], contexts[c]);
+            name_shared(batches[b], contexts[c], shared);
+            bool is_shared = batches[b] % ALIKE == 0 && bench_report_wants(engine->report, shared);
+            if (!is_shared && !bench_report_wants(engine->report, own)) continue;
+            if (b >= e.n_batches) e.n_batches = b + 1;
+            if (c >= e.n_contexts) e.n_contexts = c + 1;
+            if (is_shared) e.batch = batches[b], e.context = contexts[c];
+        }
+    return e;
+}
+
 dr_status bench_decode_figures(bench_engine *engine) {
-    static const int32_t contexts[] = {128, 512, 2048, 4096}, batches[] = {1, 8, 32, 128, 256};
-    bool is_device = !bench_is_cpu(engine->backend);
-    int32_t n_batches = is_device ? 5 : engine->is_slow ? 3 : 4, most = batches[n_batches - 1];
-    int32_t n_contexts = is_device ? 4 : 3;
+    extent e = extent_of(engine);
     dr_lm *lm = NULL;
     bench_decoder *decoder = NULL;
+    if (e.n_batches == 0) return DR_OK; // none is wanted
     DR_TRY(dr_lm_create(engine->backend, &engine->model, 1, &lm));
+    const dr_lm_config *c = &engine->model;
     dr_status status;
     DR_TRY_GOTO(status, check_decode(engine, lm), release);
-    DR_TRY_GOTO(status, bench_decoder_create(engine, lm, most, contexts[n_contexts - 1], &decoder), release);
+    DR_TRY_GOTO(
+        status,
+        bench_decoder_create(engine, lm, batches[e.n_batches - 1], contexts[e.n_contexts - 1], &decoder),
+        release);
     bench_report_section(engine->report, "Decode: one token for each of b sequences at context c");
-    for (int32_t c = 0; c < n_contexts; c++) {
-        DR_TRY_GOTO(status, bench_decoder_extend(decoder, contexts[c]), release);
-        for (int32_t b = 0; b < n_batches; b++)
-            DR_TRY_GOTO(status, decode_figure(engine, decoder, batches[b], contexts[c]), release);
+    for (int32_t i = 0; i < e.n_contexts; i++) {
+        DR_TRY_GOTO(status, bench_decoder_extend(decoder, contexts[i]), release);
+        for (int32_t b = 0; b < e.n_batches; b++)
+            DR_TRY_GOTO(status, decode_figure(engine, decoder, c, batches[b], contexts[i]), release);
+    }
+    if (e.batch > 0) {
+        DR_CHECK_GOTO(e.context == contexts[e.n_contexts - 1], status, DR_ERR_ARGUMENT, release,
+                      "a shared prefix is measured at the longest context that is named, %d",
+                      contexts[e.n_contexts - 1]);
+        status = shared_figure(engine, decoder, c, e.batch, e.context);
     }
 release:
     bench_decoder_destroy(decoder);

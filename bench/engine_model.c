@@ -33,11 +33,16 @@ dr_status bench_model_shape(const char *name, dr_lm_config *out) {
     return DR_FAIL(DR_ERR_ARGUMENT, "shape %s: expected small, 0.5b, 1.5b or 7b", name);
 }
 
-void bench_mfu_note(const bench_engine *engine, double flops_per_s, char *out, size_t size) {
+double bench_mfu(const bench_engine *engine, double flops_per_s) {
     double peak = engine->device.peak_flops;
+    return peak > 0 && engine->backend->precision == DR_BF16 ? flops_per_s / peak : 0;
+}
+
+void bench_mfu_note(const bench_engine *engine, double flops_per_s, char *out, size_t size) {
+    double share = bench_mfu(engine, flops_per_s);
     out[0] = '\0';
-    if (peak > 0 && engine->backend->precision == DR_BF16)
-        snprintf(out, size, ", MFU %.1f%% of %.0f TFLOP/s", 100 * flops_per_s / peak, peak * 1e-12);
+    if (share > 0)
+        snprintf(out, size, ", MFU %.1f%% of %.0f TFLOP/s", 100 * share, engine->device.peak_flops * 1e-12);
 }
 
 static dr_status write_check(dr_lm *lm, const char *dir) {

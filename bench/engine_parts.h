@@ -21,10 +21,11 @@ typedef struct bench_engine {
     bench_device device;
     bench_ceilings *ceilings;
     bench_report *report;
-    double seconds;     // aimed at for one figure
-    dr_lm_config model; // of the decode and train parts
-    bool is_large;      // not the small preset
-    bool is_slow;       // a large model on the processor, seconds a step: smaller batches, a shorter pack
+    double seconds;       // aimed at for one figure
+    dr_lm_config model;   // of the decode and train parts
+    int32_t pack, length; // tokens of a training pack, and of each of its sequences
+    bool is_large;        // not the small preset
+    bool is_slow;         // a large model on the processor, seconds a step: smaller batches, a shorter pack
 } bench_engine;
 
 // A shape by its name: "small", the preset, or "0.5b", "1.5b", "7b": sizes of Qwen2.5's models.
@@ -36,6 +37,7 @@ dr_status bench_decode_figures(bench_engine *engine);
 // and "logits" [64, vocab], for other engines to compare themselves with.
 dr_status bench_write_model(dr_backend *backend, const dr_lm_config *config, const char *dir);
 dr_status bench_train_figures(bench_engine *engine);
+dr_status bench_handover_figures(bench_engine *engine);
 dr_status bench_retrieve_figures(bench_engine *engine);
 dr_status bench_rollout_figures(bench_engine *engine);
 dr_status bench_sample_figures(bench_engine *engine);
@@ -45,6 +47,7 @@ dr_status bench_long_figures(bench_engine *engine); // minutes: only when asked 
 
 // Floating-point operations a second beside the device's peak, as ", MFU 41.2% of 989 TFLOP/s"; "" where no
 // peak is known or products are not bf16.
+double bench_mfu(const bench_engine *engine, double flops_per_s); // the share alone, 0 where none is known
 void bench_mfu_note(const bench_engine *engine, double flops_per_s, char *out, size_t size);
 
 // A synthetic catalogue of 3,700 items, and a retrieval model of the usual size on it, hardly trained, on the
@@ -79,8 +82,13 @@ dr_status bench_decoder_create(bench_engine *engine, dr_lm *lm, int32_t n_seqs, 
 void bench_decoder_destroy(bench_decoder *decoder);
 // All sequences to that context, a multiple of a page.
 dr_status bench_decoder_extend(bench_decoder *decoder, int32_t context);
+// The first `batch` sequences anew at that context, n_alike of them forked off each prefix of `shared`
+// positions, whole pages.
+dr_status bench_decoder_share(bench_decoder *decoder, int32_t batch, int32_t n_alike, int32_t shared,
+                              int32_t context);
 // Median seconds of a step of the first `batch` sequences at that context.
 dr_status bench_decoder_step(bench_decoder *decoder, int32_t batch, double seconds, double *out_seconds);
+double bench_positions_read(int32_t context); // by a sequence in one of these steps, on average
 
 #ifdef __cplusplus
 }

@@ -279,14 +279,23 @@ static dr_status rollout_figures(bench_engine *engine, roller *r) {
     DR_TRY(bench_roofline(engine->ceilings, &work, &least, &bound));
     double sampled = (double)s->sampled_tokens, prefilled = (double)(s->prompt_tokens + s->tool_tokens),
            passes = (double)s->passes;
-    bench_figure figure = {"rollout.sampled",          "tokens/s", sampled / seconds,
-                           sampled / (least * passes), bound,      note};
+    bench_figure figure = {.name = "rollout.sampled",
+                           .unit = "tokens/s",
+                           .value = sampled / seconds,
+                           .ceiling = sampled / (least * passes),
+                           .bound = bound,
+                           .note = note,
+                           .seconds = seconds};
     snprintf(note, sizeof note, "%d episodes, %lld retrievals, %lld ticks, %lld passes", EPISODES,
              (long long)s->retrievals, (long long)s->ticks, (long long)s->passes);
     DR_TRY(bench_report_add(engine->report, &figure));
-    figure = (bench_figure){
-        "rollout.prefilled",          "tokens/s", prefilled / seconds,
-        prefilled / (least * passes), bound,      "prompts once for all samples, and item lists"};
+    figure = (bench_figure){.name = "rollout.prefilled",
+                            .unit = "tokens/s",
+                            .value = prefilled / seconds,
+                            .ceiling = prefilled / (least * passes),
+                            .bound = bound,
+                            .note = "prompts once for all samples, and item lists",
+                            .seconds = seconds};
     DR_TRY(bench_report_add(engine->report, &figure));
     DR_TRY(phase_figure(engine, "rollout.decode", seconds, r->decode_s / r->wall_s));
     DR_TRY(phase_figure(engine, "rollout.sample", seconds, r->sample_s / r->wall_s));

@@ -8,15 +8,13 @@
 #include "core/base/clock.h"
 #include "core/model/optimizer.h"
 
-enum { PACK = 4096, LENGTH = 512, N_SEQS = PACK / LENGTH, N_ROWS = N_SEQS * (LENGTH - 1) };
-
 typedef struct trainer {
     dr_lm *lm;
     dr_lm_workspace *workspace;
     dr_optimizer *optimizer;
-    int32_t n, n_rows; // tokens and loss rows of the pack: PACK and N_ROWS, or those of one sequence
-    int32_t ids[PACK], bounds[N_SEQS + 1], rows[N_ROWS], targets[N_ROWS];
-    float logprob[N_ROWS], entropy[N_ROWS], dlogprob[N_ROWS];
+    int32_t n, length, n_rows;              // tokens of the pack and of a sequence, loss rows
+    int32_t *ids, *bounds, *rows, *targets; // [n], [n / length + 1], [n_rows], [n_rows]
+    float *logprob, *entropy, *dlogprob;    // [n_rows]
     dr_pack pack;
     float *gradient;                        // [n_params], backend memory
     double loss, norm;                      // of the last step: mean -log p, gradient norm
@@ -24,14 +22,21 @@ typedef struct trainer {
 } trainer;
 
 // Every token of a sequence but the last predicts its successor.
-static void fill_pack(trainer *t, int32_t vocab, int32_t n_seqs) {
+static dr_status create_pack(trainer *t, int32_t vocab, int32_t n_seqs, int32_t length) {
     int32_t n = 0;
-    t->n = n_seqs * LENGTH;
-    t->n_rows = n_seqs * (LENGTH - 1);
+    t->n = n_seqs * length;
+    t->length = length;
+    t->n_rows = n_seqs * (length - 1);
+    DR_TRY(dr_alloc(&t->ids, "ids", t->n, sizeof *t->ids));
+    DR_TRY(dr_alloc(&t->bounds, "bounds", n_seqs + 1, sizeof *t->bounds));
+    int32_t **integers[] = {&t->rows, &t->targets};
+    float **floats[] = {&t->logprob, &t->entropy, &t->dlogprob};
+    for (int i = 0; i < 2; i++) DR_TRY(dr_alloc(integers[i], "rows", t->n_rows, sizeof(int32_t)));
+    for (int i = 0; i < 3; i++) DR_TRY(dr_alloc(floats[i], "rows", t->n_rows, sizeof(float)));
     bench_fill_ids(4, vocab, t->n, t->ids);
-    for (int32_t s = 0; s <= n_seqs; s++) t->bounds[s] = s * LENGTH;
+    for (int32_t s = 0; s <= n_seqs; s++) t->bounds[s] = s * length;
     for (int32_t at = 0; at < t->n; at++)
-        if (at % LENGTH != LENGTH - 1) {
+        if (at % length != length - 1) {
             t->rows[n] = at;
             t->dlogprob[n] = -1.0f / (float)t->n_rows;
             t->targets[n++] = t->ids[at + 1];
@@ -43,6 +48,12 @@ static void fill_pack(trainer *t, int32_t vocab, int32_t n_seqs) {
                         .n_rows = t->n_rows,
                         .rows = t->rows,
                         .targets = t->targets};
+    return DR_OK;
+}
+
+static void release_pack(trainer *t) {
+    void *arrays[] = {t->ids, t->bounds, t->rows, t->targets, t->logprob, t->entropy, t->dlogprob};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) dr_free(arrays[i]);
 }
 
 static double mean_loss(const trainer *t) {
@@ -143,15 +154,17 @@ static dr_status train_figure(bench_engine *engine, trainer *t) {
     double seconds = 0, least = 0;
     train_products(t, c, products);
     // Causal attention: half of the 2 · 2 · L · H · d · T of a full square forward, twice that backward.
-    double attention = 6.0 * c->n_layers * c->n_heads * c->head_size * LENGTH * t->n;
+    double attention = 6.0 * c->n_layers * c->n_heads * c->head_size * t->length * t->n;
     double linear = bench_product_flops(products, 3 * BENCH_LM_PRODUCTS);
     DR_TRY(bench_products_seconds(engine->ceilings, products, 3 * BENCH_LM_PRODUCTS, &least));
     double rate = linear / least;
     DR_TRY(bench_median(train_step, t, engine->seconds, &seconds));
-    bench_figure figure = {.name = name, .unit = "tokens/s", .bound = "GEMM", .note = note};
+    bench_figure figure = {
+        .name = name, .unit = "tokens/s", .bound = "GEMM", .note = note, .seconds = seconds};
+    figure.mfu = bench_mfu(engine, (linear + attention) / seconds);
     figure.value = t->n / seconds;
     figure.ceiling = t->n / ((linear + attention) / rate);
-    snprintf(name, sizeof name, "train.p%d.c%d", t->n, LENGTH);
+    snprintf(name, sizeof name, "train.p%d.c%d", t->n, t->length);
     bench_mfu_note(engine, (linear + attention) / seconds, mfu, sizeof mfu);
     snprintf(note, sizeof note, "%.1f of %.1f GFLOP/s; forward %.4g s, backward %.4g s, AdamW %.4g s%s",
              (linear + attention) / seconds * 1e-9, rate * 1e-9, t->forward_s, t->backward_s, t->update_s,
@@ -166,8 +179,13 @@ dr_status bench_train_figures(bench_engine *engine) {
     dr_backend *b = engine->backend;
     dr_status status;
     DR_TRY(dr_alloc(&t, "trainer", 1, sizeof *t));
-    fill_pack(t, engine->model.vocab, engine->is_slow ? 1 : N_SEQS);
-    DR_TRY_GOTO(status, dr_lm_create(engine->backend, &engine->model, 1, &t->lm), release);
+    dr_lm_config config = engine->model;
+    if (config.max_positions < engine->length) config.max_positions = engine->length;
+    DR_TRY_GOTO(
+        status,
+        create_pack(t, config.vocab, engine->is_slow ? 1 : engine->pack / engine->length, engine->length),
+        release);
+    DR_TRY_GOTO(status, dr_lm_create(engine->backend, &config, 1, &t->lm), release);
     DR_TRY_GOTO(status, dr_lm_workspace_create(t->lm, t->n, DR_KEEP_ACTIVATIONS, &t->workspace), release);
     DR_TRY_GOTO(status, dr_optimizer_create(t->lm, &settings, NULL, &t->optimizer), release);
     DR_TRY_GOTO(status, dr_memory_create(b, &t->gradient, "gradient", dr_lm_n_params(t->lm), sizeof(float)),
@@ -181,6 +199,7 @@ release:
     dr_optimizer_destroy(t->optimizer);
     dr_lm_workspace_destroy(t->workspace);
     dr_lm_destroy(t->lm);
+    release_pack(t);
     dr_free(t);
     return status;
 }

@@ -22,6 +22,23 @@ static dr_status run_rms(bench_call *c) {
     return DR_OK;
 }
 
+// x[6] the residual, added into x[0]: two arrays read, two written
+static dr_status prepare_residual(bench_call *c) {
+    int64_t n = c->T * c->m->hidden;
+    DR_TRY(prepare_norm(c));
+    DR_TRY(bench_call_normal(c, n, &c->x[6]));
+    bench_call_compare(c, c->x[0], n);
+    bench_call_compare(c, c->x[4], c->T);
+    c->bytes = 16.0 * (double)n;
+    return DR_OK;
+}
+
+static dr_status run_residual(bench_call *c) {
+    c->b->ops->rmsnorm_residual_forward(c->b, c->x[6], c->x[1], c->T, c->m->hidden, 1e-6f, c->x[0], c->x[3],
+                                        c->x[4]);
+    return DR_OK;
+}
+
 static dr_status run_layer(bench_call *c) {
     c->b->ops->layernorm_forward(c->b, c->x[0], c->x[1], c->x[2], c->T, c->m->hidden, 1e-6f, c->x[3], c->x[4],
                                  c->x[5]);
@@ -193,6 +210,7 @@ static dr_status run_squares(bench_call *c) {
 
 static const bench_op ops[] = {
     {"rmsnorm_forward", prepare_norm, run_rms, NULL, true, true},
+    {"rmsnorm_residual_forward", prepare_residual, run_residual, NULL, true, true},
     {"rmsnorm_backward", prepare_rms_backward, run_rms_backward, NULL, false, true},
     {"layernorm_forward", prepare_norm, run_layer, NULL, false, true},
     {"layernorm_backward", prepare_layer_backward, run_layer_backward, NULL, false, true},

@@ -17,7 +17,10 @@ struct bench_report {
     FILE *json; // NULL: not wanted
     int n_threads;
     const char *precision;
+    char kind[16], model[32];         // of the backend; "" before it is said
     char processor[128], device[128]; // device "": the processor's figures
+    const char *only;                 // names with commas between; NULL: all
+    uint64_t came;                    // a bit for each name of `only` that a figure had
 };
 
 // "AMD EPYC, family 25 model 1": some virtual machines hide the model's name, the numbers stay.
@@ -58,12 +61,13 @@ static void print_heading(const bench_report *r) {
            policy ? policy : "not set", spins ? spins : "not set");
 }
 
-dr_status bench_report_open(const char *json_path, const dr_backend *backend, const char *device,
-                            bench_report **out) {
+dr_status bench_report_open(const char *json_path, const dr_backend *backend, const char *kind,
+                            const char *device, bench_report **out) {
     bench_report *r = NULL;
     DR_TRY(dr_alloc(&r, "report", 1, sizeof *r));
     r->n_threads = backend->n_threads;
     r->precision = backend->precision == DR_BF16 ? "bf16" : "fp32";
+    snprintf(r->kind, sizeof r->kind, "%s", kind);
     snprintf(r->device, sizeof r->device, "%s", device);
     read_processor(r->processor, sizeof r->processor);
     if (json_path) {
@@ -75,6 +79,50 @@ dr_status bench_report_open(const char *json_path, const dr_backend *backend, co
     }
     print_heading(r);
     *out = r;
+    return DR_OK;
+}
+
+void bench_report_model(bench_report *r, const char *shape, int n_layers) {
+    if (n_layers > 0)
+        snprintf(r->model, sizeof r->model, "%s/%d", shape, n_layers);
+    else
+        snprintf(r->model, sizeof r->model, "%s", shape);
+}
+
+void bench_report_only(bench_report *r, const char *names) {
+    r->only = names;
+}
+
+bool bench_report_is_limited(const bench_report *r) {
+    return r->only != NULL;
+}
+
+enum { MOST_NAMES = 64 };
+
+// Place of a name among those wanted; -1: not there.
+static int place_of(const bench_report *r, const char *name) {
+    size_t length = strlen(name);
+    const char *at = r->only;
+    for (int i = 0; at && i < MOST_NAMES; i++) {
+        size_t n = strcspn(at, ",");
+        if (n == length && memcmp(at, name, n) == 0) return i;
+        at = at[n] ? at + n + 1 : NULL;
+    }
+    return -1;
+}
+
+bool bench_report_wants(const bench_report *r, const char *name) {
+    return !r->only || place_of(r, name) >= 0;
+}
+
+dr_status bench_report_complete(const bench_report *r) {
+    const char *at = r->only;
+    for (int i = 0; at && i < MOST_NAMES; i++) {
+        size_t n = strcspn(at, ",");
+        DR_CHECK(r->came >> i & 1, DR_ERR_ARGUMENT, "no figure is called %.*s", (int)n, at);
+        at = at[n] ? at + n + 1 : NULL;
+    }
+    DR_CHECK(!at, DR_ERR_ARGUMENT, "more than %d figures are named: %s", MOST_NAMES, at);
     return DR_OK;
 }
 
@@ -93,18 +141,23 @@ static void format_number(double value, char out[16]) {
              : size >= 100 ? 1
              : size >= 10  ? 2
              : size >= 0.1 ? 3
-                           : 5,
+             : size > 0    ? 5
+                           : 0,
              value);
 }
 
+static json_t *real_or_null(double value) {
+    return value > 0 ? json_real(value) : json_null();
+}
+
 static dr_status write_json(bench_report *r, const bench_figure *f) {
-    bool has = f->ceiling > 0;
-    json_t *line =
-        json_pack("{s:s, s:f, s:s, s:o, s:o, s:s?, s:i, s:s, s:s, s:s?, s:s?}", "name", f->name, "value",
-                  f->value, "unit", f->unit, "ceiling", has ? json_real(f->ceiling) : json_null(), "share",
-                  has ? json_real(f->value / f->ceiling) : json_null(), "bound", f->bound, "threads",
-                  r->n_threads, "precision", r->precision, "processor", r->processor, "device",
-                  r->device[0] ? r->device : NULL, "note", f->note);
+    json_t *line = json_pack(
+        "{s:s, s:s?, s:f, s:s, s:o, s:o, s:s?, s:o, s:o, s:s, s:i, s:s, s:s, s:s?, s:s?}", "name", f->name,
+        "model", r->model[0] ? r->model : NULL, "value", f->value, "unit", f->unit, "ceiling",
+        real_or_null(f->ceiling), "share", real_or_null(f->ceiling > 0 ? f->value / f->ceiling : 0), "bound",
+        f->bound, "seconds", real_or_null(f->seconds), "mfu", real_or_null(f->mfu), "backend", r->kind,
+        "threads", r->n_threads, "precision", r->precision, "processor", r->processor, "device",
+        r->device[0] ? r->device : NULL, "note", f->note);
     DR_CHECK(line, DR_ERR_MEMORY, "report: cannot build the line of %s", f->name);
     bool failed = json_dumpf(line, r->json, JSON_COMPACT | JSON_REAL_PRECISION(6)) != 0;
     failed = fputc('\n', r->json) == EOF || failed;
@@ -115,8 +168,11 @@ static dr_status write_json(bench_report *r, const bench_figure *f) {
 
 dr_status bench_report_add(bench_report *r, const bench_figure *f) {
     char value[16], ceiling[16] = "", share[16] = "";
-    DR_CHECK(isfinite(f->value) && f->value > 0 && isfinite(f->ceiling), DR_ERR_NUMERIC,
-             "figure %s is %g of %g", f->name, f->value, f->ceiling);
+    int place = place_of(r, f->name);
+    if (r->only && place < 0 && strncmp(f->name, "ceiling.", 8) != 0) return DR_OK;
+    if (place >= 0) r->came |= UINT64_C(1) << place;
+    DR_CHECK(isfinite(f->value) && (f->value > 0 || (f->is_count && f->value == 0)) && isfinite(f->ceiling),
+             DR_ERR_NUMERIC, "figure %s is %g of %g", f->name, f->value, f->ceiling);
     format_number(f->value, value);
     if (f->ceiling > 0) {
         format_number(f->ceiling, ceiling);
