@@ -1,5 +1,6 @@
-// Fresh weights: the same for any number of threads; and the copying start, with which a fresh model
-// continues a sequence it has seen in its context, without any training. labels: cpu
+// Fresh weights, equal for any number of threads; and the copying start, with which a fresh model continues a
+// sequence it has seen in its context, without any training.
+// labels: cpu
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

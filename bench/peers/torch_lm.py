@@ -1,24 +1,26 @@
 """The work of bench_engine's decode and train parts in PyTorch, for bench/peers/run.sh: a model folder of this program, its weights
 in a model written out by hand (fused query/key/value product, SDPA with grouped heads, a static key/value cache), eager and, for
-the rows of COMPILED, with torch.compile too; the better counts. On cuda decoding is also one captured graph a step, its position and
-ids written before each replay, and the generate of transformers, if that is there, has rows of its own. In bf16 decoding has bf16 weights, training has fp32 weights under
-autocast, as here. The logits are compared with this program's before anything is timed.
+the rows of COMPILED, with torch.compile too; the better counts. Eager decoding attends to exactly the positions there are, without a
+mask, so that SDPA can take its fastest way; on cuda its steps are also captured as one graph (a gpt-fast-style loop), and the generate
+of transformers, if that is there, has rows of its own. In bf16 decoding has bf16 weights, training has fp32 weights under autocast,
+as here. The logits, packed and through the cache, are compared with this program's before anything is timed.
 
-torch_lm.py FOLDER --device cpu|cuda --threads N --precision fp32|bf16 --seconds S --json OUT [--only NAME,NAME]"""
+torch_lm.py FOLDER --device cpu|cuda --threads N --precision fp32|bf16 --seconds S --json OUT [--only NAME,NAME] [--generate]
+            [--shape SHAPE [--layers N]] [--pack N] [--length N]
+With --shape what is timed is a model of those sizes with random weights; the folder's, whatever its size, is only compared."""
 import argparse
 import json
 import math
 import os
-import statistics
-import time
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-STEPS, PACK, LENGTH = 8, 4096, 512  # as in bench_engine
-SLOW = 60  # seconds after which no run is repeated
-COMPILED = ("decode.b1.c512", "decode.b32.c512", f"train.p{PACK}.c{LENGTH}")
+from torch_peer import SHAPES, Lines, best_of, median_seconds
+
+STEPS = 8  # as in bench_engine
+COMPILED = ("decode.b1.c512", "decode.b32.c512")  # and training: each shape takes its minute
 
 
 class Layer(torch.nn.Module):
@@ -43,10 +45,15 @@ class Layer(torch.nn.Module):
         half = torch.cat((-qk[..., d // 2 :], qk[..., : d // 2]), -1)
         qk = qk * cos + half * sin
         q, k = qk[:, :h], qk[:, h:]
-        if cache is not None:
-            keys, values, at = cache
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=h != g)
+        else:
+            keys, values, at, length = cache
             k, v = keys.index_copy_(2, at, k), values.index_copy_(2, at, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cache is None, enable_gqa=h != g)
+            if length is None:
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=h != g)
+            else:  # the queries of a key head as rows of one product
+                y = F.scaled_dot_product_attention(q.reshape(B, g, h // g, d), k[:, :, :length], v[:, :, :length]).view(B, h, 1, d)
         x = x + F.linear(y.transpose(1, 2).reshape(B, T, h * d), self.o)
         gate, up = F.linear(F.rms_norm(x, (D,), self.norm2, self.eps), self.gate_up).chunk(2, -1)
         return x + F.linear(F.silu(gate) * up, self.down)
@@ -59,88 +66,94 @@ class Model(torch.nn.Module):
         self.embed = torch.nn.Parameter(w["model.embed_tokens.weight"])
         self.layers = torch.nn.ModuleList(Layer(c, w, i) for i in range(c["num_hidden_layers"]))
         self.norm = torch.nn.Parameter(w["model.norm.weight"])
+        self.head = None if c["tie_word_embeddings"] else torch.nn.Parameter(w["lm_head.weight"])
         inverse = c["rope_theta"] ** (-torch.arange(0, c["head_dim"], 2).float() / c["head_dim"])
-        angle = torch.outer(torch.arange(4096).float(), inverse)
+        angle = torch.outer(torch.arange(8192).float(), inverse)
         angle = torch.cat((angle, angle), -1)
         self.register_buffer("cos", angle.cos().to(self.embed.dtype))
         self.register_buffer("sin", angle.sin().to(self.embed.dtype))
 
-    def forward(self, ids, at=None, caches=None):
-        """at [1]: position of the one new token of each sequence; None: whole sequences without a cache."""
+    def forward(self, ids, at=None, caches=None, length=None):
+        """at [1]: position of the one new token of each sequence; None: whole sequences without a cache. length: positions that the
+        token sees; None: a mask over the whole cache says it."""
         x, mask = F.embedding(ids, self.embed), None
         if caches is None:
             cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         else:
             cos, sin = self.cos.index_select(0, at), self.sin.index_select(0, at)
-            mask = (torch.arange(caches[0][0].shape[2], device=at.device) <= at)[None, None, None]
+            if length is None:
+                mask = (torch.arange(caches[0][0].shape[2], device=at.device) <= at)[None, None, None]
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, None if caches is None else (*caches[i], at), mask)
-        return F.linear(F.rms_norm(x, (x.shape[-1],), self.norm, self.c["rms_norm_eps"]), self.embed)  # tied head
+            x = layer(x, cos, sin, None if caches is None else (*caches[i], at, length), mask)
+        return F.linear(F.rms_norm(x, (x.shape[-1],), self.norm, self.c["rms_norm_eps"]), self.embed if self.head is None else self.head)
 
 
-def wait(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
+def random_model(shape, layers, dtype, device):
+    """Of this program's fresh deviation; the layers of the shape, or so many of them."""
+    n, hidden, heads, groups, d, wide, vocab, tied = SHAPES[shape]
+    c = {"num_hidden_layers": layers or n, "hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": groups,
+         "head_dim": d, "vocab_size": vocab, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": tied}
+    std, w = 0.02 * (1024 / hidden) ** 0.5, {}
+
+    def normal(name, *size):
+        w[name] = torch.randn(*size, dtype=dtype, device=device) * std
+
+    normal("model.embed_tokens.weight", vocab, hidden)
+    if not tied:
+        normal("lm_head.weight", vocab, hidden)
+    w["model.norm.weight"] = torch.ones(hidden, dtype=dtype, device=device)
+    for i in range(c["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        for name, rows in (("q", heads * d), ("k", groups * d), ("v", groups * d)):
+            normal(f"{p}self_attn.{name}_proj.weight", rows, hidden)
+            w[f"{p}self_attn.{name}_proj.bias"] = torch.zeros(rows, dtype=dtype, device=device)
+        normal(f"{p}self_attn.o_proj.weight", hidden, heads * d)
+        normal(f"{p}mlp.gate_proj.weight", wide, hidden)
+        normal(f"{p}mlp.up_proj.weight", wide, hidden)
+        normal(f"{p}mlp.down_proj.weight", hidden, wide)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            w[f"{p}{name}.weight"] = torch.ones(hidden, dtype=dtype, device=device)
+    return Model(c, w).to(device)
 
 
-def median_seconds(work, seconds, device):
-    def run():
-        work()
-        wait(device)
-
-    run()
-    times, begun = [], time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - begun < seconds:
-        if times and time.perf_counter() - begun > SLOW:
-            break
-        t = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - t)
-    return statistics.median(times)
+def make_caches(c, batch, length, like):
+    shape = (batch, c["num_key_value_heads"], length, c["head_dim"])
+    return [tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2)) for _ in range(c["num_hidden_layers"])]
 
 
-def capture(forward, batch, caches):
-    """One decoding step as a CUDA graph; the function replays it for other ids and another position."""
-    ids, at = torch.zeros((batch, 1), dtype=torch.long, device="cuda"), torch.zeros(1, dtype=torch.long, device="cuda")
+def capture(run):
+    """All of it as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.no_grad(), torch.cuda.stream(stream):
-        for _ in range(3):
-            forward(ids, at, caches)
+    with torch.cuda.stream(stream):
+        run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        logits = forward(ids, at, caches)
-
-    def replay(new_ids, new_at, _):
-        ids.copy_(new_ids)
-        at.copy_(new_at)
-        graph.replay()
-        return logits
-
-    return replay
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
-def decode_seconds(model, forward, batch, context, seconds, graph=False):
-    c, length, dtype, device = model.c, context + STEPS, model.embed.dtype, model.embed.device.type
-    shape = (batch, c["num_key_value_heads"], length, c["head_dim"])
-    caches = [tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)) for _ in range(c["num_hidden_layers"])]
-    ids = torch.randint(0, c["vocab_size"], (batch, 1), device=device)
-    positions = [torch.tensor([context + s], device=device) for s in range(STEPS)]
-    step = capture(forward, batch, caches) if graph else forward
+def decode_seconds(model, kind, batch, context, seconds):
+    c, device = model.c, model.embed.device
+    with torch.no_grad():
+        caches = make_caches(c, batch, context + STEPS, model.embed)
+        ids = torch.randint(0, c["vocab_size"], (batch, 1), device=device)
+        positions = [torch.tensor([context + s], device=device) for s in range(STEPS)]
+        forward = torch.compile(model, dynamic=False) if kind == "compiled" else model
 
-    def run():
-        with torch.no_grad():
-            for at in positions:
-                step(ids, at, caches)
+        def run():
+            for s, at in enumerate(positions):
+                forward(ids, at, caches, None if kind == "compiled" else context + s + 1)
 
-    return median_seconds(run, seconds, device) / STEPS
+        return median_seconds(capture(run) if kind == "graph" else run, seconds, device.type) / STEPS
 
 
-def train_seconds(model, forward, precision, seconds):
+def train_seconds(model, kind, precision, pack, length, seconds):
     device = model.embed.device.type
-    ids = torch.randint(0, model.c["vocab_size"], (PACK // LENGTH, LENGTH), device=device)
+    ids = torch.randint(0, model.c["vocab_size"], (pack // length, length), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+    forward = torch.compile(model, dynamic=False) if kind == "compiled" else model
 
     def run():
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
@@ -149,13 +162,13 @@ def train_seconds(model, forward, precision, seconds):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad(set_to_none=True)
 
     return median_seconds(run, seconds, device)
 
 
 def generate_rows(folder, precision, seconds):
-    """transformers' generate, greedy, its prefill counted: tokens/s by batch; none without the library."""
+    """transformers' generate, greedy, its prefill counted: name, seconds, tokens, note; none without the library."""
     try:
         import transformers
     except ImportError:
@@ -167,20 +180,26 @@ def generate_rows(folder, precision, seconds):
         ids = torch.randint(0, model.config.vocab_size, (batch, 512), device="cuda")
         options = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "pad_token_id": 0}
         work = lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        yield f"generate.b{batch}.c512", batch * 64 / median_seconds(work, seconds, "cuda"), f"transformers {transformers.__version__}"
+        yield f"generate.b{batch}.c512", median_seconds(work, seconds, "cuda"), batch * 64, f"transformers {transformers.__version__}"
 
 
 def check(model, folder, precision):
     want = load_file(os.path.join(folder, "check.safetensors"))
+    ids = want["ids"].long().to(model.embed.device)
     with torch.inference_mode():
-        got = model(want["ids"].long()[None].to(model.embed.device))[0].float().cpu()
-    gap, largest = (got - want["logits"]).abs().max().item(), want["logits"].abs().max().item()
+        packed = model(ids[None])[0].float().cpu()
+        caches = make_caches(model.c, 1, len(ids), model.embed)
+        steps = [model(ids[None, i : i + 1], torch.tensor([i], device=ids.device), caches, i + 1)[0, 0] for i in range(len(ids))]
+        cached = torch.stack(steps).float().cpu()
+    largest = want["logits"].abs().max().item()
     limit = (1e-4 if precision == "fp32" else 5e-2) * largest
-    if not gap <= limit or not math.isfinite(largest):
-        raise SystemExit(f"torch_lm.py: logits differ by {gap:g} of {largest:g}, allowed {limit:g}")
+    for way, got in (("packed", packed), ("cached", cached)):
+        gap = (got - want["logits"]).abs().max().item()
+        if not gap <= limit or not math.isfinite(largest):
+            raise SystemExit(f"torch_lm.py: {way} logits differ by {gap:g} of {largest:g}, allowed {limit:g}")
 
 
-def main():
+def arguments():
     p = argparse.ArgumentParser()
     p.add_argument("folder")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -189,41 +208,58 @@ def main():
     p.add_argument("--seconds", type=float, default=1)
     p.add_argument("--json", required=True)
     p.add_argument("--only", default="", help="figures, with commas between; none: all")
-    a = p.parse_args()
-    torch.set_num_threads(a.threads)
-    torch.manual_seed(1)
+    p.add_argument("--shape", choices=tuple(SHAPES), help="random weights of these sizes; none: the folder's model")
+    p.add_argument("--layers", type=int, default=0)
+    p.add_argument("--pack", type=int, default=4096)
+    p.add_argument("--length", type=int, default=512)
+    p.add_argument("--label", help="the model's name in the lines")
+    p.add_argument("--generate", action="store_true", help="transformers' generate, too (cuda)")
+    return p.parse_args()
+
+
+def models(a):
+    """(trained, decoded), after their check."""
     with open(os.path.join(a.folder, "config.json")) as f:
         config = json.load(f)
     weights = {k: v.to(a.device) for k, v in load_file(os.path.join(a.folder, "model.safetensors")).items()}
-    trained = Model(config, weights).to(a.device)
-    decoded = Model(config, {k: v.bfloat16() for k, v in weights.items()}).to(a.device) if a.precision == "bf16" else trained
+    decoded = {k: v.bfloat16() for k, v in weights.items()} if a.precision == "bf16" else weights
+    decoded = Model(config, decoded).to(a.device)
     check(decoded, a.folder, a.precision)
-    works = [(f"decode.b{b}.c{c}", decoded, lambda f, graph, b=b, c=c: b / decode_seconds(decoded, f, b, c, a.seconds, graph))
-             for c in (512, 2048) for b in (1, 8, 32, 128)]
-    works.append((f"train.p{PACK}.c{LENGTH}", trained, lambda f, _: PACK / train_seconds(trained, f, a.precision, a.seconds)))
+    if a.shape is None:
+        return Model(config, weights).to(a.device), decoded
+    trains = [name.startswith("train") for name in a.only.split(",")] if a.only else [True, False]
+    dtype = torch.bfloat16 if a.precision == "bf16" else torch.float32
+    return (random_model(a.shape, a.layers, torch.float32, a.device) if any(trains) else None,
+            random_model(a.shape, a.layers, dtype, a.device) if not all(trains) else None)
+
+
+def main():
+    a = arguments()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(1)
+    trained, decoded = models(a)
+    decodes = {f"decode.b{b}.c{c}": (b, c) for c in (512, 2048, 4096) for b in (1, 8, 32, 128, 256)}
+    train = f"train.p{a.pack}.c{a.length}"
+    names = [n for n, (b, c) in decodes.items() if b <= 128 and c <= 2048] + [train]
     if a.only:
-        unknown = set(a.only.split(",")) - {name for name, _, _ in works}
+        names = a.only.split(",")
+        unknown = set(names) - set(decodes) - {train}
         if unknown:
             raise SystemExit(f"torch_lm.py: --only: no figure {', '.join(sorted(unknown))}")
-        works = [work for work in works if work[0] in a.only.split(",")]
-    with open(a.json, "w") as out:
-        for name, model, work in works:
-            best, how = 0.0, ""
-            for kind, forward in (("eager", model), ("graph", model), ("compiled", torch.compile(model, dynamic=False))):
-                if kind == "graph" and (a.device == "cpu" or not name.startswith("decode")):
-                    continue
-                if kind == "compiled" and name not in COMPILED:  # each shape takes its minute
-                    continue
-                try:
-                    value = work(forward, kind == "graph")
-                except Exception as error:  # no compiler, say: the other way still counts, and the row says so
-                    how += f" ({kind} failed: {type(error).__name__})"
-                    continue
-                if value > best:
-                    best, how = value, kind
-            print(json.dumps({"name": name, "value": best, "unit": "tokens/s", "note": f"torch {torch.__version__}, {how}"}), file=out, flush=True)
-        for name, value, note in generate_rows(a.folder, a.precision, a.seconds) if a.device == "cuda" else ():
-            print(json.dumps({"name": name, "value": value, "unit": "tokens/s", "note": note}), file=out, flush=True)
+    lines = Lines(a.json, a.label)
+    for name in names:
+        kinds = ["eager"] + (["graph"] if a.device == "cuda" and name != train else []) + (["compiled"] if name in (*COMPILED, train) else [])
+        if name == train:
+            work, tokens = lambda kind: train_seconds(trained, kind, a.precision, a.pack, a.length, a.seconds), a.pack
+        else:
+            tokens, context = decodes[name]
+            work = lambda kind: decode_seconds(decoded, kind, tokens, context, a.seconds)
+        seconds, note = best_of([(kind, lambda kind=kind: work(kind)) for kind in kinds])
+        lines.add(name, seconds, note, tokens, "tokens/s")
+        if a.device == "cuda":
+            torch.cuda.empty_cache()
+    for name, seconds, tokens, note in generate_rows(a.folder, a.precision, a.seconds) if a.generate else ():
+        lines.add(name, seconds, note, tokens, "tokens/s", [f"decode.{name.split('.', 1)[1]}"])
 
 
 main()

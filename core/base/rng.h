@@ -35,7 +35,7 @@ typedef struct dr_rng {
 
 dr_rng dr_rng_make(uint64_t seed, uint64_t stream);
 uint32_t dr_rng_bits(dr_rng *rng);
-void dr_rng_skip(dr_rng *rng, uint64_t n); // as n calls of dr_rng_bits, at once
+void dr_rng_skip(dr_rng *rng, uint64_t n);                    // as n calls of dr_rng_bits, at once
 float dr_rng_float(dr_rng *rng);                              // [0, 1)
 double dr_rng_normal(dr_rng *rng);                            // standard normal (Box-Muller)
 uint32_t dr_rng_below(dr_rng *rng, uint32_t n);               // [0, n), unbiased; n >= 1
