@@ -161,6 +161,7 @@ static dr_status write_json(bench_report *r, const bench_figure *f) {
     DR_CHECK(line, DR_ERR_MEMORY, "report: cannot build the line of %s", f->name);
     bool failed = json_dumpf(line, r->json, JSON_COMPACT | JSON_REAL_PRECISION(6)) != 0;
     failed = fputc('\n', r->json) == EOF || failed;
+    failed = fflush(r->json) != 0 || failed; // a run that is ended later keeps its figures
     json_decref(line);
     DR_CHECK(!failed, DR_ERR_IO, "report: cannot write: %s", strerror(errno));
     return DR_OK;

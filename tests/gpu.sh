@@ -13,10 +13,10 @@ export LC_ALL=C
 # ---- programs ----
 
 op_tests="test_backend_cuda test_cuda_products test_attention_cuda test_decode_cuda test_retrieval_cuda"
-programs="deeprec bench_ops bench_engine $op_tests gpu_nccl"
+programs="deeprec bench_ops bench_engine bench_table $op_tests gpu_nccl"
 
 build() { # FOLDER ARCHITECTURES
-    local cuda=(-DDR_CUDA=OFF) targets="deeprec bench_ops bench_engine"
+    local cuda=(-DDR_CUDA=OFF) targets="deeprec bench_ops bench_engine bench_table"
     [ "$2" = none ] || cuda=(-DDR_CUDA=AUTO "-DCMAKE_CUDA_ARCHITECTURES=$2") targets=$programs
     cmake -S . -B "$1" -G Ninja -DCMAKE_BUILD_TYPE=Release "${cuda[@]}" &&
         cmake --build "$1" -j "$(nproc)" --target $targets | tail -n 3
@@ -198,35 +198,124 @@ step_verify() {
     return $failed
 }
 
-step_ops_bf16() { "$bin/bench_ops" --backend "$backend" --precision bf16 --seconds "$seconds" $ops_options; }
-step_ops_wgmma() {
+# ---- figures that bench/goals.txt asks for; their lines are in $work/json, those of peers in $work/json/peers ----
+
+ops() { # NAME OPTIONS...: bench_ops in bf16
+    local name=$1
+    shift
+    "$bin/bench_ops" --precision bf16 --seconds "$seconds" --json "$work/json/$name.json" "$@"
+}
+
+engine() { # NAME OPTIONS...
+    local name=$1
+    shift
+    "$bin/bench_engine" --backend "$backend" --precision bf16 --seconds "$seconds" --json "$work/json/$name.json" "$@"
+}
+
+is_wgmma() {
     on_device
     [ "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)" = 9.0 ] || skip "not a device of compute capability 9.0"
-    "$bin/bench_ops" --backend cuda-wgmma --precision bf16 --part attention --seconds "$seconds"
+}
+
+step_goal_ops() {
+    local t=$large.t$op_rows
+    ops rows --backend "$backend" --shape "$large" --rows "$op_rows" \
+        --only "attention_forward.$t,attention_backward.$t,rmsnorm_residual_forward.$t,rmsnorm_backward.$t,adamw.$t" &&
+        ops cached --backend "$backend" --shape "$large" --part attention --batch "$batch" \
+            --only "attention_cached.c4096.$large.t$batch" &&
+        ops head --backend "$backend" --shape "$large" --part head --rows "$head_rows" \
+            --only "head_forward.$large.t$head_rows,head_backward.$large.t$head_rows"
+}
+
+step_goal_wgmma() {
+    is_wgmma
+    ops wgmma --backend cuda-wgmma --shape "$large" --part attention --rows "$op_rows" \
+        --only "attention_forward.$large.t$op_rows,attention_backward.$large.t$op_rows"
+}
+
+# With each step as one graph; without, should that fail, for the figures.
+step_goal_decode_large() {
+    local only=decode.b1.c$short,decode.b$batch.c$context,decode.b$batch.c$context.shared
+    if [ "$backend" = cuda ]; then
+        engine decode_graphs --backend cuda-graphs --part decode --shape "$large" --only "$only" && return
+        echo "failed with graphs; without:"
+    fi
+    engine decode_large --part decode --shape "$large" --only "$only" && [ "$backend" = cpu ]
+}
+
+step_goal_decode() {
+    local only=decode.b1.c$short,decode.b$batch.c$context failed=0
+    [ "$backend" = cpu ] || engine small_graphs --backend cuda-graphs --part decode --shape "$shape" --only "$only" || failed=1
+    engine small --part decode --shape "$shape" --only "$only" || failed=1
+    return $failed
+}
+
+step_goal_train() { engine train --part train --shape "$middle" --pack "$pack" --length "$length"; }
+step_goal_slice() { engine slice --part train --shape "$large" --layers "$layers" --pack "$pack" --length "$length"; }
+step_goal_handover() { engine handover --part handover --shape "$middle"; }
+
+# Also the check that sampling and training agree, on a model of real width. What it says of exactness becomes lines.
+step_goal_exactness() {
+    "$bin/bench_engine" --backend "$backend" --shape "$shape" --write-model "$work/goal" || return 1
+    "$bin/deeprec" verify --backend "$backend" --dtype $exact_type --model "$work/goal" --tokens "$verify_tokens" --live "$live" |
+        tee "$work/exactness" || return 1
+    sed -nE 's/^exactness costs (-?[0-9]+) %.* and (-?[0-9]+) % of the training pass.*/'\
+'{"name":"exactness.sampling","value":\1,"unit":"%"}\n{"name":"exactness.training","value":\2,"unit":"%"}/p' \
+        "$work/exactness" > "$work/json/exactness.json"
+}
+
+peers() { # NAME OPTIONS...
+    local name=$1 device=cpu ours
+    shift
+    [ "$backend" = cpu ] || device=cuda
+    "${PYTHON:-python3}" -c 'import torch, safetensors' 2>/dev/null || skip "no torch and safetensors here"
+    [ $device = cpu ] || "${PYTHON:-python3}" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || skip "no torch with CUDA here"
+    ours=$(ls "$work"/json/*.json 2>/dev/null | paste -sd,)
+    BENCH_ENGINE=$bin/bench_engine BENCH_OPS=$bin/bench_ops bench/peers/run.sh --device $device --precision bf16 --seconds "$seconds" --ours "$ours" --json "$work/json/peers/$name.json" "$@"
+}
+
+step_peers_ops() {
+    peers ops --part ops --shape "$large" --rows "$op_rows" --head-rows "$head_rows" --batch "$batch" --context 4096
+}
+
+step_peers_decode() {
+    work_file goal/check.safetensors
+    peers decode_large --model "$work/goal" --shape "$large" --only "decode.b1.c$short,decode.b$batch.c$context"
+}
+
+step_peers_small() {
+    work_file goal/check.safetensors
+    local generate=--generate
+    [ "$backend" = cuda ] || generate=""
+    peers decode --model "$work/goal" --label "$shape" $generate --only "decode.b1.c$short,decode.b$batch.c$context"
+}
+
+step_peers_train() {
+    work_file goal/check.safetensors
+    peers train --model "$work/goal" --shape "$middle" --pack "$pack" --length "$length" --only "train.p$pack.c$length"
+}
+
+step_peers_slice() {
+    work_file goal/check.safetensors
+    peers slice --model "$work/goal" --shape "$large" --layers "$layers" --pack "$pack" --length "$length" \
+        --only "train.p$pack.c$length"
+}
+
+# ---- the other figures ----
+
+step_ops_bf16() { ops all --backend "$backend" $ops_options; }
+step_ops_wgmma() {
+    is_wgmma
+    ops wgmma_all --backend cuda-wgmma --part attention
 }
 step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --seconds "$seconds" --shape small $ops_options; }
 
-engine() { "$bin/bench_engine" --backend "$backend" --precision bf16 --seconds "$seconds" "$@"; }
-step_engine_decode() { engine --part decode --shape "$shape"; }
-step_engine_train() { engine --part train --shape "$shape"; }
-step_engine_graphs() {
-    on_device
-    engine --part decode --shape "$shape" --backend cuda-graphs
-}
-step_engine_rollout() { engine --part rollout; }
+step_engine_decode() { engine decode_all --part decode --shape "$shape"; }
+step_engine_train() { engine train_all --part train --shape "$shape"; }
+step_engine_rollout() { engine rollout --part rollout; }
 step_engine_long() {
     on_device
-    engine --part long --shape "$shape" --layers 4
-}
-step_engine_7b() {
-    on_device
-    engine --part train --shape 7b --layers 1 && engine --part decode --shape 7b --layers 1
-}
-
-step_peers() {
-    on_device
-    "${PYTHON:-python3}" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || skip "no torch with CUDA here"
-    BENCH_ENGINE=$bin/bench_engine bench/peers/run.sh --device cuda --precision bf16 --seconds "$seconds"
+    engine long --part long --shape "$shape" --layers 4
 }
 
 # ---- the run ----
@@ -262,6 +351,19 @@ run_step() { # NAME LIMIT WHAT: the function step_NAME
     printf '\n## %s: %s\n\n```\n%s\n```\n' "$what" "$verdict" "$(tail -c 14000 "$log")" >> "$report"
 }
 
+# From the lines of all steps; what a step has left before it was ended counts. In a rehearsal the goals' sizes are small.
+goals_table() {
+    local goals=bench/goals.txt
+    [ -x "$bin/bench_table" ] || { echo "no program, for the build failed"; return; }
+    if [ "$backend" = cpu ]; then
+        goals=$work/goals.txt
+        sed -E "/^#/!{s/p8192.c4096/p$pack.c$length/g;s/b256.c4096/b$batch.c$context/g;s/b1.c512/b1.c$short/g
+            s/7b\/4/$large\/$layers/g;s/(7b|1.5b|0.5b)/$large/g;s/t4096/t$op_rows/g;s/t8192/t$head_rows/g;s/t256/t$batch/g}" \
+            bench/goals.txt > "$goals"
+    fi
+    "$bin/bench_table" "$goals" "$work"/json/*.json --peers "$work"/json/peers/*.json || echo "the table failed"
+}
+
 run_all() {
     mkdir -p "$(dirname "$report")" && : > "$report" || return 2
     local title="GPU report"
@@ -273,27 +375,41 @@ run_all() {
     run_step build 240 "build"
     run_step doctor 20 "doctor"
     run_step ops_test 90 "every op against the processor"
+    # First what bench/goals.txt asks for, with the peers of each, so that a short loan of a device answers it; then what
+    # tests on one worker and two show; then tables of everything, which time may cut off.
+    run_step goal_ops 60 "goals: ops"
+    run_step goal_wgmma 30 "goals: attention with wgmma"
+    run_step goal_decode_large 75 "goals: decoding, $large"
+    run_step goal_train 45 "goals: training, $middle"
+    run_step goal_slice 45 "goals: training, a slice of $large"
+    run_step goal_decode 40 "goals: decoding, $shape"
+    run_step goal_handover 30 "goals: hand-over of weights"
+    run_step goal_exactness 45 "goals: what exactness costs"
+    run_step peers_ops 75 "PyTorch: ops"
+    run_step peers_decode 45 "PyTorch: decoding, $large"
+    run_step peers_train 60 "PyTorch: training, $middle"
+    run_step peers_slice 45 "PyTorch: training, a slice of $large"
+    run_step peers_small 45 "PyTorch and transformers: decoding, $shape"
     run_step job 60 "a small job's data and policy"
     run_step verify 60 "sampling and training agree, fp32 and bf16"
     run_step same_draws 30 "the processor's draws in fp32"
     run_step train 90 "the main job, one worker and two"
     run_step nccl 90 "NCCL, 2 and 4 ranks on one device"
+    run_step engine_rollout 45 "rollout"
+    run_step sanitizer 60 "compute-sanitizer"
+    run_step engine_long 45 "one long trajectory"
+    run_step engine_decode 45 "decoding"
+    run_step engine_train 45 "training"
     run_step ops_bf16 90 "figures by op, bf16"
     run_step ops_wgmma 45 "attention's figures, wgmma"
-    run_step engine_train 60 "training"
-    run_step engine_decode 60 "decoding"
-    run_step engine_graphs 60 "decoding, a pass one launch"
-    run_step engine_rollout 45 "rollout"
-    run_step engine_7b 90 "a layer of 7B"
-    run_step engine_long 45 "one long trajectory"
     run_step ops_fp32 45 "figures by op, fp32"
-    run_step sanitizer 60 "compute-sanitizer"
-    run_step peers 120 "beside PyTorch"
     {
         printf '\n## Summary\n\n| step | result | seconds |\n|---|---|---|\n'
         printf '%s\n' "${rows[@]}"
         printf '\n%s steps failed, %s s in all\n' "$failed" $((SECONDS - started))
-    } >> "$report"
+        printf '\n## Figures asked for\n\n'
+        goals_table
+    } >> "$report" 2>&1
     sed -n '/^## Summary/,$p' "$report"
     echo "report: $report"
     [ $failed = 0 ]
@@ -347,10 +463,14 @@ trap 'rm -rf "$work"' EXIT
 bin=$root/build/gpu-$backend
 [ -z "$prebuilt" ] || use_prebuilt "$prebuilt" || exit 2
 export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=3000 DR_LOG=${DR_LOG:-info}
+mkdir -p "$work/json/peers" || exit 2
 if [ "$backend" = cuda ]; then
-    patience=1 verify_tokens=20000 seconds=0.1 shape=0.5b ops_options=""
+    patience=1 verify_tokens=20000 live=128 exact_type=bf16 seconds=0.1 shape=0.5b ops_options=""
+    large=7b middle=1.5b layers=4 op_rows=4096 head_rows=8192 batch=256 short=512 context=4096 pack=8192 length=4096
 else
-    patience=4 verify_tokens=500 seconds=0.01 shape=small ops_options="--shape small --rows 64"
+    patience=4 verify_tokens=500 live=24 exact_type=fp32 seconds=0.01 shape=small ops_options="--shape small --rows 64"
+    large=small middle=small layers=2 op_rows=64 head_rows=64 batch=8 short=128 context=128 pack=256 length=128
 fi
-export root backend prebuilt bin work verify_tokens seconds shape ops_options
+export root backend prebuilt bin work verify_tokens live exact_type seconds shape ops_options
+export large middle layers op_rows head_rows batch short context pack length
 run_all

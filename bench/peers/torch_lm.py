@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import re
 
 import torch
 import torch.nn.functional as F
@@ -238,14 +239,14 @@ def main():
     torch.set_num_threads(a.threads)
     torch.manual_seed(1)
     trained, decoded = models(a)
-    decodes = {f"decode.b{b}.c{c}": (b, c) for c in (512, 2048, 4096) for b in (1, 8, 32, 128, 256)}
     train = f"train.p{a.pack}.c{a.length}"
-    names = [n for n, (b, c) in decodes.items() if b <= 128 and c <= 2048] + [train]
+    names = [f"decode.b{b}.c{c}" for c in (512, 2048) for b in (1, 8, 32, 128)] + [train]
     if a.only:
         names = a.only.split(",")
-        unknown = set(names) - set(decodes) - {train}
-        if unknown:
-            raise SystemExit(f"torch_lm.py: --only: no figure {', '.join(sorted(unknown))}")
+    decodes = {name: tuple(map(int, m.groups())) for name in names if (m := re.fullmatch(r"decode\.b(\d+)\.c(\d+)", name))}
+    unknown = set(names) - set(decodes) - {train}
+    if unknown:
+        raise SystemExit(f"torch_lm.py: --only: no figure {', '.join(sorted(unknown))}")
     lines = Lines(a.json, a.label)
     for name in names:
         kinds = ["eager"] + (["graph"] if a.device == "cuda" and name != train else []) + (["compiled"] if name in (*COMPILED, train) else [])

@@ -1,0 +1,264 @@
+// bench_table: a table of what was asked (bench/goals.txt) and what was measured: the JSON lines of
+// bench_engine, bench_ops and the peers. A file that is not there was not measured; a line that cannot be
+// read is an error.
+//   bench_table GOALS OURS.json … --peers PEERS.json …
+#include <errno.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/alloc.h"
+#include "core/base/log.h"
+#include "core/base/status.h"
+
+enum { MOST_LINE = 4096, MOST_FIGURES = 4 };
+
+typedef enum goal_kind { RATE, SHARE, MFU, GAIN, TIMES, COUNT, COST } goal_kind;
+static const char *const kinds[] = {"rate", "share", "mfu", "gain", "times", "count", "cost"};
+
+typedef struct goal {
+    char *label, *model, *peer;
+    char *figures[MOST_FIGURES];
+    int n_figures;
+    goal_kind kind;
+    double target;
+} goal;
+
+typedef struct lines {
+    json_t *ours, *peers; // arrays of objects
+} lines;
+
+// ---- what was measured ----
+
+static dr_status read_lines(const char *path, json_t *into) {
+    char text[MOST_LINE];
+    FILE *file = fopen(path, "r");
+    if (!file) return errno == ENOENT ? DR_OK : DR_FAIL(DR_ERR_IO, "%s: %s", path, strerror(errno));
+    dr_status status = DR_OK;
+    for (int n = 1; status == DR_OK && fgets(text, sizeof text, file); n++) {
+        json_error_t error;
+        json_t *line = json_loads(text, 0, &error);
+        if (!line || json_array_append_new(into, line) != 0)
+            status = DR_FAIL(DR_ERR_FORMAT, "%s:%d: %s", path, n, line ? "no memory" : error.text);
+    }
+    if (status == DR_OK && ferror(file)) status = DR_FAIL(DR_ERR_IO, "%s: cannot read", path);
+    fclose(file);
+    return status;
+}
+
+static bool has_text(const json_t *line, const char *key, const char *want) {
+    const char *text = json_string_value(json_object_get(line, key));
+    return text && strcmp(text, want) == 0;
+}
+
+static double number(const json_t *line, const char *key) { // 0: null or not there
+    return json_number_value(json_object_get(line, key));
+}
+
+// The fastest of the lines of that name and model, model "-": any. NULL: not measured.
+static const json_t *best_line(const json_t *all, const char *name, const char *model) {
+    const json_t *best = NULL, *line;
+    size_t i;
+    json_array_foreach(all, i, line) {
+        if (!has_text(line, "name", name) || (strcmp(model, "-") != 0 && !has_text(line, "model", model)))
+            continue;
+        if (!best || number(line, "value") > number(best, "value")) best = line;
+    }
+    return best;
+}
+
+// ---- what was asked ----
+
+// The next field of a line, without the blanks around it; NULL: none.
+static char *next_field(char **at) {
+    char *field = *at, *end;
+    if (!field) return NULL;
+    end = strchr(field, '|');
+    *at = end ? end + 1 : NULL;
+    if (!end) end = field + strlen(field);
+    field += strspn(field, " \t");
+    while (end > field && strchr(" \t\n", end[-1])) end--;
+    *end = '\0';
+    return field;
+}
+
+static dr_status read_goal(char *text, const char *where, int line, goal *out) {
+    enum { FIELDS = 6 };
+    char *fields[FIELDS], *at = text, *end = NULL;
+    goal g = {0};
+    for (int i = 0; i < FIELDS; i++) {
+        fields[i] = next_field(&at);
+        DR_CHECK(fields[i] && *fields[i], DR_ERR_FORMAT, "%s:%d: %d fields, expected %d", where, line, i,
+                 FIELDS);
+    }
+    g.label = fields[0];
+    g.model = fields[1];
+    g.peer = fields[3];
+    for (char *name = strtok(fields[2], " "); name; name = strtok(NULL, " ")) {
+        DR_CHECK(g.n_figures < MOST_FIGURES, DR_ERR_FORMAT, "%s:%d: more than %d figures", where, line,
+                 MOST_FIGURES);
+        g.figures[g.n_figures++] = name;
+    }
+    while (g.kind < COST && strcmp(kinds[g.kind], fields[4]) != 0) g.kind++;
+    g.target = strtod(fields[5], &end);
+    DR_CHECK(strcmp(kinds[g.kind], fields[4]) == 0 && !*end, DR_ERR_FORMAT, "%s:%d: kind %s, target %s",
+             where, line, fields[4], fields[5]);
+    DR_CHECK(g.n_figures == 2 || g.kind != GAIN, DR_ERR_FORMAT, "%s:%d: a gain is of two figures", where,
+             line);
+    *out = g;
+    return DR_OK;
+}
+
+// ---- a row ----
+
+typedef struct answer {
+    const json_t *first, *peer; // lines; peer NULL: not measured
+    double got, times;          // by the goal's kind; the peer's seconds over ours, 0: not known
+    bool is_known;
+} answer;
+
+// How many times as fast as the peer: by rates, or by seconds where one counts bytes and the other
+// operations.
+static double times_of(const json_t *ours, const json_t *peer) {
+    const char *unit = json_string_value(json_object_get(ours, "unit"));
+    if (unit && has_text(peer, "unit", unit)) return number(ours, "value") / number(peer, "value");
+    return number(ours, "seconds") > 0 ? number(peer, "seconds") / number(ours, "seconds") : 0;
+}
+
+static answer answer_of(const lines *all, const goal *g) {
+    answer a = {0};
+    double seconds = 0, value = 0;
+    for (int i = 0; i < g->n_figures; i++) {
+        const json_t *line = best_line(all->ours, g->figures[i], g->model);
+        if (!line) return a;
+        if (i == 0) a.first = line;
+        seconds += number(line, "seconds");
+        value = number(line, "value");
+    }
+    if (strcmp(g->peer, "-") != 0) a.peer = best_line(all->peers, g->peer, g->model);
+    if (a.peer && seconds > 0 && g->kind == TIMES) a.times = number(a.peer, "seconds") / seconds;
+    if (a.peer && g->kind != TIMES) a.times = times_of(a.first, a.peer);
+    const double got[] = {[RATE] = number(a.first, "value"),
+                          [SHARE] = 100 * number(a.first, "share"),
+                          [MFU] = 100 * number(a.first, "mfu"),
+                          [GAIN] = value > 0 ? 100 * (number(a.first, "value") / value - 1) : 0,
+                          [TIMES] = a.times,
+                          [COUNT] = number(a.first, "value"),
+                          [COST] = number(a.first, "value")};
+    a.got = got[g->kind];
+    // A share of a ceiling or a peak that is not known here is no answer.
+    bool needs_more = g->kind == SHARE || g->kind == MFU || g->kind == TIMES;
+    a.is_known = !needs_more || a.got > 0;
+    return a;
+}
+
+static const char *verdict_of(const goal *g, const answer *a) {
+    bool asks_nothing = g->kind == COST || (g->kind == RATE && g->target == 0 && a->times == 0);
+    if (!a->is_known || asks_nothing) return "";
+    if (g->kind == COUNT) return a->got <= g->target ? "met" : "NOT MET";
+    bool is_slower = a->times > 0 && a->times < 1 && g->kind != TIMES;
+    return a->got >= g->target && !is_slower ? "met" : "NOT MET";
+}
+
+static void print_target(const goal *g, const char *unit) {
+    if (g->kind == COST || (g->kind == RATE && g->target == 0))
+        printf(" |");
+    else if (g->kind == RATE || g->kind == COUNT)
+        printf(" %.0f %s |", g->target, unit);
+    else if (g->kind == TIMES)
+        printf(" %.1f times the peer |", g->target);
+    else
+        printf(" %.0f %%%s |", g->target,
+               g->kind == MFU    ? " MFU"
+               : g->kind == GAIN ? " more"
+                                 : " of the ceiling");
+}
+
+static void print_got(const goal *g, const answer *a) {
+    const char *unit = json_string_value(json_object_get(a->first, "unit")),
+               *backend = json_string_value(json_object_get(a->first, "backend"));
+    if (!a->first)
+        printf(" not measured |");
+    else if (!a->is_known && g->kind == TIMES)
+        printf(" no peer measured |");
+    else if (!a->is_known)
+        printf(" %.5g %s, no %s known here |", number(a->first, "value"), unit,
+               g->kind == MFU ? "peak" : "ceiling");
+    else if (g->kind == TIMES)
+        printf(" %.2f times |", a->got);
+    else if (g->kind == RATE || g->kind == COUNT || g->kind == COST)
+        printf(" %.5g %s%s%s |", a->got, unit, backend ? ", " : "", backend ? backend : "");
+    else
+        printf(" %.1f %% (%.5g %s%s%s) |", a->got, number(a->first, "value"), unit, backend ? ", " : "",
+               backend ? backend : "");
+}
+
+// Returns 1 when the goal is answered.
+static int print_row(const lines *all, const goal *g) {
+    answer a = answer_of(all, g);
+    const char *unit = json_string_value(json_object_get(a.first, "unit"));
+    printf("| %s |", g->label);
+    print_got(g, &a);
+    print_target(g, unit ? unit : "");
+    if (number(a.first, "share") > 0 && g->kind != TIMES) // those are of several figures
+        printf(" %.0f %% |", 100 * number(a.first, "share"));
+    else
+        printf(" |");
+    if (strcmp(g->peer, "-") == 0)
+        printf(" |");
+    else if (!a.peer)
+        printf(" not measured |");
+    else
+        printf(" %.5g %s, ours %.2f times (%s) |", number(a.peer, "value"),
+               json_string_value(json_object_get(a.peer, "unit")), a.times,
+               json_string_value(json_object_get(a.peer, "note")));
+    printf(" %s |\n", verdict_of(g, &a));
+    return a.is_known;
+}
+
+static dr_status print_table(const char *path, const lines *all) {
+    char text[MOST_LINE];
+    int n_goals = 0, n_answered = 0;
+    FILE *file = fopen(path, "r");
+    DR_CHECK(file, DR_ERR_IO, "%s: %s", path, strerror(errno));
+    printf("| figure | got | target | share of ceiling | peer | |\n|---|---|---|---|---|---|\n");
+    dr_status status = DR_OK;
+    for (int n = 1; status == DR_OK && fgets(text, sizeof text, file); n++) {
+        goal g = {0};
+        if (text[0] == '#' || text[0] == '\n') continue;
+        status = read_goal(text, path, n, &g);
+        if (status != DR_OK) break;
+        n_answered += print_row(all, &g);
+        n_goals++;
+    }
+    fclose(file);
+    DR_TRY(status);
+    DR_CHECK(n_goals > 0, DR_ERR_FORMAT, "%s: no goals", path);
+    printf("\n%d of %d answered\n", n_answered, n_goals);
+    return DR_OK;
+}
+
+static dr_status run(int argc, char **argv, const lines *all) {
+    json_t *into = all->ours;
+    DR_CHECK(all->ours && all->peers, DR_ERR_MEMORY, "no memory for figures");
+    DR_CHECK(argc >= 2, DR_ERR_ARGUMENT, "usage: bench_table GOALS OURS.json ... [--peers PEERS.json ...]");
+    for (int i = 2; i < argc; i++) {
+        if (strcmp(argv[i], "--peers") == 0)
+            into = all->peers;
+        else
+            DR_TRY(read_lines(argv[i], into));
+    }
+    return print_table(argv[1], all);
+}
+
+int main(int argc, char **argv) {
+    dr_log_set_level(DR_LOG_WARN);
+    lines all = {json_array(), json_array()};
+    dr_status status = run(argc, argv, &all);
+    json_decref(all.ours);
+    json_decref(all.peers);
+    if (status != DR_OK) fprintf(stderr, "bench_table: %s: %s\n", dr_status_name(status), dr_last_error());
+    return status == DR_OK ? EXIT_SUCCESS : EXIT_FAILURE;
+}
