@@ -15,6 +15,7 @@ typedef struct trainer {
     int32_t n, length, n_rows;              // tokens of the pack and of a sequence, loss rows
     int32_t *ids, *bounds, *rows, *targets; // [n], [n / length + 1], [n_rows], [n_rows]
     float *logprob, *entropy, *dlogprob;    // [n_rows]
+    float rate; // smaller for a wide model: a step of each weight moves a logit by width times as much
     dr_pack pack;
     float *gradient;                        // [n_params], backend memory
     double loss, norm;                      // of the last step: mean -log p, gradient norm
@@ -76,7 +77,7 @@ static dr_status train_step(void *context, double *out_seconds) {
     DR_TRY(dr_lm_backward(t->lm, t->workspace, &t->pack, 1.0f, t->dlogprob, t->gradient, NULL));
     DR_TRY(bench_wait(dr_lm_backend(t->lm), t->gradient));
     double backward = dr_clock_seconds();
-    DR_TRY(dr_optimizer_step(t->optimizer, t->gradient, 1e-3f, &t->norm));
+    DR_TRY(dr_optimizer_step(t->optimizer, t->gradient, t->rate, &t->norm));
     DR_TRY(bench_wait(dr_lm_backend(t->lm), t->gradient));
     double end = dr_clock_seconds();
     t->loss = mean_loss(t);
@@ -180,6 +181,7 @@ dr_status bench_train_figures(bench_engine *engine) {
     dr_status status;
     DR_TRY(dr_alloc(&t, "trainer", 1, sizeof *t));
     dr_lm_config config = engine->model;
+    t->rate = engine->is_large ? 1e-4f : 1e-3f;
     if (config.max_positions < engine->length) config.max_positions = engine->length;
     DR_TRY_GOTO(
         status,

@@ -271,7 +271,7 @@ peers() { # NAME OPTIONS...
     "${PYTHON:-python3}" -c 'import torch, safetensors' 2>/dev/null || skip "no torch and safetensors here"
     [ $device = cpu ] || "${PYTHON:-python3}" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || skip "no torch with CUDA here"
     ours=$(ls "$work"/json/*.json 2>/dev/null | paste -sd,)
-    BENCH_ENGINE=$bin/bench_engine BENCH_OPS=$bin/bench_ops bench/peers/run.sh --device $device --precision bf16 --seconds "$seconds" --ours "$ours" --json "$work/json/peers/$name.json" "$@"
+    BENCH_ENGINE=$bin/bench_engine BENCH_OPS=$bin/bench_ops bench/peers/run.sh --device $device --precision bf16 --seconds "$seconds" --ours "${ours:-/dev/null}" --json "$work/json/peers/$name.json" "$@"
 }
 
 step_peers_ops() {
