@@ -1,38 +1,65 @@
-// Between two passes of a burst: rows are moved on by what they drew, and their kept ids go to one list, so
-// that the host reads all of it at the end.
+// Between two passes of a burst: rows are moved on by what they drew, take pages that they come to need, and
+// stand where they are in the next pass's plan; their kept ids go to one list, so that the host reads all of
+// it at the end.
 #include "cuda/launch.cuh"
 
 enum { THREADS = 256 };
 
-// One block, rows THREADS at a time in their order: the place of a row's ids in the list depends on the rows
-// before it alone. Once one does not fit, none behind it that kept any does.
+// Whether a row drew in this step, its kept ids at `place` of the list.
+static __device__ __forceinline__ bool settle_draw(const dr_cuda_settling &s, dr_burst_row *row,
+                                                   dr_cuda_drawn *drawn, int64_t place) {
+    if (row->is_finished) {
+        drawn->id = -1; // what stands there is of no draw
+        return false;
+    }
+    if (dr_settle_row(row, s.has_stops ? &s.stops : NULL, drawn->id, drawn->n_kept, place, s.room)) {
+        drawn->kept_at = place;
+        return true;
+    }
+    if (!row->has_failed) drawn->n_kept = 0; // no room
+    return false;
+}
+
+// Row r as the next pass finds it.
+static __device__ __forceinline__ void write_row(const dr_cuda_settling &s, int64_t r,
+                                                 const dr_burst_row &row) {
+    s.rows[r] = row;
+    s.ids[r] = row.id;
+    s.positions[r] = row.position;
+    if (s.next.spans)
+        dr_plan_row(&row, s.taken + r * s.row_pages, s.next.spans + r,
+                    s.next.queries ? s.next.queries + r : NULL, s.next.pages);
+}
+
+// One block, rows THREADS at a time in their order: the place of a row's ids in the list, and of its page in
+// the pool, depends on the rows before it alone. Once one's ids do not fit, none behind it that kept any
+// does.
 static __global__ void __launch_bounds__(THREADS) settle_kernel(dr_cuda_settling s) {
-    const dr_stop_table *stops = s.has_stops ? &s.stops : NULL;
-    int64_t before = *s.n_listed, fitted = 0, total = 0;
+    int64_t before = *s.n_listed, n_taken = *s.n_taken, fitted = 0, total = 0;
     for (int64_t first = 0; first < s.n_rows; first += THREADS) {
         const int64_t r = first + threadIdx.x;
         const bool is_there = r < s.n_rows;
         dr_burst_row row = is_there ? s.rows[r] : dr_burst_row{};
         dr_cuda_drawn *drawn = s.drawn + r;
-        const bool draws = is_there && !row.is_finished;
-        const int64_t own = draws ? dr_listed_by(&row, drawn->id, drawn->n_kept) : 0,
+        const int64_t own = is_there ? dr_listed_by(&row, drawn->id, drawn->n_kept) : 0,
                       place = before + dr_block_before<THREADS>(own, &total);
         before += total;
-        if (!is_there) continue;
-        if (!draws) {
-            drawn->id = -1; // what stands there is of no draw
-        } else if (dr_settle_row(&row, stops, drawn->id, drawn->n_kept, place, s.room)) {
-            drawn->kept_at = place;
+        const bool drew = is_there && settle_draw(s, &row, drawn, place),
+                   wants = drew && dr_burst_wants_page(&row);
+        const int64_t page = n_taken + dr_block_before<THREADS>((int64_t)wants, &total);
+        n_taken += total;
+        if (wants && dr_burst_take_page(&row, page, s.n_pool, DR_CUDA_PAGE))
+            s.taken[r * s.row_pages + row.n_taken - 1] = s.pool[page];
+        if (drew) {
             fitted += own;
-        } else if (!row.has_failed) {
-            drawn->n_kept = 0; // no room
+            dr_burst_go_on(&row, drawn->id);
         }
-        s.rows[r] = row;
-        s.ids[r] = row.id;
-        s.positions[r] = row.position;
+        if (is_there) write_row(s, r, row);
     }
     fitted = dr_block_sum<THREADS>(fitted);
-    if (threadIdx.x == 0) *s.n_listed += fitted;
+    if (threadIdx.x != 0) return;
+    *s.n_listed += fitted;
+    *s.n_taken = min(n_taken, s.n_pool);
 }
 
 static __global__ void __launch_bounds__(THREADS)

@@ -26,8 +26,8 @@ typedef struct dr_cuda_lt dr_cuda_lt; // the library of products, its descriptor
 // (ops_attention.c).
 typedef struct dr_cuda_image {
     const char *host;
-    int64_t bytes, pages;   // pages: where they stand in it
-    dr_cuda_attention work; // points into the plan's stage; no operands
+    int64_t bytes, queries, pages; // where these stand in it
+    dr_cuda_attention work;        // points into the plan's stage; no operands
     int32_t group;
     bool is_mma, is_wide; // with tiles for the tensor cores, for wgmma
 } dr_cuda_image;
@@ -170,9 +170,14 @@ dr_status dr_cuda_run_pass(dr_backend *b, const dr_cached_pass *pass, const dr_c
                            dr_pass_ops *ops, void *context);
 void dr_cuda_forget_recordings(dr_cuda_state *state); // the stream has nothing to do any more
 
+dr_status dr_cuda_check_page(int32_t page_size); // that the kernels know this size (ops_attention.c)
 // Plans for the passes of a burst, sent at once; the stage of `cached` is made large enough for each of them
-// (ops_attention.c).
+// (ops_attention.c). They are what the passes' chunks say; the device's copies are moved along with the rows.
 dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32_t n_passes);
+// Pass i's rows on the device, before its plan goes to the fixed place; none where there is no such plan.
+dr_cuda_plan_rows dr_cuda_plan_rows_of(const dr_cuda_state *state, int32_t i);
+// The burst is over: its plans are not what their chunks say any more.
+void dr_cuda_forget_plans(dr_cuda_state *state);
 
 // ---- draws (ops_sample.c) ----
 

@@ -121,15 +121,16 @@ DR_INDEX int64_t dr_listed_by(const dr_burst_row *row, int32_t id, int32_t n_kep
     return row->is_finished || id < 0 ? 0 : (int64_t)n_kept;
 }
 
-// A row behind a step's draws, `before` ids standing in the list before its own: moves it on. Returns whether
-// it drew in this step; a row whose ids do not fit is finished without this draw.
+// A row behind a step's draws, `before` ids standing in the list before its own. Returns whether it drew in
+// this step, so that its page and going on follow (burst.h); a row whose ids do not fit is finished without
+// this draw.
 DR_INDEX bool dr_settle_row(dr_burst_row *row, const dr_stop_table *stops, int32_t id, int32_t n_kept,
                             int64_t before, int64_t room) {
     if (row->is_finished) return false;
     row->has_failed = id < 0;
     row->is_finished = row->has_failed || (n_kept > 0 && before + n_kept > room);
     if (row->is_finished) return false;
-    dr_burst_advance(row, stops, id);
+    dr_burst_count(row, stops, id);
     return true;
 }
 
@@ -225,6 +226,16 @@ typedef struct dr_query_tile {
 typedef struct dr_key_tile {
     int32_t span, first, n_viewers;
 } dr_key_tile;
+
+// A row of a burst in the plan of its next pass, which was made before: where the row stands, and the pages
+// that it took so far, the last n_taken of its list. query NULL: a plan without; pages: of all spans.
+DR_INDEX void dr_plan_row(const dr_burst_row *row, const int32_t *taken, dr_span *span, dr_query *query,
+                          int32_t *pages) {
+    const int32_t first = span->first_page + row->room / DR_CUDA_PAGE - row->n_taken;
+    span->n_before = row->position;
+    if (query) query->seen = row->position + 1;
+    for (int32_t i = 0; i < row->n_taken; i++) pages[first + i] = taken[i];
+}
 
 // Queries that a tile of DR_CUDA_MMA_ROWS rows holds.
 DR_INDEX int32_t dr_tile_queries(int32_t group) {

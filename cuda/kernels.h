@@ -197,6 +197,13 @@ dr_status dr_cuda_sample(const float *logits, int64_t T, int64_t V, const dr_cud
                          const dr_burst_row *rows, int32_t *kept_ids, dr_cuda_drawn *drawn,
                          dr_cuda_stream stream);
 
+// What the settling of a step writes of the plan that the next pass goes by. NULL: nothing.
+typedef struct dr_cuda_plan_rows {
+    dr_span *spans;    // [n_rows]
+    dr_query *queries; // [n_rows] or NULL
+    int32_t *pages;
+} dr_cuda_plan_rows;
+
 // What follows the draws of one step of a burst (burst.cu).
 typedef struct dr_cuda_settling {
     int64_t n_rows, V;
@@ -207,8 +214,14 @@ typedef struct dr_cuda_settling {
     int64_t *n_listed;        // ids in the list; moved on
     int64_t room;             // ids that fit in the list
     int32_t *ids, *positions; // [n_rows], written: what the next pass runs
+    const int32_t *pool;      // [n_pool] pages
+    int64_t *n_taken;         // of the pool; moved on
+    int32_t *taken;           // [n_rows, row_pages]: what each row took
+    int64_t n_pool, row_pages;
+    dr_cuda_plan_rows next;
 } dr_cuda_settling;
-// Rows in order: which of them is finished, by its token, its limit or for want of room in the list.
+// Rows in order: which of them is finished, by its token, its limit or for want of room in the list or of a
+// page.
 dr_status dr_cuda_settle(const dr_cuda_settling *settling, dr_cuda_stream stream);
 // Copies what each row's draw of this step kept from kept_ids [n_rows, V] to the list.
 dr_status dr_cuda_list_kept(const dr_cuda_settling *settling, const int32_t *kept_ids, int32_t *list,

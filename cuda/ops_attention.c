@@ -15,7 +15,7 @@ static dr_status check_sizes(int32_t H, int32_t G, int32_t d) {
     return DR_OK;
 }
 
-static dr_status check_page(int32_t page_size) {
+dr_status dr_cuda_check_page(int32_t page_size) {
     DR_CHECK(page_size == DR_CUDA_PAGE, DR_ERR_UNSUPPORTED, "key/value pages of %d positions, expected %d",
              page_size, DR_CUDA_PAGE);
     return DR_OK;
@@ -134,6 +134,7 @@ static void write_plan(const span_source *from, const dr_plan_layout *at, char *
 static dr_cuda_image image_of(const span_source *from, const dr_plan_layout *at, char *host, char *device) {
     dr_cuda_image image = {.host = host,
                            .bytes = at->bytes,
+                           .queries = at->queries,
                            .pages = at->pages,
                            .group = from->group,
                            .is_mma = from->is_mma,
@@ -159,10 +160,15 @@ static const dr_cuda_image *later_image(const dr_cuda_state *state, const span_s
     return NULL;
 }
 
+// Where a plan of the burst stands on the device until it is moved.
+static char *device_of(const dr_cuda_state *state, const dr_cuda_image *image) {
+    return state->later.stage.device + (image->host - state->later.stage.host);
+}
+
 // From the burst's plans to the fixed place that kernels, recorded ones too, read.
 static dr_status move_plan(dr_cuda_state *state, const dr_cuda_image *image) {
     dr_cuda_plan *plan = &state->cached;
-    const char *from = state->later.stage.device + (image->host - state->later.stage.host);
+    const char *from = device_of(state, image);
     plan->is_sent = false;
     DR_CUDA_TRY(DR_ERR_INTERNAL,
                 cudaMemcpyAsync(plan->stage.device, from, (size_t)image->bytes, cudaMemcpyDeviceToDevice,
@@ -327,7 +333,7 @@ static dr_status store(dr_backend *b, const float *k, const float *v, int64_t kv
     dr_cuda_attention a;
     span_source from = {.chunks = chunks, .n = n_chunks};
     DR_TRY(check_sizes(G, G, d));
-    DR_TRY(check_page(page_size));
+    DR_TRY(dr_cuda_check_page(page_size));
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(planned(state, &from, &a));
     describe(&a, NULL, k, v, 0, kv_stride, G, G, d);
@@ -357,7 +363,7 @@ static dr_status attention_cached(dr_backend *b, const float *q, int64_t q_strid
     dr_cuda_state *state;
     dr_cuda_attention a;
     DR_TRY(check_sizes(H, G, d));
-    DR_TRY(check_page(page_size));
+    DR_TRY(dr_cuda_check_page(page_size));
     span_source from = {.chunks = chunks, .n = n_chunks, .group = H / G, .is_mma = takes_mma(b, H, G, d)};
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(planned(state, &from, &a));
@@ -395,15 +401,29 @@ static dr_status reserve_fixed(dr_cuda_state *state, int64_t bytes) {
         plan->is_sent = false;
         DR_TRY(dr_cuda_stage_reserve(state, &plan->stage, bytes));
     }
-    if (plan->is_sent && plan->now.host != plan->stage.host) plan->is_sent = false; // of an earlier burst
     return DR_OK;
+}
+
+void dr_cuda_forget_plans(dr_cuda_state *state) {
+    state->later.n = 0;
+    if (state->cached.is_sent && state->cached.now.host != state->cached.stage.host)
+        state->cached.is_sent = false;
+}
+
+dr_cuda_plan_rows dr_cuda_plan_rows_of(const dr_cuda_state *state, int32_t i) {
+    if (i >= state->later.n) return (dr_cuda_plan_rows){0};
+    const dr_cuda_image *image = &state->later.images[i];
+    char *device = device_of(state, image);
+    return (dr_cuda_plan_rows){.spans = (dr_span *)device,
+                               .queries = image->is_mma ? (dr_query *)(device + image->queries) : NULL,
+                               .pages = (int32_t *)(device + image->pages)};
 }
 
 dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32_t n_passes) {
     dr_cuda_state *state = b->state;
     dr_cuda_later_plans *later = &state->later;
     int64_t bytes = 0, most = 0;
-    later->n = 0;
+    dr_cuda_forget_plans(state); // of a burst that did not come to its end
     for (int32_t i = 0; i < n_passes; i++) {
         span_source from = source_of(b, &passes[i]);
         dr_plan_layout at = layout_of(&from);

@@ -10,10 +10,19 @@ static dr_burst_layout layout_of(const dr_burst *burst) {
     return dr_burst_layout_of(burst->n_rows, burst->n_steps);
 }
 
+// Pages that are sent: what the rows can take at most, if there are as many.
+static int64_t pool_of(const dr_burst *burst) {
+    const int64_t most = burst->n_rows * dr_burst_row_pages(burst->n_steps);
+    if (!burst->pages) return 0;
+    return burst->pages->n_pool < most ? burst->pages->n_pool : most;
+}
+
 static void write_burst(const dr_burst *burst, const dr_burst_layout *at, char *host) {
     dr_burst_row *rows = (dr_burst_row *)(host + at->rows);
     dr_cuda_draw *draws = (dr_cuda_draw *)(host + at->draws);
-    *(int64_t *)host = 0;
+    int32_t *pool = (int32_t *)(host + at->pool);
+    *(int64_t *)host = *(int64_t *)(host + at->n_taken) = 0;
+    for (int64_t i = 0; i < pool_of(burst); i++) pool[i] = burst->pages->pool[i];
     for (int64_t r = 0; r < burst->n_rows; r++) rows[r] = dr_burst_row_at(burst, r);
     for (int32_t step = 0; step < burst->n_steps; step++)
         for (int64_t r = 0; r < burst->n_rows; r++)
@@ -47,6 +56,7 @@ static dr_status reserve(dr_cuda_state *state, const dr_burst *burst) {
 static dr_status burst_begin(dr_backend *b, const dr_burst *burst) {
     dr_cuda_state *state;
     DR_TRY(dr_burst_check(burst));
+    if (burst->pages) DR_TRY(dr_cuda_check_page(burst->pages->page_size));
     DR_TRY(dr_cuda_enter(b, &state));
     dr_cuda_burst *own = &state->burst;
     const dr_burst_layout at = layout_of(burst);
@@ -55,11 +65,37 @@ static dr_status burst_begin(dr_backend *b, const dr_burst *burst) {
     DR_TRY(reserve(state, burst));
     DR_TRY(dr_cuda_stage_reserve(state, &own->stage, at.bytes));
     write_burst(burst, &at, own->stage.host);
-    DR_TRY(dr_cuda_stage_send(state, &own->stage, at.bytes));
+    DR_TRY(dr_cuda_stage_send(state, &own->stage, at.taken));
     DR_TRY(dr_cuda_plan_passes(b, burst->passes, burst->passes ? burst->n_steps - 1 : 0));
     own->burst = burst;
     own->step = 0;
     return DR_OK;
+}
+
+// The settling of step `step`, which the pass of that number follows.
+static dr_cuda_settling settling_of(const dr_cuda_state *state, int32_t step, int32_t *ids,
+                                    int32_t *positions) {
+    const dr_burst *burst = state->burst.burst;
+    const dr_burst_layout at = layout_of(burst);
+    const int64_t n = burst->n_rows;
+    char *device = state->burst.stage.device;
+    dr_cuda_settling settling = {.n_rows = n,
+                                 .V = burst->V,
+                                 .has_stops = burst->stops != NULL,
+                                 .rows = (dr_burst_row *)(device + at.rows),
+                                 .drawn = (dr_cuda_drawn *)state->drawn.data + step * n,
+                                 .n_listed = (int64_t *)device,
+                                 .room = n * burst->V,
+                                 .ids = ids,
+                                 .positions = positions,
+                                 .pool = (const int32_t *)(device + at.pool),
+                                 .n_taken = (int64_t *)(device + at.n_taken),
+                                 .taken = (int32_t *)(device + at.taken),
+                                 .n_pool = pool_of(burst),
+                                 .row_pages = dr_burst_row_pages(burst->n_steps),
+                                 .next = dr_cuda_plan_rows_of(state, step)};
+    if (burst->stops) settling.stops = *burst->stops;
+    return settling;
 }
 
 static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions) {
@@ -68,21 +104,14 @@ static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, in
     dr_cuda_burst *own = &state->burst;
     const dr_burst *burst = own->burst;
     DR_ASSERT(burst && own->step < burst->n_steps);
-    const dr_burst_layout at = layout_of(burst);
-    const int64_t n = burst->n_rows, first = own->step++ * n;
-    char *device = own->stage.device;
-    dr_cuda_settling settling = {.n_rows = n,
-                                 .V = burst->V,
-                                 .has_stops = burst->stops != NULL,
-                                 .rows = (dr_burst_row *)(device + at.rows),
-                                 .drawn = (dr_cuda_drawn *)state->drawn.data + first,
-                                 .n_listed = (int64_t *)device,
-                                 .room = n * burst->V,
-                                 .ids = ids,
-                                 .positions = positions};
-    if (burst->stops) settling.stops = *burst->stops;
-    DR_TRY(dr_cuda_sample(logits, n, burst->V, (const dr_cuda_draw *)(device + at.draws) + first,
-                          settling.rows, state->kept_ids.data, settling.drawn, state->stream));
+    const int64_t n = burst->n_rows, first = own->step * n;
+    const dr_cuda_draw *draws = (const dr_cuda_draw *)(own->stage.device + layout_of(burst).draws) + first;
+    const dr_cuda_settling settling = settling_of(state, own->step++, ids, positions);
+    const bool is_followed = burst->pages && burst->pages->chunks && own->step < burst->n_steps;
+    DR_CHECK(!is_followed || settling.next.spans, DR_ERR_INTERNAL,
+             "burst: pages are taken before pass %d, which has no plan that could name them", own->step);
+    DR_TRY(dr_cuda_sample(logits, n, burst->V, draws, settling.rows, state->kept_ids.data, settling.drawn,
+                          state->stream));
     DR_TRY(dr_cuda_settle(&settling, state->stream));
     if (!own->lists) return DR_OK;
     return dr_cuda_list_kept(&settling, state->kept_ids.data, own->list.data, state->stream);
@@ -109,6 +138,23 @@ static dr_status fetch_list(dr_cuda_state *state, int64_t n_drawn, int64_t n_lis
     return DR_OK;
 }
 
+// What the rows took, read into the stage's host memory.
+static dr_status fetch_taken(dr_cuda_state *state, const dr_burst *burst, const dr_burst_layout *at) {
+    dr_cuda_stage *stage = &state->burst.stage;
+    if (!burst->pages || at->bytes == at->taken) return DR_OK;
+    return dr_cuda_fetch(state, stage->host + at->taken, stage->device + at->taken,
+                         (size_t)(at->bytes - at->taken));
+}
+
+static void keep_taken(const dr_cuda_state *state, const dr_burst *burst, const dr_burst_layout *at) {
+    const int32_t *taken = (const int32_t *)(state->burst.stage.host + at->taken);
+    const dr_burst_pages *pages = burst->pages;
+    const int64_t row_pages = dr_burst_row_pages(burst->n_steps);
+    for (int64_t r = 0; pages && r < burst->n_rows; r++)
+        for (int32_t i = 0; i < state->burst.rows_host[r].n_taken; i++)
+            pages->lists[r][pages->counts[r]++] = taken[r * row_pages + i];
+}
+
 static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
     dr_cuda_state *state;
     int64_t n_listed = 0;
@@ -119,6 +165,8 @@ static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
     const dr_burst_layout at = layout_of(burst);
     const int64_t n = burst->n_rows, n_drawn = burst->n_steps * n;
     own->burst = NULL;
+    dr_cuda_forget_plans(state);
+    DR_TRY(fetch_taken(state, burst, &at));
     DR_TRY(dr_cuda_fetch(state, &n_listed, own->stage.device, sizeof n_listed));
     DR_TRY(dr_cuda_fetch(state, own->rows_host, own->stage.device + at.rows,
                          (size_t)n * sizeof *own->rows_host));
@@ -127,6 +175,7 @@ static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamSynchronize(state->stream), "%lld draws", (long long)n_drawn);
     DR_TRY(refuse_failed(state, burst));
     if (n_listed > 0) DR_TRY(fetch_list(state, n_drawn, n_listed));
+    keep_taken(state, burst, &at);
     for (int64_t r = 0; r < n; r++) {
         counts[r] = own->rows_host[r].n_drawn;
         for (int32_t step = 0; step < counts[r]; step++) {

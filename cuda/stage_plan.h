@@ -61,18 +61,27 @@ static inline int64_t dr_plan_stride(const dr_plan_layout *at) {
     return dr_ceil_div(at->bytes, PLACE) * PLACE;
 }
 
-// Places of a burst's parts in its stage: the number of ids listed at 0, then the rows, then the draws of all
-// steps.
+// Pages that a row takes in a burst at most: the one of the token that gave its first logits is there.
+static inline int64_t dr_burst_row_pages(int64_t n_steps) {
+    return n_steps > 1 ? dr_ceil_div(n_steps - 1, DR_CUDA_PAGE) : 0;
+}
+
+// Places of a burst's parts in its stage: the numbers of ids listed and of pages taken at 0, then the rows,
+// the draws of all steps, the pool of pages, and, not sent, the pages that each row takes.
 typedef struct dr_burst_layout {
-    int64_t rows, draws, bytes;
+    int64_t n_taken, rows, draws, pool, taken, bytes;
 } dr_burst_layout;
 
 static inline dr_burst_layout dr_burst_layout_of(int64_t n_rows, int64_t n_steps) {
     enum { PLACE = 16 };
+    const int64_t pages = n_rows * dr_burst_row_pages(n_steps) * (int64_t)sizeof(int32_t);
     dr_burst_layout at;
+    at.n_taken = (int64_t)sizeof(int64_t);
     at.rows = PLACE;
     at.draws = dr_ceil_div(at.rows + n_rows * (int64_t)sizeof(dr_burst_row), PLACE) * PLACE;
-    at.bytes = at.draws + n_steps * n_rows * (int64_t)sizeof(dr_cuda_draw);
+    at.pool = at.draws + n_steps * n_rows * (int64_t)sizeof(dr_cuda_draw);
+    at.taken = at.pool + pages;
+    at.bytes = at.taken + pages;
     return at;
 }
 

@@ -43,6 +43,8 @@ static uint64_t guard_trace;
 static const dr_burst *guard_burst;
 static int guard_burst_pass;
 static bool guard_finishes_early; // of some rows the last draws are withheld, as a body may do
+enum { GUARD_ROWS = 256 };
+static int32_t guard_row_pages[GUARD_ROWS]; // that each row of the burst had before it
 
 static inline void guard_note(uint64_t word) {
     guard_trace = (guard_trace ^ word) * 0x9E3779B97F4A7C15u;
@@ -407,11 +409,32 @@ static dr_status g_sample(dr_backend *b, const float *logits, int64_t T, int64_t
     GUARDED_STATUS(sample(guard_inner, logits, T, V, settings, bits, out));
 }
 
+static inline void guard_pool(const dr_burst_pages *pages, int64_t n_rows) {
+    assert_true(n_rows <= GUARD_ROWS);
+    HOSTS(pages->pool), HOSTS(pages->lists), HOSTS(pages->counts), HOSTS(pages->chunks);
+    memcpy(guard_row_pages, pages->counts, (size_t)n_rows * sizeof *pages->counts);
+}
+
+// What rows took are the pool's first pages, each once.
+static inline void guard_taken(const dr_burst_pages *pages, int64_t n_rows) {
+    int32_t n_taken = 0;
+    for (int64_t r = 0; r < n_rows; r++) n_taken += pages->counts[r] - guard_row_pages[r];
+    assert_in_range(n_taken, 0, pages->n_pool);
+    for (int32_t i = 0; i < n_taken; i++) {
+        int n = 0;
+        for (int64_t r = 0; r < n_rows; r++)
+            for (int32_t k = guard_row_pages[r]; k < pages->counts[r]; k++)
+                n += pages->lists[r][k] == pages->pool[i];
+        assert_int_equal(n, 1);
+    }
+}
+
 static dr_status g_burst_begin(dr_backend *b, const dr_burst *burst) {
     (void)b;
     HOSTS(burst->settings), HOSTS(burst->bits), HOSTS(burst->limits), HOSTS(burst->ids);
     HOSTS(burst->positions), HOSTS(burst->states), HOSTS(burst->passes), HOSTS(burst->stops);
     if (burst->stops) OURS(burst->stops->next), OURS(burst->stops->first_byte), OURS(burst->stops->bytes);
+    if (burst->pages) guard_pool(burst->pages, burst->n_rows);
     guard_burst = burst;
     guard_burst_pass = 0;
     GUARDED_STATUS(burst_begin(guard_inner, burst));
@@ -433,10 +456,12 @@ static dr_status g_burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
     HOSTS(out), HOSTS(counts);
     assert_int_equal(guard_burst_pass, guard_burst->n_steps - 1);
     const int64_t n_rows = guard_burst->n_rows;
+    const dr_burst_pages *pages = guard_burst->pages;
     guard_burst = NULL;
     guard_protect(PROT_READ | PROT_WRITE);
     dr_status status = guard_inner->ops->burst_end(guard_inner, out, counts);
     guard_protect(PROT_NONE);
+    if (pages && status == DR_OK) guard_taken(pages, n_rows);
     for (int64_t r = 0; guard_finishes_early && r < n_rows; r++)
         if (counts[r] > 1 && r % 2 == counts[r] % 2) counts[r] = 1 + counts[r] / 2;
     return status;

@@ -3,6 +3,8 @@
 // Attention has a file of its own (test_attention_cuda.c).
 #include "tests/cuda_check.h"
 
+#include "core/model/lm.h"
+
 // sizes: T, n_out, n_in
 static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
     int64_t T = sizes[0], O = sizes[1], I = sizes[2];
@@ -265,8 +267,9 @@ static void test_draws(void **state) {
 }
 
 // Each step of a burst, rows that go on, stop and idle, against the CPU's. The kept sets of all steps
-// together are smaller than the vocabulary, so that each finds room.
-enum { BURST_ROWS = 300, BURST_STEPS = 4, BURST_V = 64 };
+// together are smaller than the vocabulary, so that each finds room. Rows that come to a new page take one,
+// until the pool is at its end.
+enum { BURST_ROWS = 300, BURST_STEPS = 4, BURST_V = 64, BURST_LIST = 8, BURST_POOL = 12 };
 
 typedef struct burst_case {
     float *logits; // (BURST_STEPS, BURST_ROWS, BURST_V), host memory
@@ -275,6 +278,10 @@ typedef struct burst_case {
     int32_t limits[BURST_ROWS], first[BURST_ROWS], first_byte[BURST_V + 1];
     uint8_t states[BURST_ROWS], next[2][256], bytes[BURST_V];
 } burst_case;
+
+typedef struct burst_lists {
+    int32_t pages[BURST_ROWS][BURST_LIST], counts[BURST_ROWS];
+} burst_lists;
 
 static void burst_case_fill(burst_case *c) {
     memset(c, 0, sizeof *c);
@@ -296,7 +303,15 @@ static void burst_case_fill(burst_case *c) {
 
 // ids [BURST_STEPS, BURST_ROWS] and positions: what each next pass would run.
 static dr_status run_burst(dr_backend *b, const burst_case *c, dr_sampled *out, int32_t *counts, int32_t *ids,
-                           int32_t *positions) {
+                           int32_t *positions, burst_lists *lists) {
+    int32_t pool[BURST_POOL], *list_of[BURST_ROWS];
+    memset(lists, 0, sizeof *lists);
+    for (int32_t i = 0; i < BURST_POOL; i++) pool[i] = 700 - i;
+    for (int32_t r = 0; r < BURST_ROWS; r++) {
+        list_of[r] = lists->pages[r];
+        lists->counts[r] = c->first[r] / DR_KV_PAGE + 1;
+    }
+    const dr_burst_pages pages = {DR_KV_PAGE, BURST_POOL, pool, list_of, lists->counts, NULL};
     const dr_stop_table stops = {{7, -1, -1, -1},
                                  put_bytes(b, c->next, sizeof c->next),
                                  put_bytes(b, c->first_byte, sizeof c->first_byte),
@@ -310,7 +325,8 @@ static dr_status run_burst(dr_backend *b, const burst_case *c, dr_sampled *out, 
                             .ids = c->first,
                             .positions = c->first,
                             .states = c->states,
-                            .stops = &stops};
+                            .stops = &stops,
+                            .pages = &pages};
     const int64_t width = BURST_ROWS * BURST_V;
     const size_t bytes = BURST_ROWS * sizeof(int32_t);
     float *logits = put(b, c->logits, BURST_STEPS * width);
@@ -331,9 +347,14 @@ static void test_burst(void **state) {
     burst_case c;
     static dr_sampled want[N], got[N];
     static int32_t counts[2][BURST_ROWS], ids[2][N], positions[2][N];
+    static burst_lists lists[2];
+    int32_t n_taken = 0;
     burst_case_fill(&c);
-    check_ok(run_burst(op_one, &c, want, counts[0], ids[0], positions[0]));
-    check_ok(run_burst(cuda, &c, got, counts[1], ids[1], positions[1]));
+    check_ok(run_burst(op_one, &c, want, counts[0], ids[0], positions[0], &lists[0]));
+    check_ok(run_burst(cuda, &c, got, counts[1], ids[1], positions[1], &lists[1]));
+    assert_memory_equal(&lists[1], &lists[0], sizeof lists[0]);
+    for (int32_t r = 0; r < BURST_ROWS; r++) n_taken += lists[0].counts[r] - (c.first[r] / DR_KV_PAGE + 1);
+    assert_int_equal(n_taken, BURST_POOL);
     assert_memory_equal(counts[1], counts[0], sizeof counts[0]);
     assert_memory_equal(ids[1], ids[0], sizeof ids[0]);
     assert_memory_equal(positions[1], positions[0], sizeof positions[0]);
@@ -350,7 +371,7 @@ static void test_burst(void **state) {
     c.logits[(2 * BURST_ROWS + bad) * BURST_V + 11] = NAN;
     char text[64];
     snprintf(text, sizeof text, "row %d, step 2: logit 11 is", bad);
-    check_error(run_burst(cuda, &c, got, counts[1], ids[1], positions[1]), DR_ERR_NUMERIC, text);
+    check_error(run_burst(cuda, &c, got, counts[1], ids[1], positions[1], &lists[1]), DR_ERR_NUMERIC, text);
     free_all();
 }
 

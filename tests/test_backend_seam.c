@@ -284,6 +284,7 @@ static void test_rollout(void **state) {
                               .prefill_tokens = 64};
     for (parts.burst = 1; parts.burst <= 6; parts.burst += 5) { // trajectories come in an order of their own
         parts.trm = trm;
+        parts.kv_pages = parts.burst > 1 ? tiny_protocol.max_total_tokens / DR_KV_PAGE + 3 : 0; // or few
         roll(plain, folder, &parts, &want);
         int repeated = guard_repeated;
         parts.trm = guarded_trm;

@@ -90,7 +90,7 @@ static void check_op(uint64_t stream, bool has_stops) {
         }
     const dr_burst burst = {ROWS,   VOCAB,     STEPS,           mixed,  bits,
                             limits, first_ids, first_positions, states, has_stops ? &t.stops : NULL,
-                            NULL};
+                            NULL,   NULL};
     int32_t running[ROWS];
     for (int r = 0; r < ROWS; r++) running[r] = first_ids[r];
     check_ok(op_two->ops->burst_begin(op_two, &burst));
@@ -290,13 +290,14 @@ static int64_t embedding_of(const dr_lm *lm) {
     return tensors[i].offset;
 }
 
-// A burst whose first pass or last page cannot be had changes nothing, and neither does one that fails later.
+// A burst whose first pass finds no pages changes nothing, and neither does one that fails later.
 static void test_lm_refusals(void **state) {
     (void)state;
     decoder d;
     dr_sampled drawn[40];
     int32_t counts[1], most = 40;
     uint32_t bits[40] = {0};
+    const int32_t long_ids[40] = {0};
     decoder_open(&d, op_one);
     const dr_sampling how = {1, 1};
     const dr_lm_chunk chunk = {d.seqs[2], 8, d.ids[2], true};
@@ -313,10 +314,11 @@ static void test_lm_refusals(void **state) {
     check_ok(dr_kv_create(d.lm, 2, 1, &small));
     check_ok(dr_kv_open(small, &seq));
     const dr_lm_chunk there = {seq, 8, d.ids[2], true};
-    burst.chunks = &there;
+    const dr_lm_chunk longer = {seq, 40, long_ids, true};
+    burst.chunks = &longer;
     check_error(dr_lm_decode_burst(d.lm, small, &burst, &out), DR_ERR_MEMORY, "3 pages needed, 2 free");
     assert_true(dr_kv_free_pages(small) == 2 && dr_kv_length(small, seq) == 0);
-    most = 25; // 32 positions
+    burst.chunks = &there; // 32 positions, though 47 would be allowed
     check_ok(dr_lm_decode_burst(d.lm, small, &burst, &out));
     assert_true(dr_kv_length(small, seq) == 32 && counts[0] == 25);
     dr_kv_truncate(small, seq, 16);
@@ -373,7 +375,7 @@ static void check_stream(const dr_episode_rules *rules, const dr_stops *stops, i
         }
         int32_t id = random_token(rng, rules->tokenizer, pieces, n_pieces, &at, vocab);
         check_ok(dr_episode_token(&e, rules, &(dr_sampled){.id = id, .logprob = -1}));
-        dr_burst_advance(&row, dr_stops_table(stops), id);
+        dr_burst_count(&row, dr_stops_table(stops), id);
         n_burst--;
         bool goes_on = e.state == DR_EPISODE_RUNNING;
         assert_int_equal(row.is_finished, !goes_on || n_burst == 0);

@@ -6,21 +6,8 @@
 
 #include "core/base/alloc.h"
 #include "core/base/rng.h"
-#include "cuda/attention_plan.h"
-#include "cuda/index.h"
 #include "cuda/stage_plan.h"
-
-static int32_t *counters(int64_t n) {
-    int32_t *counts = NULL;
-    check_ok(dr_alloc(&counts, "counters", n, sizeof *counts));
-    return counts;
-}
-
-static void check_each_once(const char *name, int32_t *counts, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (counts[i] != 1) fail_msg("%s: element %lld has %d owners", name, (long long)i, counts[i]);
-    dr_free(counts);
-}
+#include "tests/cached_plan.h"
 
 // ---- products ----
 
@@ -145,8 +132,6 @@ static void test_parts(void **state) {
             }
         }
 }
-
-enum { MAX_SPANS = 9, MAX_ROWS = 300 };
 
 // A packed batch with the starts of its tiles, as the host part of the backend describes it.
 typedef struct packing {
@@ -312,75 +297,6 @@ static void test_swizzle(void **state) {
     assert_false(dr_mma_takes(7, 136) || dr_mma_takes(65, 64) || dr_mma_takes(1, 20));
 }
 
-enum { MAX_TILES = 256, MAX_PLAN_PAGES = 512 };
-
-// A call on the cache as the backend describes it.
-typedef struct cached_plan {
-    int32_t n, group, pages[MAX_PLAN_PAGES];
-    dr_span spans[MAX_SPANS];
-    int64_t starts[MAX_SPANS + 1], n_tiles, n_parts;
-    dr_query queries[MAX_ROWS];
-    dr_query_tile tiles[MAX_TILES];
-} cached_plan;
-
-static void plan_cached(cached_plan *p, const dr_attention_chunk *chunks, int32_t n, int32_t group) {
-    int32_t first_page = 0;
-    int64_t most = 0;
-    *p = (cached_plan){.n = n, .group = group};
-    for (int32_t s = 0; s < n; s++) {
-        int32_t count = (int32_t)dr_chunk_pages(&chunks[s]);
-        assert_true(first_page + count <= MAX_PLAN_PAGES);
-        p->spans[s] = dr_span_of_chunk(&chunks[s], first_page);
-        if (count > 0) memcpy(p->pages + first_page, chunks[s].pages, (size_t)count * sizeof *p->pages);
-        first_page += count;
-        p->starts[s + 1] = p->starts[s] + chunks[s].n_new;
-        most += dr_span_most_tiles(&p->spans[s], group, true);
-    }
-    assert_true(most <= MAX_TILES && p->starts[n] <= MAX_ROWS);
-    p->n_parts = dr_plan_queries(p->spans, n, group, true, p->queries);
-    p->n_tiles = dr_plan_query_tiles(p->spans, n, group, p->starts, p->pages, p->queries, p->tiles);
-    assert_true(p->n_tiles <= most);
-}
-
-static int32_t page_at(const cached_plan *p, int32_t span, int32_t key) {
-    return p->pages[p->spans[span].first_page + key / DR_CUDA_PAGE];
-}
-
-// Each query meets each split that it sees once, on its own pages, its last key included; those that are
-// split have a place of their own for each result.
-static void check_cached_plan(const cached_plan *p) {
-    enum { SPLITS = 8 };
-    int64_t n_queries = p->starts[p->n];
-    int32_t *met = counters(n_queries * SPLITS), *parts = counters(p->n_parts);
-    for (int64_t i = 0; i < p->n_tiles; i++) {
-        const dr_query_tile *tile = &p->tiles[i];
-        int32_t end = tile->first_key + tile->n_keys;
-        assert_true(i == 0 || p->tiles[i - 1].n_keys >= tile->n_keys);
-        assert_true(tile->n_keys > 0 && tile->n_queries > 0 && tile->first_key % DR_CUDA_SPLIT == 0);
-        assert_true(tile->n_queries * p->group <= DR_CUDA_MMA_ROWS);
-        for (int64_t q = tile->query; q < tile->query + tile->n_queries; q++) {
-            int32_t own = dr_find_part(p->starts, p->n, q), seen = p->queries[q].seen;
-            bool is_split = p->queries[q].part >= 0;
-            assert_int_equal(is_split, p->queries[tile->query].part >= 0);
-            assert_true(!is_split || end <= tile->first_key + DR_CUDA_SPLIT);
-            for (int32_t key = tile->first_key; key < end && key < seen; key++)
-                assert_int_equal(page_at(p, tile->span, key), page_at(p, own, key));
-            for (int32_t c = tile->first_key / DR_CUDA_SPLIT; c * DR_CUDA_SPLIT < end; c++) {
-                int32_t last = (c + 1) * DR_CUDA_SPLIT < seen ? (c + 1) * DR_CUDA_SPLIT : seen;
-                if (c * DR_CUDA_SPLIT >= seen) continue;
-                assert_true(last <= end);
-                met[q * SPLITS + c]++;
-                if (is_split) parts[p->queries[q].part + c]++;
-            }
-        }
-    }
-    for (int64_t q = 0; q < n_queries; q++)
-        for (int32_t c = 0; c < SPLITS; c++)
-            assert_int_equal(met[q * SPLITS + c], c < dr_splits_of(p->queries[q].seen));
-    dr_free(met);
-    check_each_once("results of splits", parts, p->n_parts);
-}
-
 // Sequences 0 to 3 share their first 17 pages, one split, 0 and 1 also the second; 4 has the pages of 3 from
 // the second split on; 5 is long enough in new rows not to be split; 7 has few keys.
 static void test_cached_plans(void **state) {
@@ -399,7 +315,7 @@ static void test_cached_plans(void **state) {
         cached_plan p;
         for (int32_t n = 1; n <= N; n++) {
             plan_cached(&p, chunks, n, group);
-            check_cached_plan(&p);
+            assert_int_equal(check_cached_plan(&p), p.n_parts);
         }
     }
     cached_plan p;
@@ -469,65 +385,6 @@ static void test_ids(void **state) {
             for (int32_t i = 0; i < n; i++) is_there |= ids[i] == id;
             assert_int_equal(dr_ids_hold(ids, n, id), is_there);
         }
-}
-
-// ---- bursts ----
-
-// The settling of one step as its kernel does it: kept ids of all rows that drew stand one behind another in
-// the list, and from the first row that finds no room on nothing more is listed.
-static int64_t settle(dr_burst_row *rows, int32_t n, const int32_t *ids, const int32_t *kept, int64_t listed,
-                      int64_t room, int32_t *list) {
-    int64_t before = listed, fitted = 0;
-    for (int32_t r = 0; r < n; r++) {
-        const dr_burst_row was = rows[r];
-        int64_t own = dr_listed_by(&was, ids[r], kept[r]), place = before;
-        bool drew = dr_settle_row(&rows[r], NULL, ids[r], kept[r], place, room);
-        before += own;
-        if (was.is_finished) {
-            assert_memory_equal(&rows[r], &was, sizeof was);
-            assert_true(!drew && own == 0);
-            continue;
-        }
-        assert_int_equal(rows[r].has_failed, ids[r] < 0);
-        assert_int_equal(rows[r].n_drawn, was.n_drawn + drew);
-        if (ids[r] >= 0) assert_int_equal(drew, kept[r] == 0 || place + kept[r] <= room);
-        if (!drew)
-            assert_true(rows[r].is_finished && rows[r].id == was.id && rows[r].position == was.position);
-        if (drew && rows[r].n_drawn < was.limit)
-            assert_true(rows[r].id == ids[r] && rows[r].position == was.position + 1);
-        for (int64_t i = 0; drew && i < own; i++) list[place + i]++;
-        fitted += drew ? own : 0;
-    }
-    return listed + fitted;
-}
-
-static void test_settling(void **state) {
-    (void)state;
-    enum { ROWS = 70, V = 20, STEPS = 6, ROOM = ROWS * V };
-    for (uint32_t most = 1; most <= V; most += 3) { // kept ids of a row
-        dr_burst_row rows[ROWS];
-        int32_t ids[ROWS], kept[ROWS], n_short = 0, *list = counters(ROOM);
-        int64_t listed = 0;
-        uint32_t word = most;
-        for (int32_t r = 0; r < ROWS; r++) rows[r] = (dr_burst_row){.id = 100, .limit = 1 + r % STEPS};
-        for (int step = 0; step < STEPS; step++) {
-            for (int32_t r = 0; r < ROWS; r++) {
-                word = word * 1664525u + 1013904223u;
-                ids[r] = word >> 8 & 63 ? (int32_t)(word >> 16 & 15) : -1;
-                kept[r] = word >> 30 ? (int32_t)((word >> 4) % (most + 1)) : 0;
-            }
-            listed = settle(rows, ROWS, ids, kept, listed, ROOM, list);
-            assert_true(listed <= ROOM);
-        }
-        for (int32_t r = 0; r < ROWS; r++) {
-            assert_true(rows[r].is_finished);
-            n_short += !rows[r].has_failed && rows[r].n_drawn < rows[r].limit;
-        }
-        if (most == 1) assert_int_equal(n_short, 0);
-        if (most + 3 > V) assert_true(n_short > 0);
-        for (int64_t i = 0; i < ROOM; i++) assert_int_equal(list[i], i < listed);
-        dr_free(list);
-    }
 }
 
 // ---- the best of a row ----
@@ -617,7 +474,7 @@ int main(void) {
         cmocka_unit_test(test_packed_spans), cmocka_unit_test(test_cached_spans),
         cmocka_unit_test(test_swizzle),      cmocka_unit_test(test_cached_plans),
         cmocka_unit_test(test_packed_plans), cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_settling),     cmocka_unit_test(test_best),
+        cmocka_unit_test(test_best),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

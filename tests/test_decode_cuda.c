@@ -1,5 +1,5 @@
 // The decode loop on the CUDA body: passes repeated as graphs give plain ones' logits, and bursts give what
-// draws one by one give. No device: skipped.
+// draws one by one give, also where pages run out within them. No device: skipped.
 // labels: gpu
 #include "tests/cuda_check.h"
 
@@ -7,7 +7,7 @@
 
 #include "core/model/lm.h"
 
-enum { SEQUENCES = 5, STEPS = sized(90, 9), VOCAB = 384, PAGES = 160 };
+enum { SEQUENCES = 5, STEPS = sized(90, 9), VOCAB = 384, PAGES = 110 };
 
 typedef struct decoder {
     dr_backend *b;
@@ -15,12 +15,13 @@ typedef struct decoder {
     dr_kv_cache *kv;
     float *logits; // (SEQUENCES, VOCAB)
     int32_t seqs[SEQUENCES];
+    int32_t holders[PAGES], n_holders; // of pages that nobody is to have
 } decoder;
 
 static decoder decoder_open(dr_backend *b, const dr_lm_config *config) {
     decoder d = {.b = b};
     check_ok(dr_lm_create(b, config, 7, &d.lm));
-    check_ok(dr_kv_create(d.lm, PAGES, SEQUENCES, &d.kv));
+    check_ok(dr_kv_create(d.lm, PAGES, SEQUENCES + PAGES, &d.kv));
     check_ok(dr_memory_create(b, &d.logits, "logits", SEQUENCES * VOCAB, sizeof(float)));
     for (int s = 0; s < SEQUENCES; s++) check_ok(dr_kv_open(d.kv, &d.seqs[s]));
     return d;
@@ -71,12 +72,50 @@ typedef struct tokens {
     float logprob[SEQUENCES][DRAWS], logprob_kept[SEQUENCES][DRAWS];
 } tokens;
 
+static void keep_token(tokens *out, int s, int32_t at, const dr_sampled *token) {
+    out->ids[s][at] = token->id;
+    out->n_kept[s][at] = token->kept.n;
+    out->logprob[s][at] = token->logprob;
+    out->logprob_kept[s][at] = token->logprob_kept;
+}
+
+// Sequences of one token that hold all free pages but n.
+static void hold_pages(decoder *d, int32_t n) {
+    static const int32_t zero = 0;
+    dr_lm_chunk chunks[PAGES];
+    int32_t n_chunks = 0;
+    for (int32_t left = dr_kv_free_pages(d->kv) - n; left > 0; left--) {
+        check_ok(dr_kv_open(d->kv, &d->holders[d->n_holders]));
+        chunks[n_chunks++] = (dr_lm_chunk){d->holders[d->n_holders++], 1, &zero, false};
+    }
+    if (n_chunks > 0) check_ok(dr_lm_decode(d->lm, d->kv, chunks, n_chunks, NULL));
+    assert_int_equal(dr_kv_free_pages(d->kv), n);
+}
+
+static void give_back(decoder *d) {
+    while (d->n_holders > 0) dr_kv_close(d->kv, d->holders[--d->n_holders]);
+}
+
+// Pages of the first pass of a burst, whose rows go on with these chunks.
+static int32_t first_pages(const decoder *d, const dr_lm_chunk *chunks, int32_t n) {
+    int32_t pages = 0;
+    for (int32_t c = 0; c < n; c++) {
+        const int32_t length = dr_kv_length(d->kv, chunks[c].seq);
+        pages +=
+            (length + chunks[c].n + DR_KV_PAGE - 1) / DR_KV_PAGE - (length + DR_KV_PAGE - 1) / DR_KV_PAGE;
+    }
+    return pages;
+}
+
 // Draws of all sequences, n in turn; each begins with its prompt, and two of them draw less at a time.
-static void draw_tokens(dr_backend *b, const dr_lm_config *config, int32_t n, tokens *out) {
+// few_pages: from burst to burst 0, 1, 2, 3, 0 … pages are free behind the first pass. Returns how many rows
+// were finished before their limits.
+static int draw_tokens(dr_backend *b, const dr_lm_config *config, int32_t n, bool few_pages, tokens *out) {
     static const int32_t prompts[SEQUENCES] = {250, 3, 511, 100, 40};
     static const dr_sampling how[SEQUENCES] = {{1, 0.9f}, {1, 1}, {0, 1}, {0.7f, 0.5f}, {1.5f, 0.99f}};
     decoder d = decoder_open(b, config);
-    int32_t *ids = op_ids(1000, VOCAB), n_drawn[SEQUENCES] = {0};
+    int32_t *ids = op_ids(1000, VOCAB), n_drawn[SEQUENCES] = {0}, n_bursts = 0;
+    int n_short = 0;
     for (bool goes_on = true; goes_on;) {
         dr_lm_chunk chunks[SEQUENCES];
         dr_sampling settings[SEQUENCES];
@@ -108,34 +147,37 @@ static void draw_tokens(dr_backend *b, const dr_lm_config *config, int32_t n, to
                                    .limits = limits,
                                    .logits = d.logits};
         dr_lm_drawn result = {.tokens = drawn, .counts = counts};
+        if (few_pages) hold_pages(&d, first_pages(&d, chunks, n_rows) + n_bursts++ % 4);
         check_ok(dr_lm_decode_burst(d.lm, d.kv, &burst, &result));
+        give_back(&d);
         for (int32_t r = 0; r < n_rows; r++) {
             int s = rows[r];
-            assert_true(counts[r] >= 1 && counts[r] <= limits[r]); // less when kept sets find no room
-            for (int32_t step = 0; step < counts[r]; step++, n_drawn[s]++) {
-                const dr_sampled *token = &drawn[step * n_rows + r];
-                out->ids[s][n_drawn[s]] = token->id;
-                out->n_kept[s][n_drawn[s]] = token->kept.n;
-                out->logprob[s][n_drawn[s]] = token->logprob;
-                out->logprob_kept[s][n_drawn[s]] = token->logprob_kept;
-            }
+            assert_true(counts[r] >= 1 &&
+                        counts[r] <= limits[r]); // less when kept sets or pages find no room
+            n_short += counts[r] < limits[r];
+            for (int32_t step = 0; step < counts[r]; step++)
+                keep_token(out, s, n_drawn[s]++, &drawn[step * n_rows + r]);
         }
     }
+    for (int s = 0; s < SEQUENCES; s++) dr_kv_close(d.kv, d.seqs[s]);
+    assert_int_equal(dr_kv_free_pages(d.kv), PAGES);
     decoder_close(&d);
+    return n_short;
 }
 
-// The same bits one by one and in bursts, plainly and as graphs.
+// The same bits one by one and in bursts, plainly and as graphs, with pages for all and with few.
 static void check_bursts(dr_backend *plain, dr_backend *recording, int32_t head_size) {
     dr_lm_config config;
     static tokens want, got;
     check_ok(dr_lm_preset("tiny", VOCAB, &config));
     config.head_size = head_size;
     const uint64_t stream = op_stream;
-    draw_tokens(plain, &config, 1, &want);
-    for (int i = 0; i < 2; i++) {
+    draw_tokens(plain, &config, 1, false, &want);
+    for (int i = 0; i < 4; i++) {
         memset(&got, 0, sizeof got);
         op_stream = stream;
-        draw_tokens(i ? recording : plain, &config, BURST, &got);
+        const int n_short = draw_tokens(i % 2 ? recording : plain, &config, BURST, i >= 2, &got);
+        if (i >= 2) assert_true(n_short > 0);
         assert_memory_equal(got.ids, want.ids, sizeof want.ids);
         assert_memory_equal(got.n_kept, want.n_kept, sizeof want.n_kept);
         check_same_bits("logprob", got.logprob[0], want.logprob[0], SEQUENCES * DRAWS);

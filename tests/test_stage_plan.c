@@ -70,7 +70,20 @@ static void test_stages(void **state) {
     assert_in_range(dr_passes_on_host(&shape), least, least + least / 2);
     dr_burst_layout burst = dr_burst_layout_of(LIVE, 65);
     assert_true(burst.draws >= burst.rows + LIVE * (int64_t)sizeof(dr_burst_row) && burst.draws % 16 == 0);
-    assert_int_equal(burst.bytes - burst.draws, 65 * LIVE * (int64_t)sizeof(dr_cuda_draw));
+    assert_int_equal(burst.pool - burst.draws, 65 * LIVE * (int64_t)sizeof(dr_cuda_draw));
+    // 64 passes behind the first: four pages a row, in the pool and taken
+    assert_int_equal(burst.taken - burst.pool, 4 * LIVE * (int64_t)sizeof(int32_t));
+    assert_int_equal(burst.bytes - burst.taken, burst.taken - burst.pool);
+    assert_true(burst.n_taken >= (int64_t)sizeof(int64_t) &&
+                burst.rows - burst.n_taken >= (int64_t)sizeof(int64_t));
+    for (int32_t steps = 1; steps <= 65; steps++) { // wherever in a page a row stands at first
+        int32_t most = 0;
+        for (int32_t at = 0; at < DR_CUDA_PAGE; at++) {
+            int32_t n = (at + steps - 1) / DR_CUDA_PAGE;
+            if (n > most) most = n;
+        }
+        assert_int_equal(dr_burst_row_pages(steps), most);
+    }
 }
 
 // What each op asks of the scratch for sums in a model's passes is at most what is planned.

@@ -61,6 +61,14 @@ dr_status dr_burst_check(const dr_burst *burst) {
                  "burst: row %lld may draw %d tokens in %d steps", (long long)r, burst->limits[r],
                  burst->n_steps);
     }
+    const dr_burst_pages *pages = burst->pages;
+    if (!pages) return DR_OK;
+    DR_CHECK(pages->page_size >= 1 && pages->n_pool >= 0, DR_ERR_ARGUMENT,
+             "burst: a pool of %d pages of %d positions", pages->n_pool, pages->page_size);
+    for (int64_t r = 0; r < burst->n_rows; r++)
+        DR_CHECK((int64_t)pages->counts[r] * pages->page_size > burst->positions[r], DR_ERR_ARGUMENT,
+                 "burst: row %lld stands at position %d, its pages hold %lld", (long long)r,
+                 burst->positions[r], (long long)pages->counts[r] * pages->page_size);
     return DR_OK;
 }
 

@@ -125,10 +125,26 @@ typedef struct dr_stop_table {
     const uint8_t *bytes;      // next, first_byte, bytes: backend memory
 } dr_stop_table;
 
+// Pages of a cache that rows of a burst take as they come to need them: a row that goes on to a position for
+// which its list has no page takes the next one of the pool, rows in their order. Where the pool has none
+// left the row is finished; its draw counts. Host memory.
+typedef struct dr_burst_pages {
+    int32_t page_size, n_pool;
+    const int32_t *pool; // [n_pool] in the order in which they are taken
+    // [n_rows] each row's pages, counts[r] of them, enough for positions[r]. Behind them there is room for
+    // what limits[r] draws need, and pages stand there that may be read. burst_end leaves taken ones there
+    // and adds them to the counts; after an error the counts are what they were.
+    int32_t *const *lists;
+    int32_t *counts;
+    // [n_steps - 1, n_rows] those of the burst's passes, with lists[r] for pages, as if no row were finished
+    // before its limit: a body that goes by them moves n_past of the rows that are. NULL: no passes.
+    dr_attention_chunk *chunks;
+} dr_burst_pages;
+
 // A burst: n_steps draws in turn for the same rows, a pass between two of them, decided beforehand, so that a
 // device need not wait for its host between two tokens. A row is finished once it has drawn what `stops`
-// ends, or limits[r] tokens; from then on it idles. Host memory but for the table's parts; borrowed until
-// burst_end.
+// ends, or limits[r] tokens, or found no page; from then on it idles: it runs its last token again, at the
+// same position. Host memory but for the table's parts; borrowed until burst_end.
 typedef struct dr_burst {
     int64_t n_rows, V;
     int32_t n_steps;
@@ -138,9 +154,12 @@ typedef struct dr_burst {
     const int32_t *ids, *positions; // [n_rows]: the token that gave a row's first logits
     const uint8_t *states; // [n_rows] of the automaton before the first draw; not looked at without stops
     const dr_stop_table *stops;   // NULL: the limits alone end a row
-    const dr_cached_pass *passes; // [n_steps - 1]: what will run between two draws; NULL: not said
+    const dr_cached_pass *passes; // [n_steps - 1]: what will run between two draws, chunk r row r; NULL: not
+                                  // said
+    const dr_burst_pages *pages;  // NULL: rows have all that they need
 } dr_burst;
-// DR_ERR_ARGUMENT: no rows or steps, or settings or limits outside their bounds.
+// DR_ERR_ARGUMENT: no rows or steps, settings or limits outside their bounds, or too few pages for a row's
+// first position.
 dr_status dr_burst_check(const dr_burst *burst);
 
 // A column of a row of scores.
@@ -359,9 +378,10 @@ typedef struct dr_backend_ops {
     // time. burst_draw: one draw, as `sample` makes it, for each row that is not finished, from its logits
     // [n_rows, V]; then ids, positions [n_rows] (backend memory) are what the next pass runs: the token drawn
     // at the next position, or for a finished row what it ran last. burst_end: out [n_steps, n_rows], of row
-    // r the first counts[r]; kept ids are the backend's until its next draw. A body may finish a row early,
-    // not before its first draw, when kept sets take more memory than it has set aside. DR_ERR_NUMERIC as
-    // `sample`'s, of burst_draw or of burst_end: the burst has ended then.
+    // r the first counts[r], and what the rows took of burst->pages; kept ids are the backend's until its
+    // next draw. A body may finish a row early, not before its first draw, when kept sets take more memory
+    // than it has set aside. DR_ERR_NUMERIC as `sample`'s, of burst_draw or of burst_end: the burst has ended
+    // then.
     dr_status (*burst_begin)(dr_backend *b, const dr_burst *burst);
     dr_status (*burst_draw)(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions);
     dr_status (*burst_end)(dr_backend *b, dr_sampled *out, int32_t *counts);

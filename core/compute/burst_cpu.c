@@ -24,8 +24,26 @@ static dr_status burst_begin(dr_backend *b, const dr_burst *burst) {
     DR_TRY(dr_cpu_reserve_draws(b, n_drawn, burst->V));
     for (int64_t r = 0; r < burst->n_rows; r++) state->burst_rows[r] = dr_burst_row_at(burst, r);
     state->burst = burst;
-    state->burst_step = 0;
+    state->burst_step = state->burst_taken = 0;
     return DR_OK;
+}
+
+// The row's page for its next position, where it goes on and lacks one.
+static void take_page(dr_cpu_state *state, int64_t r) {
+    const dr_burst_pages *pages = state->burst->pages;
+    dr_burst_row *row = &state->burst_rows[r];
+    const int32_t place = state->burst_taken;
+    if (!dr_burst_wants_page(row) || !dr_burst_take_page(row, place, pages->n_pool, pages->page_size)) return;
+    pages->lists[r][row->room / pages->page_size - 1] = pages->pool[place];
+    state->burst_taken++;
+}
+
+// The next pass finds a row that is finished where it stands.
+static void place_rows(const dr_cpu_state *state) {
+    const dr_burst *burst = state->burst;
+    if (!burst->pages || !burst->pages->chunks || state->burst_step == burst->n_steps) return;
+    dr_attention_chunk *chunks = burst->pages->chunks + (state->burst_step - 1) * burst->n_rows;
+    for (int64_t r = 0; r < burst->n_rows; r++) chunks[r].n_past = state->burst_rows[r].position;
 }
 
 static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions) {
@@ -40,21 +58,32 @@ static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, in
                                 .kept = state->kept + first,
                                 .out = state->burst_drawn + first};
     dr_status status = dr_cpu_draw(b, logits, n, burst->V, &draws);
-    if (status != DR_OK) state->burst = NULL;
-    for (int64_t r = 0; r < n && status == DR_OK; r++) {
+    if (status != DR_OK) {
+        state->burst = NULL;
+        return status;
+    }
+    for (int64_t r = 0; r < n; r++) {
         dr_burst_row *row = &state->burst_rows[r];
-        if (!row->is_finished) dr_burst_advance(row, burst->stops, draws.out[r].id);
+        if (!row->is_finished) {
+            dr_burst_count(row, burst->stops, draws.out[r].id);
+            take_page(state, r);
+            dr_burst_go_on(row, draws.out[r].id);
+        }
         ids[r] = row->id;
         positions[r] = row->position;
     }
-    return status;
+    place_rows(state);
+    return DR_OK;
 }
 
 static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
     dr_cpu_state *state = dr_cpu_state_of(b);
     const dr_burst *burst = state->burst;
     DR_ASSERT(burst && state->burst_step == burst->n_steps);
-    for (int64_t r = 0; r < burst->n_rows; r++) counts[r] = state->burst_rows[r].n_drawn;
+    for (int64_t r = 0; r < burst->n_rows; r++) {
+        counts[r] = state->burst_rows[r].n_drawn;
+        if (burst->pages) burst->pages->counts[r] += state->burst_rows[r].n_taken;
+    }
     memcpy(out, state->burst_drawn, (size_t)(burst->n_steps * burst->n_rows) * sizeof *out);
     state->burst = NULL;
     return DR_OK;

@@ -68,10 +68,10 @@ typedef struct dr_cpu_state {
     dr_backend **singles;              // [n_threads] bodies of one thread each, or NULL (passes_cpu.c)
     dr_scratch *kept;                  // [n_kept] kept sets of the last draws, ids where floats are
     int64_t n_kept;
-    const dr_burst *burst; // the one that is under way, or NULL (burst_cpu.c)
-    int32_t burst_step;
-    dr_burst_row *burst_rows; // [n_burst_rows]
-    dr_sampled *burst_drawn;  // [n_burst_drawn], of which the burst has n_steps times n_rows
+    const dr_burst *burst;           // the one that is under way, or NULL (burst_cpu.c)
+    int32_t burst_step, burst_taken; // draws made; pages taken of the pool
+    dr_burst_row *burst_rows;        // [n_burst_rows]
+    dr_sampled *burst_drawn;         // [n_burst_drawn], of which the burst has n_steps times n_rows
     int64_t n_burst_rows, n_burst_drawn;
     dr_scratch operands[2]; // of a product, as floats, where they are rounded for it
     dr_scratch gated;       // silu(gate) · up of a chunk, where the gradient there stood before

@@ -1,23 +1,22 @@
 // What a tick runs: one pass of all chunks, and passes and draws behind it of the episodes that got logits,
-// as many as a burst has and as pages are free for. Everything is decided before; then each episode is given
+// as many as a burst has. Everything but who gets which page is decided before; then each episode is given
 // what it drew, in order, and says itself where it stops.
 #include "core/base/clock.h"
 #include "core/episode/rollout_internal.h"
 
-// Most tokens that live may draw: what its caps leave, and what fits without taking pages from others. The
-// first one's page is reserved already.
-static int32_t limit_of(dr_rollout *r, const rollout_live *live) {
+// Most tokens that live may draw: what its caps leave, and what fits if it gets all pages that are free
+// behind this tick's chunks. Who gets them is decided as rows come to them: no page of these is promised to
+// anybody, and an older episode that finds none left has the younger ones' in the next tick.
+static int32_t limit_of(const dr_rollout *r, const rollout_live *live) {
     int32_t room = dr_episode_room(&live->episode, &r->rules), most = r->parts.burst;
     if (room < most) most = room;
     int64_t length = live->episode.trajectory.n_tokens, // in the cache after the first pass
         inside = (length + DR_KV_PAGE - 1) / DR_KV_PAGE * DR_KV_PAGE - length,
             fits = 1 + inside + (dr_kv_free_pages(r->kv) - r->reserved_pages) * DR_KV_PAGE;
-    if (fits < most) most = (int32_t)fits;
-    r->reserved_pages += dr_rollout_pages(length, most - 1);
-    return most;
+    return fits < most ? (int32_t)fits : most;
 }
 
-// Oldest episodes first. Returns the number of steps.
+// Returns the number of steps.
 static int32_t decide_limits(dr_rollout *r) {
     int32_t n_steps = 1;
     for (int32_t i = 0; i < r->n_rows; i++) {

@@ -180,8 +180,10 @@ dr_status dr_lm_decode_rows(dr_lm *lm, dr_kv_cache *kv, int32_t seq, const int32
 
 // A burst: the pass of dr_lm_decode, a draw for each chunk that wants logits (a row, in their order), then
 // n_steps - 1 times a pass of those rows alone, each with the token that it just drew, and a draw. All is
-// decided beforehand, so that on a device the host waits once, at the end. A row that is finished (dr_burst)
-// idles. What is drawn does not depend on n_steps, on the limits or on the other rows.
+// decided beforehand, so that on a device the host waits once, at the end; pages but those of the first pass
+// are taken of the free ones as rows come to them. A row that is finished (dr_burst) idles. What is drawn
+// does not depend on n_steps, on the limits or on the other rows; how many draws a row makes may, when pages
+// run out.
 typedef struct dr_lm_burst {
     const dr_lm_chunk *chunks;
     int32_t n_chunks, n_steps;
@@ -198,8 +200,8 @@ typedef struct dr_lm_drawn {
     double draw_s;      // seconds that the host spent on draws, and at the end waiting for them
 } dr_lm_drawn;
 // The arrays of *out are the caller's. Afterwards a sequence holds its chunk and all that its row drew but
-// the last token. Errors are those of dr_lm_decode, DR_ERR_MEMORY with nothing changed also when pages for a
-// row's whole limit are short, and of the burst's ops; after them no sequence has grown.
+// the last token. A row draws at least once. Errors are those of dr_lm_decode and of the burst's ops; after
+// them no sequence has grown.
 dr_status dr_lm_decode_burst(dr_lm *lm, dr_kv_cache *kv, const dr_lm_burst *burst, dr_lm_drawn *out);
 
 // ---- memory: what the above takes, in bytes; an outline is enough ----

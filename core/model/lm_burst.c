@@ -19,6 +19,8 @@ static dr_status reserve_later(dr_kv_cache *kv, int32_t n_rows, int32_t n_steps)
     if (n_rows > kv->rows_capacity) {
         DR_TRY(dr_grow(&kv->row_ids, "rows of a burst", kv->rows_capacity, n_rows, sizeof(int32_t)));
         DR_TRY(dr_grow(&kv->row_positions, "rows of a burst", kv->rows_capacity, n_rows, sizeof(int32_t)));
+        DR_TRY(dr_grow(&kv->row_n_pages, "rows of a burst", kv->rows_capacity, n_rows, sizeof(int32_t)));
+        DR_TRY(dr_grow(&kv->row_pages, "rows of a burst", kv->rows_capacity, n_rows, sizeof(int32_t *)));
         kv->rows_capacity = n_rows;
     }
     return DR_OK;
@@ -45,7 +47,7 @@ static dr_burst draws_of(const dr_lm *lm, const dr_kv_cache *kv, const dr_lm_bur
 }
 
 // The rows, from the prepared first pass, and where each stands in the passes behind it. A row at its limit
-// runs its last token again, so that it needs no page and no position beyond.
+// runs its last token again.
 static void describe_later(dr_kv_cache *kv, const dr_lm_burst *burst, int32_t n_rows) {
     int32_t r = 0;
     for (int32_t c = 0; c < burst->n_chunks; c++) {
@@ -89,8 +91,9 @@ static dr_status run_steps(lm_pass *pass, const dr_burst *draws, dr_lm_drawn *ou
     return DR_OK;
 }
 
-// Sequences grow by what they ran and was consumed; pages that a row did not come to are given back.
+// Sequences grow by what they ran and was consumed, and keep the pages for that.
 static void settle(dr_kv_cache *kv, const dr_lm_burst *burst, const int32_t *counts) {
+    dr_kv_keep(kv, burst->chunks, burst->n_chunks);
     for (int32_t c = 0; c < burst->n_chunks; c++) {
         const dr_lm_chunk *chunk = &burst->chunks[c];
         kv_sequence *s = dr_kv_sequence(kv, chunk->seq);
@@ -103,9 +106,12 @@ dr_status dr_lm_decode_burst(dr_lm *lm, dr_kv_cache *kv, const dr_lm_burst *burs
     lm_pass pass = {.lm = lm, .kv = kv, .logits = burst->logits};
     const int32_t n_rows = rows_of(burst);
     DR_TRY(reserve_later(kv, n_rows, burst->n_steps));
-    const dr_burst draws = draws_of(lm, kv, burst, n_rows);
+    dr_burst draws = draws_of(lm, kv, burst, n_rows);
     if (n_rows > 0) DR_TRY(dr_burst_check(&draws));
     DR_TRY(dr_lm_pass_prepare(&pass, burst->chunks, burst->n_chunks, burst->limits));
+    dr_burst_pages pages = dr_kv_offer(kv, burst->chunks, burst->n_chunks, burst->limits);
+    pages.chunks = kv->later;
+    draws.pages = &pages;
     describe_later(kv, burst, n_rows);
     DR_TRY(dr_lm_pass_run(&pass));
     out->draw_s = 0;

@@ -19,6 +19,7 @@ static dr_status kv_allocate(dr_kv_cache *kv) {
     DR_TRY(dr_alloc(&kv->v, "value blocks", n_layers, sizeof *kv->v));
     DR_TRY(dr_alloc(&kv->references, "page references", kv->n_pages, sizeof *kv->references));
     DR_TRY(dr_alloc(&kv->free_pages, "free pages", kv->n_pages, sizeof *kv->free_pages));
+    DR_TRY(dr_alloc(&kv->pool, "pool of a burst", kv->n_pages, sizeof *kv->pool));
     DR_TRY(dr_alloc(&kv->sequences, "sequences", kv->max_seqs, sizeof *kv->sequences));
     for (int32_t i = 0; i < n_layers; i++) {
         DR_TRY(dr_memory_create(b, &kv->k[i], "keys", kv->n_pages, page_bytes(kv->lm)));
@@ -57,8 +58,10 @@ void dr_kv_destroy(dr_kv_cache *kv) {
     dr_free(kv->v);
     dr_free(kv->references);
     dr_free(kv->free_pages);
+    dr_free(kv->pool);
     dr_free(kv->sequences);
-    void *blocks[] = {kv->chunks, kv->later, kv->passes, kv->row_ids, kv->row_positions};
+    void *blocks[] = {kv->chunks,        kv->later,     kv->passes,     kv->row_ids,
+                      kv->row_positions, kv->row_pages, kv->row_n_pages};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dr_free(blocks[i]);
     dr_free(kv);
 }
@@ -151,9 +154,9 @@ static int32_t pages_needed(const kv_sequence *s, int32_t n_new) {
     return needed > 0 ? needed : 0;
 }
 
-// Positions that a chunk may come to take; next_limit moves along.
-static int32_t positions_of(const dr_lm_chunk *chunk, const int32_t **next_limit) {
-    return chunk->n + (*next_limit && chunk->want_logits ? *(*next_limit)++ - 1 : 0);
+// Pages that a chunk may come to need in a burst; next_limit moves along.
+static int32_t most_pages(const kv_sequence *s, const dr_lm_chunk *chunk, const int32_t **next_limit) {
+    return pages_needed(s, chunk->n + (*next_limit && chunk->want_logits ? *(*next_limit)++ - 1 : 0));
 }
 
 dr_status dr_kv_reserve(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks, const int32_t *limits) {
@@ -161,19 +164,50 @@ dr_status dr_kv_reserve(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_ch
     const int32_t *next = limits;
     for (int32_t c = 0; c < n_chunks; c++) {
         kv_sequence *s = dr_kv_sequence(kv, chunks[c].seq);
-        int32_t n = pages_needed(s, positions_of(&chunks[c], &next));
-        needed += n;
-        DR_TRY(reserve_page_list(s, s->n_pages + n));
+        needed += pages_needed(s, chunks[c].n);
+        DR_TRY(reserve_page_list(s, s->n_pages + most_pages(s, &chunks[c], &next)));
     }
     DR_CHECK(needed <= kv->n_free, DR_ERR_MEMORY, "key/value cache: %lld pages needed, %d free",
              (long long)needed, kv->n_free);
-    next = limits;
     for (int32_t c = 0; c < n_chunks; c++) {
         kv_sequence *s = dr_kv_sequence(kv, chunks[c].seq);
-        for (int32_t n = pages_needed(s, positions_of(&chunks[c], &next)); n > 0; n--)
-            s->pages[s->n_pages++] = take_page(kv);
+        for (int32_t n = pages_needed(s, chunks[c].n); n > 0; n--) s->pages[s->n_pages++] = take_page(kv);
     }
     return DR_OK;
+}
+
+// Until a page is taken the row's last one stands in its place: one that it shares with nobody.
+dr_burst_pages dr_kv_offer(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
+                           const int32_t *limits) {
+    int64_t most = 0;
+    int32_t r = 0;
+    for (int32_t c = 0; c < n_chunks; c++) {
+        if (!chunks[c].want_logits) continue;
+        kv_sequence *s = dr_kv_sequence(kv, chunks[c].seq);
+        const int32_t n = most_pages(s, &chunks[c], &limits);
+        for (int32_t i = 0; i < n; i++) s->pages[s->n_pages + i] = s->pages[s->n_pages - 1];
+        kv->row_pages[r] = s->pages;
+        kv->row_n_pages[r++] = s->n_pages;
+        most += n;
+    }
+    const int32_t n_pool = most < kv->n_free ? (int32_t)most : kv->n_free;
+    for (int32_t i = 0; i < n_pool; i++) kv->pool[i] = kv->free_pages[kv->n_free - 1 - i];
+    return (dr_burst_pages){.page_size = DR_KV_PAGE,
+                            .n_pool = n_pool,
+                            .pool = kv->pool,
+                            .lists = kv->row_pages,
+                            .counts = kv->row_n_pages};
+}
+
+void dr_kv_keep(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks) {
+    int32_t n_taken = 0, r = 0;
+    for (int32_t c = 0; c < n_chunks; c++) {
+        if (!chunks[c].want_logits) continue;
+        kv_sequence *s = dr_kv_sequence(kv, chunks[c].seq);
+        const int32_t n = kv->row_n_pages[r++];
+        for (; s->n_pages < n; s->n_pages++, n_taken++) kv->references[s->pages[s->n_pages]] = 1;
+    }
+    kv->n_free -= n_taken; // those at the end of the stack, where the pool began
 }
 
 void dr_kv_truncate(dr_kv_cache *kv, int32_t seq, int32_t length) {

@@ -26,7 +26,8 @@ struct dr_kv_cache {
     // of the passes behind the first one of a burst (lm_burst.c)
     dr_attention_chunk *later;
     dr_cached_pass *passes;
-    int32_t *row_ids, *row_positions;
+    int32_t *row_ids, *row_positions, *row_n_pages, **row_pages;
+    int32_t *pool; // [n_pages]
     int32_t later_capacity, passes_capacity, rows_capacity;
     int64_t calls;
 };
@@ -36,9 +37,15 @@ static inline kv_sequence *dr_kv_sequence(const dr_kv_cache *kv, int32_t seq) {
     return &kv->sequences[seq];
 }
 
-// Pages for every chunk, and for limits[i] - 1 more positions of the i-th chunk that wants logits (NULL: for
-// none), or nothing at all (DR_ERR_MEMORY).
+// Pages for every chunk, or nothing at all (DR_ERR_MEMORY), and room in page lists for limits[i] - 1 more
+// positions of the i-th chunk that wants logits (NULL: for none).
 dr_status dr_kv_reserve(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks, const int32_t *limits);
+// What a burst of these chunks may take, behind dr_kv_reserve with the same arguments: as many of the free
+// pages as its rows can come to need. They stay free until they are kept. Page lists must not grow before
+// that; lists and counts are kv->row_pages and kv->row_n_pages.
+dr_burst_pages dr_kv_offer(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
+                           const int32_t *limits);
+void dr_kv_keep(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks); // what the rows took is theirs
 
 // Scratch of T tokens carved from one block; legend as in lm_train.c.
 typedef struct lm_pass_scratch {
