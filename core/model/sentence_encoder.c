@@ -9,28 +9,11 @@ enum { PASS_ROWS = 2048 }; // enough for full products, and little memory
 
 // ---- texts ----
 
-// The ids of a text, behind those that the tokenizer puts in front of one ([CLS]), into s->text_ids.
-static dr_status read_text(sentence_encoder *s, const char *text) {
-    const int32_t *before = NULL, *after = NULL;
-    int32_t n_before = 0, n_after = 0;
-    dr_tokenizer_frame(s->tokenizer, &before, &n_before, &after, &n_after);
-    s->n_text_ids = n_before; // there is room for config.max_tokens from the start
-    if (n_before > 0) memcpy(s->text_ids, before, (size_t)n_before * sizeof *before);
-    return dr_tokenizer_encode(s->tokenizer, text, strlen(text), false, &s->text_ids, &s->n_text_ids,
-                               &s->text_capacity);
-}
-
-// The same with those behind a text ([SEP]), at most config.max_tokens in all.
-static dr_status tokenize(sentence_encoder *s, const char *text) {
-    const int32_t *before = NULL, *after = NULL;
-    int32_t n_before = 0, n_after = 0;
-    dr_tokenizer_frame(s->tokenizer, &before, &n_before, &after, &n_after);
-    int64_t most = s->config.max_tokens - n_after;
-    DR_TRY(read_text(s, text));
-    if (s->n_text_ids > most) s->n_text_ids = most; // what is behind it then has room: see above
-    if (n_after > 0) memcpy(s->text_ids + s->n_text_ids, after, (size_t)n_after * sizeof *after);
-    s->n_text_ids += n_after;
-    return DR_OK;
+// The ids of a text between its special tokens ([CLS], [SEP]), at most max_ids in all, into s->text_ids.
+static dr_status tokenize(sentence_encoder *s, const char *text, int64_t max_ids) {
+    s->n_text_ids = 0;
+    return dr_tokenizer_encode_framed(s->tokenizer, text, strlen(text), false, max_ids, &s->text_ids,
+                                      &s->n_text_ids, &s->text_capacity);
 }
 
 // The text at hand becomes the pass's last.
@@ -98,7 +81,7 @@ static dr_status encode(const dr_text_encoder *encoder, const char *const *texts
     int64_t first = 0;
     s->n_rows = s->n_texts = 0;
     for (int64_t i = 0; i < n; i++) {
-        DR_TRY(tokenize(s, texts[i]));
+        DR_TRY(tokenize(s, texts[i], s->config.max_tokens));
         if (s->n_rows + s->n_text_ids > s->capacity || s->n_texts == s->capacity) {
             DR_TRY(run_pass(s, out + first * encoder->dim));
             first = i;
@@ -175,13 +158,10 @@ static dr_status check_tokenizer(const sentence_encoder *s, const char *dir) {
 
 // Queries that are nothing but their instruction would all be one.
 static dr_status check_instruction(sentence_encoder *s, const char *dir, const char *instruction) {
-    const int32_t *before, *after;
-    int32_t n_before = 0, n_after = 0;
-    dr_tokenizer_frame(s->tokenizer, &before, &n_before, &after, &n_after);
-    DR_TRY(read_text(s, instruction));
-    DR_CHECK(s->n_text_ids + n_after < s->config.max_tokens, DR_ERR_ARGUMENT,
+    DR_TRY(tokenize(s, instruction, INT64_MAX));
+    DR_CHECK(s->n_text_ids < s->config.max_tokens, DR_ERR_ARGUMENT,
              "%s: the instruction of queries takes %lld of at most %d tokens: \"%s\"", dir,
-             (long long)s->n_text_ids + n_after, s->config.max_tokens, instruction);
+             (long long)s->n_text_ids, s->config.max_tokens, instruction);
     return DR_OK;
 }
 
