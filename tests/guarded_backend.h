@@ -288,6 +288,14 @@ static void g_layernorm_forward(dr_backend *b, const float *x, const float *w, c
     GUARDED(layernorm_forward(guard_inner, x, w, bias, T, D, eps, y, mean, inv_std));
 }
 
+static void g_layernorm_backward(dr_backend *b, const float *dy, const float *x, const float *w,
+                                 const float *mean, const float *inv_std, int64_t T, int64_t D, float *dx,
+                                 float *dw, float *dbias) {
+    (void)b;
+    OURS(dy), OURS(x), OURS(w), OURS(mean), OURS(inv_std), OURS(dx), OURS(dw), OURS(dbias);
+    GUARDED(layernorm_backward(guard_inner, dy, x, w, mean, inv_std, T, D, dx, dw, dbias));
+}
+
 static void g_rope(dr_backend *b, float *x, const int32_t *positions, const float *inv_freq, int64_t T,
                    int64_t n_heads, int64_t d, int64_t stride, int direction) {
     (void)b;
@@ -299,6 +307,12 @@ static void g_gelu_forward(dr_backend *b, const float *x, int64_t n, float *y) {
     (void)b;
     OURS(x), OURS(y);
     GUARDED(gelu_forward(guard_inner, x, n, y));
+}
+
+static void g_gelu_backward(dr_backend *b, const float *dy, const float *x, int64_t n, float *dx) {
+    (void)b;
+    OURS(dy), OURS(x), OURS(dx);
+    GUARDED(gelu_backward(guard_inner, dy, x, n, dx));
 }
 
 static void g_add(dr_backend *b, const float *x, int64_t n, float *y) {
@@ -505,55 +519,7 @@ static dr_status g_head_backward(dr_backend *b, const dr_weight *w, const float 
     GUARDED_STATUS(head_backward(guard_inner, w, h, targets, kept, T, temperature, lse, dlogprob, dh, dw));
 }
 
-static void g_fusion_forward(dr_backend *b, const dr_fusion *f) {
-    (void)b;
-    HOSTS(f);
-    OURS(f->dft), OURS(f->inverse), OURS(f->filter), OURS(f->positions), OURS(f->out);
-    for (int i = 0; i < 2; i++) {
-        OURS(f->x[i]), OURS(f->gate[i]), OURS(f->bias[i]);
-        OURS(f->spectra[i]), OURS(f->filtered[i]), OURS(f->openness[i]);
-    }
-    GUARDED(fusion_forward(guard_inner, f));
-}
-
-static void g_padded_attention(dr_backend *b, const dr_padded_attention *a) {
-    (void)b;
-    HOSTS(a);
-    OURS(a->qkv), OURS(a->lengths), OURS(a->weights), OURS(a->out);
-    GUARDED(padded_attention(guard_inner, a));
-}
-
-static void g_mixture_forward(dr_backend *b, float *gate, const float *z, int64_t T, int64_t E, int64_t D,
-                              float *y) {
-    (void)b;
-    OURS(gate), OURS(z), OURS(y);
-    GUARDED(mixture_forward(guard_inner, gate, z, T, E, D, y));
-}
-
-static dr_status g_pool_rows(dr_backend *b, const float *x, const dr_sequences *sequences, dr_pooling pooling,
-                             int64_t D, float *out) {
-    (void)b;
-    OURS(x), HOSTS(sequences->cu_seqlens), OURS(out);
-    GUARDED_STATUS(pool_rows(guard_inner, x, sequences, pooling, D, out));
-}
-
-static void g_unit_rows(dr_backend *b, const float *x, int64_t T, int64_t D, float *out) {
-    (void)b;
-    OURS(x), OURS(out);
-    GUARDED(unit_rows(guard_inner, x, T, D, out));
-}
-
-static void g_fill_places(dr_backend *b, float *x, const int64_t *places, int64_t n, float value) {
-    (void)b;
-    OURS(x), OURS(places);
-    GUARDED(fill_places(guard_inner, x, places, n, value));
-}
-
-static dr_status g_top_k(dr_backend *b, const float *scores, int64_t T, int64_t V, int32_t k, dr_hit *out) {
-    (void)b;
-    OURS(scores), OURS(out);
-    GUARDED_STATUS(top_k(guard_inner, scores, T, V, k, out));
-}
+#include "tests/guarded_retrieval.h" // with what stands above
 
 static void g_adamw(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,
                     float gradient_scale, const dr_adamw_settings *settings) {
@@ -570,7 +536,6 @@ static void g_sums_of_squares(dr_backend *b, const float *x, int64_t n, double *
     GUARDED(sums_of_squares(guard_inner, x, n, out));
 }
 
-// All ops but the gradients of layernorm and gelu: what trains the retrieval model computes on the processor.
 // inner: an fp32 CPU backend, borrowed.
 static inline dr_backend guarded_backend(dr_backend *inner) {
     static const dr_backend_ops ops = {.name = "guarded",
@@ -603,8 +568,10 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .rmsnorm_residual_forward = g_rmsnorm_residual_forward,
                                        .rmsnorm_backward = g_rmsnorm_backward,
                                        .layernorm_forward = g_layernorm_forward,
+                                       .layernorm_backward = g_layernorm_backward,
                                        .rope = g_rope,
                                        .gelu_forward = g_gelu_forward,
+                                       .gelu_backward = g_gelu_backward,
                                        .add = g_add,
                                        .embedding_forward = g_embedding_forward,
                                        .embedding_backward = g_embedding_backward,
@@ -631,6 +598,15 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .unit_rows = g_unit_rows,
                                        .fill_places = g_fill_places,
                                        .top_k = g_top_k,
+                                       .dropout = g_dropout,
+                                       .fusion_backward = g_fusion_backward,
+                                       .padded_attention_backward = g_padded_attention_backward,
+                                       .mixture_backward = g_mixture_backward,
+                                       .noisy_gate_forward = g_noisy_gate_forward,
+                                       .noisy_gate_backward = g_noisy_gate_backward,
+                                       .normalize_rows_forward = g_normalize_rows_forward,
+                                       .normalize_rows_backward = g_normalize_rows_backward,
+                                       .cross_entropy = g_cross_entropy,
                                        .adamw = g_adamw,
                                        .sums_of_squares = g_sums_of_squares};
     guard_inner = inner;

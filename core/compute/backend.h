@@ -183,11 +183,22 @@ typedef struct dr_fusion {
     float *filtered[2], *openness[2]; // [B, L, D] a and b, [B, L] g_a and g_b; kept
     float *out;                       // [B, L, D]
 } dr_fusion;
+
+// The gradients of a fusion.
+typedef struct dr_fusion_gradient {
+    const float *dout;          // [B, L, D]
+    float *dx[2];               // [B, L, D], overwritten
+    float *dfilter;             // [K, D, 2]; this and the others are added to
+    float *dgate[2], *dbias[2]; // [D], [1]
+    float *dpositions;          // [L, D]
+} dr_fusion_gradient;
 enum {
     DR_FUSION_POSITIONS = 64, // L and D are at most these
     DR_FUSION_COLUMNS = 256,
     DR_MIXTURE_MOST = 64 // parts of a mixture
 };
+#define DR_LEAST_NOISE 0.01f   // standard deviation of a noisy gate's noise
+#define DR_LEAST_LENGTH 1e-12f // shorter rows count as rows of zeros when they are normalised
 
 // Attention in both directions over B sequences of L positions, of which lengths[i] (1 to L) are used; scores
 // of the others are lowered by 10000.
@@ -426,6 +437,40 @@ typedef struct dr_backend_ops {
     // The k (1 to DR_TOP_MOST) largest of each row of scores [T, V], best first, equal ones by smaller
     // column; -inf and NaN are never among them, and what is missing has item -1. out [T, k].
     dr_status (*top_k)(dr_backend *b, const float *scores, int64_t T, int64_t V, int32_t k, dr_hit *out);
+
+    // What its training computes beside them, in fp32. Backward ops are given what their forward op was given
+    // and what it kept. pass_memory leaves them out: a worker does not train a retrieval model.
+    //
+    // Inverted dropout: y [n] = x times 0, at this rate (in [0, 1)), or 1 / (1 - rate). Which one is a
+    // function of key and element, the same bits on every backend, so that the gradient goes through the same
+    // op. y may be x.
+    void (*dropout)(dr_backend *b, const float *x, int64_t n, float rate, uint32_t key, float *y);
+    dr_status (*fusion_backward)(dr_backend *b, const dr_fusion *fusion, const dr_fusion_gradient *gradient);
+    // dout [B, Q, H, d], dqkv [B, L, 3, H, d], overwritten.
+    void (*padded_attention_backward)(dr_backend *b, const dr_padded_attention *attention, const float *dout,
+                                      float *dqkv);
+    // dz [T, E, D] and dgate [T, E], of the gate before its softmax, from dy [T, D] and the weights that
+    // mixture_forward left; overwritten. dgate may be weights.
+    void (*mixture_backward)(dr_backend *b, const float *dy, const float *weights, const float *z, int64_t T,
+                             int64_t E, int64_t D, float *dz, float *dgate);
+    // A gate with noise of learned size (Shazeer et al., arXiv 1701.06538): gate [n] += noise ·
+    // (softplus(spread) + DR_LEAST_NOISE). Gradient: dspread is overwritten and may be spread; the gate's
+    // goes on as it is.
+    void (*noisy_gate_forward)(dr_backend *b, const float *noise, const float *spread, int64_t n,
+                               float *gate);
+    void (*noisy_gate_backward)(dr_backend *b, const float *dgate, const float *noise, const float *spread,
+                                int64_t n, float *dspread);
+    // unit [T, D]: rows of x divided by their length, lengths [T] kept; not the bits of unit_rows. Gradient:
+    // dx +=.
+    void (*normalize_rows_forward)(dr_backend *b, const float *x, int64_t T, int64_t D, float *unit,
+                                   float *lengths);
+    void (*normalize_rows_backward)(dr_backend *b, const float *dunit, const float *unit,
+                                    const float *lengths, int64_t T, int64_t D, float *dx);
+    // Cross-entropy of targets [T], 1 … V - 1, under softmax(logits · inv_temperature) over columns 1 … V - 1
+    // of logits [T, V]: losses [T], and in the logits' place the gradient of the losses' mean. Column 0,
+    // padding, gets 0.
+    void (*cross_entropy)(dr_backend *b, float *logits, const int32_t *targets, int64_t T, int64_t V,
+                          float inv_temperature, double *losses);
 
     // AdamW (Loshchilov & Hutter, arXiv 1711.05101) on n values; gradient is read, not cleared.
     void (*adamw)(dr_backend *b, float *weights, const float *gradient, float *m, float *v, int64_t n,

@@ -190,6 +190,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     dr_cpu_fill_passes(&ops);
     dr_cpu_fill_burst(&ops);
     dr_cpu_fill_retrieval(&ops);
+    dr_cpu_fill_retrieval_backward(&ops);
 
     dr_backend *backend = NULL;
     dr_cpu_state *state = NULL;

@@ -3,12 +3,7 @@
 #define DR_CORE_COMPUTE_BURST_H
 
 #include "core/compute/backend.h"
-
-#ifdef __CUDACC__
-#define DR_EVERY_BODY static __host__ __device__ __forceinline__
-#else
-#define DR_EVERY_BODY static inline
-#endif
+#include "core/compute/every_body.h"
 
 typedef struct dr_burst_row {
     int32_t id, position; // what the next pass runs

@@ -292,5 +292,6 @@ void dr_cpu_fill_softmax(dr_backend_ops *ops);
 void dr_cpu_fill_passes(dr_backend_ops *ops);
 void dr_cpu_fill_burst(dr_backend_ops *ops);
 void dr_cpu_fill_retrieval(dr_backend_ops *ops);
+void dr_cpu_fill_retrieval_backward(dr_backend_ops *ops);
 
 #endif

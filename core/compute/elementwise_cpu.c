@@ -122,7 +122,8 @@ static void add(dr_backend *b, const float *x, int64_t n, float *y) {
 
 static void embedding_forward(dr_backend *b, const float *table, const int32_t *ids, int64_t T, int64_t D,
                               float *out) {
-    (void)b;
+#pragma omp parallel for num_threads(b->n_threads)                                                           \
+    schedule(static) if (b->n_threads > 1 && T * D > 16 * ELEMENT_BLOCK)
     for (int64_t t = 0; t < T; t++) memcpy(out + t * D, table + ids[t] * D, (size_t)D * sizeof(float));
 }
 

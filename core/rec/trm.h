@@ -31,9 +31,8 @@ typedef struct dr_trm_config {
 typedef struct dr_trm dr_trm;
 
 // A folder with config.json and model.safetensors under the authors' tensor names. The model computes on
-// `backend`, which it borrows, in the order of its ops; only what trains (trm_train.h) wants the processor.
-// A sentence encoder is on the same backend; DR_ERR_ARGUMENT when its folder is not there, or holds another
-// one than the model was trained with.
+// `backend`, which it borrows, in the order of its ops. A sentence encoder is on the same backend;
+// DR_ERR_ARGUMENT when its folder is not there, or holds another one than the model was trained with.
 dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm);
 // The same where the sentence encoder's folder is elsewhere by now; "": where it was.
 dr_status dr_trm_load_with(dr_backend *backend, const char *dir, const char *encoder_dir, dr_trm **out_trm);

@@ -38,6 +38,7 @@ typedef struct trm_adaptor {
     float *noise, *spread; // (R, E): the normal draw and x·Wn (training only)
     float *y;              // (R, D)
     float *dz;             // (R, E·D)
+    bool is_noisy;         // the last pass: with noise
 } trm_adaptor;
 
 // Backend memory that grows to what is asked for.
@@ -58,7 +59,7 @@ typedef struct trm_serving {
     dr_trm_retrieval *own; // of the calls that wait
 } trm_serving;
 
-// Backend memory unless said; training works on it as the host's own and takes backends where it is.
+// Backend memory unless said.
 struct dr_trm {
     dr_backend *backend;
     dr_trm_config config;
@@ -156,6 +157,15 @@ dr_status dr_trm_batch_forward(dr_trm *trm, trm_batch *batch, const float *query
 // adaptor.
 dr_status dr_trm_batch_backward(dr_trm *trm, trm_batch *batch, const float *dfused, float *gradient,
                                 float *dx_text, float *dquery);
+
+// One training batch of at most `capacity` requests (trm_loss.c). The model's texts are complete before.
+typedef struct trm_trainer trm_trainer;
+dr_status dr_trm_trainer_create(dr_trm *trm, int64_t capacity, trm_trainer **out);
+void dr_trm_trainer_destroy(trm_trainer *trainer); // NULL is fine
+// Mean loss of a batch; `gradient` (n_params, backend memory) is overwritten. rng NULL: no dropout, no noise.
+// Waits for the backend.
+dr_status dr_trm_trainer_gradient(trm_trainer *trainer, const dr_trm_query *queries, const int32_t *targets,
+                                  int64_t B, dr_rng *rng, double *out_loss, float *gradient);
 
 // The object without weights; then either loaded or drawn.
 // encoder: NULL for external texts; owned by the model when it is made, by the caller when not.

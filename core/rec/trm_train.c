@@ -1,4 +1,4 @@
-// The training loop and one batch's loss with gradients.
+// The training loop: samples, preference texts, epochs.
 #include "core/rec/trm_train.h"
 
 #include <math.h>
@@ -58,217 +58,23 @@ bool dr_trm_find_param(const dr_trm *trm, const char *name, int64_t *out_offset,
     return false;
 }
 
-// Buffers of one training batch.
-typedef struct trainer {
-    dr_trm *trm;
-    int64_t capacity;
-    trm_batch *batch;
-    trm_adaptor adaptor;
-    int32_t *rows;  // (B, L) adaptor rows of the histories' items
-    int32_t *slots; // [N] adaptor row of an item in this batch, -1: not there
-    int32_t *used;  // items of this batch in order of appearance
-    int32_t n_used;
-    float *query_text;             // (B, D)
-    float *unit, *norms;           // (B, D) û, (B) |u|
-    float *item_unit, *item_norms; // (N, D), (N)
-    float *logits;                 // (B, N)
-    float *dunit, *dfused, *ditems, *dx_text, *dquery, *dadapted;
-} trainer;
-
-static void trainer_reset(trainer *t) {
-    float *owned[] = {t->query_text, t->unit,   t->norms,  t->item_unit, t->item_norms, t->logits,
-                      t->dunit,      t->dfused, t->ditems, t->dx_text,   t->dquery,     t->dadapted};
-    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) dr_free(owned[i]);
-    dr_free(t->rows);
-    dr_free(t->slots);
-    dr_free(t->used);
-    dr_trm_adaptor_reset(&t->adaptor);
-    dr_trm_batch_destroy(t->batch);
-    *t = (trainer){0};
-}
-
-static dr_status trainer_init(dr_trm *trm, int64_t capacity, trainer *t) {
-    const dr_trm_config *c = &trm->config;
-    int64_t N = (int64_t)c->n_items + 1, D = c->hidden, P = capacity * c->max_history;
-    int64_t distinct = P + 1 < N ? P + 1 : N;
-    DR_CHECK(trm->backend->ops->host_view(trm->backend, trm->params), DR_ERR_UNSUPPORTED,
-             "retrieval training: backend %s, expected the processor", trm->backend->ops->name);
-    *t = (trainer){.trm = trm, .capacity = capacity};
-    struct {
-        float **pointer;
-        int64_t count;
-    } plan[] = {{&t->query_text, capacity * D},
-                {&t->unit, capacity * D},
-                {&t->norms, capacity},
-                {&t->item_unit, N * D},
-                {&t->item_norms, N},
-                {&t->logits, capacity * N},
-                {&t->dunit, capacity * D},
-                {&t->dfused, capacity * D},
-                {&t->ditems, N * D},
-                {&t->dx_text, P * D},
-                {&t->dquery, capacity * D},
-                {&t->dadapted, (distinct + capacity) * D}};
-    dr_status status = dr_trm_batch_create(trm, capacity, true, &t->batch);
-    if (status == DR_OK) status = dr_trm_adaptor_create(trm, distinct + capacity, true, &t->adaptor);
-    if (status == DR_OK) status = dr_alloc(&t->rows, "batch rows", P, sizeof *t->rows);
-    if (status == DR_OK) status = dr_alloc(&t->slots, "batch slots", N, sizeof *t->slots);
-    if (status == DR_OK) status = dr_alloc(&t->used, "batch items", N, sizeof *t->used);
-    for (size_t i = 0; i < sizeof plan / sizeof *plan && status == DR_OK; i++)
-        status = dr_alloc(plan[i].pointer, "retrieval training", plan[i].count, sizeof(float));
-    if (status != DR_OK) trainer_reset(t);
-    return status;
-}
-
-// Adaptor rows: every item of the batch once (padding first), then the preference texts.
-static void gather_texts(trainer *t, const int32_t *ids, const dr_trm_query *queries, int64_t B,
-                         int64_t *out_rows) {
-    const dr_trm_config *c = &t->trm->config;
-    int64_t L = c->max_history, X = c->text_dim, N = (int64_t)c->n_items + 1;
-    memset(t->slots, 0xFF, (size_t)N * sizeof *t->slots);
-    t->n_used = 0;
-    t->slots[0] = t->n_used;
-    t->used[t->n_used++] = 0;
-    for (int64_t p = 0; p < B * L; p++) {
-        int32_t item = ids[p];
-        if (t->slots[item] < 0) {
-            t->slots[item] = t->n_used;
-            t->used[t->n_used++] = item;
-        }
-        t->rows[p] = t->slots[item];
-    }
-    int64_t rows = t->n_used;
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++)
-        memcpy(t->adaptor.x + r * X, t->trm->text + (int64_t)t->used[r] * X, (size_t)X * sizeof(float));
-    for (int64_t q = 0; q < B; q++)
-        if (queries[q].text) memcpy(t->adaptor.x + rows++ * X, queries[q].text, (size_t)X * sizeof(float));
-    *out_rows = rows;
-}
-
-static void spread_query_texts(trainer *t, const dr_trm_query *queries, int64_t B) {
-    int64_t D = t->trm->config.hidden, row = t->n_used;
-    for (int64_t q = 0; q < B; q++) {
-        if (queries[q].text)
-            memcpy(t->query_text + q * D, t->adaptor.y + row++ * D, (size_t)D * sizeof(float));
-        else
-            memset(t->query_text + q * D, 0, (size_t)D * sizeof(float));
-    }
-}
-
-static void unit_rows(const float *x, int64_t rows, int64_t D, float *unit, float *norms) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        float sum = 0;
-        for (int64_t d = 0; d < D; d++) sum += x[r * D + d] * x[r * D + d];
-        norms[r] = sqrtf(sum);
-        float inv = norms[r] > 1e-12f ? 1.0f / norms[r] : 0.0f;
-        for (int64_t d = 0; d < D; d++) unit[r * D + d] = x[r * D + d] * inv;
-    }
-}
-
-// dx (+)= (du - û (û·du)) / |x|
-static void unit_rows_backward(const float *du, const float *unit, const float *norms, int64_t rows,
-                               int64_t D, float *dx, bool accumulate) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) {
-        float dot = 0, inv = norms[r] > 1e-12f ? 1.0f / norms[r] : 0.0f;
-        for (int64_t d = 0; d < D; d++) dot += du[r * D + d] * unit[r * D + d];
-        for (int64_t d = 0; d < D; d++) {
-            float g = (du[r * D + d] - unit[r * D + d] * dot) * inv;
-            dx[r * D + d] = accumulate ? dx[r * D + d] + g : g;
-        }
-    }
-}
-
-// logits → gradient of the mean cross-entropy in place; returns the mean loss. Column 0 (padding) takes no
-// part.
-static double softmax_loss(float *logits, const int32_t *targets, int64_t B, int64_t N, float inv_temperature,
-                           double *row_losses) {
-#pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < B; r++) {
-        float *z = logits + r * N, top = -INFINITY;
-        for (int64_t j = 1; j < N; j++) top = z[j] > top ? z[j] : top;
-        double total = 0;
-        for (int64_t j = 1; j < N; j++) {
-            float e = expf((z[j] - top) * inv_temperature);
-            total += e;
-            if (j == targets[r]) row_losses[r] = -(double)(z[j] - top) * inv_temperature;
-            z[j] = e;
-        }
-        row_losses[r] += log(total);
-        float scale = (float)(1.0 / total / (double)B) * inv_temperature;
-        z[0] = 0;
-        for (int64_t j = 1; j < N; j++) z[j] *= scale;
-        z[targets[r]] -= inv_temperature / (float)B;
-    }
-    double loss = 0;
-    for (int64_t r = 0; r < B; r++) loss += row_losses[r] / (double)B;
-    return loss;
-}
-
-// Loss of a batch, its gradient added up in `gradient` (overwritten).
-static dr_status batch_gradient(trainer *t, const dr_trm_query *queries, const int32_t *targets, int64_t B,
-                                dr_rng *rng, double *out_loss, float *gradient) {
-    dr_trm *trm = t->trm;
-    const dr_trm_config *c = &trm->config;
-    dr_backend *b = trm->backend;
-    int64_t N = (int64_t)c->n_items + 1, D = c->hidden, P = B * c->max_history, rows = 0;
-    memset(gradient, 0, (size_t)trm->n_params * sizeof(float));
-    trm_inputs in = trm_inputs_of(t->batch->inputs, B, c->max_history);
-    DR_TRY(dr_trm_lay_out(trm, queries, B, in));
-    gather_texts(t, in.ids, queries, B, &rows);
-    DR_TRY(dr_trm_adapt(trm, &t->adaptor, rows, rng));
-    spread_query_texts(t, queries, B);
-    dr_trm_batch_gather(trm, t->batch, B, t->adaptor.y, t->rows);
-    DR_TRY(dr_trm_batch_forward(trm, t->batch, t->query_text, rng));
-    unit_rows(t->batch->fused, B, D, t->unit, t->norms);
-    unit_rows(trm->params + trm->items, N, D, t->item_unit, t->item_norms);
-    DR_TRY(b->ops->gemm(b, false, true, B, N, D, 1.0f, t->unit, t->item_unit, 0.0f, t->logits));
-    double *row_losses = NULL;
-    DR_TRY(dr_alloc(&row_losses, "losses", B, sizeof *row_losses));
-    *out_loss = softmax_loss(t->logits, targets, B, N, 1.0f / c->temperature, row_losses);
-    dr_free(row_losses);
-    DR_CHECK(isfinite(*out_loss), DR_ERR_NUMERIC, "retrieval training: the loss is %g", *out_loss);
-
-    DR_TRY(b->ops->gemm(b, false, false, B, D, N, 1.0f, t->logits, t->item_unit, 0.0f, t->dunit));
-    DR_TRY(b->ops->gemm(b, true, false, N, D, B, 1.0f, t->logits, t->unit, 0.0f, t->ditems));
-    unit_rows_backward(t->ditems, t->item_unit, t->item_norms, N, D, gradient + trm->items, true);
-    unit_rows_backward(t->dunit, t->unit, t->norms, B, D, t->dfused, false);
-    DR_TRY(dr_trm_batch_backward(trm, t->batch, t->dfused, gradient, t->dx_text, t->dquery));
-    memset(t->dadapted, 0, (size_t)(rows * D) * sizeof(float));
-    for (int64_t p = 0; p < P; p++) {
-        float *to = t->dadapted + (int64_t)t->rows[p] * D;
-        for (int64_t d = 0; d < D; d++) to[d] += t->dx_text[p * D + d];
-    }
-    int64_t row = t->n_used;
-    for (int64_t q = 0; q < B; q++)
-        if (queries[q].text) memcpy(t->dadapted + row++ * D, t->dquery + q * D, (size_t)D * sizeof(float));
-    return dr_trm_adapt_backward(trm, &t->adaptor, t->dadapted, gradient);
-}
-
-dr_status dr_trm_loss(dr_trm *trm, const dr_trm_query *queries, const int32_t *targets, int64_t n,
-                      double *out_loss, float *gradient) {
-    trainer t;
-    DR_TRY(trainer_init(trm, n, &t));
-    dr_status status = batch_gradient(&t, queries, targets, n, NULL, out_loss, gradient);
-    trainer_reset(&t);
-    return status;
-}
-
-static void draw_weights(dr_trm *trm, uint64_t seed) {
+static dr_status draw_weights(dr_trm *trm, uint64_t seed) {
+    float *params = NULL;
+    DR_TRY(dr_host_open(trm->backend, trm->params, trm->n_params, DR_HOST_WRITES, &params));
     for (int32_t i = 0; i < trm->n_tensors; i++) {
         const trm_tensor *t = &trm->tensors[i];
         int64_t n = 1;
         for (int32_t d = 0; d < t->n_dims; d++) n *= t->shape[d];
-        float *values = trm->params + t->offset;
+        float *values = params + t->offset;
         bool norm = strstr(t->name, "LayerNorm.weight") != NULL;
         bool zero = strstr(t->name, "bias") || strstr(t->name, "w_gate") || strstr(t->name, "w_noise");
         dr_rng rng = dr_rng_make(seed, 2000 + (uint64_t)i);
         for (int64_t j = 0; j < n; j++)
             values[j] = norm ? 1.0f : zero ? 0.0f : 0.02f * (float)dr_rng_normal(&rng);
     }
-    memset(trm->params + trm->items, 0, (size_t)trm->config.hidden * sizeof(float)); // padding
+    memset(params + trm->items, 0, (size_t)trm->config.hidden * sizeof(float)); // padding
+    dr_host_close(trm->backend, trm->params, trm->n_params, DR_HOST_WRITES, params);
+    return DR_OK;
 }
 
 typedef struct train_sample {
@@ -400,12 +206,13 @@ static dr_status validate(dr_trm *trm, const dr_dataset *d, double *out_recall, 
 }
 
 typedef struct training {
-    trainer t;
+    dr_trm *trm;
+    trm_trainer *trainer;
     train_sample *samples;
     int64_t n_samples;
     batch_input in;
     dr_buf text;
-    float *gradient, *m, *v, *best;
+    float *gradient, *m, *v, *best; // backend memory
     int64_t updates;
 } training;
 
@@ -427,7 +234,8 @@ static dr_status train_epoch(training *w, dr_trm *trm, const dr_dataset *d, cons
         dr_rng rng = dr_rng_make(o->seed, 1000000 + (uint64_t)w->updates);
         DR_TRY(make_batch(trm, d, w->samples + at, B, o, &rng, &w->text, &w->in));
         double loss = 0;
-        DR_TRY(batch_gradient(&w->t, w->in.queries, w->in.targets, B, &rng, &loss, w->gradient));
+        DR_TRY(
+            dr_trm_trainer_gradient(w->trainer, w->in.queries, w->in.targets, B, &rng, &loss, w->gradient));
         dr_adamw_settings settings = {o->learning_rate, 0.9f, 0.999f, 1e-8f, o->weight_decay, ++w->updates};
         b->ops->adamw(b, trm->params, w->gradient, w->m, w->v, trm->n_params, 1.0f, &settings);
         DR_TRY(dr_trm_weights_changed(trm));
@@ -441,6 +249,8 @@ static dr_status train_epoch(training *w, dr_trm *trm, const dr_dataset *d, cons
 static dr_status train_all(training *w, dr_trm *trm, const dr_dataset *d, const dr_trm_train_options *o) {
     double best = -1;
     int32_t since = 0;
+    dr_backend *b = trm->backend;
+    size_t bytes = (size_t)trm->n_params * sizeof(float);
     for (int32_t epoch = 0; epoch < o->max_epochs && since < o->patience; epoch++) {
         double start = dr_clock_seconds(), loss = 0, recall = 0, ndcg = 0;
         DR_TRY(train_epoch(w, trm, d, o, epoch, &loss));
@@ -449,42 +259,42 @@ static dr_status train_all(training *w, dr_trm *trm, const dr_dataset *d, const 
         if (is_best) {
             best = ndcg;
             since = 0;
-            memcpy(w->best, trm->params, (size_t)trm->n_params * sizeof(float));
+            b->ops->copy(b, w->best, trm->params, bytes);
         } else {
             since++;
         }
         if (o->on_epoch)
             o->on_epoch(o->context, epoch + 1, loss, recall, ndcg, dr_clock_seconds() - start, is_best);
     }
-    memcpy(trm->params, w->best, (size_t)trm->n_params * sizeof(float));
+    b->ops->copy(b, trm->params, w->best, bytes);
     return dr_trm_prepare_serving(trm);
 }
 
 static dr_status training_init(training *w, dr_trm *trm, const dr_dataset *d, const dr_trm_train_options *o) {
-    int64_t n = trm->n_params;
-    DR_TRY(trainer_init(trm, o->batch, &w->t));
+    float **kept[] = {&w->gradient, &w->m, &w->v, &w->best};
+    w->trm = trm;
+    DR_TRY(dr_trm_trainer_create(trm, o->batch, &w->trainer));
     DR_TRY(list_samples(d, o->leave_last, &w->samples, &w->n_samples));
     DR_TRY(dr_alloc(&w->in.queries, "batch requests", o->batch, sizeof *w->in.queries));
     DR_TRY(dr_alloc(&w->in.targets, "batch targets", o->batch, sizeof *w->in.targets));
     DR_TRY(dr_alloc(&w->in.texts, "batch texts", (int64_t)o->batch * trm->config.text_dim, sizeof(float)));
-    DR_TRY(dr_alloc(&w->gradient, "retrieval gradient", n, sizeof(float)));
-    DR_TRY(dr_alloc(&w->m, "first moments", n, sizeof(float)));
-    DR_TRY(dr_alloc(&w->v, "second moments", n, sizeof(float)));
-    return dr_alloc(&w->best, "best weights", n, sizeof(float));
+    for (int i = 0; i < 4; i++) // gradient, moments, best weights
+        DR_TRY(dr_memory_create(trm->backend, kept[i], "retrieval training", trm->n_params, sizeof(float)));
+    return DR_OK;
 }
 
 static void training_reset(training *w) {
-    trainer_reset(&w->t);
+    if (!w->trm) return;
+    dr_backend *b = w->trm->backend;
+    float *kept[] = {w->gradient, w->m, w->v, w->best};
+    for (int i = 0; i < 4; i++) b->ops->memory_destroy(b, kept[i]);
+    dr_trm_trainer_destroy(w->trainer);
     dr_free(w->samples);
     dr_free(w->in.queries);
     dr_free(w->in.targets);
     dr_free(w->in.texts);
     dr_buf_reset(&w->in.joined);
     dr_buf_reset(&w->text);
-    dr_free(w->gradient);
-    dr_free(w->m);
-    dr_free(w->v);
-    dr_free(w->best);
 }
 
 static dr_status create_fresh(dr_backend *backend, dr_trm_config *config, dr_trm **out_trm) {
@@ -506,8 +316,8 @@ dr_status dr_trm_train(dr_backend *backend, const dr_dataset *dataset, const dr_
              "retrieval training: batch %d, epochs %d and patience %d must be positive", options->batch,
              options->max_epochs, options->patience);
     DR_TRY(create_fresh(backend, &config, &trm));
-    draw_weights(trm, options->seed);
-    dr_status status = trm->encoder ? dr_trm_encode_catalogue(trm, dataset) : DR_OK;
+    dr_status status = draw_weights(trm, options->seed);
+    if (status == DR_OK && trm->encoder) status = dr_trm_encode_catalogue(trm, dataset);
     if (status == DR_OK) status = dr_trm_weights_changed(trm);
     if (status == DR_OK) status = training_init(&w, trm, dataset, options);
     if (status == DR_OK) status = train_all(&w, trm, dataset, options);

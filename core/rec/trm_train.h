@@ -32,18 +32,19 @@ typedef struct dr_trm_train_options {
 
 dr_trm_train_options dr_trm_train_defaults(void);
 
-// Trains from fresh weights and returns the model of the best validation NDCG@10, ready to serve. Same seed,
-// same bits.
+// Trains on the backend from fresh weights and returns the model of the best validation NDCG@10, ready to
+// serve there. Same seed, same bits on the same backend; fresh weights, samples, masks and noise are the same
+// on every one.
 dr_status dr_trm_train(dr_backend *backend, const dr_dataset *dataset, const dr_trm_train_options *options,
                        dr_trm **out_trm);
 
 // Loss and gradient of one batch of requests without dropout and noise: what the goldens and finite
 // differences check. texts: one row (text_dim) a request through dr_trm_query.text. gradient has
-// dr_trm_n_params floats and is overwritten.
+// dr_trm_n_params floats of backend memory and is overwritten. DR_ERR_RANGE: a target outside 1 … n_items.
 dr_status dr_trm_loss(dr_trm *trm, const dr_trm_query *queries, const int32_t *targets, int64_t n,
                       double *out_loss, float *gradient);
 int64_t dr_trm_n_params(const dr_trm *trm);
-float *dr_trm_params(dr_trm *trm);
+float *dr_trm_params(dr_trm *trm); // backend memory
 // Offset and size of a named parameter in the flat buffer; false when there is none.
 bool dr_trm_find_param(const dr_trm *trm, const char *name, int64_t *out_offset, int64_t *out_count);
 

@@ -1,0 +1,11 @@
+// What every body of the compute seam computes with the same code, on the host and on a device.
+#ifndef DR_CORE_COMPUTE_EVERY_BODY_H
+#define DR_CORE_COMPUTE_EVERY_BODY_H
+
+#ifdef __CUDACC__
+#define DR_EVERY_BODY static __host__ __device__ __forceinline__
+#else
+#define DR_EVERY_BODY static inline
+#endif
+
+#endif
