@@ -341,6 +341,7 @@ static const dr_backend_ops *table(void) {
     dr_cuda_fill_sample(&ops);
     dr_cuda_fill_burst(&ops);
     dr_cuda_fill_retrieval(&ops);
+    dr_cuda_fill_retrieval_backward(&ops);
     return &ops;
 }
 

@@ -196,5 +196,6 @@ void dr_cuda_fill_head(dr_backend_ops *ops);
 void dr_cuda_fill_sample(dr_backend_ops *ops);
 void dr_cuda_fill_burst(dr_backend_ops *ops);
 void dr_cuda_fill_retrieval(dr_backend_ops *ops);
+void dr_cuda_fill_retrieval_backward(dr_backend_ops *ops);
 
 #endif

@@ -114,6 +114,42 @@ DR_INDEX int64_t dr_norm_parts(int64_t T) {
     return dr_ceil_div(T, dr_norm_rows(T));
 }
 
+// ---- the retrieval model's gradients ----
+
+DR_INDEX int64_t dr_fusion_filter_size(int64_t L, int64_t D) { // floats
+    return 2 * (L / 2 + 1) * D;
+}
+
+// Scratch of fusion_backward, in floats: what each of B requests adds to the filter's, both gates' and both
+// biases' gradients, a row a request; then parts of the sums over these rows.
+typedef struct dr_fusion_parts {
+    int64_t filter, gate[2], bias[2], sums, total;
+} dr_fusion_parts;
+
+DR_INDEX dr_fusion_parts dr_fusion_parts_of(int64_t B, int64_t L, int64_t D) {
+    const int64_t filter = dr_fusion_filter_size(L, D), widest = filter > L * D ? filter : L * D;
+    dr_fusion_parts parts;
+    parts.filter = 0;
+    parts.gate[0] = B * filter;
+    parts.gate[1] = parts.gate[0] + B * D;
+    parts.bias[0] = parts.gate[1] + B * D;
+    parts.bias[1] = parts.bias[0] + B;
+    parts.sums = parts.bias[1] + B;
+    parts.total = parts.sums + dr_chunk_count(B) * widest;
+    return parts;
+}
+
+// The position that asks in row i of a padded attention's output, and the row in which a position asks, -1
+// when it does not.
+DR_INDEX int64_t dr_asking_position(bool last_only, int32_t length, int64_t i) {
+    return last_only ? (int64_t)length - 1 : i;
+}
+
+DR_INDEX int64_t dr_asking_of(bool last_only, int32_t length, int64_t position) {
+    if (!last_only) return position;
+    return position == (int64_t)length - 1 ? 0 : -1;
+}
+
 // ---- bursts ----
 
 // Kept ids that a row adds to a burst's list: those of a draw of this step.

@@ -4,6 +4,7 @@
 #ifndef DR_CUDA_KERNELS_H
 #define DR_CUDA_KERNELS_H
 
+#include "core/compute/dropout.h"
 #include "cuda/index.h"
 
 #ifdef __cplusplus
@@ -241,6 +242,27 @@ dr_status dr_cuda_unit_rows(const float *x, int64_t T, int64_t D, float *out, dr
 dr_status dr_cuda_fill_places(float *x, const int64_t *places, int64_t n, float value, dr_cuda_stream stream);
 dr_status dr_cuda_top_k(const float *scores, int64_t T, int64_t V, int32_t k, dr_hit *out,
                         dr_cuda_stream stream);
+
+// ---- its training (retrieval_backward.cu) ----
+
+dr_status dr_cuda_dropout(const float *x, int64_t n, dr_dropout_mask mask, float *y, dr_cuda_stream stream);
+// scratch: dr_fusion_parts_of(B, L, D).total floats.
+dr_status dr_cuda_fusion_backward(const dr_fusion *fusion, const dr_fusion_gradient *out, float *scratch,
+                                  dr_cuda_stream stream);
+dr_status dr_cuda_padded_attention_backward(const dr_padded_attention *attention, const float *dout,
+                                            float *dqkv, dr_cuda_stream stream);
+dr_status dr_cuda_mixture_backward(const float *dy, const float *weights, const float *z, int64_t T,
+                                   int64_t E, int64_t D, float *dz, float *dgate, dr_cuda_stream stream);
+dr_status dr_cuda_noisy_gate(const float *noise, const float *spread, int64_t n, float *gate,
+                             dr_cuda_stream stream);
+dr_status dr_cuda_noisy_gate_backward(const float *dgate, const float *noise, const float *spread, int64_t n,
+                                      float *dspread, dr_cuda_stream stream);
+dr_status dr_cuda_normalize_rows(const float *x, int64_t T, int64_t D, float *unit, float *lengths,
+                                 dr_cuda_stream stream);
+dr_status dr_cuda_normalize_rows_backward(const float *dunit, const float *unit, const float *lengths,
+                                          int64_t T, int64_t D, float *dx, dr_cuda_stream stream);
+dr_status dr_cuda_cross_entropy(float *logits, const int32_t *targets, int64_t T, int64_t V,
+                                float inv_temperature, double *losses, dr_cuda_stream stream);
 
 // ---- optimizer (optimizer.cu) ----
 

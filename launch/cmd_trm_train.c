@@ -5,6 +5,7 @@
 #include "core/base/progress.h"
 #include "core/model/text_encoders.h"
 #include "core/rec/trm_train.h"
+#include "launch/backend_choice.h"
 #include "launch/cli.h"
 
 static const dr_setting options[] = {
@@ -36,6 +37,7 @@ static const dr_setting options[] = {
     DR_INT("max-text-tokens", "256", 8, 65536, "tokens", "of a text at most, for a folder"),
     DR_CHOICE("precision", "fp32", "fp32|bf16",
               "operands of matrix products in training; the model serves in fp32"),
+    DR_CHOICE("backend", "cpu", DR_BACKEND_CHOICES, "what trains the model"),
     DR_INT("threads", "0", 0, 1024, "", "processor threads, 0: all"),
     DR_INT("seed", "1", 0, 9e15, "", "seed"),
 };
@@ -85,6 +87,15 @@ static dr_status copy_text(const dr_config *o, const char *key, size_t size, cha
     return DR_OK;
 }
 
+static dr_status open_backend(const dr_config *o, dr_backend **out_backend) {
+    const dr_backend_choice choice = {
+        .kind = (dr_backend_kind)dr_config_choice(o, "backend"), // rows in the enum's order
+        .precision = (dr_precision)dr_config_choice(o, "precision"),
+        .threads = (int)dr_config_int(o, "threads"),
+        .n_workers = 1};
+    return dr_backend_choose(&choice, out_backend);
+}
+
 static dr_status trm_train_command(const dr_cli *cli) {
     const dr_config *o = cli->options;
     dr_trm_train_options train = read_options(o);
@@ -100,16 +111,13 @@ static dr_status trm_train_command(const dr_cli *cli) {
                      train.config.query_instruction));
     DR_TRY(dr_dataset_load(dr_config_string(o, "dataset"), &dataset));
     dr_status status;
-    DR_TRY_GOTO(status,
-                dr_backend_cpu_create((dr_precision)dr_config_choice(o, "precision"),
-                                      (int)dr_config_int(o, "threads"), &backend),
-                destroy_dataset);
+    DR_TRY_GOTO(status, open_backend(o, &backend), destroy_dataset);
     DR_TRY_GOTO(status, dr_trm_train(backend, dataset, &train, &trm), destroy_backend);
     status = dr_trm_save(trm, dr_config_string(o, "out"));
     if (status == DR_OK) dr_info("retrieval model written to %s", dr_config_string(o, "out"));
     dr_trm_destroy(trm);
 destroy_backend:
-    dr_backend_cpu_destroy(backend);
+    dr_backend_destroy(backend);
 destroy_dataset:
     dr_dataset_destroy(dataset);
     return status;

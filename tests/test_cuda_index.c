@@ -101,6 +101,45 @@ static void test_chunks(void **state) {
     }
 }
 
+// ---- the retrieval model's gradients ----
+
+static void test_fusion_parts(void **state) {
+    (void)state;
+    static const int64_t sizes[][3] = {{1, 2, 1}, {3, 10, 16}, {300, 20, 5}, {2, 64, 256}};
+    for (int i = 0; i < 4; i++) {
+        const int64_t B = sizes[i][0], L = sizes[i][1], D = sizes[i][2], filter = dr_fusion_filter_size(L, D);
+        const dr_fusion_parts parts = dr_fusion_parts_of(B, L, D);
+        int32_t *counts = counters(parts.total);
+        const int64_t begins[] = {parts.filter, parts.gate[0], parts.gate[1], parts.bias[0], parts.bias[1]};
+        const int64_t widths[] = {filter, D, D, 1, 1};
+        assert_int_equal(filter, (L / 2 + 1) * D * 2);
+        for (int part = 0; part < 5; part++)
+            for (int64_t at = 0; at < B * widths[part]; at++) counts[begins[part] + at]++;
+        for (int64_t at = parts.sums; at < parts.total; at++) counts[at]++;
+        check_each_once("scratch of a fusion's gradients", counts, parts.total);
+        for (int part = 0; part < 5; part++) // what column sums want, and for the positions'
+            assert_true(parts.total - parts.sums >= dr_chunk_count(B) * widths[part]);
+        assert_true(parts.total - parts.sums >= dr_chunk_count(B) * L * D);
+    }
+}
+
+static void test_asking_rows(void **state) {
+    (void)state;
+    enum { L = 6 };
+    for (int32_t length = 1; length <= L; length++)
+        for (int last = 0; last < 2; last++) {
+            int n = 0;
+            for (int64_t position = 0; position < L; position++) {
+                const int64_t row = dr_asking_of(last, length, position);
+                if (row < 0) continue;
+                assert_int_equal(dr_asking_position(last, length, row), position);
+                n++;
+            }
+            assert_int_equal(n, last ? 1 : L);
+            assert_int_equal(dr_asking_of(last, length, length - 1), last ? 0 : length - 1);
+        }
+}
+
 // ---- attention ----
 
 static void test_score_tile(void **state) {
@@ -470,6 +509,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tiles),        cmocka_unit_test(test_tile_items),
         cmocka_unit_test(test_pieces),       cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_fusion_parts), cmocka_unit_test(test_asking_rows),
         cmocka_unit_test(test_score_tile),   cmocka_unit_test(test_parts),
         cmocka_unit_test(test_packed_spans), cmocka_unit_test(test_cached_spans),
         cmocka_unit_test(test_swizzle),      cmocka_unit_test(test_cached_plans),

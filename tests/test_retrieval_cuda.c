@@ -1,16 +1,16 @@
 // The retrieval model on the CUDA body against the CPU body: ops, scores, lists. No device: skipped.
 // labels: gpu
-// Also retrievals that are under way while the host goes on.
+// Also retrievals that are under way while the host goes on, and training.
 #include "tests/cuda_check.h"
 
-#include "core/rec/trm.h"
+#include "core/rec/trm_train.h"
 #include "tests/tiny_catalogue.h"
 #include "tests/tiny_trm.h"
 
 // ---- ops ----
 
-// sizes: B, L, D
-static void run_fusion(dr_backend *b, const int64_t *sizes, results *r) {
+// A fusion whose forward pass has been run. sizes: B, L, D
+static dr_fusion fused(dr_backend *b, const int64_t *sizes) {
     int64_t B = sizes[0], L = sizes[1], D = sizes[2], K2 = 2 * (L / 2 + 1);
     dr_fusion f = {.B = B,
                    .L = L,
@@ -29,11 +29,36 @@ static void run_fusion(dr_backend *b, const int64_t *sizes, results *r) {
         f.openness[i] = put_poison(b, B * L);
     }
     b->ops->fusion_forward(b, &f);
+    return f;
+}
+
+static void run_fusion(dr_backend *b, const int64_t *sizes, results *r) {
+    const dr_fusion f = fused(b, sizes);
+    int64_t B = f.B, L = f.L, D = f.D, K2 = 2 * (L / 2 + 1);
     give(r, "fusion", b, f.out, B * L * D, gradient);
     for (int i = 0; i < 2; i++) {
         give(r, "spectrum", b, f.spectra[i], B * K2 * D, forward);
         give(r, "filtered", b, f.filtered[i], B * L * D, gradient);
         give(r, "gate", b, f.openness[i], B * L, gradient);
+    }
+}
+
+static void run_fusion_backward(dr_backend *b, const int64_t *sizes, results *r) {
+    const dr_fusion f = fused(b, sizes);
+    int64_t B = f.B, L = f.L, D = f.D, K2 = 2 * (L / 2 + 1);
+    const dr_fusion_gradient g = {.dout = put(b, op_normal(B * L * D, 0, 1), B * L * D),
+                                  .dx = {put_poison(b, B * L * D), put_poison(b, B * L * D)},
+                                  .dfilter = put(b, op_normal(K2 * D, 0, 1), K2 * D), // added to
+                                  .dgate = {put(b, op_normal(D, 0, 1), D), put(b, op_normal(D, 0, 1), D)},
+                                  .dbias = {put(b, op_normal(1, 0, 1), 1), put(b, op_normal(1, 0, 1), 1)},
+                                  .dpositions = put(b, op_normal(L * D, 0, 1), L * D)};
+    check_ok(b->ops->fusion_backward(b, &f, &g));
+    give(r, "dfilter", b, g.dfilter, K2 * D, gradient);
+    give(r, "dpositions", b, g.dpositions, L * D, gradient);
+    for (int i = 0; i < 2; i++) {
+        give(r, "dx", b, g.dx[i], B * L * D, gradient);
+        give(r, "dgate", b, g.dgate[i], D, gradient);
+        give(r, "dbias", b, g.dbias[i], 1, gradient);
     }
 }
 
@@ -53,9 +78,13 @@ static void run_padded(dr_backend *b, const int64_t *sizes, results *r) {
                                  .lengths = put_ids(b, lengths, B),
                                  .weights = put_poison(b, B * H * Q * L),
                                  .out = put_poison(b, B * Q * H * d)};
+        float *dout = put(b, op_normal(B * Q * H * d, 0, 1), B * Q * H * d);
+        float *dqkv = put_poison(b, B * L * 3 * H * d);
         b->ops->padded_attention(b, &a);
+        b->ops->padded_attention_backward(b, &a, dout, dqkv);
         give(r, "attention", b, a.out, B * Q * H * d, forward);
         give(r, "weights", b, a.weights, B * H * Q * L, forward);
+        give(r, "dqkv", b, dqkv, B * L * 3 * H * d, gradient);
     }
 }
 
@@ -88,15 +117,61 @@ static void run_pooling(dr_backend *b, const int64_t *sizes, results *r) {
     give(r, "means", b, out, N * D, 0);
 }
 
+// sizes: T, E, D
+static void run_training_rows(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t T = sizes[0], E = sizes[1], D = sizes[2], n = T * E;
+    float *gate = put(b, op_normal(n, 0, 1), n), *spread = put(b, op_normal(n, 0, 3), n);
+    float *noise = put(b, op_normal(n, 0, 1), n), *z = put(b, op_normal(n * D, 0, 1), n * D);
+    float *dy = put(b, op_normal(T * D, 0, 1), T * D), *dx = put(b, op_normal(T * D, 0, 1), T * D);
+    float *y = put_poison(b, T * D), *dz = put_poison(b, n * D), *dspread = put_poison(b, n);
+    float *unit = put_poison(b, T * D), *lengths = put_poison(b, T);
+    b->ops->noisy_gate_forward(b, noise, spread, n, gate);
+    give(r, "noisy gate", b, gate, n, forward);
+    b->ops->mixture_forward(b, gate, z, T, E, D, y);
+    b->ops->mixture_backward(b, dy, gate, z, T, E, D, dz, gate);
+    give(r, "dz", b, dz, n * D, gradient);
+    give(r, "dgate", b, gate, n, gradient);
+    b->ops->noisy_gate_backward(b, gate, noise, spread, n, dspread);
+    give(r, "dspread", b, dspread, n, gradient);
+    b->ops->zero(b, z, (size_t)D * sizeof(float)); // a row of zeros among them
+    b->ops->normalize_rows_forward(b, z, T, D, unit, lengths);
+    b->ops->normalize_rows_backward(b, dy, unit, lengths, T, D, dx);
+    give(r, "unit", b, unit, T * D, forward);
+    give(r, "lengths", b, lengths, T, forward);
+    give(r, "dx", b, dx, T * D, gradient);
+    for (int i = 0; i < 2; i++) { // 0: the same bits
+        b->ops->dropout(b, dy, T * D, i ? 0.5f : 0.2f, 1234567u + (uint32_t)i, y);
+        give(r, "dropout", b, y, T * D, 0);
+    }
+}
+
+// sizes: T, V
+static void run_cross_entropy(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t T = sizes[0], V = sizes[1];
+    int32_t *targets = op_ids(T, (uint32_t)V - 1);
+    float *logits = put(b, op_normal(T * V, 0, 0.3), T * V), *losses = op_array(T, sizeof(float));
+    double *there = put_bytes(b, op_zeros(T), (size_t)T * sizeof(double)), *here = op_zeros(T);
+    for (int64_t t = 0; t < T; t++) targets[t]++;
+    b->ops->cross_entropy(b, logits, put_ids(b, targets, T), T, V, 1.0f / 0.07f, there);
+    b->ops->copy_out(b, here, there, (size_t)T * sizeof(double));
+    for (int64_t t = 0; t < T; t++) losses[t] = (float)here[t];
+    give(r, "losses", op_one, losses, T, forward);
+    give(r, "dlogits", b, logits, T * V, gradient);
+}
+
 static void test_ops(void **state) {
     (void)state;
     if (!cuda) skip();
     static const int64_t fusions[][3] = {{1, 2, 1}, {3, 10, 16}, {5, 20, 128}, {2, 64, 256}};
     static const int64_t padded[][4] = {{1, 2, 1, 1}, {3, 10, 2, 8}, {5, 20, 2, 64}, {2, 64, 3, 70}};
+    static const int64_t columns[][2] = {{1, 2}, {5, 300}, {70, 33}, {3, 5000}};
     static const int64_t rows[][3] = {{1, 1, 1}, {3, 2, 33}, {70, 8, 128}, {2, 64, 300}};
     for (int i = 0; i < 4; i++) {
         compare(run_fusion, fusions[i], (uint64_t)(100 * i));
+        compare(run_fusion_backward, fusions[i], (uint64_t)(4000 + 100 * i));
         compare(run_padded, padded[i], (uint64_t)(1000 + 100 * i));
+        compare(run_training_rows, rows[i], (uint64_t)(5000 + 100 * i));
+        compare(run_cross_entropy, columns[i], (uint64_t)(6000 + 100 * i));
         compare(run_rows, rows[i], (uint64_t)(2000 + 100 * i));
         compare(run_pooling, &rows[i][2], (uint64_t)(4000 + 100 * i));
         compare_on(cuda_bf16, run_padded, padded[i], (uint64_t)(3000 + 100 * i)); // fp32 there, too
@@ -187,11 +262,54 @@ static void test_model(void **state) {
     tiny_catalogue_reset(&data);
 }
 
+// Loss and gradient of a batch, and what an epoch makes of fresh weights: masks, noise and batches are the
+// same on both.
+static void test_training(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    dr_dataset data = tiny_catalogue();
+    dr_backend *backends[2] = {op_one, cuda};
+    float texts[TEXTS][TINY_TEXT] = {{0}}, *gradients[2], *weights[2];
+    int32_t targets[TEXTS];
+    double losses[2];
+    int64_t n = 0;
+    dr_trm_train_options o = dr_trm_train_defaults();
+    o.config.hidden = TINY_HIDDEN;
+    o.config.text_dim = TINY_TEXT;
+    o.config.max_history = TINY_HISTORY;
+    o.config.inner = TINY_INNER;
+    o.config.n_experts = TINY_EXPERTS;
+    o.batch = 8;
+    o.max_epochs = 1;
+    for (int q = 0; q < TEXTS; q++) targets[q] = 1 + q;
+    for (int i = 0; i < 2; i++) {
+        dr_trm *trm = NULL, *trained = NULL;
+        dr_trm_query queries[TEXTS];
+        check_ok(tiny_trm(backends[i], &data, &trm));
+        fill_queries(&data, trm, texts, queries);
+        n = dr_trm_n_params(trm);
+        float *there = put_poison(backends[i], n);
+        check_ok(dr_trm_loss(trm, queries, targets, TEXTS, &losses[i], there));
+        gradients[i] = get(backends[i], there, n);
+        check_ok(dr_trm_train(backends[i], &data, &o, &trained));
+        n = dr_trm_n_params(trained);
+        weights[i] = get(backends[i], dr_trm_params(trained), n);
+        dr_trm_destroy(trained);
+        dr_trm_destroy(trm);
+    }
+    assert_true(fabs(losses[1] - losses[0]) < 1e-5 * losses[0]);
+    op_close("gradient", gradients[1], op_double(gradients[0], n), n, 1e-8);
+    // AdamW's first steps are of the rate's size whatever the gradient's is: small ones may turn round
+    op_close("weights after an epoch", weights[1], op_double(weights[0], n), n, 1e-5);
+    tiny_catalogue_reset(&data);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cuda_test(test_ops),
         cuda_test(test_best_of_rows),
         cuda_test(test_model),
+        cuda_test(test_training),
     };
     cuda_run(tests);
 }

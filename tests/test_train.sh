@@ -77,6 +77,11 @@ same "$work/a" "$work/c" "three steps and a resumed three"
 if "$deeprec" doctor | grep -q 'no device'; then
     if train "$work/g" 1 --set model.backend=cuda 2> "$work/refusal"; then fail "trained on a device that is not there"; fi
     grep -q 'backend cuda: ' "$work/refusal" || fail "the refusal does not name the backend"
+    if "$deeprec" trm train --backend cuda --dataset "$work/data.h5" --out "$work/none" 2> "$work/refusal"; then
+        fail "trained a retrieval model on a device that is not there"
+    fi
+    grep -q 'backend cuda: ' "$work/refusal" && [ "$(wc -l < "$work/refusal")" = 1 ] && [ ! -e "$work/none" ] ||
+        fail "the refusal of a retrieval model's training is not one line that names the backend"
     DR_LOG=info train "$work/h" 1 --set model.backend=auto > "$work/choice" 2>&1
     grep -q 'backend: cpu, ' "$work/choice" || fail "the choice of the processor is not told"
     same "$work/c" "$work/h" "backend auto"

@@ -67,7 +67,7 @@ dr_status dr_trm_adapt(dr_trm *trm, trm_adaptor *a, int64_t rows, dr_rng *rng) {
     if (rng)
         DR_TRY(disturb(trm, a, rows, rng));
     else if (a->x_dropped != a->x) // a training pass without noise still needs its input for the backward
-        b->ops->copy(b, a->x_dropped, a->x, (size_t)(rows * X) * sizeof(float));
+        b->ops->copy(b, a->x_dropped, a->x, trm_bytes(rows * X));
     DR_TRY(b->ops->linear_forward(b, trm->w_experts, rng ? a->x_dropped : a->x, rows, NULL, a->z));
     b->ops->mixture_forward(b, a->gate, a->z, rows, E, D, a->y);
     return DR_OK;

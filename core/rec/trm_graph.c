@@ -3,10 +3,6 @@
 #include "core/base/alloc.h"
 #include "core/rec/trm_internal.h"
 
-static size_t floats(int64_t n) { // bytes
-    return (size_t)n * sizeof(float);
-}
-
 static dr_status take(dr_backend *b, float **out, const char *label, int64_t count) {
     return dr_memory_create(b, out, label, count, sizeof(float));
 }
@@ -206,7 +202,7 @@ dr_status dr_trm_batch_forward(dr_trm *trm, trm_batch *t, const float *query_tex
     if (rng) drop(trm, t->normed, P * D, t->drop);
     for (int32_t l = 0; l < c->n_layers; l++)
         DR_TRY(layer_forward(trm, t, l, l + 1 < c->n_layers ? t->layers[l + 1].x : t->last, rng));
-    b->ops->copy(b, t->query, t->last, floats(t->B * D));
+    b->ops->copy(b, t->query, t->last, trm_bytes(t->B * D));
     if (query_text) b->ops->add(b, query_text, t->B * D, t->query);
     b->ops->layernorm_forward(b, t->query, trm->params + trm->out_norm, trm->params + trm->out_norm_bias,
                               t->B, D, c->layernorm_eps, t->fused, t->out_mean, t->out_inv);
@@ -220,10 +216,10 @@ static dr_status feed_forward_backward(dr_trm *trm, trm_batch *t, int32_t l, flo
     dr_backend *b = trm->backend;
     int64_t D = trm->config.hidden, I = trm->config.inner, Q = p->rows;
     float *dsum = t->d2, *dact = t->d3, *dmiddle = t->d4;
-    b->ops->zero(b, dsum, floats(Q * D));
+    b->ops->zero(b, dsum, trm_bytes(Q * D));
     b->ops->layernorm_backward(b, t->d1, p->summed, trm->params + w->norm2, p->mean2, p->inv2, Q, D, dsum,
                                gradient + w->norm2, gradient + w->norm2_bias);
-    b->ops->copy(b, dmiddle, dsum, floats(Q * D)); // the residual branch
+    b->ops->copy(b, dmiddle, dsum, trm_bytes(Q * D)); // the residual branch
     if (t->drop) drop(trm, dsum, Q * D, p->drop2);
     DR_TRY(b->ops->linear_backward_input(b, w->w_down, dsum, Q, dact, false));
     DR_TRY(b->ops->linear_backward_weight(b, p->act, dsum, Q, D, I, gradient + w->down,
@@ -243,14 +239,14 @@ static dr_status attention_backward(dr_trm *trm, trm_batch *t, int32_t l, float 
     int64_t D = trm->config.hidden, P = t->B * trm->config.max_history, Q = p->rows;
     const dr_padded_attention attention = attention_of(trm, t, l);
     float *dmiddle = t->d4, *dprojected = t->d2, *dmixed = t->d3, *dqkv = t->d4, *dx = t->d1;
-    b->ops->zero(b, dprojected, floats(Q * D));
+    b->ops->zero(b, dprojected, trm_bytes(Q * D));
     b->ops->layernorm_backward(b, dmiddle, p->projected, trm->params + w->norm1, p->mean1, p->inv1, Q, D,
                                dprojected, gradient + w->norm1, gradient + w->norm1_bias);
     if (is_last) { // the residual branch, to the rows it came from
-        b->ops->zero(b, dx, floats(P * D));
+        b->ops->zero(b, dx, trm_bytes(P * D));
         b->ops->embedding_backward(b, dprojected, t->in.last, Q, D, dx);
     } else {
-        b->ops->copy(b, dx, dprojected, floats(P * D));
+        b->ops->copy(b, dx, dprojected, trm_bytes(P * D));
     }
     if (t->drop) drop(trm, dprojected, Q * D, p->drop1);
     DR_TRY(b->ops->linear_backward_input(b, w->w_out, dprojected, Q, dmixed, false));
@@ -277,7 +273,7 @@ static dr_status inputs_backward(dr_trm *trm, trm_batch *t, const float *dh, flo
         .dpositions = gradient + trm->positions};
     DR_TRY(b->ops->fusion_backward(b, &fusion, &out));
     b->ops->embedding_backward(b, dx_id, t->in.ids, t->B * fusion.L, D, gradient + trm->items);
-    b->ops->zero(b, gradient + trm->items, floats(D)); // padding stays as it is
+    b->ops->zero(b, gradient + trm->items, trm_bytes(D)); // padding stays as it is
     return DR_OK;
 }
 
@@ -286,17 +282,17 @@ dr_status dr_trm_batch_backward(dr_trm *trm, trm_batch *t, const float *dfused, 
     const dr_trm_config *c = &trm->config;
     dr_backend *b = trm->backend;
     int64_t D = c->hidden, P = t->B * c->max_history;
-    b->ops->zero(b, dquery, floats(t->B * D));
+    b->ops->zero(b, dquery, trm_bytes(t->B * D));
     b->ops->layernorm_backward(b, dfused, t->query, trm->params + trm->out_norm, t->out_mean, t->out_inv,
                                t->B, D, dquery, gradient + trm->out_norm, gradient + trm->out_norm_bias);
-    b->ops->copy(b, t->d1, dquery, floats(t->B * D));
+    b->ops->copy(b, t->d1, dquery, trm_bytes(t->B * D));
     for (int32_t l = c->n_layers - 1; l >= 0; l--) {
         DR_TRY(feed_forward_backward(trm, t, l, gradient));
         DR_TRY(attention_backward(trm, t, l, gradient));
     }
     if (t->drop) drop(trm, t->d1, P * D, t->drop);
     float *dh = t->d2, *dx_id = t->d3;
-    b->ops->zero(b, dh, floats(P * D));
+    b->ops->zero(b, dh, trm_bytes(P * D));
     b->ops->layernorm_backward(b, t->d1, t->h, trm->params + trm->norm, t->mean, t->inv, P, D, dh,
                                gradient + trm->norm, gradient + trm->norm_bias);
     return inputs_backward(trm, t, dh, dx_id, dx_text, gradient);

@@ -16,6 +16,10 @@ enum {
     TRM_MAX_TENSORS = 256
 };
 
+static inline size_t trm_bytes(int64_t n_floats) {
+    return (size_t)n_floats * sizeof(float);
+}
+
 typedef struct trm_layer {
     int64_t qkv, qkv_bias, out, out_bias, norm1, norm1_bias, up, up_bias, down, down_bias, norm2, norm2_bias;
     dr_weight *w_qkv, *w_out, *w_up, *w_down;

@@ -37,10 +37,6 @@ struct trm_trainer {
     float *dunit, *dfused, *ditems, *dx_text, *dquery, *dadapted;
 };
 
-static size_t floats(int64_t n) { // bytes
-    return (size_t)n * sizeof(float);
-}
-
 static int64_t lists_size(const trm_trainer *t) {
     return t->capacity * (t->trm->config.max_history + 2) + t->distinct;
 }
@@ -74,7 +70,7 @@ static dr_status place_texts(trm_trainer *t) {
     t->texts = trm->text;
     if (b->ops->host_view(b, t->query_text)) return DR_OK;
     DR_TRY(dr_memory_create(b, &t->own_texts, "item text vectors", n, sizeof(float)));
-    b->ops->copy_in(b, t->own_texts, trm->text, floats(n));
+    b->ops->copy_in(b, t->own_texts, trm->text, trm_bytes(n));
     t->texts = t->own_texts;
     return DR_OK;
 }
@@ -146,7 +142,7 @@ static dr_status put_texts(trm_trainer *t, const dr_trm_query *queries, const in
     float *at = t->adaptor.x + t->n_used * X, *host = NULL;
     if (n == 0) return DR_OK;
     DR_TRY(dr_host_open(t->trm->backend, at, n, DR_HOST_WRITES, &host));
-    for (int64_t i = 0; i < t->n_texts; i++) memcpy(host + i * X, queries[texted[i]].text, floats(X));
+    for (int64_t i = 0; i < t->n_texts; i++) memcpy(host + i * X, queries[texted[i]].text, trm_bytes(X));
     dr_host_close(t->trm->backend, at, n, DR_HOST_WRITES, host);
     return DR_OK;
 }
@@ -181,7 +177,7 @@ static dr_status forward(trm_trainer *t, const batch_lists *lists, int64_t B, dr
     dr_backend *b = trm->backend;
     int64_t N = (int64_t)trm->config.n_items + 1, D = trm->config.hidden;
     DR_TRY(dr_trm_adapt(trm, &t->adaptor, t->n_used + t->n_texts, rng));
-    b->ops->zero(b, t->query_text, floats(B * D));
+    b->ops->zero(b, t->query_text, trm_bytes(B * D));
     b->ops->embedding_backward(b, t->adaptor.y + t->n_used * D, lists->texted, t->n_texts, D, t->query_text);
     dr_trm_batch_gather(trm, t->batch, B, t->adaptor.y, lists->rows);
     DR_TRY(dr_trm_batch_forward(trm, t->batch, t->query_text, rng));
@@ -198,12 +194,12 @@ static dr_status backward(trm_trainer *t, const batch_lists *lists, int64_t B, f
     int64_t N = (int64_t)trm->config.n_items + 1, D = trm->config.hidden, P = B * trm->config.max_history;
     DR_TRY(b->ops->gemm(b, false, false, B, D, N, 1.0f, t->logits, t->item_unit, 0.0f, t->dunit));
     DR_TRY(b->ops->gemm(b, true, false, N, D, B, 1.0f, t->logits, t->unit, 0.0f, t->ditems));
-    b->ops->zero(b, gradient, floats(trm->n_params));
+    b->ops->zero(b, gradient, trm_bytes(trm->n_params));
     b->ops->normalize_rows_backward(b, t->ditems, t->item_unit, t->item_lengths, N, D, gradient + trm->items);
-    b->ops->zero(b, t->dfused, floats(B * D));
+    b->ops->zero(b, t->dfused, trm_bytes(B * D));
     b->ops->normalize_rows_backward(b, t->dunit, t->unit, t->lengths, B, D, t->dfused);
     DR_TRY(dr_trm_batch_backward(trm, t->batch, t->dfused, gradient, t->dx_text, t->dquery));
-    b->ops->zero(b, t->dadapted, floats(t->n_used * D));
+    b->ops->zero(b, t->dadapted, trm_bytes(t->n_used * D));
     b->ops->embedding_backward(b, t->dx_text, lists->rows, P, D, t->dadapted);
     b->ops->embedding_forward(b, t->dquery, lists->texted, t->n_texts, D, t->dadapted + t->n_used * D);
     return dr_trm_adapt_backward(trm, &t->adaptor, t->dadapted, gradient);

@@ -250,7 +250,7 @@ static dr_status train_all(training *w, dr_trm *trm, const dr_dataset *d, const 
     double best = -1;
     int32_t since = 0;
     dr_backend *b = trm->backend;
-    size_t bytes = (size_t)trm->n_params * sizeof(float);
+    size_t bytes = trm_bytes(trm->n_params);
     for (int32_t epoch = 0; epoch < o->max_epochs && since < o->patience; epoch++) {
         double start = dr_clock_seconds(), loss = 0, recall = 0, ndcg = 0;
         DR_TRY(train_epoch(w, trm, d, o, epoch, &loss));
