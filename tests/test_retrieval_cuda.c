@@ -272,7 +272,7 @@ static void test_training(void **state) {
     float texts[TEXTS][TINY_TEXT] = {{0}}, *gradients[2], *weights[2];
     int32_t targets[TEXTS];
     double losses[2];
-    int64_t n = 0;
+    int64_t n_loaded = 0, n = 0; // parameters of the loaded model, of the trained one
     dr_trm_train_options o = dr_trm_train_defaults();
     o.config.hidden = TINY_HIDDEN;
     o.config.text_dim = TINY_TEXT;
@@ -287,10 +287,10 @@ static void test_training(void **state) {
         dr_trm_query queries[TEXTS];
         check_ok(tiny_trm(backends[i], &data, &trm));
         fill_queries(&data, trm, texts, queries);
-        n = dr_trm_n_params(trm);
-        float *there = put_poison(backends[i], n);
+        n_loaded = dr_trm_n_params(trm);
+        float *there = put_poison(backends[i], n_loaded);
         check_ok(dr_trm_loss(trm, queries, targets, TEXTS, &losses[i], there));
-        gradients[i] = get(backends[i], there, n);
+        gradients[i] = get(backends[i], there, n_loaded);
         check_ok(dr_trm_train(backends[i], &data, &o, &trained));
         n = dr_trm_n_params(trained);
         weights[i] = get(backends[i], dr_trm_params(trained), n);
@@ -298,7 +298,7 @@ static void test_training(void **state) {
         dr_trm_destroy(trm);
     }
     assert_true(fabs(losses[1] - losses[0]) < 1e-5 * losses[0]);
-    op_close("gradient", gradients[1], op_double(gradients[0], n), n, 1e-8);
+    op_close("gradient", gradients[1], op_double(gradients[0], n_loaded), n_loaded, 1e-8);
     // AdamW's first steps are of the rate's size whatever the gradient's is: small ones may turn round
     op_close("weights after an epoch", weights[1], op_double(weights[0], n), n, 1e-5);
     tiny_catalogue_reset(&data);
