@@ -35,8 +35,8 @@ extern "C" {
 // inside a kernel is reported by a later op, not by the one that caused it.
 dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend **out_backend);
 
-// Backends made while it is set run the decode loop's passes as CUDA graphs (passes.c). Off at first: it has
-// never run on a device.
+// Backends made while it is set run the decode loop's passes as CUDA graphs (passes.c). Off at first. Where
+// the device does not take a recording, a warning says so and passes are launched op by op from then on.
 void dr_cuda_record_passes(bool record);
 
 // Tests only: bf16 backends made from now on multiply with the own kernels (true), or again through the

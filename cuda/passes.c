@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "core/base/log.h"
 #include "cuda/cuda_internal.h"
 
 // Everything that a launch of the pass is made from, weights and scratch aside: scratch that grows, and
@@ -81,7 +82,10 @@ dr_status dr_cuda_run_pass(dr_backend *b, const dr_cached_pass *pass, const dr_c
         dr_status status = record(b, r, ops, context);
         if (status != DR_OK) {
             forget(r);
-            return status;
+            if (state->failed != DR_OK) return status; // an op's own
+            dr_warn("cuda: passes are launched op by op from now on: %s", dr_last_error());
+            state->records = false;
+            return ops(context, b, 0, pass->n_chunks);
         }
     }
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaGraphLaunch(r->exec, state->stream), "pass of %d rows", pass->n_chunks);

@@ -28,6 +28,7 @@ static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_
     DR_CHECK(choice->n_workers <= n_devices || choice->may_share, DR_ERR_ARGUMENT,
              "%d workers on a node with %d device%s: start fewer, or set ranks.share_devices",
              choice->n_workers, n_devices, n_devices == 1 ? "" : "s");
+    dr_cuda_record_passes(!choice->no_graphs);
     DR_TRY(dr_backend_cuda_create(choice->precision, device, out_backend));
     dr_info("backend: cuda, device %d of %d%s", device, n_devices,
             choice->n_workers > n_devices ? ", shared with other workers" : "");

@@ -19,6 +19,7 @@ typedef struct dr_backend_choice {
     int worker;     // of this process among the workers of its node, from 0: the number of its device
     int n_workers;  // on this node, at least 1
     bool may_share; // several workers may use one device
+    bool no_graphs; // the passes of the decode loop are launched op by op on a device
 } dr_backend_choice;
 
 // Opens the backend and says in one line which one it is and why. DR_ERR_UNSUPPORTED: CUDA was asked for and

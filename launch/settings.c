@@ -72,6 +72,8 @@ const dr_setting dr_train_settings[] = {
     DR_INT("rollout.burst", "0", 0, 64, "tokens",
            "tokens that an episode may draw before the host looks at them; 0: 1 on the processor, 8 on a "
            "device. Trajectories do not depend on it"),
+    DR_BOOL("rollout.graphs", "true",
+            "a device runs passes of the decode loop that come again as CUDA graphs, one launch each"),
 
     DR_CHOICE("learn.advantage", "reinforce++", "reinforce++|grpo|rloo",
               "reinforce++: group mean as baseline, normalised over the batch's tokens; grpo: normalised in "

@@ -130,7 +130,8 @@ static dr_backend_choice choose_backend(const dr_config *c, const placement *p, 
     dr_backend_choice choice = {.kind = (dr_backend_kind)dr_config_choice(c, "model.backend"),
                                 .precision = (dr_precision)dr_config_choice(c, "model.precision"),
                                 .threads = threads,
-                                .may_share = dr_config_bool(c, "ranks.share_devices")};
+                                .may_share = dr_config_bool(c, "ranks.share_devices"),
+                                .no_graphs = !dr_config_bool(c, "rollout.graphs")};
     int first = p->world.rank - p->world.local_rank;
     for (int process = first; process < first + p->world.local_size; process++) {
         choice.n_workers += has_worker(p, process);

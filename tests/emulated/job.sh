@@ -30,7 +30,11 @@ for user in u1 u2 u3; do
     if grep -q 'preference' draws_cuda; then retrievals=$((retrievals + 1)); fi
 done
 [ $retrievals -gt 0 ] || fail "no trajectory asked the retrieval model for anything"
-echo "three users: the processor's draws"
+DR_LOG=warn DR_EMULATED_NO_GRAPHS=1 "$emulated" recommend --model warm --trm trm --dataset data.h5 --user $user --temperature 1 \
+    --backend cuda $rules >draws_plain 2>warnings
+cmp draws_plain draws_cuda || fail "other draws where no pass can be recorded"
+grep -q 'op by op' warnings || fail "no word of passes that cannot be recorded"
+echo "three users: the processor's draws, as graphs or not"
 
 for dtype in fp32 bf16; do
     DR_EMULATED_OPEN=1 "$emulated" verify --backend cuda --dtype $dtype --model warm --tokens 20 --live 2 --alone 1 >verify.txt || {

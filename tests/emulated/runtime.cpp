@@ -534,6 +534,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     call one(calls);
     if (stream->recording) return told(cudaErrorInvalidValue);
+    if (getenv("DR_EMULATED_NO_GRAPHS")) return told(cudaErrorStreamCaptureUnsupported);
     stream->recording = new CUgraph_st();
     stream->is_spoiled = false;
     return cudaSuccess;

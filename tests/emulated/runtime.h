@@ -5,8 +5,8 @@
 //           threads run against the order of their numbers
 //   early   not at all; threads run in the order of their numbers
 //   N       parts of all streams at every call, threads and streams in orders that the number N decides
-// late is the default. With DR_EMULATED_OPEN set, the host may touch the device's memory, and nothing is
-// spent on that it cannot.
+// late is the default. DR_EMULATED_NO_GRAPHS: nothing can be recorded. With DR_EMULATED_OPEN set, the host
+// may touch the device's memory, and nothing is spent on that it cannot.
 #ifndef DR_TESTS_EMULATED_RUNTIME_H
 #define DR_TESTS_EMULATED_RUNTIME_H
 
