@@ -34,7 +34,7 @@ const dr_setting dr_train_settings[] = {
     DR_FREE_FLOAT("run.deadline", "60", 1, 86400, "s", "a rank that is silent for so long ends the run"),
     DR_FREE_FLOAT("run.start_deadline", "1800", 1, 86400, "s",
                   "ranks wait so long for each other at the start: in MPI_Init, then while data and weights "
-                  "are loaded"),
+                  "are loaded; and at the end, in MPI_Finalize"),
     DR_FREE_INT("run.stop_after", "0", 0, 1000000, "steps",
                 "save a checkpoint and end with 75 after so many steps of this start; 0: go on to the end"),
 

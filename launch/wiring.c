@@ -322,7 +322,7 @@ dr_status dr_wiring_run(const dr_cli *cli, const dr_config *config, const dr_run
     if (status == DR_OK && p->world.size > 1) dr_log_set_identity("rank", p->world.rank);
     if (status == DR_OK) status = run_placed(config, settings, is_plan, p, out_interrupted);
     abort_on_failure(p, status);
-    if (launched) dr_world_finalize();
+    if (launched) dr_world_finalize(deadline_s);
     dr_free(p);
     return status;
 }

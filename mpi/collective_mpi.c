@@ -7,6 +7,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
+#include "core/base/log.h"
 #include "mpi/mpi_check.h"
 #include "mpi/world.h"
 #include "mpi/world_watch.h"
@@ -278,6 +279,17 @@ static dr_status broadcast(dr_collective *c, void *bytes, int64_t n_bytes, int r
     return DR_OK;
 }
 
+static void free_communicator(dr_collective *c, group *g) {
+    dr_world_watch *watch = NULL;
+    int rank = -1;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    if (dr_world_watch_begin(c->deadline_s, "giving up the communicator of the learners", rank, &watch) !=
+        DR_OK)
+        dr_warn("the end of the learners' communicator has no deadline"); // why is in the log already
+    MPI_Comm_free(&g->comm);
+    dr_world_watch_end(watch);
+}
+
 static void destroy(dr_collective *c) {
     group *g = c->state;
     if (g->sum.n == 0) dr_free(g->gathered); // else what is still on its way would write to it
@@ -286,7 +298,7 @@ static void destroy(dr_collective *c) {
     dr_free(g->sum.sends);
     dr_free(g->sum.receives);
     dr_free(g->requests);
-    MPI_Comm_free(&g->comm);
+    free_communicator(c, g);
     dr_free(g);
     dr_free(c);
 }

@@ -8,6 +8,7 @@
 
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
+#include "core/base/log.h"
 #include "mpi/mpi_check.h"
 #include "mpi/world_watch.h"
 
@@ -166,8 +167,14 @@ dr_status dr_world_meet(const dr_world *world, double deadline_s) {
     return status;
 }
 
-void dr_world_finalize(void) {
+void dr_world_finalize(double deadline_s) {
+    dr_world_watch *watch = NULL;
+    int rank = -1;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    if (dr_world_watch_begin(deadline_s, "MPI_Finalize", rank, &watch) != DR_OK)
+        dr_warn("the end of this process has no deadline"); // why is in the log already
     MPI_Finalize();
+    dr_world_watch_end(watch);
 }
 
 void dr_world_abort(int code) {

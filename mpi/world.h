@@ -26,7 +26,9 @@ dr_status dr_world_init(int *argc, char ***argv, double deadline_s, dr_world *ou
 // has a deadline. DR_ERR_TIMEOUT after deadline_s: rank 0 names the ranks that have not come, the others rank
 // 0 where it has not; only the end of the job is left then.
 dr_status dr_world_meet(const dr_world *world, double deadline_s);
-void dr_world_finalize(void);
+// MPI_Finalize. Where a process of the job does not come to it within deadline_s, this one says so and ends
+// with 1 (world_watch.h).
+void dr_world_finalize(double deadline_s);
 // Ends every process of the job with `code`; one line must have been logged before.
 void dr_world_abort(int code) __attribute__((noreturn));
 

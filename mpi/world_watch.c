@@ -38,7 +38,7 @@ static void give_up(const dr_world_watch *w) {
     if (known >= 0) snprintf(rank, sizeof rank, "%d", known);
     (void)DR_FAIL(
         DR_ERR_TIMEOUT,
-        "start: %s has not ended after %.1f s (at most %g s) on host %s, rank %s: not every rank has "
+        "mpi: %s has not ended after %.1f s (at most %g s) on host %s, rank %s: not every rank has "
         "come to it. Look for a node that is down or out of reach, a rank that ended or hangs before "
         "this point, and whether the launcher started all of them",
         w->phase, dr_clock_seconds() - w->begun, w->deadline_s, host, rank);
@@ -81,7 +81,7 @@ static int start_thread(dr_world_watch *w) {
 
 dr_status dr_world_watch_begin(double deadline_s, const char *phase, int rank, dr_world_watch **out_watch) {
     dr_world_watch *w = NULL;
-    DR_TRY(dr_alloc(&w, "watch of the start", 1, sizeof *w));
+    DR_TRY(dr_alloc(&w, "watch of a call", 1, sizeof *w));
     w->lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     w->deadline_s = deadline_s;
     w->begun = dr_clock_seconds();
@@ -91,7 +91,7 @@ dr_status dr_world_watch_begin(double deadline_s, const char *phase, int rank, d
     if (code == 0 && (code = start_thread(w)) != 0) pthread_cond_destroy(&w->changed);
     if (code != 0) {
         dr_free(w);
-        return DR_FAIL(code == EAGAIN ? DR_ERR_MEMORY : DR_ERR_IO, "start: no thread to watch %s: error %d",
+        return DR_FAIL(code == EAGAIN ? DR_ERR_MEMORY : DR_ERR_IO, "mpi: no thread to watch %s: error %d",
                        phase, code);
     }
     *out_watch = w;

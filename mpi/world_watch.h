@@ -1,5 +1,5 @@
-// A deadline for calls of MPI that cannot be given one: MPI_Init and the creation of communicators return
-// when every process has come, or never.
+// A deadline for calls of MPI that cannot be given one: MPI_Init, MPI_Finalize, and the creation and the end
+// of communicators return when every process has come, or never.
 #ifndef DR_MPI_WORLD_WATCH_H
 #define DR_MPI_WORLD_WATCH_H
 

@@ -108,6 +108,6 @@ int main(int argc, char **argv) {
     else
         fprintf(stderr, "rank %d of %d: %s: %s\n", world.rank, world.size, dr_status_name(status),
                 dr_last_error());
-    dr_world_finalize();
+    dr_world_finalize(60);
     return status == DR_OK ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -366,6 +366,6 @@ int main(int argc, char **argv) {
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     if (failed) dr_world_abort(1);
     group->ops->destroy(group);
-    dr_world_finalize();
+    dr_world_finalize(60);
     return 0;
 }

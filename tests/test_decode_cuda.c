@@ -46,7 +46,8 @@ static void decode(decoder *d, const int32_t *ids, const int32_t *n, int32_t n_s
 // Prompts of all lengths, two that end just before a border of splits; then single tokens, of fewer and fewer
 // sequences, and of all again.
 static void check_decoding(dr_backend *plain, dr_backend *recording, int32_t head_size) {
-    static const int32_t prompts[SEQUENCES] = {250, 3, 511, 100, 40}, ones[SEQUENCES] = {1, 1, 1, 1, 1};
+    static const int32_t prompts[SEQUENCES] = {250, 3, sized(511, 37), sized(100, 20), 40},
+                         ones[SEQUENCES] = {1, 1, 1, 1, 1};
     dr_lm_config config;
     check_ok(dr_lm_preset("tiny", VOCAB, &config));
     config.head_size = head_size;
@@ -111,7 +112,7 @@ static int32_t first_pages(const decoder *d, const dr_lm_chunk *chunks, int32_t 
 // few_pages: from burst to burst 0, 1, 2, 3, 0 … pages are free behind the first pass. Returns how many rows
 // were finished before their limits.
 static int draw_tokens(dr_backend *b, const dr_lm_config *config, int32_t n, bool few_pages, tokens *out) {
-    static const int32_t prompts[SEQUENCES] = {250, 3, 511, 100, 40};
+    static const int32_t prompts[SEQUENCES] = {250, 3, sized(511, 37), sized(100, 20), 40};
     static const dr_sampling how[SEQUENCES] = {{1, 0.9f}, {1, 1}, {0, 1}, {0.7f, 0.5f}, {1.5f, 0.99f}};
     decoder d = decoder_open(b, config);
     int32_t *ids = op_ids(1000, VOCAB), n_drawn[SEQUENCES] = {0}, n_bursts = 0;

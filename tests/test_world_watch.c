@@ -143,7 +143,7 @@ static void test_hang(void **state) {
     assert_true(dr_clock_seconds() - begun >= 0.3);
     assert_int_equal(gethostname(host, sizeof host - 1), 0);
     snprintf(place, sizeof place, "(at most 0.3 s) on host %s, rank 5: not every rank has come", host);
-    check_says(path, "start: the first call has not ended after ");
+    check_says(path, "mpi: the first call has not ended after ");
     check_says(path, place);
 }
 
@@ -152,7 +152,7 @@ static void test_next(void **state) {
     const char *path = check_path(check_scratch_dir(), "said");
     assert_int_equal(run_apart(hang_in_second, path), 1);
     check_says(path, "the second call was given its time");
-    check_says(path, "start: the second call has not ended after ");
+    check_says(path, "mpi: the second call has not ended after ");
     check_says(path, "rank 7: ");
 }
 
@@ -250,7 +250,7 @@ static void test_rank_without_mpi(void **state) {
     double begun = dr_clock_seconds();
     assert_int_equal(run_job(dir, arguments, &path), 1);
     assert_true(dr_clock_seconds() - begun >= 3);
-    check_says(path, "deadline passed: start: MPI_Init has not ended after ");
+    check_says(path, "deadline passed: mpi: MPI_Init has not ended after ");
     check_says(path, "(at most 3 s) on host ");
     assert_true(says(path, ", rank 1: not every") || says(path, ", rank 2: not every"));
 }
@@ -259,15 +259,22 @@ static void test_no_node_communicator(void **state) {
     (void)state;
     const char *path;
     assert_int_equal(run_part("node", &path), 1);
-    check_says(path, "start: making the communicator of each node has not ended after ");
+    check_says(path, "mpi: making the communicator of each node has not ended after ");
 }
 
 static void test_no_learners_communicator(void **state) {
     (void)state;
     const char *path;
     assert_int_equal(run_part("learners", &path), 1);
-    check_says(path, "start: making the communicator of the learners has not ended after ");
+    check_says(path, "mpi: making the communicator of the learners has not ended after ");
     check_says(path, "(at most 1.5 s) on host ");
+}
+
+static void test_no_end(void **state) {
+    (void)state;
+    const char *path;
+    assert_int_equal(run_part("end", &path), 1);
+    check_says(path, "mpi: MPI_Finalize has not ended after ");
 }
 
 static void test_late(void **state) {
@@ -275,16 +282,17 @@ static void test_late(void **state) {
     const char *path;
     assert_int_equal(run_part("late", &path), 0);
     check_says(path, "rank 0 has ended as it should");
-    assert_false(says(path, "start: "));
+    assert_false(says(path, "mpi: "));
 }
 
 // ---- what a rank of a job does ----
 
-// node, learners: the last rank does not come to that communicator. late: it comes late to MPI_Init and to
-// the learners' communicator.
+// node, learners: the last rank does not come to that communicator. end: nor to MPI_Finalize. late: it comes
+// late to MPI_Init and to the learners' communicator.
 static int play(const char *part, int argc, char **argv) {
     static const int processes[RANKS] = {0, 1, 2};
-    bool is_node = strcmp(part, "node") == 0, is_late = strcmp(part, "late") == 0;
+    bool is_node = strcmp(part, "node") == 0, is_late = strcmp(part, "late") == 0,
+         is_end = strcmp(part, "end") == 0;
     const char *launched = getenv("OMPI_COMM_WORLD_RANK");
     bool is_last = launched && atoi(launched) == RANKS - 1;
     dr_world world;
@@ -296,11 +304,13 @@ static int play(const char *part, int argc, char **argv) {
     if (is_last && is_late) dr_clock_sleep(1.5);
     if (dr_world_init(&argc, &argv, is_node ? 8 : PATIENCE_S / 2, &world) != DR_OK) return 96;
     if (is_last && is_late) dr_clock_sleep(1.5);
-    if (is_last && !is_late) never_return();
-    if (dr_collective_mpi_create(processes, RANKS, is_late ? PATIENCE_S / 2 : 1.5, &learners) != DR_OK)
+    if (is_last && !is_late && !is_end) never_return();
+    if (dr_collective_mpi_create(processes, RANKS, is_late || is_end ? PATIENCE_S / 2 : 1.5, &learners) !=
+        DR_OK)
         return 95;
     learners->ops->destroy(learners);
-    dr_world_finalize();
+    if (is_last && is_end) never_return();
+    dr_world_finalize(is_end ? 1.5 : PATIENCE_S / 2);
     if (world.rank == 0) fprintf(stderr, "rank 0 has ended as it should\n");
     return 0;
 }
@@ -314,6 +324,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rank_without_mpi),
         cmocka_unit_test(test_no_node_communicator),
         cmocka_unit_test(test_no_learners_communicator),
+        cmocka_unit_test(test_no_end),
         cmocka_unit_test(test_late),
     };
     if (argc > 1) return play(argv[1], argc, argv);
