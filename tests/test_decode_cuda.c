@@ -186,6 +186,68 @@ static void check_bursts(dr_backend *plain, dr_backend *recording, int32_t head_
     }
 }
 
+// ---- passes whose plans grow ----
+
+// Rows of their own pages, enough that one split more of each takes more tiles than one split of all was
+// given room for.
+enum { GROWN = 33, GROWN_H = 2, GROWN_D = 64, GROWN_PAGES = 24, GROWN_PAGE = 16 };
+
+typedef struct grown_pass {
+    dr_attention_chunk chunks[GROWN];
+    int32_t pages[GROWN][GROWN_PAGES];
+    float *q, *out;
+    void *keys, *values;
+} grown_pass;
+
+static dr_status attend(void *context, dr_backend *b, int32_t first, int32_t n) {
+    const grown_pass *p = context;
+    const int64_t width = GROWN_H * GROWN_D;
+    return b->ops->attention_cached(b, p->q + first * width, width, p->keys, p->values, p->chunks + first, n,
+                                    GROWN_PAGE, GROWN_H, 1, GROWN_D, p->out + first * width);
+}
+
+// All rows see `seen` keys. Returns the result [GROWN, H, d], on the host.
+static float *run_grown(dr_backend *b, grown_pass *p, int32_t seen) {
+    const dr_cached_pass pass = {.chunks = p->chunks,
+                                 .n_chunks = GROWN,
+                                 .group = GROWN_H,
+                                 .head_size = GROWN_D,
+                                 .row_macs = 1,
+                                 .places = {p->q, p->out, p->keys}};
+    for (int32_t r = 0; r < GROWN; r++) p->chunks[r] = (dr_attention_chunk){r, 1, seen - 1, p->pages[r]};
+    check_ok(b->ops->cached_pass(b, &pass, attend, p));
+    return get(b, p->out, GROWN * GROWN_H * GROWN_D);
+}
+
+static grown_pass grown_on(dr_backend *b, const float *q, const float *cache) {
+    enum { Q = GROWN * GROWN_H * GROWN_D, CACHE = GROWN_PAGES * GROWN_PAGE * GROWN_D };
+    grown_pass p = {.q = put(b, q, Q), .out = put_poison(b, Q)};
+    void **memory[] = {&p.keys, &p.values};
+    const int32_t pages[GROWN_PAGES] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,
+                                        12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23};
+    const dr_attention_chunk whole = {0, GROWN_PAGES * GROWN_PAGE, 0, pages};
+    for (int i = 0; i < 2; i++) {
+        float *rows = put(b, cache + i * CACHE, CACHE);
+        b->ops->kv_round(b, rows, rows, GROWN_D, GROWN_PAGES * GROWN_PAGE, 1, GROWN_D);
+        *memory[i] = put_bytes(b, op_zeros(CACHE), (size_t)CACHE * dr_kv_bytes(b));
+        b->ops->kv_store(b, rows, rows, GROWN_D, &whole, 1, GROWN_PAGE, 1, GROWN_D, *memory[i], *memory[i]);
+    }
+    for (int32_t r = 0; r < GROWN; r++) // no two rows have the same pages at the same places
+        for (int32_t i = 0; i < GROWN_PAGES; i++) p.pages[r][i] = (i * 5 + r) % GROWN_PAGES ^ (r >= 24);
+    return p;
+}
+
+// A recorded pass is not repeated for a plan that has outgrown it, and serves again when plans are as before.
+static void check_growth(dr_backend *plain, dr_backend *recording) {
+    static const int32_t seen[] = {250, 251, 252, 256, 257, 258, 259, 300, 256, 257};
+    const float *q = op_normal(GROWN * GROWN_H * GROWN_D, 0, 1),
+                *cache = op_normal(2 * GROWN_PAGES * GROWN_PAGE * GROWN_D, 0, 1);
+    grown_pass at[2] = {grown_on(plain, q, cache), grown_on(recording, q, cache)};
+    for (size_t i = 0; i < sizeof seen / sizeof *seen; i++)
+        check_same_bits("a pass whose plan has grown", run_grown(recording, &at[1], seen[i]),
+                        run_grown(plain, &at[0], seen[i]), GROWN * GROWN_H * GROWN_D);
+}
+
 static void check_precision(dr_backend *plain) {
     static const int32_t head_sizes[] = {16, 64};
     dr_backend *recording = NULL;
@@ -200,8 +262,9 @@ static void check_precision(dr_backend *plain) {
         check_decoding(plain, recording, head_sizes[i]);
         check_bursts(plain, recording, head_sizes[i]);
     }
-    dr_backend_destroy(recording);
+    check_growth(plain, recording);
     free_all();
+    dr_backend_destroy(recording);
 }
 
 static void test_fp32(void **state) {
