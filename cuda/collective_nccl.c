@@ -27,8 +27,11 @@
 #include "core/base/log.h"
 #include "cuda/cuda_internal.h"
 
+#ifndef DR_NCCL_CHUNK // a build on an emulated device has smaller ones
+#define DR_NCCL_CHUNK (4 << 20)
+#endif
 enum {
-    CHUNK = 4 << 20,          // values of one rank that are added at a time, at most
+    CHUNK = DR_NCCL_CHUNK,    // values of one rank that are added at a time, at most
     MOST_GATHERED = 64 << 20, // values of all ranks in scratch, at most
     MOST_QUEUED = 256         // ops on a stream before it has to be empty: a full one blocks the next launch
 };

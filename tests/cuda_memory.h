@@ -4,13 +4,7 @@
 #define DR_TESTS_CUDA_MEMORY_H
 
 #include "tests/op_check.h"
-
-// Whether the device is one that the processor emulates (tests/emulated), a thousand times slower: fewer
-// cases, which still go through every kernel.
-#ifndef DR_EMULATED
-#define DR_EMULATED 0
-#endif
-#define sized(on_device, emulated) (DR_EMULATED ? (emulated) : (on_device))
+#include "tests/sized.h"
 
 enum { MAX_MEMORY = 512 };
 

@@ -1,4 +1,4 @@
-// The emulated runtime: one device, whose memory the host can touch only through it; streams, events and
+// The emulated runtime: a device, whose memory the host can touch only through it; streams, events and
 // graphs as queues of functions. Calls come from one thread at a time.
 #include "tests/emulated/runtime.h"
 
@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -24,6 +25,7 @@ struct item {
     work run;
     CUevent_st *event; // not NULL: waits until `count` of its records are done
     uint64_t count;
+    std::function<bool()> attempt = nullptr; // in the place of run: called until it is done
 };
 
 } // namespace
@@ -70,11 +72,26 @@ order read_order() {
     return {false, true, 0, seed};
 }
 
+int read_devices() {
+    const char *text = getenv("DR_EMULATED_DEVICES");
+    int n = text ? atoi(text) : 1;
+    if (n < 1) {
+        fprintf(stderr, "DR_EMULATED_DEVICES=%s: expected a number from 1 on\n", text);
+        exit(2);
+    }
+    return n;
+}
+
 order as = read_order();
+const int n_devices = read_devices();
+int current_device;
 std::recursive_mutex calls;
 typedef std::lock_guard<std::recursive_mutex> call;
 std::vector<CUstream_st *> streams;
+std::vector<std::unique_ptr<CUevent_st>> destroyed; // records of these may be under way
 cudaError_t last_error;
+const double STANDS_STILL_S = 120.0;
+const useconds_t POLL_US = 100;
 
 cudaError_t told(cudaError_t error) {
     if (error != cudaSuccess && error != cudaErrorNotReady) last_error = error;
@@ -102,7 +119,8 @@ unsigned char *arena, *arena_next;
 std::map<unsigned char *, allocation> allocations; // by where the data begin
 std::map<unsigned char *, size_t> pinned;
 size_t used_bytes;
-int open_depth;
+int turns;    // of the device, one within another
+bool is_open; // its memory, within a turn
 
 allocation *find(const void *at, size_t bytes) {
     unsigned char *p = (unsigned char *)at;
@@ -133,24 +151,30 @@ void protect_all(int protection) {
 
 const bool stays_open = getenv("DR_EMULATED_OPEN") != NULL;
 
-// The device works between these.
-struct device_at_work {
-    device_at_work() {
-        if (open_depth++ == 0 && !stays_open) protect_all(PROT_READ | PROT_WRITE);
+// The device works between these; its memory is opened by the first that touches it.
+struct device_turn {
+    device_turn() {
+        turns++;
     }
-    ~device_at_work() {
-        if (--open_depth == 0 && !stays_open) protect_all(PROT_NONE);
+    ~device_turn() {
+        if (--turns > 0 || !is_open) return;
+        if (!stays_open) protect_all(PROT_NONE);
+        is_open = false;
     }
 };
+
+void open_memory() {
+    if (!is_open && !stays_open) protect_all(PROT_READ | PROT_WRITE);
+    is_open = true;
+}
 
 // Writes with the calls of a signal handler only.
 void on_fault(int number, siginfo_t *info, void *) {
     char text[256];
     unsigned char *at = (unsigned char *)info->si_addr;
     const bool inside = at >= arena && at < arena + ARENA;
-    int n =
-        snprintf(text, sizeof text, "emulated device: %s touched %p%s\n",
-                 open_depth ? "a kernel" : "the host", (void *)at, inside ? ", in the device's memory" : "");
+    int n = snprintf(text, sizeof text, "emulated device: %s touched %p%s\n",
+                     is_open ? "a kernel" : "the host", (void *)at, inside ? ", in the device's memory" : "");
     if (write(2, text, (size_t)n) < 0) _exit(3);
     if (inside)
         for (auto &one : allocations)
@@ -183,50 +207,87 @@ void open_arena() {
 
 // ---- streams ----
 
-void run_next(CUstream_st *stream);
+// All of these: false where a stream stands still, at work that waits for another process.
+bool run_next(CUstream_st *stream);
 
-void run_until(CUevent_st *event, uint64_t count) {
+bool run_until(CUevent_st *event, uint64_t count) {
     while (event->done < count) {
         if (event->stream->queue.empty()) {
             fprintf(stderr, "emulated device: a wait for an event that nobody records\n");
             abort();
         }
-        run_next(event->stream);
+        if (!run_next(event->stream)) return false;
+    }
+    return true;
+}
+
+bool run_next(CUstream_st *stream) {
+    const item &next = stream->queue.front(); // stays: nothing that runs here adds to a queue
+    if (next.event && !run_until(next.event, next.count)) return false;
+    if (next.attempt && !next.attempt()) return false;
+    if (next.run) {
+        open_memory();
+        next.run();
+    }
+    stream->queue.pop_front();
+    return true;
+}
+
+bool run_all(CUstream_st *stream) {
+    device_turn here;
+    while (!stream->queue.empty())
+        if (!run_next(stream)) return false;
+    return true;
+}
+
+bool run_streams() {
+    device_turn here;
+    bool is_done = true;
+    for (CUstream_st *stream : streams) is_done = run_all(stream) && is_done;
+    return is_done;
+}
+
+double seconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+// The host waits until `go_on` has done what it waits for. Where that stands still the device goes on with
+// all of its streams, as it would by itself.
+void wait_until(const std::function<bool()> &go_on) {
+    device_turn here;
+    const double end = seconds() + STANDS_STILL_S;
+    while (!go_on()) {
+        run_streams();
+        if (seconds() > end) {
+            fprintf(stderr, "emulated device: the host waited %.0f s for a stream that stands still\n",
+                    STANDS_STILL_S);
+            abort();
+        }
+        usleep(POLL_US);
     }
 }
 
-void run_next(CUstream_st *stream) {
-    item next = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    if (next.event) run_until(next.event, next.count);
-    if (next.run) next.run();
-}
-
-void run_all(CUstream_st *stream) {
-    if (stream->queue.empty()) return;
-    device_at_work here;
-    while (!stream->queue.empty()) run_next(stream);
-}
-
 void run_device() {
-    for (CUstream_st *stream : streams) run_all(stream);
+    wait_until(run_streams);
+    destroyed.clear();
 }
 
 // What the device may do while the host does something else.
 void go_on() {
     if (!as.is_random || streams.empty()) return;
+    device_turn here;
     for (uint64_t n = random_below(4); n > 0; n--) {
         CUstream_st *stream = streams[random_below(streams.size())];
-        if (stream->queue.empty()) continue;
-        device_at_work here;
-        run_next(stream);
+        if (!stream->queue.empty()) run_next(stream);
     }
 }
 
 cudaError_t enqueue(CUstream_st *stream, item what) {
     if (!stream) return told(cudaErrorInvalidResourceHandle); // the default stream waits for all others
     if (stream->recording) {
-        if (what.event || !what.run) {
+        if (!what.run) {
             stream->is_spoiled = true;
             return told(cudaErrorStreamCaptureUnsupported);
         }
@@ -245,6 +306,10 @@ bool spoils(CUstream_st *stream) {
     stream->is_spoiled = true;
     told(cudaErrorStreamCaptureUnsupported);
     return true;
+}
+
+bool is_device(int device) {
+    return device >= 0 && device < n_devices;
 }
 
 std::map<const void *, size_t> shared_allowed;
@@ -280,6 +345,29 @@ void launch(const char *name, const void *kernel, dim3 blocks, dim3 threads, siz
                                   as.is_random ? 2 + random_below(1u << 30) : as.threads, run);
                      },
                      NULL, 0});
+}
+
+cudaError_t enqueue_attempt(cudaStream_t stream, std::function<bool()> attempt) {
+    call one(calls);
+    return enqueue(stream, {nullptr, NULL, 0, std::move(attempt)});
+}
+
+void open_memory() {
+    ::open_memory();
+}
+
+void run_streams() {
+    call one(calls);
+    ::run_streams();
+}
+
+bool is_device_memory(const void *at, size_t bytes) {
+    call one(calls);
+    return find(at, bytes) != NULL;
+}
+
+bool is_early() {
+    return as.is_early;
 }
 
 } // namespace emulated
@@ -326,22 +414,31 @@ cudaError_t cudaDriverGetVersion(int *version) {
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = 1;
+    *count = n_devices;
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-    return device == 0 ? cudaSuccess : told(cudaErrorInvalidDevice);
+    call one(calls);
+    if (!is_device(device)) return told(cudaErrorInvalidDevice);
+    current_device = device;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int *device) {
+    call one(calls);
+    *device = current_device;
+    return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
-    if (device != 0) return told(cudaErrorInvalidDevice);
+    if (!is_device(device)) return told(cudaErrorInvalidDevice);
     *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
     return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
-    if (device != 0) return told(cudaErrorInvalidDevice);
+    if (!is_device(device)) return told(cudaErrorInvalidDevice);
     *properties = {};
     snprintf(properties->name, sizeof properties->name, "emulated on the processor");
     properties->major = 9;
@@ -366,7 +463,7 @@ cudaError_t cudaMalloc(void **memory, size_t bytes) {
     protect(a, PROT_READ | PROT_WRITE);
     memset(a.first_page, BORDER, pages * PAGE);
     memset(data, UNWRITTEN, bytes);
-    if (open_depth == 0 && !stays_open) protect(a, PROT_NONE);
+    if (!is_open && !stays_open) protect(a, PROT_NONE);
     allocations[data] = a;
     used_bytes += bytes;
     *memory = data;
@@ -445,8 +542,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
         auto copy = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
         return enqueue(stream, {[=]() { memcpy(to, copy->data(), bytes); }, NULL, 0});
     }
-    run_all(stream);
-    device_at_work here;
+    device_turn here;
+    wait_until([=]() { return run_all(stream); });
+    open_memory();
     memcpy(to, from, bytes);
     return cudaSuccess;
 }
@@ -471,7 +569,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     call one(calls);
     auto at = std::find(streams.begin(), streams.end(), stream);
     if (at == streams.end()) return told(cudaErrorInvalidResourceHandle);
-    run_all(stream);
+    wait_until([=]() { return run_all(stream); });
     streams.erase(at);
     delete stream;
     return cudaSuccess;
@@ -481,7 +579,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     call one(calls);
     if (!stream) return told(cudaErrorInvalidResourceHandle);
     if (spoils(stream)) return cudaErrorStreamCaptureUnsupported;
-    run_all(stream);
+    wait_until([=]() { return run_all(stream); });
     return cudaSuccess;
 }
 
@@ -497,8 +595,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned int) {
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     call one(calls);
-    run_device(); // records of it may be under way
-    delete event;
+    destroyed.emplace_back(event);
     return cudaSuccess;
 }
 
@@ -511,21 +608,19 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return enqueue(stream, {[=]() { event->done = std::max(event->done, count); }, NULL, 0});
 }
 
-// Each question lets the stream do one thing more.
+// Each question lets the stream do one thing more, or the others where it stands still.
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     call one(calls);
     if (event->done < event->recorded && !event->stream->queue.empty()) {
-        device_at_work here;
-        run_next(event->stream);
+        device_turn here;
+        if (!run_next(event->stream)) run_streams();
     }
     return event->done < event->recorded ? cudaErrorNotReady : cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     call one(calls);
-    if (event->done == event->recorded) return cudaSuccess;
-    device_at_work here;
-    run_until(event, event->recorded);
+    wait_until([=]() { return run_until(event, event->recorded); });
     return cudaSuccess;
 }
 

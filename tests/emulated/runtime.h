@@ -6,7 +6,8 @@
 //   early   not at all; threads run in the order of their numbers
 //   N       parts of all streams at every call, threads and streams in orders that the number N decides
 // late is the default. DR_EMULATED_NO_GRAPHS: nothing can be recorded. With DR_EMULATED_OPEN set, the host
-// may touch the device's memory, and nothing is spent on that it cannot.
+// may touch the device's memory, and nothing is spent on that it cannot. DR_EMULATED_DEVICES says how many
+// devices there are, 1 by default; a process uses one of them.
 #ifndef DR_TESTS_EMULATED_RUNTIME_H
 #define DR_TESTS_EMULATED_RUNTIME_H
 
@@ -18,6 +19,15 @@ namespace emulated {
 void launch(const char *name, const void *kernel, dim3 blocks, dim3 threads, size_t shared_bytes,
             cudaStream_t stream, std::function<void()> run);
 cudaError_t allow_shared(const void *kernel, size_t bytes);
+
+// Work that may have to wait for another process: `attempt` is called once all before it on the stream is
+// done, again and again until it returns true, in calls of the runtime alone. Meanwhile the stream stands
+// still, and so does all that waits for it; the host waits at most two minutes.
+cudaError_t enqueue_attempt(cudaStream_t stream, std::function<bool()> attempt);
+void run_streams(); // as far as they go
+void open_memory(); // for the rest of an attempt that touches the device's memory
+bool is_device_memory(const void *at, size_t bytes);
+bool is_early();
 
 // The kernel by its address and arguments by value, as a launch takes them. Static: files have structures of
 // the same name for their kernels' arguments.
