@@ -387,7 +387,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *state) {
     auto c = known(comm);
     if (!c) return told(ncclInvalidArgument, "no such communicator");
     progress(*c);
-    if (c->at == LEAVING_ALL || (c->at == LAUNCHING && c->polls_left == 0)) run_streams();
+    if (c->at == LEAVING_ALL || (c->at == LAUNCHING && c->polls_left == 0)) run_others();
     *state = state_of(*c);
     if (c->error != ncclSuccess || c->at != LAUNCHING) return ncclSuccess;
     if (c->polls_left > 0) c->polls_left--;

@@ -90,12 +90,17 @@ typedef std::lock_guard<std::recursive_mutex> call;
 std::vector<CUstream_st *> streams;
 std::vector<std::unique_ptr<CUevent_st>> destroyed; // records of these may be under way
 cudaError_t last_error;
-const double STANDS_STILL_S = 120.0;
+double still_since; // what is waited for has stood still; 0: it does not
+const double PATIENCE_S = 0.5, STANDS_STILL_S = 120.0;
 const useconds_t POLL_US = 100;
 
 cudaError_t told(cudaError_t error) {
     if (error != cudaSuccess && error != cudaErrorNotReady) last_error = error;
     return error;
+}
+
+bool is_late() {
+    return !as.is_early && !as.is_random;
 }
 
 uint64_t random_below(uint64_t n) { // splitmix64
@@ -230,6 +235,7 @@ bool run_next(CUstream_st *stream) {
         next.run();
     }
     stream->queue.pop_front();
+    still_since = 0;
     return true;
 }
 
@@ -240,10 +246,14 @@ bool run_all(CUstream_st *stream) {
     return true;
 }
 
+// Late: the newest stream first, for what it does not wait for has not been done then.
 bool run_streams() {
     device_turn here;
     bool is_done = true;
-    for (CUstream_st *stream : streams) is_done = run_all(stream) && is_done;
+    for (size_t i = 0; i < streams.size(); i++) {
+        const size_t newest = streams.size() - 1 - i;
+        is_done = run_all(streams[is_late() ? newest : i]) && is_done;
+    }
     return is_done;
 }
 
@@ -253,13 +263,19 @@ double seconds() {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-// The host waits until `go_on` has done what it waits for. Where that stands still the device goes on with
-// all of its streams, as it would by itself.
+// While the stream that the host waits for stands still, the device goes on with the others, as it would by
+// itself; late: when that has lasted for a while.
+void run_others() {
+    if (still_since == 0) still_since = seconds();
+    if (!is_late() || seconds() - still_since > PATIENCE_S) run_streams();
+}
+
+// The host waits until `go_on` has done what it waits for.
 void wait_until(const std::function<bool()> &go_on) {
     device_turn here;
     const double end = seconds() + STANDS_STILL_S;
     while (!go_on()) {
-        run_streams();
+        run_others();
         if (seconds() > end) {
             fprintf(stderr, "emulated device: the host waited %.0f s for a stream that stands still\n",
                     STANDS_STILL_S);
@@ -356,9 +372,9 @@ void open_memory() {
     ::open_memory();
 }
 
-void run_streams() {
+void run_others() {
     call one(calls);
-    ::run_streams();
+    ::run_others();
 }
 
 bool is_device_memory(const void *at, size_t bytes) {
@@ -613,7 +629,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     call one(calls);
     if (event->done < event->recorded && !event->stream->queue.empty()) {
         device_turn here;
-        if (!run_next(event->stream)) run_streams();
+        if (!run_next(event->stream)) run_others();
     }
     return event->done < event->recorded ? cudaErrorNotReady : cudaSuccess;
 }

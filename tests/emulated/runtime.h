@@ -24,7 +24,7 @@ cudaError_t allow_shared(const void *kernel, size_t bytes);
 // done, again and again until it returns true, in calls of the runtime alone. Meanwhile the stream stands
 // still, and so does all that waits for it; the host waits at most two minutes.
 cudaError_t enqueue_attempt(cudaStream_t stream, std::function<bool()> attempt);
-void run_streams(); // as far as they go
+void run_others();  // what streams do while the host waits for something else
 void open_memory(); // for the rest of an attempt that touches the device's memory
 bool is_device_memory(const void *at, size_t bytes);
 bool is_early();
