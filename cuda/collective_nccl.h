@@ -1,5 +1,5 @@
 // The NCCL body of the collective seam: gradients are summed up and weights handed round in device memory.
-// Compiled, never run: no machine with two devices has seen it yet.
+// Run on emulated devices only: no machine with two devices has seen it yet.
 #ifndef DR_CUDA_COLLECTIVE_NCCL_H
 #define DR_CUDA_COLLECTIVE_NCCL_H
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A small job on the emulated device: job.sh DEEPREC DEEPREC_EMULATED. It draws what the processor draws, trains on what it
-# drew (verify), and a training run has the same bytes whatever order streams and threads work in, and whatever the workers.
+# drew (verify), and a training run has the same bytes whatever order streams and threads work in, the same step whatever the
+# workers, and the same weights whether the gradients of two go through NCCL or MPI.
 set -eu
 deeprec=$1 emulated=$2
 cd "$(dirname "$0")/../.."
@@ -70,3 +71,13 @@ cmp late/policy/model.safetensors mixed/policy/model.safetensors || fail "other 
 cmp late/trajectories/step_000001_shard_0.h5 two/trajectories/step_000001_shard_0.h5 || fail "other trajectories with two workers"
 if cmp -s warm/model.safetensors late/policy/model.safetensors; then fail "nothing was learned"; fi
 echo "training: the same weights in two orders, the same step with two workers"
+
+# Each of the two workers has a device, so that gradients go through NCCL.
+export DR_EMULATED_DEVICES=2
+train devices late 4
+cmp two/policy/model.safetensors devices/policy/model.safetensors || fail "other weights where gradients go through NCCL"
+code=0
+DR_EMULATED_NCCL_FAULT=error:1:4 train failed early 4 2>failed.txt || code=$?
+[ $code = 1 ] || fail "a failure of NCCL ends with $code, expected 1"
+grep -q 'learner 1 of 2: NCCL .*: a fault asked for in group 4' failed.txt || fail "a failure of NCCL is not told"
+echo "training: the same weights through NCCL, whose failure ends the job"
