@@ -7,12 +7,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#ifndef DR_LT_WORKSPACE_BYTES // tests have less
+#define DR_LT_WORKSPACE_BYTES (32 << 20)
+#endif
+
 enum {
-    DR_LT_ALIGNMENT = 16,       // bytes; of every address that the library gets
-    DR_LT_ROWS = 256,           // of the product that an exact algorithm is chosen for
-    DR_LT_GRADIENT_ROWS = 4096, // the same for a weight's gradient, which sums over them
-    DR_LT_WORKSPACE = 32 << 20, // bytes, in the loose precisions
-    DR_LT_MOST_CHECKED = 14     // numbers of rows that an algorithm must take
+    DR_LT_ALIGNMENT = 16,                    // bytes; of every address that the library gets
+    DR_LT_ROWS = 256,                        // of the product that an exact algorithm is chosen for
+    DR_LT_GRADIENT_ROWS = 4096,              // the same for a weight's gradient, which sums over them
+    DR_LT_WORKSPACE = DR_LT_WORKSPACE_BYTES, // in the loose precisions
+    DR_LT_MOST_CHECKED = 14                  // numbers of rows that an algorithm must take
 };
 
 typedef enum dr_lt_op {

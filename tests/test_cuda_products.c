@@ -99,7 +99,7 @@ static void test_values(void **state) {
 static void test_loose(void **state) {
     (void)state;
     if (!loose_fp32) skip();
-    for (int i = 0; i < N_SHAPES * N_COUNTS; i++) {
+    for (int i = 0; i < N_SHAPES * N_COUNTS; i += sized(1, 3)) {
         int64_t T = row_counts[i % N_COUNTS], O = shapes[i / N_COUNTS][0], I = shapes[i / N_COUNTS][1];
         check_values(loose_fp32, "loose fp32", false, T, O, I);
         check_values(loose_bf16, "loose bf16", false, T, O, I);
@@ -315,7 +315,7 @@ static int setup(void **state) {
     dr_status status = dr_backend_cuda_create(DR_FP32_LOOSE, 0, &loose_fp32);
     if (status == DR_OK) status = dr_backend_cuda_create(DR_BF16_LOOSE, 0, &loose_bf16);
     if (status == DR_ERR_UNSUPPORTED) print_message("no cuBLASLt: %s\n", dr_last_error());
-    if (status != DR_OK && status != DR_ERR_UNSUPPORTED) return -1;
+    if (status != DR_OK && (DR_EMULATED || status != DR_ERR_UNSUPPORTED)) return -1; // it has the library
 #else
     print_message("this build has no CUDA\n");
 #endif

@@ -390,6 +390,16 @@ bool is_early() {
 
 extern "C" {
 
+cudaError_t emulated_enqueue(cudaStream_t stream, const std::function<void()> &run) {
+    call one(calls);
+    return enqueue(stream, {run, NULL, 0});
+}
+
+bool emulated_is_device(const void *at, size_t bytes) {
+    call one(calls);
+    return find(at, bytes) != NULL;
+}
+
 const char *cudaGetErrorString(cudaError_t error) {
     switch (error) {
     case cudaSuccess:

@@ -14,6 +14,11 @@
 #include "tests/emulated/block.h"
 #include "tests/emulated/cuda_runtime_api.h"
 
+// For libraries of the device that the program loads: work of the host's that the stream does in its turn,
+// and whether memory lies within one allocation of the device.
+extern "C" cudaError_t emulated_enqueue(cudaStream_t stream, const std::function<void()> &run);
+extern "C" bool emulated_is_device(const void *at, size_t bytes);
+
 namespace emulated {
 
 void launch(const char *name, const void *kernel, dim3 blocks, dim3 threads, size_t shared_bytes,
