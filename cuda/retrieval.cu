@@ -146,7 +146,6 @@ extern "C" dr_status dr_cuda_mixture(float *gate, const float *z, int64_t T, int
     return DR_OK;
 }
 
-// One thread a row: a sum of exact squares in the processor's order has the processor's bits.
 // One thread a column of a sequence's row.
 static __global__ void pool_rows_kernel(const float *x, const dr_span *spans, int32_t n, dr_pooling pooling,
                                         int64_t D, float *out) {
@@ -169,6 +168,7 @@ extern "C" dr_status dr_cuda_pool_rows(const float *x, const dr_span *spans, int
     return DR_OK;
 }
 
+// One thread a row: a sum of exact squares in the processor's order has the processor's bits.
 static __global__ void unit_rows_kernel(const float *x, int64_t T, int64_t D, float *out) {
     const int64_t t = dr_cuda_item();
     if (t >= T) return;
