@@ -176,8 +176,9 @@ dr_status dr_cuda_check_page(int32_t page_size); // that the kernels know this s
 dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32_t n_passes);
 // Pass i's rows on the device, before its plan goes to the fixed place; none where there is no such plan.
 dr_cuda_plan_rows dr_cuda_plan_rows_of(const dr_cuda_state *state, int32_t i);
-// The burst is over: its plans are not what their chunks say any more.
-void dr_cuda_forget_plans(dr_cuda_state *state);
+// The burst, if there is one, is over, by its end or an error. Its plans are forgotten: what the device holds
+// of them is not what their chunks say any more.
+void dr_cuda_end_burst(dr_cuda_state *state);
 
 // ---- draws (ops_sample.c) ----
 

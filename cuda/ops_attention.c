@@ -382,14 +382,21 @@ static span_source source_of(const dr_backend *b, const dr_cached_pass *pass) {
 }
 
 // With the plan sent before, no op of the pass sends anything.
-static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
-    dr_cuda_state *state;
+static dr_status run_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
+    dr_cuda_state *state = b->state;
     dr_cuda_attention plan;
     span_source from = source_of(b, pass);
-    DR_TRY(dr_cuda_enter(b, &state));
     if (!state->records) return ops(context, b, 0, pass->n_chunks);
     DR_TRY(planned(state, &from, &plan));
     return dr_cuda_run_pass(b, pass, &plan, ops, context);
+}
+
+static dr_status cached_pass(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    dr_status status = run_pass(b, pass, ops, context);
+    if (status != DR_OK) dr_cuda_end_burst(state); // it may have been one of a burst's
+    return status;
 }
 
 // ---- bursts ----
@@ -404,7 +411,8 @@ static dr_status reserve_fixed(dr_cuda_state *state, int64_t bytes) {
     return DR_OK;
 }
 
-void dr_cuda_forget_plans(dr_cuda_state *state) {
+void dr_cuda_end_burst(dr_cuda_state *state) {
+    state->burst.burst = NULL;
     state->later.n = 0;
     if (state->cached.is_sent && state->cached.now.host != state->cached.stage.host)
         state->cached.is_sent = false;
@@ -423,7 +431,6 @@ dr_status dr_cuda_plan_passes(dr_backend *b, const dr_cached_pass *passes, int32
     dr_cuda_state *state = b->state;
     dr_cuda_later_plans *later = &state->later;
     int64_t bytes = 0, most = 0;
-    dr_cuda_forget_plans(state); // of a burst that did not come to its end
     for (int32_t i = 0; i < n_passes; i++) {
         span_source from = source_of(b, &passes[i]);
         dr_plan_layout at = layout_of(&from);

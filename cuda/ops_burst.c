@@ -60,7 +60,7 @@ static dr_status burst_begin(dr_backend *b, const dr_burst *burst) {
     DR_TRY(dr_cuda_enter(b, &state));
     dr_cuda_burst *own = &state->burst;
     const dr_burst_layout at = layout_of(burst);
-    own->burst = NULL;
+    dr_cuda_end_burst(state); // one that did not come to its end
     own->lists = keeps_parts(burst);
     DR_TRY(reserve(state, burst));
     DR_TRY(dr_cuda_stage_reserve(state, &own->stage, at.bytes));
@@ -98,12 +98,9 @@ static dr_cuda_settling settling_of(const dr_cuda_state *state, int32_t step, in
     return settling;
 }
 
-static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions) {
-    dr_cuda_state *state;
-    DR_TRY(dr_cuda_enter(b, &state));
+static dr_status draw_step(dr_cuda_state *state, const float *logits, int32_t *ids, int32_t *positions) {
     dr_cuda_burst *own = &state->burst;
     const dr_burst *burst = own->burst;
-    DR_ASSERT(burst && own->step < burst->n_steps);
     const int64_t n = burst->n_rows, first = own->step * n;
     const dr_cuda_draw *draws = (const dr_cuda_draw *)(own->stage.device + layout_of(burst).draws) + first;
     const dr_cuda_settling settling = settling_of(state, own->step++, ids, positions);
@@ -115,6 +112,15 @@ static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, in
     DR_TRY(dr_cuda_settle(&settling, state->stream));
     if (!own->lists) return DR_OK;
     return dr_cuda_list_kept(&settling, state->kept_ids.data, own->list.data, state->stream);
+}
+
+static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_ASSERT(state->burst.burst && state->burst.step < state->burst.burst->n_steps);
+    dr_status status = draw_step(state, logits, ids, positions);
+    if (status != DR_OK) dr_cuda_end_burst(state);
+    return status;
 }
 
 // The first draw that had no numbers to draw from.
@@ -164,8 +170,7 @@ static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
     DR_ASSERT(burst && own->step == burst->n_steps);
     const dr_burst_layout at = layout_of(burst);
     const int64_t n = burst->n_rows, n_drawn = burst->n_steps * n;
-    own->burst = NULL;
-    dr_cuda_forget_plans(state);
+    dr_cuda_end_burst(state);
     DR_TRY(fetch_taken(state, burst, &at));
     DR_TRY(dr_cuda_fetch(state, &n_listed, own->stage.device, sizeof n_listed));
     DR_TRY(dr_cuda_fetch(state, own->rows_host, own->stage.device + at.rows,

@@ -248,6 +248,69 @@ static void check_growth(dr_backend *plain, dr_backend *recording) {
                         run_grown(plain, &at[0], seen[i]), GROWN * GROWN_H * GROWN_D);
 }
 
+// ---- a burst that breaks off ----
+
+static dr_status failing_ops(void *context, dr_backend *b, int32_t first, int32_t n) {
+    (void)context, (void)b, (void)first, (void)n;
+    return DR_FAIL(DR_ERR_INTERNAL, "a pass that fails");
+}
+
+enum { HEADS = 2, HEAD = 16, CACHED = 2 * DR_KV_PAGE, STRIDE = (HEADS + 2) * HEAD };
+
+static float *attend_one(dr_backend *b, const float *q, const void *keys, const void *values,
+                         const dr_attention_chunk *chunk) {
+    float *out = put_poison(b, HEADS * HEAD);
+    check_ok(b->ops->attention_cached(b, q, STRIDE, keys, values, chunk, 1, DR_KV_PAGE, HEADS, 1, HEAD, out));
+    return get(b, out, HEADS * HEAD);
+}
+
+// The row is finished by its first draw, so that the device's plan of the pass behind it is not what the
+// chunk says; the pass fails. Whoever then names that chunk must get what the chunk says.
+static void check_broken_burst(dr_backend *b) {
+    static const int32_t pages[] = {1, 0}, zeros[257] = {0}, id = 3, position = 4, limit = 3;
+    static const uint32_t bits[3] = {0};
+    static const uint8_t begin = 0;
+    static const float logits[4] = {0, 9, 0, 0};
+    const dr_sampling greedy = {0, 1};
+    const dr_attention_chunk all = {0, CACHED, 0, pages}, other = {0, 1, 20, pages},
+                             later[2] = {{0, 1, 5, pages}, {0, 1, 6, pages}};
+    const size_t bytes = CACHED * HEAD * dr_kv_bytes(b);
+    float *qkv = put(b, op_normal(CACHED * STRIDE, 0, 1), CACHED * STRIDE);
+    void *keys = put_bytes(b, op_array((int64_t)bytes, 1), bytes),
+         *values = put_bytes(b, op_array((int64_t)bytes, 1), bytes);
+    const float *k = qkv + HEADS * HEAD, *v = k + HEAD;
+    b->ops->kv_store(b, k, v, STRIDE, &all, 1, DR_KV_PAGE, 1, HEAD, keys, values);
+    const float *want = attend_one(b, qkv, keys, values, &later[0]);
+    attend_one(b, qkv, keys, values, &other);
+    dr_cached_pass passes[2];
+    for (int i = 0; i < 2; i++)
+        passes[i] = (dr_cached_pass){.chunks = &later[i],
+                                     .n_chunks = 1,
+                                     .group = HEADS,
+                                     .head_size = HEAD,
+                                     .places = {keys, values, qkv}};
+    const dr_stop_table stops = {.ids = {1, -1, -1, -1},
+                                 .next = put_bytes(b, zeros, 256),
+                                 .first_byte = put_ids(b, zeros, 5),
+                                 .bytes = put_bytes(b, zeros, 1)};
+    const dr_burst burst = {.n_rows = 1,
+                            .V = 4,
+                            .n_steps = 3,
+                            .settings = &greedy,
+                            .bits = bits,
+                            .limits = &limit,
+                            .ids = &id,
+                            .positions = &position,
+                            .states = &begin,
+                            .stops = &stops,
+                            .passes = passes};
+    check_ok(b->ops->burst_begin(b, &burst));
+    check_ok(b->ops->burst_draw(b, put(b, logits, 4), put_ids(b, zeros, 1), put_ids(b, zeros, 1)));
+    check_error(b->ops->cached_pass(b, &passes[0], failing_ops, NULL), DR_ERR_INTERNAL, "a pass that fails");
+    check_same_bits("behind a broken burst", attend_one(b, qkv, keys, values, &later[0]), want, HEADS * HEAD);
+    free_all();
+}
+
 static void check_precision(dr_backend *plain) {
     static const int32_t head_sizes[] = {16, 64};
     dr_backend *recording = NULL;
@@ -257,6 +320,8 @@ static void check_precision(dr_backend *plain) {
     dr_cuda_record_passes(false);
     check_ok(status);
 #endif
+    check_broken_burst(plain);
+    check_broken_burst(recording);
     const size_t first = sized(0, dr_rounds_to_bf16(plain->precision)), n = sized(2, 1);
     for (size_t i = first; i < first + n; i++) {
         check_decoding(plain, recording, head_sizes[i]);

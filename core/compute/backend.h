@@ -391,8 +391,8 @@ typedef struct dr_backend_ops {
     // at the next position, or for a finished row what it ran last. burst_end: out [n_steps, n_rows], of row
     // r the first counts[r], and what the rows took of burst->pages; kept ids are the backend's until its
     // next draw. A body may finish a row early, not before its first draw, when kept sets take more memory
-    // than it has set aside. DR_ERR_NUMERIC as `sample`'s, of burst_draw or of burst_end: the burst has ended
-    // then.
+    // than it has set aside. DR_ERR_NUMERIC as `sample`'s, of burst_draw or of burst_end. By an error, one
+    // of a pass between two draws too, the burst has ended: what follows it is not its end but another begin.
     dr_status (*burst_begin)(dr_backend *b, const dr_burst *burst);
     dr_status (*burst_draw)(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions);
     dr_status (*burst_end)(dr_backend *b, dr_sampled *out, int32_t *counts);
