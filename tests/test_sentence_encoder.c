@@ -213,6 +213,9 @@ static void test_bad_folders(void **state) {
          DR_ERR_UNSUPPORTED,
          "2 ways to pool"},
         {{.pooling = "{}"}, DR_ERR_UNSUPPORTED, "0 ways to pool"},
+        {{.pooling = "{\"pooling_mode_mean_tokens\": true, \"include_prompt\": false}"},
+         DR_ERR_UNSUPPORTED,
+         "include_prompt"},
         {{.modules = "[{\"type\": \"sentence_transformers.models.Dense\"}]"}, DR_ERR_UNSUPPORTED, "Dense"},
     };
     dr_text_encoder *encoder = NULL;
@@ -227,6 +230,9 @@ static void test_bad_folders(void **state) {
     check_error(dr_text_encoder_open(one, &choice, &encoder), DR_ERR_ARGUMENT,
                 "instruction of queries takes");
     assert_null(encoder);
+    dr_text_encoder_destroy(opened(
+        one,
+        folder((tiny_sentence){.pooling = "{\"pooling_mode_cls_token\": true, \"include_prompt\": false}"})));
     dr_text_encoder_destroy(opened(
         one, folder((tiny_sentence){.modules = "[{\"type\": \"sentence_transformers.models.Pooling\"}]"})));
 }

@@ -75,7 +75,7 @@ static dr_status read_pooling(const json_t *root, const char *path, dr_pooling *
         "pooling_mode_max_tokens",          "pooling_mode_mean_sqrt_len_tokens",
         "pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"};
     const char *only = NULL;
-    int n = 0;
+    int n = 0, has_prompt = 1;
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
         int is_used = 0;
         DR_TRY(dr_json_bool_or(root, path, ways[i], 0, &is_used));
@@ -86,6 +86,9 @@ static dr_status read_pooling(const json_t *root, const char *path, dr_pooling *
              "%s: %d ways to pool%s%s, expected %s or %s alone", path, n, n == 1 ? ": " : "",
              n == 1 ? only : "", ways[0], ways[1]);
     *out = only == ways[0] ? DR_POOL_FIRST : DR_POOL_MEAN;
+    DR_TRY(dr_json_bool_or(root, path, "include_prompt", 1, &has_prompt));
+    DR_CHECK(has_prompt || *out == DR_POOL_FIRST, DR_ERR_UNSUPPORTED,
+             "%s: include_prompt is false: means without the instruction are not supported", path);
     return DR_OK;
 }
 
