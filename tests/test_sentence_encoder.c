@@ -315,11 +315,27 @@ static void test_retrieval_model(void **state) {
     tiny_catalogue_reset(&d);
 }
 
+// What config.json cannot hold is refused before anything is trained.
+static void test_texts_of_config(void **state) {
+    (void)state;
+    dr_dataset d = tiny_catalogue();
+    dr_trm *trm = NULL;
+    for (int i = 0; i < 2; i++) {
+        dr_trm_train_options o = dr_trm_train_defaults();
+        snprintf(i ? o.config.query_instruction : o.config.text_encoder, 8, "a\xFF");
+        check_error(dr_trm_train(one, &d, &o, &trm), DR_ERR_ARGUMENT,
+                    i ? "instruction of queries \"a" : "text encoder's name \"a");
+    }
+    assert_null(trm);
+    tiny_catalogue_reset(&d);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),      cmocka_unit_test(test_rows_are_exact),
-        cmocka_unit_test(test_names),       cmocka_unit_test(test_queries),
-        cmocka_unit_test(test_bad_folders), cmocka_unit_test(test_retrieval_model),
+        cmocka_unit_test(test_golden),          cmocka_unit_test(test_rows_are_exact),
+        cmocka_unit_test(test_names),           cmocka_unit_test(test_queries),
+        cmocka_unit_test(test_bad_folders),     cmocka_unit_test(test_retrieval_model),
+        cmocka_unit_test(test_texts_of_config),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -27,6 +27,10 @@ trm_train() {
 trm_train --out "$work/trm" --text-encoder "$work/bert" 2> /dev/null
 grep -q '"text_dim": 24' "$work/trm/config.json" || fail "the encoder's width is not the model's"
 grep -q '"query_instruction": "Represent this sentence' "$work/trm/config.json" || fail "the instruction is not stored"
+trm_train --out "$work/other" --text-encoder "$work/bert" --query-instruction "find: " --max-text-tokens 64 2> /dev/null
+grep -q '"query_instruction": "find: "' "$work/other/config.json" || fail "another instruction is not stored"
+grep -q '"max_text_tokens": 64' "$work/other/config.json" || fail "the limit of tokens is not stored"
+refused "no UTF-8" trm_train --out "$work/no" --text-encoder "$work/bert" --query-instruction "$(printf '\377')"
 refused "fp32 only" trm_train --out "$work/no" --text-encoder "$work/bert" --precision bf16
 refused "known by name: hashed-ngram" trm_train --out "$work/no" --text-encoder "$work/nowhere"
 

@@ -9,6 +9,7 @@
 #include "core/model/text_encoders.h"
 #include "core/rec/metrics.h"
 #include "core/rec/trm_internal.h"
+#include "core/text/normalize.h"
 
 enum { EVAL_CHUNK = 512 };
 
@@ -297,8 +298,18 @@ static void training_reset(training *w) {
     dr_buf_reset(&w->text);
 }
 
+// They go into config.json once the model is trained: what that cannot hold is refused before.
+static dr_status check_texts(const dr_trm_config *c) {
+    DR_CHECK(dr_utf8_valid(c->text_encoder, strlen(c->text_encoder)), DR_ERR_ARGUMENT,
+             "retrieval training: the text encoder's name \"%s\" is no UTF-8", c->text_encoder);
+    DR_CHECK(dr_utf8_valid(c->query_instruction, strlen(c->query_instruction)), DR_ERR_ARGUMENT,
+             "retrieval training: the instruction of queries \"%s\" is no UTF-8", c->query_instruction);
+    return DR_OK;
+}
+
 static dr_status create_fresh(dr_backend *backend, dr_trm_config *config, dr_trm **out_trm) {
     dr_text_encoder *encoder = NULL;
+    DR_TRY(check_texts(config));
     DR_TRY(dr_trm_open_encoder(backend, config, &encoder));
     dr_status status = encoder ? dr_trm_note_encoder(encoder, config) : DR_OK;
     if (status == DR_OK) status = dr_trm_allocate(backend, config, encoder, out_trm);
