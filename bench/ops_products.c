@@ -79,36 +79,24 @@ static dr_status run_swiglu_backward(bench_call *c) {
     return c->b->ops->swiglu_linear_backward(c->b, c->w, c->x[0], c->x[2], c->T, c->x[3], c->x[4]);
 }
 
-static dr_status prepare_backward_input(bench_call *c) {
+// x[0] x, x[1] dy, x[2] dx, x[3] dw: two products
+static dr_status prepare_backward(bench_call *c) {
     int64_t O = 2 * (int64_t)c->m->intermediate, I = c->m->hidden;
     float *values = NULL;
     DR_TRY(bench_call_weight(c, O, I, &values));
-    DR_TRY(bench_call_normal(c, c->T * O, &c->x[0]));
-    DR_TRY(bench_call_zeros(c, c->T * I, &c->x[1]));
-    bench_call_compare(c, c->x[1], c->T * I);
-    c->product = (bench_product){.m = c->T, .n = I, .k = O, .count = 1};
-    c->bytes = element(c) * (double)(O * I) + 4.0 * (double)(c->T * (O + I));
-    return DR_OK;
-}
-
-static dr_status run_backward_input(bench_call *c) {
-    return c->b->ops->linear_backward_input(c->b, c->w, c->x[0], c->T, c->x[1], false);
-}
-
-static dr_status prepare_backward_weight(bench_call *c) {
-    int64_t O = 2 * (int64_t)c->m->intermediate, I = c->m->hidden;
     DR_TRY(bench_call_normal(c, c->T * I, &c->x[0]));
     DR_TRY(bench_call_normal(c, c->T * O, &c->x[1]));
-    DR_TRY(bench_call_zeros(c, O * I, &c->x[2]));
-    bench_call_compare(c, c->x[2], O * I);
-    c->product = (bench_product){.m = O, .n = I, .k = c->T, .trans_a = true, .count = 1};
-    c->bytes = 4.0 * (double)(c->T * (O + I)) + 8.0 * (double)(O * I);
+    DR_TRY(bench_call_zeros(c, c->T * I, &c->x[2]));
+    DR_TRY(bench_call_zeros(c, O * I, &c->x[3]));
+    bench_call_compare(c, c->x[2], c->T * I);
+    bench_call_compare(c, c->x[3], O * I);
+    c->product = (bench_product){.m = c->T, .n = I, .k = O, .count = 2};
+    c->bytes = (element(c) + 8) * (double)(O * I) + 4.0 * (double)(c->T * (O + 2 * I));
     return DR_OK;
 }
 
-static dr_status run_backward_weight(bench_call *c) {
-    return c->b->ops->linear_backward_weight(c->b, c->x[0], c->x[1], c->T, 2 * (int64_t)c->m->intermediate,
-                                             c->m->hidden, c->x[2], NULL);
+static dr_status run_backward(bench_call *c) {
+    return c->b->ops->linear_backward(c->b, c->w, c->x[0], c->x[1], c->T, c->x[2], false, c->x[3], NULL);
 }
 
 static dr_status prepare_gemm(bench_call *c) {
@@ -199,8 +187,7 @@ static const bench_op ops[] = {
     {"linear_forward.gate_up", prepare_gate_up, run_forward, NULL, true, true},
     {"linear_forward.down", prepare_down, run_forward, NULL, true, true},
     {"linear_forward.head", prepare_head, run_forward, NULL, true, false},
-    {"linear_backward_input", prepare_backward_input, run_backward_input, NULL, false, true},
-    {"linear_backward_weight", prepare_backward_weight, run_backward_weight, NULL, false, true},
+    {"linear_backward", prepare_backward, run_backward, NULL, false, true},
     {"swiglu_linear_forward.down", prepare_swiglu, run_swiglu, NULL, true, true},
     {"swiglu_linear_backward.down", prepare_swiglu_backward, run_swiglu_backward, NULL, false, true},
     {"gemm", prepare_gemm, run_gemm, NULL, true, true},

@@ -140,14 +140,14 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-// Operands of a training pass: silu(gate) · up and the gradient there; in bf16 also the gradient that two
-// products read, attention's, and both of a product where the library multiplies.
+// Operands of a training pass: silu(gate) · up and the gradient there; in bf16 also the gradient that a
+// layer's both products read, attention's, and rows of x, forward and backward, where the library multiplies.
 static int64_t operand_memory(const dr_backend *b, const dr_pass_shape *s) {
     const dr_cuda_state *state = b->state;
     if (!dr_rounds_to_bf16(b->precision)) return 2 * s->T * s->n_in * (int64_t)sizeof(float);
     int64_t attention = dr_mma_takes(s->H / s->G, s->d) ? 2 * (s->H + s->G) * s->d : 0,
-            products = state->lt ? 2 * larger(s->n_out, s->n_in) : 0;
-    return s->T * ((attention + products + s->n_in + s->n_out) * (int64_t)sizeof(uint16_t) +
+            rows = state->lt ? 2 * s->n_in : 0;
+    return s->T * ((attention + rows + s->n_in + s->n_out) * (int64_t)sizeof(uint16_t) +
                    s->n_in * (int64_t)sizeof(float));
 }
 

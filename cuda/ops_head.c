@@ -48,12 +48,13 @@ static void kept_lse(dr_backend *b, const float *logits, int64_t T, int64_t V, f
     dr_cuda_keep(b->state, kept_stats(b, logits, T, V, temperature, kept, lse));
 }
 
-// A block of logits, the operands of its products where the library multiplies, and the stages at most: kept
-// sets that are each the whole vocabulary.
+// A block of logits, the gradient there as bf16 where products round, rows of h of two products where the
+// library multiplies, and the stages at most: kept sets that are each the whole vocabulary.
 static int64_t head_memory(dr_backend *b, int64_t V, int64_t D) {
     const dr_cuda_state *state = b->state;
-    int64_t operands = state->lt ? HEAD_ROWS * (V + D) * (int64_t)sizeof(uint16_t) : 0;
-    return operands + HEAD_ROWS * V * (int64_t)sizeof(float) + dr_turns_memory(V);
+    int64_t gradient = dr_rounds_to_bf16(b->precision) ? V : 0, rows = state->lt ? 2 * D : 0;
+    return HEAD_ROWS * ((gradient + rows) * (int64_t)sizeof(uint16_t) + V * (int64_t)sizeof(float)) +
+           dr_turns_memory(V);
 }
 
 // Logits of rows t0 … t0 + rows - 1 in the backend's scratch.
@@ -97,8 +98,7 @@ static dr_status head_backward(dr_backend *b, const dr_weight *w, const float *h
         DR_TRY(send_kept(state, kept ? kept + t0 : NULL, rows, &sets));
         DR_TRY(dr_cuda_head_gradient(logits, targets + t0, sets, rows, V, temperature, lse + t0,
                                      dlogprob + t0, state->stream));
-        DR_TRY(dr_cuda_linear_input(b, w, logits, rows, dh + t0 * D, false));
-        DR_TRY(dr_cuda_linear_weight(b, h + t0 * D, logits, rows, V, D, dw));
+        DR_TRY(dr_cuda_linear_backward(b, w, h + t0 * D, logits, rows, dh + t0 * D, false, dw, NULL));
     }
     return DR_OK;
 }

@@ -138,28 +138,22 @@ static dr_status input_gradient(dr_backend *b, const char *op, const dr_weight *
     return multiply(b, &by_library, &product);
 }
 
-dr_status dr_cuda_linear_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
-                               bool accumulate) {
-    const dr_lt_operand rows = {dy, NULL, T * w->n_out};
-    return input_gradient(b, "linear_backward_input", w, &rows, T, dx, accumulate);
-}
-
 // dw (o, i) += Σ_t dy (t, o) · x (t, i)
-static dr_status weight_gradient(dr_backend *b, const char *op, const dr_lt_operand *x,
-                                 const dr_lt_operand *dy, int64_t T, int64_t n_out, int64_t n_in, float *dw) {
+static dr_status weight_gradient(dr_backend *b, const char *op, const dr_weight *w, const dr_lt_operand *x,
+                                 const dr_lt_operand *dy, int64_t T, float *dw) {
     const dr_lt_product by_library = {.op = DR_LT_BACKWARD_WEIGHT,
-                                      .n_out = n_out,
-                                      .n_in = n_in,
+                                      .n_out = w->n_out,
+                                      .n_in = w->n_in,
                                       .T = T,
                                       .left = *x,
                                       .right = *dy,
                                       .out = dw,
                                       .accumulate = true};
     const dr_cuda_product product = {.op = op,
-                                     .a = {dy->values, dy->rounded, 1, n_out},
-                                     .b = {x->values, x->rounded, 1, n_in},
-                                     .m = n_out,
-                                     .n = n_in,
+                                     .a = {dy->values, dy->rounded, 1, w->n_out},
+                                     .b = {x->values, x->rounded, 1, w->n_in},
+                                     .m = w->n_out,
+                                     .n = w->n_in,
                                      .k = T,
                                      .alpha = 1.0f,
                                      .beta = 1.0f,
@@ -167,21 +161,32 @@ static dr_status weight_gradient(dr_backend *b, const char *op, const dr_lt_oper
     return multiply(b, &by_library, &product);
 }
 
-dr_status dr_cuda_linear_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
-                                int64_t n_in, float *dw) {
-    const dr_lt_operand left = {x, NULL, T * n_in}, right = {dy, NULL, T * n_out};
-    return weight_gradient(b, "linear_backward_weight", &left, &right, T, n_out, n_in, dw);
-}
-
-// n values that several products read: rounded once, where products round.
-static dr_status shared_operand(dr_backend *b, const float *values, int64_t n, dr_lt_operand *out) {
+// dy of a layer's both products: rounded once, where products round.
+static dr_status shared_gradient(dr_backend *b, const float *dy, int64_t n, dr_lt_operand *out) {
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(b, &state));
-    *out = (dr_lt_operand){values, NULL, n};
+    *out = (dr_lt_operand){dy, NULL, n};
     if (!dr_rounds_to_bf16(b->precision)) return DR_OK;
     DR_TRY(dr_cuda_reserve(state, &state->dy, "gradient of products", n * (int64_t)sizeof(uint16_t)));
     out->rounded = state->dy.data;
-    return dr_cuda_round_bf16(values, n, state->dy.data, state->stream);
+    return dr_cuda_round_bf16(dy, n, state->dy.data, state->stream);
+}
+
+dr_status dr_cuda_linear_backward(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
+                                  int64_t T, float *dx, bool accumulate, float *dw, float *dbias) {
+    static const char op[] = "linear_backward";
+    const dr_lt_operand rows = {x, NULL, T * w->n_in};
+    dr_cuda_state *state;
+    dr_lt_operand gradient;
+    DR_TRY(dr_cuda_enter(b, &state));
+    DR_TRY(shared_gradient(b, dy, T * w->n_out, &gradient));
+    if (dx) DR_TRY(input_gradient(b, op, w, &gradient, T, dx, accumulate));
+    DR_TRY(weight_gradient(b, op, w, &rows, &gradient, T, dw));
+    if (!dbias) return DR_OK;
+    DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
+                           dr_chunk_count(T) * w->n_out * (int64_t)sizeof(float)));
+    return dr_cuda_column_sums(op, dy, NULL, NULL, NULL, T, w->n_out, state->partials.data, dbias,
+                               state->stream);
 }
 
 // dgate_up from dact [T, F], and silu(gate) · up as an operand: in dact's place, or as bf16.
@@ -205,22 +210,10 @@ static dr_status swiglu_linear_backward(dr_backend *b, const dr_weight *w, const
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(dr_cuda_reserve(state, &state->dgated, "gradient at silu(gate) · up",
                            T * w->n_in * (int64_t)sizeof(float)));
-    DR_TRY(shared_operand(b, dy, T * w->n_out, &gradient));
+    DR_TRY(shared_gradient(b, dy, T * w->n_out, &gradient));
     DR_TRY(input_gradient(b, op, w, &gradient, T, state->dgated.data, false));
     DR_TRY(gated_gradient(b, gate_up, state->dgated.data, T, w->n_in, dgate_up, &rows));
-    return weight_gradient(b, op, &rows, &gradient, T, w->n_out, w->n_in, dw);
-}
-
-static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
-                                        int64_t n_out, int64_t n_in, float *dw, float *dbias) {
-    dr_cuda_state *state;
-    DR_TRY(dr_cuda_linear_weight(b, x, dy, T, n_out, n_in, dw));
-    if (!dbias) return DR_OK;
-    DR_TRY(dr_cuda_enter(b, &state));
-    DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
-                           dr_chunk_count(T) * n_out * (int64_t)sizeof(float)));
-    return dr_cuda_column_sums("linear_backward_weight", dy, NULL, NULL, NULL, T, n_out, state->partials.data,
-                               dbias, state->stream);
+    return weight_gradient(b, op, w, &rows, &gradient, T, dw);
 }
 
 static dr_status gemm(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
@@ -246,8 +239,7 @@ void dr_cuda_fill_linear(dr_backend_ops *ops) {
     ops->weight_pack = weight_pack;
     ops->weight_rows = weight_rows;
     ops->linear_forward = dr_cuda_linear;
-    ops->linear_backward_input = dr_cuda_linear_input;
-    ops->linear_backward_weight = linear_backward_weight;
+    ops->linear_backward = dr_cuda_linear_backward;
     ops->swiglu_linear_forward = swiglu_linear_forward;
     ops->swiglu_linear_backward = swiglu_linear_backward;
     ops->gemm = gemm;

@@ -225,18 +225,11 @@ static dr_status g_linear_forward(dr_backend *b, const dr_weight *w, const float
     GUARDED_STATUS(linear_forward(guard_inner, w, x, T, bias, y));
 }
 
-static dr_status g_linear_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
-                                         float *dx, bool accumulate) {
+static dr_status g_linear_backward(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
+                                   int64_t T, float *dx, bool accumulate, float *dw, float *dbias) {
     (void)b;
-    OURS(dy), OURS(dx);
-    GUARDED_STATUS(linear_backward_input(guard_inner, w, dy, T, dx, accumulate));
-}
-
-static dr_status g_linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
-                                          int64_t n_out, int64_t n_in, float *dw, float *dbias) {
-    (void)b;
-    OURS(x), OURS(dy), OURS(dw), OURS(dbias);
-    GUARDED_STATUS(linear_backward_weight(guard_inner, x, dy, T, n_out, n_in, dw, dbias));
+    OURS(x), OURS(dy), OURS(dx), OURS(dw), OURS(dbias);
+    GUARDED_STATUS(linear_backward(guard_inner, w, x, dy, T, dx, accumulate, dw, dbias));
 }
 
 static dr_status g_swiglu_linear_forward(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
@@ -559,8 +552,7 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .weight_pack = g_weight_pack,
                                        .weight_rows = g_weight_rows,
                                        .linear_forward = g_linear_forward,
-                                       .linear_backward_input = g_linear_backward_input,
-                                       .linear_backward_weight = g_linear_backward_weight,
+                                       .linear_backward = g_linear_backward,
                                        .swiglu_linear_forward = g_swiglu_linear_forward,
                                        .swiglu_linear_backward = g_swiglu_linear_backward,
                                        .gemm = g_gemm,

@@ -19,10 +19,9 @@ static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
     give(r, "rows of a weight", b, rows, T * I, 0);
     check_ok(b->ops->linear_forward(b, w, x, T, bias, y));
     check_ok(b->ops->linear_forward(b, w, x, T, NULL, plain));
-    check_ok(b->ops->linear_backward_input(b, w, dy, T, dx, false));
-    check_ok(b->ops->linear_backward_input(b, w, dy, T, more, true));
-    check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, dbias));
-    check_ok(b->ops->linear_backward_weight(b, x, dy, T, O, I, dw, NULL));
+    check_ok(b->ops->linear_backward(b, w, x, dy, T, dx, false, dw, dbias));
+    check_ok(b->ops->linear_backward(b, w, x, dy, T, more, true, dw, NULL));
+    check_ok(b->ops->linear_backward(b, w, x, dy, T, NULL, false, dw, NULL));
     give(r, "linear with bias", b, y, T * O, forward);
     give(r, "linear", b, plain, T * O, forward);
     give(r, "dx", b, dx, T * I, gradient);

@@ -77,27 +77,26 @@ static void check_linear_backward(linear_case *c) {
     double *want = op_zeros(n);
     float *dx = op_poison(n), *start = op_normal(n, 0, 3), *sum = op_copy(start, n);
     ref_product(c->dy, c->n_out, 1, c->values, c->n_in, 1, c->T, c->n_in, c->n_out, 1, want);
-    check_ok(ops->linear_backward_input(c->b, c->w, c->dy, c->T, dx, false));
-    op_close("dx", dx, want, n, 1e-11);
-    check_ok(ops->linear_backward_input(c->b, c->w, c->dy, c->T, sum, true));
-    for (int64_t i = 0; i < n; i++) want[i] += start[i];
-    op_close("dx, accumulated", sum, want, n, 1e-11);
-
     int64_t n_weights = c->n_out * c->n_in;
     float *dw = op_normal(n_weights, 0, 2), *dbias = op_normal(c->n_out, 0, 2),
-          *plain = op_copy(dw, n_weights);
+          *plain = op_copy(dw, n_weights), *alone = op_copy(dw, n_weights);
     float *zero = op_array(n_weights, sizeof(float));
     double *want_w = op_double(dw, n_weights), *want_bias = op_double(dbias, c->n_out);
     ref_product(c->dy, 1, c->n_out, c->x, c->n_in, 1, c->n_out, c->n_in, c->T, 1, want_w);
     for (int64_t i = 0; i < c->T * c->n_out; i++) want_bias[i % c->n_out] += c->dy[i];
-    check_ok(ops->linear_backward_weight(c->b, c->x, c->dy, c->T, c->n_out, c->n_in, dw, dbias));
+    check_ok(ops->linear_backward(c->b, c->w, c->x, c->dy, c->T, dx, false, dw, dbias));
+    op_close("dx", dx, want, n, 1e-11);
     op_close("dw", dw, want_w, n_weights, 1e-11);
     op_close("dbias", dbias, want_bias, c->n_out, 1e-11);
-    check_ok(ops->linear_backward_weight(c->b, c->x, c->dy, c->T, c->n_out, c->n_in, plain, NULL));
+    check_ok(ops->linear_backward(c->b, c->w, c->x, c->dy, c->T, sum, true, plain, NULL));
+    for (int64_t i = 0; i < n; i++) want[i] += start[i];
+    op_close("dx, accumulated", sum, want, n, 1e-11);
     check_same_bits("dw without dbias", plain, dw, n_weights);
+    check_ok(ops->linear_backward(c->b, c->w, c->x, c->dy, c->T, NULL, false, alone, NULL));
+    check_same_bits("dw without dx", alone, dw, n_weights);
 
     if (n_weights > 20000) return;
-    check_ok(ops->linear_backward_weight(c->b, c->x, c->dy, c->T, c->n_out, c->n_in, zero, NULL));
+    check_ok(ops->linear_backward(c->b, c->w, c->x, c->dy, c->T, NULL, false, zero, NULL));
     op_check_slope("linear by x", linear_loss, c, c->x, dx, n, 0.1f, 1e-4);
     op_check_slope("linear by w", linear_loss, c, c->values, zero, n_weights, 0.1f, 1e-4);
 }
@@ -141,8 +140,7 @@ static void test_linear_no_rows(void **state) {
     check_ok(fresh->ops->weight_create(fresh, 5, 7, &w));
     check_ok(fresh->ops->weight_pack(fresh, w, values));
     check_ok(fresh->ops->linear_forward(fresh, w, values, 0, NULL, &untouched));
-    check_ok(fresh->ops->linear_backward_input(fresh, w, values, 0, &untouched, false));
-    check_ok(fresh->ops->linear_backward_weight(fresh, values, values, 0, 5, 7, dw, NULL));
+    check_ok(fresh->ops->linear_backward(fresh, w, values, values, 0, &untouched, false, dw, NULL));
     assert_true(untouched == 7);
     check_same_bits("dw", dw, kept, 35);
     fresh->ops->weight_destroy(fresh, w);

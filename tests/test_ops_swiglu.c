@@ -113,8 +113,7 @@ static void check_in_turn(dr_backend *b, int64_t T, int64_t n_out, int64_t n_in)
     static const char *const names[] = {"y", "dw", "d of gate and up"};
     op_swiglu(op_one, c.gate_up, T, n_in, act);
     check_ok(b->ops->linear_forward(b, c.w, act, T, NULL, want[0]));
-    check_ok(b->ops->linear_backward_weight(b, act, c.dy, T, n_out, n_in, want[1], NULL));
-    check_ok(b->ops->linear_backward_input(b, c.w, c.dy, T, dact, false));
+    check_ok(b->ops->linear_backward(b, c.w, act, c.dy, T, dact, false, want[1], NULL));
     op_swiglu_gradient(op_one, dact, c.gate_up, T, n_in, want[2]);
     check_ok(b->ops->swiglu_linear_forward(b, c.w, c.gate_up, T, got[0]));
     check_ok(b->ops->swiglu_linear_backward(b, c.w, c.gate_up, c.dy, T, got[2], got[1]));

@@ -288,12 +288,10 @@ typedef struct dr_backend_ops {
     dr_status (*weight_rows)(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out);
     dr_status (*linear_forward)(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
                                 const float *bias, float *y);
-    // dx [T, n_in] = dy W, or += when accumulate.
-    dr_status (*linear_backward_input)(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
-                                       float *dx, bool accumulate);
-    // dw [n_out, n_in] += dyᵀ x; dbias [n_out] += column sums of dy (or NULL).
-    dr_status (*linear_backward_weight)(dr_backend *b, const float *x, const float *dy, int64_t T,
-                                        int64_t n_out, int64_t n_in, float *dw, float *dbias);
+    // dx [T, n_in] = dy W, or += when accumulate, or NULL; dw [n_out, n_in] += dyᵀ x; dbias [n_out] += column
+    // sums of dy, or NULL.
+    dr_status (*linear_backward)(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
+                                 int64_t T, float *dx, bool accumulate, float *dw, float *dbias);
     // The same with silu(gate) · up [T, n_in] for x, computed in fp32 from gate_up [T, 2 n_in], gate first,
     // and kept nowhere. y = (silu(gate) · up) Wᵀ, row-exact. Its gradients: dgate_up [T, 2 n_in] is
     // overwritten, dw += dyᵀ (silu(gate) · up).

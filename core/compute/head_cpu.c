@@ -94,9 +94,9 @@ static dr_status dense_rows(dr_backend *b, const head_gradient *g, const row_lis
         else
             row_gradient(z, V, inv, g->lse[t], g->targets[t], g->dlogprob[t]);
     }
-    DR_TRY(b->ops->linear_backward_input(b, g->w, logits, rows->n, dh, false));
+    DR_TRY(b->ops->linear_backward(b, g->w, h, logits, rows->n, dh, false, g->dw, NULL));
     for (int r = 0; r < rows->n; r++) memcpy(g->dh + rows->at[r] * D, dh + r * D, (size_t)D * sizeof(float));
-    return b->ops->linear_backward_weight(b, h, logits, rows->n, V, D, g->dw, NULL);
+    return DR_OK;
 }
 
 static DR_HOT float dot(const float *x, const float *y, int64_t n) {

@@ -99,23 +99,28 @@ static dr_status swiglu_linear_forward(dr_backend *b, const dr_weight *w, const 
     return rows_forward(b, w, &rows, T, y);
 }
 
-static dr_status linear_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
-                                       float *dx, bool accumulate) {
+static dr_status input_gradient(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+                                bool accumulate) {
     if (dr_cpu_state_of(b)->bf16) return dr_bf16_backward_input(b, w, dy, T, dx, accumulate);
     if (b->precision == DR_BF16) return dr_bf16_lanes_backward_input(b, w, dy, T, dx, accumulate);
     return dr_cpu_product(b, dy, w->n_out, 1, w->values, w->n_in, 1, T, w->n_in, w->n_out, dx, accumulate);
 }
 
-static dr_status linear_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
-                                        int64_t n_out, int64_t n_in, float *dw, float *dbias) {
-    if (dr_cpu_state_of(b)->bf16)
-        DR_TRY(dr_bf16_backward_weight(b, x, dy, T, n_out, n_in, dw));
-    else if (b->precision == DR_BF16)
-        DR_TRY(dr_bf16_lanes_backward_weight(b, x, dy, T, n_out, n_in, dw));
-    else
-        DR_TRY(dr_cpu_product(b, dy, 1, n_out, x, n_in, 1, n_out, n_in, T, dw, true));
+static dr_status weight_gradient(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
+                                 int64_t T, float *dw) {
+    const int64_t O = w->n_out, I = w->n_in;
+    if (dr_cpu_state_of(b)->bf16) return dr_bf16_backward_weight(b, x, dy, T, O, I, dw);
+    if (b->precision == DR_BF16) return dr_bf16_lanes_backward_weight(b, x, dy, T, O, I, dw);
+    return dr_cpu_product(b, dy, 1, O, x, I, 1, O, I, T, dw, true);
+}
+
+static dr_status linear_backward(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
+                                 int64_t T, float *dx, bool accumulate, float *dw, float *dbias) {
+    const int64_t O = w->n_out;
+    if (dx) DR_TRY(input_gradient(b, w, dy, T, dx, accumulate));
+    DR_TRY(weight_gradient(b, w, x, dy, T, dw));
     for (int64_t t = 0; dbias && t < T; t++)
-        for (int64_t j = 0; j < n_out; j++) dbias[j] += dy[t * n_out + j];
+        for (int64_t j = 0; j < O; j++) dbias[j] += dy[t * O + j];
     return DR_OK;
 }
 
@@ -127,9 +132,9 @@ static dr_status swiglu_linear_backward(dr_backend *b, const dr_weight *w, const
     DR_TRY(dr_scratch_reserve(gated, dr_rows_chunk(b, T) * I));
     for (int64_t t = 0, n; t < T; t += n) {
         n = dr_rows_chunk(b, T - t);
-        DR_TRY(linear_backward_input(b, w, dy + t * O, n, gated->data, false));
+        DR_TRY(input_gradient(b, w, dy + t * O, n, gated->data, false));
         dr_swiglu_gradient(b, gate_up + t * 2 * I, n, I, gated->data, dgate_up + t * 2 * I);
-        DR_TRY(linear_backward_weight(b, gated->data, dy + t * O, n, O, I, dw, NULL));
+        DR_TRY(weight_gradient(b, w, gated->data, dy + t * O, n, dw));
     }
     return DR_OK;
 }
@@ -155,8 +160,7 @@ void dr_cpu_fill_linear(dr_backend_ops *ops) {
     ops->weight_pack = weight_pack;
     ops->weight_rows = weight_rows;
     ops->linear_forward = linear_forward;
-    ops->linear_backward_input = linear_backward_input;
-    ops->linear_backward_weight = linear_backward_weight;
+    ops->linear_backward = linear_backward;
     ops->swiglu_linear_forward = swiglu_linear_forward;
     ops->swiglu_linear_backward = swiglu_linear_backward;
     ops->gemm = gemm;

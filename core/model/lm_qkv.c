@@ -63,12 +63,9 @@ static dr_status backward_with_norms(dr_lm *lm, const lm_layer *layer, const flo
                              gradient + layer->q_norm);
     b->ops->rmsnorm_backward(b, dqkv->k, raw + q_rows * d, lm->params + layer->k_norm, inv + q_rows, k_rows,
                              d, draw_k, gradient + layer->k_norm);
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_q, draw, T, dx, false));
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_k, draw_k, T, dx, true));
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_v, dqkv->v, T, dx, true));
-    DR_TRY(b->ops->linear_backward_weight(b, x, draw, T, q, D, dw, NULL));
-    DR_TRY(b->ops->linear_backward_weight(b, x, draw_k, T, kv, D, dw + q * D, NULL));
-    return b->ops->linear_backward_weight(b, x, dqkv->v, T, kv, D, dw + (q + kv) * D, NULL);
+    DR_TRY(b->ops->linear_backward(b, layer->w_q, x, draw, T, dx, false, dw, NULL));
+    DR_TRY(b->ops->linear_backward(b, layer->w_k, x, draw_k, T, dx, true, dw + q * D, NULL));
+    return b->ops->linear_backward(b, layer->w_v, x, dqkv->v, T, dx, true, dw + (q + kv) * D, NULL);
 }
 
 dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,
@@ -79,7 +76,6 @@ dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, c
     lm_qkv at = dr_lm_qkv_at(c, dqkv, T);
     rotate(lm, b, &at, positions, T, -1);
     if (c->qk_norm) return backward_with_norms(lm, layer, x, T, &at, raw, inv, draw, dx, gradient);
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_qkv, dqkv, T, dx, false));
-    return b->ops->linear_backward_weight(b, x, dqkv, T, lm_qkv_width(c), c->hidden, gradient + layer->qkv,
-                                          layer->qkv_bias < 0 ? NULL : gradient + layer->qkv_bias);
+    return b->ops->linear_backward(b, layer->w_qkv, x, dqkv, T, dx, false, gradient + layer->qkv,
+                                   layer->qkv_bias < 0 ? NULL : gradient + layer->qkv_bias);
 }

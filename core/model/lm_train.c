@@ -312,16 +312,14 @@ static dr_status layer_backward_second(dr_lm *lm, const lm_layer *layer, const l
                                        float *datt, float *gradient) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    int64_t D = c->hidden, F = c->intermediate, A = (int64_t)c->n_heads * c->head_size;
+    int64_t D = c->hidden;
     DR_TRY(b->ops->swiglu_linear_backward(b, layer->w_down, a->gate_up, dx, n, w->dwide,
                                           gradient + layer->down));
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_gate_up, w->dwide, n, w->dnorm, false));
-    DR_TRY(
-        b->ops->linear_backward_weight(b, a->norm2, w->dwide, n, 2 * F, D, gradient + layer->gate_up, NULL));
+    DR_TRY(b->ops->linear_backward(b, layer->w_gate_up, a->norm2, w->dwide, n, w->dnorm, false,
+                                   gradient + layer->gate_up, NULL));
     b->ops->rmsnorm_backward(b, w->dnorm, a->mid, lm->params + layer->norm2, a->inv2, n, D, dx,
                              gradient + layer->norm2);
-    DR_TRY(b->ops->linear_backward_input(b, layer->w_o, dx, n, datt, false));
-    return b->ops->linear_backward_weight(b, att, dx, n, D, A, gradient + layer->o, NULL);
+    return b->ops->linear_backward(b, layer->w_o, att, dx, n, datt, false, gradient + layer->o, NULL);
 }
 
 // In: w->datt, and w->dx = gradient at the residual stream beside attention. Out: w->dx = gradient at a->x.

@@ -84,7 +84,7 @@ dr_status dr_trm_adapt_backward(dr_trm *trm, trm_adaptor *a, const float *dy, fl
         b->ops->noisy_gate_backward(b, a->gate, a->noise, a->spread, rows * E, a->spread);
         DR_TRY(b->ops->gemm(b, true, false, X, E, rows, 1.0f, a->x, a->spread, 1.0f, gradient + trm->noise));
     }
-    DR_TRY(b->ops->linear_backward_weight(b, a->x_dropped, a->dz, rows, E * D, X, gradient + trm->experts,
-                                          NULL));
+    DR_TRY(b->ops->linear_backward(b, trm->w_experts, a->x_dropped, a->dz, rows, NULL, false,
+                                   gradient + trm->experts, NULL));
     return b->ops->gemm(b, true, false, X, E, rows, 1.0f, a->x, a->gate, 1.0f, gradient + trm->gate);
 }

@@ -221,13 +221,11 @@ static dr_status feed_forward_backward(dr_trm *trm, trm_batch *t, int32_t l, flo
                                gradient + w->norm2, gradient + w->norm2_bias);
     b->ops->copy(b, dmiddle, dsum, trm_bytes(Q * D)); // the residual branch
     if (t->drop) drop(trm, dsum, Q * D, p->drop2);
-    DR_TRY(b->ops->linear_backward_input(b, w->w_down, dsum, Q, dact, false));
-    DR_TRY(b->ops->linear_backward_weight(b, p->act, dsum, Q, D, I, gradient + w->down,
-                                          gradient + w->down_bias));
+    DR_TRY(b->ops->linear_backward(b, w->w_down, p->act, dsum, Q, dact, false, gradient + w->down,
+                                   gradient + w->down_bias));
     b->ops->gelu_backward(b, dact, p->up, Q * I, dact);
-    DR_TRY(b->ops->linear_backward_input(b, w->w_up, dact, Q, dmiddle, true));
-    return b->ops->linear_backward_weight(b, p->middle, dact, Q, I, D, gradient + w->up,
-                                          gradient + w->up_bias);
+    return b->ops->linear_backward(b, w->w_up, p->middle, dact, Q, dmiddle, true, gradient + w->up,
+                                   gradient + w->up_bias);
 }
 
 // From t->d4 to the gradient of the layer's input (P, D) in t->d1.
@@ -249,13 +247,11 @@ static dr_status attention_backward(dr_trm *trm, trm_batch *t, int32_t l, float 
         b->ops->copy(b, dx, dprojected, trm_bytes(P * D));
     }
     if (t->drop) drop(trm, dprojected, Q * D, p->drop1);
-    DR_TRY(b->ops->linear_backward_input(b, w->w_out, dprojected, Q, dmixed, false));
-    DR_TRY(b->ops->linear_backward_weight(b, p->mixed, dprojected, Q, D, D, gradient + w->out,
-                                          gradient + w->out_bias));
+    DR_TRY(b->ops->linear_backward(b, w->w_out, p->mixed, dprojected, Q, dmixed, false, gradient + w->out,
+                                   gradient + w->out_bias));
     b->ops->padded_attention_backward(b, &attention, dmixed, dqkv);
-    DR_TRY(b->ops->linear_backward_input(b, w->w_qkv, dqkv, P, dx, true));
-    return b->ops->linear_backward_weight(b, p->x, dqkv, P, 3 * D, D, gradient + w->qkv,
-                                          gradient + w->qkv_bias);
+    return b->ops->linear_backward(b, w->w_qkv, p->x, dqkv, P, dx, true, gradient + w->qkv,
+                                   gradient + w->qkv_bias);
 }
 
 // From dh (P, D), the gradient of what the fusion gave, to its parameters' and the items'.
