@@ -1,4 +1,5 @@
 // `deeprec trm train`: the retrieval model of a data set.
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/log.h"
@@ -87,6 +88,21 @@ static dr_status copy_text(const dr_config *o, const char *key, size_t size, cha
     return DR_OK;
 }
 
+// A folder by its absolute path: the model then opens from wherever it is used.
+static dr_status copy_encoder(const dr_config *o, size_t size, char *out) {
+    const char *text = dr_config_string(o, "text-encoder");
+    DR_TRY(copy_text(o, "text-encoder", size, out));
+    if (!dr_text_encoder_is_folder(text)) return DR_OK;
+    char *whole = realpath(text, NULL);
+    if (!whole) return DR_OK; // refused where it is opened, with the names that are known
+    size_t length = strlen(whole);
+    if (length < size) memcpy(out, whole, length + 1);
+    free(whole);
+    DR_CHECK(length < size, DR_ERR_ARGUMENT,
+             "--text-encoder %s: its absolute path has %zu bytes, at most %zu", text, length, size - 1);
+    return DR_OK;
+}
+
 static dr_status open_backend(const dr_config *o, dr_backend **out_backend) {
     const dr_backend_choice choice = {
         .kind = (dr_backend_kind)dr_config_choice(o, "backend"), // rows in the enum's order
@@ -106,7 +122,7 @@ static dr_status trm_train_command(const dr_cli *cli) {
     train.on_epoch = on_epoch;
     train.on_batch = on_batch;
     train.context = &progress;
-    DR_TRY(copy_text(o, "text-encoder", sizeof train.config.text_encoder, train.config.text_encoder));
+    DR_TRY(copy_encoder(o, sizeof train.config.text_encoder, train.config.text_encoder));
     DR_TRY(copy_text(o, "query-instruction", sizeof train.config.query_instruction,
                      train.config.query_instruction));
     DR_TRY(dr_dataset_load(dr_config_string(o, "dataset"), &dataset));

@@ -69,6 +69,11 @@ dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir) {
     DR_TRY(open[parts->use](parts->backend, model_dir, &lm));
     dr_status status;
     DR_TRY_GOTO(status, dr_tokenizer_load(model_dir, &tokenizer), destroy_lm);
+    DR_CHECK_GOTO(
+        dr_tokenizer_is_of_bytes(tokenizer), status, DR_ERR_UNSUPPORTED, destroy_tokenizer,
+        "%s: its tokenizer is WordPiece, whose tokens are not the bytes of a text; a policy's must be "
+        "byte-level BPE",
+        model_dir);
     DR_CHECK_GOTO(dr_tokenizer_size(tokenizer) <= dr_lm_config_of(lm)->vocab, status, DR_ERR_FORMAT,
                   destroy_tokenizer, "%s: the tokenizer has %d ids, the model's vocabulary %d", model_dir,
                   dr_tokenizer_size(tokenizer), dr_lm_config_of(lm)->vocab);

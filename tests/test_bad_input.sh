@@ -53,6 +53,9 @@ refused "a data set that is text" "config.json" evaluate "$work/policy/config.js
 refused "no data set" "nowhere.h5" evaluate "$work/nowhere.h5" "$work/trm" "$work/policy"
 
 # model folders
+cp -r "$work/policy" "$work/words"
+cp "$here/fuzz/seeds/fuzz_tokenizer/wordpiece.json" "$work/words/tokenizer.json"
+refused "policy: a tokenizer of words" "WordPiece" evaluate "$work/data.h5" "$work/trm" "$work/words"
 for folder in policy trm; do
     for file in model.safetensors config.json $([ $folder = trm ] || echo tokenizer.json); do
         rm -rf "$work/broken"

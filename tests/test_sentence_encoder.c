@@ -196,6 +196,9 @@ static void test_bad_folders(void **state) {
     } cases[] = {
         {{.from = "\"bert\"", .to = "\"roberta\""}, DR_ERR_UNSUPPORTED, "model_type is \"roberta\""},
         {{.from = "\"gelu\"", .to = "\"relu\""}, DR_ERR_UNSUPPORTED, "hidden_act is \"relu\""},
+        {{.from = "\"layer_norm_eps\": 1e-12", .to = "\"layer_norm_eps\": 0"},
+         DR_ERR_FORMAT,
+         "layer_norm_eps"},
         {{.from = "\"is_decoder\": false", .to = "\"is_decoder\": true"}, DR_ERR_UNSUPPORTED, "is_decoder"},
         {{.from = "\"num_attention_heads\": 3", .to = "\"num_attention_heads\": 5"},
          DR_ERR_FORMAT,

@@ -25,6 +25,8 @@ trm_train() {
     "$deeprec" trm train --dataset "$work/data.h5" --epochs 1 --hidden 16 --experts 2 --batch 64 "$@"
 }
 trm_train --out "$work/trm" --text-encoder "$work/bert" 2> /dev/null
+(cd "$work" && trm_train --out "$work/near" --text-encoder bert 2> /dev/null)
+cmp -s "$work/near/config.json" "$work/trm/config.json" || fail "the encoder's folder is kept as it was named, not where it is"
 grep -q '"text_dim": 24' "$work/trm/config.json" || fail "the encoder's width is not the model's"
 grep -q '"query_instruction": "Represent this sentence' "$work/trm/config.json" || fail "the instruction is not stored"
 trm_train --out "$work/other" --text-encoder "$work/bert" --query-instruction "find: " --max-text-tokens 64 2> /dev/null

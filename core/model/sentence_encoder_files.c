@@ -59,7 +59,7 @@ static dr_status read_sizes(const json_t *root, const char *path, sentence_confi
     DR_TRY(read_size(root, path, "intermediate_size", 1 << 20, &c->inner));
     DR_TRY(read_size(root, path, "max_position_embeddings", 1 << 20, &c->n_positions));
     DR_TRY(read_size(root, path, "type_vocab_size", 65536, &c->n_types));
-    DR_TRY(dr_json_f64_or(root, path, "layer_norm_eps", 0, 1, 1e-12, &eps));
+    DR_TRY(dr_json_f64_or(root, path, "layer_norm_eps", 1e-30, 1, 1e-12, &eps));
     DR_CHECK(c->hidden % c->n_heads == 0 && c->hidden / c->n_heads <= MOST_HEAD, DR_ERR_FORMAT,
              "%s: hidden_size %d, %d heads: expected heads of equal size, at most %d", path, c->hidden,
              c->n_heads, MOST_HEAD);

@@ -224,6 +224,10 @@ void dr_tokenizer_destroy(dr_tokenizer *t) {
     dr_free(t);
 }
 
+bool dr_tokenizer_is_of_bytes(const dr_tokenizer *t) {
+    return !t->is_wordpiece;
+}
+
 int32_t dr_tokenizer_size(const dr_tokenizer *t) {
     return t->n_tokens;
 }
