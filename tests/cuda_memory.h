@@ -4,7 +4,7 @@
 #define DR_TESTS_CUDA_MEMORY_H
 
 #include "tests/op_check.h"
-#include "tests/sized.h"
+#include "tests/small_cases.h"
 
 enum { MAX_MEMORY = 512 };
 

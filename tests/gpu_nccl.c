@@ -13,7 +13,7 @@
 #include "cuda/backend_cuda.h"
 #include "cuda/collective_nccl.h"
 #include "mpi/world.h"
-#include "tests/sized.h"
+#include "tests/small_cases.h"
 
 enum {
     N = sized(20 << 20, 25 << 10),        // more than one chunk of a rank
