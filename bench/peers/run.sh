@@ -10,7 +10,7 @@
 #   --ours FILE,FILE    figures of ours taken before, in the place of runs before and after
 #   --model FOLDER      lm: one that bench_engine --write-model wrote; then --shape is of random weights, --label names its own
 #   --generate          lm, cuda: transformers' generate, too
-#   --json FILE         keeps PyTorch's lines
+#   --json FILE         keeps PyTorch's lines, also of a run that is ended
 # PYTHON names an interpreter with torch and safetensors (default python3), BENCH_ENGINE and BENCH_OPS built programs
 # (default: bench/run.sh; the row-by-row program comes with it).
 set -euo pipefail
@@ -92,7 +92,7 @@ ours first
 if [ $part = ops ]; then
     "$python" "$here/torch_ops.py" --device $device "${common[@]}" --shape "${shape:-small}" ${rows:+--rows "$rows"} \
         ${head_rows:+--head-rows "$head_rows"} ${batch:+--batch "$batch"} ${context:+--context "$context"} --only "$only" \
-        --json "$work/torch.json"
+        --json "${kept:-$work/torch.json}"
 else
     sizes=()
     if [ -z "$model" ]; then
@@ -102,12 +102,12 @@ else
         sizes=(--shape "$shape" ${layers:+--layers "$layers"})
     fi
     "$python" "$here/torch_lm.py" "$model" --device $device "${common[@]}" --only "$only" --pack "$pack" --length "$length" $generate \
-        ${sizes[@]+"${sizes[@]}"} --label "${label:-${shape:-small}${layers:+/$layers}}" --json "$work/torch.json"
+        ${sizes[@]+"${sizes[@]}"} --label "${label:-${shape:-small}${layers:+/$layers}}" --json "${kept:-$work/torch.json}"
     if [ $device = cpu ] && [ "$precision" = fp32 ] && [ -z "${BENCH_ENGINE:-}$ours" ]; then
         cmake --build "$here/../../build/bench" --target peer_matvec > /dev/null
         "$here/../../build/bench/peer_matvec" "$model" "$threads" "$seconds" "$work/matvec.json"
     fi
 fi
-[ -z "$kept" ] || cp "$work/torch.json" "$kept"
+[ -z "$kept" ] || cp "$kept" "$work/torch.json"
 [ -n "$ours" ] || ours second
 "$python" "$here/ratios.py" "$work"
