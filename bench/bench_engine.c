@@ -39,7 +39,8 @@ enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static const char usage[] =
     "bench_engine [--backend cpu|cuda|cuda-graphs|cuda-wgmma] [--threads N] [--precision fp32|bf16]\n"
-    "             [--seconds S] [--json FILE] [--part NAME] [--only NAME,NAME] [--shape small|0.5b|1.5b|7b]\n"
+    "             [--seconds S] [--json FILE] [--part NAME] [--only NAME,NAME] [--shape "
+    "tiny|small|0.5b|1.5b|7b]\n"
     "             [--layers N] [--pack TOKENS] [--length TOKENS] [--write-model FOLDER]\n"
     "  --backend    the processor, or device 0, there with decode passes as graphs, or with packed "
     "attention\n"
@@ -51,7 +52,7 @@ static const char usage[] =
     "  --part       decode, train, handover, retrieve, rollout or sample alone, or long, which is not in the "
     "rest\n"
     "  --only       these figures alone, decode.b8.c512,decode.b8.c512.shared say\n"
-    "  --shape      model of the decode, train, handover, sample and long parts: the small preset, or sizes "
+    "  --shape      model of the decode, train, handover, sample and long parts: a preset, or sizes "
     "of a\n"
     "               Qwen2.5 model, random\n"
     "  --pack       tokens of a training pack (default 4096), --length of each of its sequences (default "
@@ -135,18 +136,17 @@ static dr_status read_options(int argc, char **argv, settings *out) {
 
 // The device's own copy and products; the copy is `memory` bytes/s.
 static dr_status add_device_figures(bench_engine *engine, double memory) {
-    bench_product side = {.m = 8192, .n = 8192, .k = 8192, .count = 1};
+    enum { SIDE = BENCH_DEVICE_SIDE };
+    bench_product side = {.m = SIDE, .n = SIDE, .k = SIDE, .count = 1};
+    char name[32], copied[64], multiplied[64];
     double seconds = 0;
+    snprintf(name, sizeof name, "ceiling.gemm.%d", SIDE);
+    snprintf(copied, sizeof copied, "read and written together, %d MiB", BENCH_DEVICE_BYTES >> 20);
+    snprintf(multiplied, sizeof multiplied, "linear_forward, %d x %d x %d", SIDE, SIDE, SIDE);
     DR_TRY(bench_products_seconds(engine->ceilings, &side, 1, &seconds));
     double rate = bench_product_flops(&side, 1) / seconds;
-    bench_figure copy = {.name = "ceiling.copy",
-                         .unit = "GB/s",
-                         .value = memory * 1e-9,
-                         .note = "read and written together, 1 GiB"},
-                 product = {.name = "ceiling.gemm.8192",
-                            .unit = "TFLOP/s",
-                            .value = rate * 1e-12,
-                            .note = "linear_forward, 8192 x 8192 x 8192"};
+    bench_figure copy = {.name = "ceiling.copy", .unit = "GB/s", .value = memory * 1e-9, .note = copied},
+                 product = {.name = name, .unit = "TFLOP/s", .value = rate * 1e-12, .note = multiplied};
     if (engine->device.peak_flops > 0 && engine->backend->precision == DR_BF16) {
         product.ceiling = engine->device.peak_flops * 1e-12;
         product.bound = "data sheet";
@@ -205,7 +205,7 @@ static dr_status run(int argc, char **argv) {
     engine.seconds = s.seconds;
     engine.pack = s.pack;
     engine.length = s.length;
-    engine.is_large = strcmp(s.shape, "small") != 0;
+    engine.is_large = strcmp(s.shape, "small") != 0 && strcmp(s.shape, "tiny") != 0;
     engine.is_slow = engine.is_large && bench_is_cpu(engine.backend);
     DR_TRY_GOTO(status, bench_model_shape(s.shape, &engine.model), release);
     if (s.n_layers > 0) engine.model.n_layers = s.n_layers;

@@ -36,7 +36,7 @@ typedef struct bencher {
 
 static const char usage[] =
     "bench_ops [--backend cpu|cuda|cuda-wgmma] [--precision fp32|bf16] [--part NAME] [--only NAME,NAME]\n"
-    "          [--shape small|0.5b|1.5b|7b] [--rows N] [--batch N] [--threads N] [--seconds S] [--json "
+    "          [--shape tiny|small|0.5b|1.5b|7b] [--rows N] [--batch N] [--threads N] [--seconds S] [--json "
     "FILE]\n"
     "  --backend    the processor, or device 0 (default cpu); cuda-wgmma: there with packed attention by "
     "wgmma\n"

@@ -11,7 +11,7 @@
 #include "core/base/host_memory.h"
 #include "core/base/hot.h"
 
-enum { LEAST_REPEATS = 5, MOST_REPEATS = 511, MOST_RATES = 256 };
+enum { LEAST_REPEATS = sized(5, 1), MOST_REPEATS = 511, MOST_RATES = 256 };
 
 // ---- timing ----
 
@@ -137,14 +137,13 @@ static dr_status read_run(void *context, double *out_seconds) {
 }
 
 static dr_status device_rates(bench_ceilings *c) {
-    enum { SIDE = 8192 };
-    const size_t bytes = (size_t)1 << 30;
+    const double side = BENCH_DEVICE_SIDE;
     double copy = 0, product = 0;
     if (c->copy_rate > 0) return DR_OK;
-    DR_TRY(bench_device_copy(c->device, bytes, c->seconds, &copy));
-    DR_TRY(bench_device_product(c->device, SIDE, c->seconds, &product));
-    c->copy_rate = 2.0 * (double)bytes / copy;
-    c->flops_rate = 2.0 * SIDE * SIDE * SIDE / product;
+    DR_TRY(bench_device_copy(c->device, BENCH_DEVICE_BYTES, c->seconds, &copy));
+    DR_TRY(bench_device_product(c->device, BENCH_DEVICE_SIDE, c->seconds, &product));
+    c->copy_rate = 2.0 * BENCH_DEVICE_BYTES / copy;
+    c->flops_rate = 2.0 * side * side * side / product;
     return DR_OK;
 }
 

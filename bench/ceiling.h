@@ -1,7 +1,7 @@
 // What this machine can do at best, measured beside the figures it bounds. On the processor: reading memory,
 // and oneDNN's products at given shapes, on all threads. On a device: the backend's own copy of a large
 // block, and its own linear_forward at 8192 x 8192 x 8192, one rate for all shapes. Also the one way in which
-// things are timed here: medians.
+// things are timed here: medians. The emulated device has smaller sizes, and one repeat.
 #ifndef DR_BENCH_CEILING_H
 #define DR_BENCH_CEILING_H
 
@@ -10,10 +10,14 @@
 #include <stdint.h>
 
 #include "core/compute/backend.h"
+#include "tests/small_cases.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+// Of a device's ceilings: bytes that are copied, sides of a product.
+enum { BENCH_DEVICE_BYTES = sized(1 << 30, 1 << 20), BENCH_DEVICE_SIDE = sized(8192, 64) };
 
 // One repeat: does the work and says how long the part that counts took, in seconds.
 typedef dr_status (*bench_run)(void *context, double *out_seconds);

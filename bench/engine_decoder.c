@@ -5,7 +5,7 @@
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 
-enum { STEPS = 8 };
+enum { STEPS = sized(8, 2) };
 
 struct bench_decoder {
     bench_engine *engine;

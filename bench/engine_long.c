@@ -8,7 +8,11 @@
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 
-enum { LONG = 16384, CHECKED = 1024, N_ROWS = 2048 }; // loss rows at the end: the policy's own tokens are few
+enum {
+    LONG = sized(16384, 256),
+    CHECKED = sized(1024, 64),
+    N_ROWS = sized(2048, 64)
+}; // loss rows at the end: the policy's own tokens are few
 
 typedef struct long_case {
     dr_lm *lm;
@@ -75,7 +79,7 @@ static dr_status long_figure(bench_engine *engine, long_case *c) {
     const dr_lm_config *config = dr_lm_config_of(c->lm);
     int32_t V = config->vocab;
     bench_product products[BENCH_LM_PRODUCTS];
-    char note[224], mfu[48];
+    char name[64], note[224], mfu[48];
     int64_t bytes = 0;
     double seconds = 0, least = 0, loss = 0;
     DR_TRY(run_pass(c, DR_RECOMPUTE, LONG, N_ROWS, c->gradient, &bytes, &seconds));
@@ -93,9 +97,10 @@ static dr_status long_figure(bench_engine *engine, long_case *c) {
     double again = (double)(config->n_layers - 1) / config->n_layers;
     double flops = 3 * (linear + attention) + again * (bench_product_flops(products, 1) + attention) +
                    bench_product_flops(products + 1, 2);
-    bench_figure figure = {.name = "train.p16384.c16384", .unit = "tokens/s", .bound = "GEMM", .note = note};
+    bench_figure figure = {.name = name, .unit = "tokens/s", .bound = "GEMM", .note = note};
     figure.value = LONG / seconds;
     figure.ceiling = LONG / (flops / rate);
+    snprintf(name, sizeof name, "train.p%d.c%d", LONG, LONG);
     bench_mfu_note(engine, flops / seconds, mfu, sizeof mfu);
     snprintf(note, sizeof note, "%.3g s once; activations %.0f MB recomputed, loss head %.1f MB%s", seconds,
              (double)bytes * 1e-6,

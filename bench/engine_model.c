@@ -17,7 +17,7 @@ dr_status bench_model_shape(const char *name, dr_lm_config *out) {
     } shapes[] = {{"0.5b", 24, 896, 14, 2, 64, 4864, 151936, true},
                   {"1.5b", 28, 1536, 12, 2, 128, 8960, 151936, true},
                   {"7b", 28, 3584, 28, 4, 128, 18944, 152064, false}};
-    if (strcmp(name, "small") == 0) return dr_lm_preset(name, BENCH_VOCAB, out);
+    if (strcmp(name, "tiny") == 0 || strcmp(name, "small") == 0) return dr_lm_preset(name, BENCH_VOCAB, out);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         if (strcmp(shapes[i].name, name) != 0) continue;
         DR_TRY(dr_lm_preset("small", shapes[i].vocab, out)); // the family's other settings
@@ -30,7 +30,7 @@ dr_status bench_model_shape(const char *name, dr_lm_config *out) {
         out->tied_head = shapes[i].tied_head;
         return DR_OK;
     }
-    return DR_FAIL(DR_ERR_ARGUMENT, "shape %s: expected small, 0.5b, 1.5b or 7b", name);
+    return DR_FAIL(DR_ERR_ARGUMENT, "shape %s: expected tiny, small, 0.5b, 1.5b or 7b", name);
 }
 
 double bench_mfu(const bench_engine *engine, double flops_per_s) {

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-enum { BENCH_VOCAB = 4096 };
+enum { BENCH_VOCAB = sized(4096, 640) };
 
 typedef struct bench_engine {
     dr_backend *backend;
@@ -24,11 +24,11 @@ typedef struct bench_engine {
     double seconds;       // aimed at for one figure
     dr_lm_config model;   // of the decode and train parts
     int32_t pack, length; // tokens of a training pack, and of each of its sequences
-    bool is_large;        // not the small preset
+    bool is_large;        // no preset
     bool is_slow;         // a large model on the processor, seconds a step: smaller batches, a shorter pack
 } bench_engine;
 
-// A shape by its name: "small", the preset, or "0.5b", "1.5b", "7b": sizes of Qwen2.5's models.
+// A shape by its name: "tiny", "small", the presets, or "0.5b", "1.5b", "7b": sizes of Qwen2.5's models.
 // DR_ERR_ARGUMENT for another.
 dr_status bench_model_shape(const char *name, dr_lm_config *out);
 

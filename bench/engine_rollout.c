@@ -10,7 +10,13 @@
 #include "core/base/rng.h"
 #include "core/episode/rollout.h"
 
-enum { PROMPTS = 8, SAMPLES = 8, EPISODES = PROMPTS * SAMPLES, LIVE = 32, MOST_TOKENS = 640 };
+enum {
+    PROMPTS = sized(8, 2),
+    SAMPLES = sized(8, 2),
+    EPISODES = PROMPTS * SAMPLES,
+    LIVE = 32,
+    MOST_TOKENS = 640
+};
 
 typedef struct roller {
     dr_rollout_parts parts;
@@ -76,7 +82,7 @@ static void lean(float *params, const dr_lm_tensor *tensor, const dr_tokenizer *
 static dr_status create_policy(dr_backend *backend, const dr_tokenizer *tokenizer, dr_lm **out) {
     dr_lm_config config;
     const dr_lm_tensor *tensors = NULL;
-    DR_TRY(dr_lm_preset("small", BENCH_VOCAB, &config));
+    DR_TRY(dr_lm_preset(sized("small", "tiny"), BENCH_VOCAB, &config));
     config.tied_head = false;
     config.eos_id = dr_tokenizer_special(tokenizer, "<|endoftext|>");
     DR_TRY(dr_lm_create(backend, &config, 5, out));
@@ -322,7 +328,7 @@ dr_status bench_rollout_figures(bench_engine *engine) {
     DR_TRY_GOTO(status, create_parts(engine, &world, r), release);
     DR_TRY_GOTO(status, check_rollout(engine, r), release);
     bench_report_section(engine->report,
-                         "Rollout: 8 prompts of 8 samples, random policy, temperature 1, top-p 0.95");
+                         "Rollout: prompts of several samples, random policy, temperature 1, top-p 0.95");
     status = rollout_figures(engine, r);
 release:
     drop_trajectories(r);
