@@ -261,7 +261,8 @@ step_goal_handover() { engine handover --part handover --shape "$middle"; }
 step_goal_exactness() {
     "$bin/bench_engine" --backend "$backend" --shape "$shape" --write-model "$work/goal" || return 1
     "$bin/deeprec" verify --backend "$backend" --dtype $exact_type --model "$work/goal" --tokens "$verify_tokens" --live "$live" |
-        tee "$work/exactness" || return 1
+        tee "$work/exactness"
+    [ "${PIPESTATUS[0]}" = 0 ] || return 1
     sed -nE 's/^exactness costs (-?[0-9]+) %.* and (-?[0-9]+) % of the training pass.*/'\
 '{"name":"exactness.sampling","value":\1,"unit":"%"}\n{"name":"exactness.training","value":\2,"unit":"%"}/p' \
         "$work/exactness" > "$work/json/exactness.json"
