@@ -26,7 +26,7 @@ build() { # FOLDER ARCHITECTURES
 pack() {
     local dir=$1 built=build/gpu-pack file plugins pmix
     build "$built" 90-real || return 1
-    rm -rf "$dir/bin" "$dir/lib" "$dir/lib.tar.gz" "$dir/share"
+    rm -rf "$dir/bin" "$dir/lib" "$dir/share" "$dir/pack.tar.gz"
     mkdir -p "$dir/bin" "$dir/lib/plugins" "$dir/lib/pmix" "$dir/share" || return 1
     for file in $programs; do
         [ -x "$built/$file" ] || { echo "$built/$file is not there: no CUDA toolkit?" >&2; return 1; }
@@ -46,19 +46,26 @@ pack() {
     ldd "$dir"/bin/* "$dir"/lib/plugins/*.so "$dir"/lib/pmix/*.so | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
         grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libutil|ld-linux[^/]*|libcuda|libnvidia[^/]*|libnccl)\.so' |
         while read -r file; do cp -L "$file" "$dir/lib/"; done
-    tar -C "$dir" -czf "$dir/lib.tar.gz" lib && rm -rf "$dir/lib" || return 1
+    tar -C "$dir" -czf "$dir/pack.tar.gz" bin lib share && rm -rf "$dir/bin" "$dir/lib" "$dir/share" || return 1
     local kib
     kib=$(du -sk "$dir" | cut -f1)
     echo "$dir: $((kib / 1024)) MiB"
     [ "$kib" -lt 65536 ] || { echo "more than 64 MiB" >&2; return 1; }
 }
 
+# Programs through wrappers: only they see the libraries that came along, not Python or the toolkit's tools, which have
+# newer ones. Ranks copy through shared memory, for sandboxes forbid them to read each other's.
 use_prebuilt() {
-    bin=$1/bin
-    tar -C "$work" -xzf "$1/lib.tar.gz" || return 1
-    export LD_LIBRARY_PATH=$work/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} PATH=$1/bin:$PATH
-    export OPAL_PREFIX=$1 OMPI_MCA_mca_base_component_path=$work/lib/plugins
-    export PMIX_MCA_mca_base_component_path=$work/lib/pmix
+    local packed=$work/packed file
+    bin=$work/bin
+    mkdir -p "$bin" "$packed" && tar -C "$packed" -xzf "$1/pack.tar.gz" || return 1
+    for file in "$packed"/bin/*; do
+        printf '#!/bin/sh\nLD_LIBRARY_PATH="%s${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" exec "%s" "$@"\n' "$packed/lib" "$file" \
+            > "$bin/${file##*/}" || return 1
+    done
+    chmod +x "$bin"/* || return 1
+    export PATH=$bin:$PATH OPAL_PREFIX=$packed OMPI_MCA_mca_base_component_path=$packed/lib/plugins
+    export PMIX_MCA_mca_base_component_path=$packed/lib/pmix OMPI_MCA_btl_vader_single_copy_mechanism=none
 }
 
 # ---- steps: functions of their own process; 77 is skipped, the last line says why ----
@@ -450,7 +457,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ "$backend" = cuda ] || [ "$backend" = cpu ] || { echo "--backend $backend: expected cuda or cpu" >&2; exit 2; }
-[ -z "$prebuilt" ] || [ -x "$prebuilt/bin/deeprec" ] || { echo "$prebuilt/bin/deeprec is not there: make it with --pack" >&2; exit 2; }
+[ -z "$prebuilt" ] || [ -e "$prebuilt/pack.tar.gz" ] || { echo "$prebuilt/pack.tar.gz is not there: make it with --pack" >&2; exit 2; }
 report=$(absolute "$report")
 if [ "$backend" = cuda ]; then
     if ! command -v nvidia-smi >/dev/null; then
