@@ -68,6 +68,18 @@ use_prebuilt() {
     export PMIX_MCA_mca_base_component_path=$packed/lib/pmix OMPI_MCA_btl_vader_single_copy_mechanism=none
 }
 
+# NCCL and cuBLASLt where the loader does not look but a Python package has them.
+find_libraries() {
+    local packages name file
+    packages=$("${PYTHON:-python3}" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null) || return 0
+    for name in libnccl.so.2 libcublasLt.so.13 libcublasLt.so.12; do
+        ! ldconfig -p | grep -qF "$name" || continue
+        file=$(ls "$packages"/nvidia/*/lib/$name 2>/dev/null | head -n 1)
+        [ -z "$file" ] || ln -sf "$file" "$work/found/$name" || return 1
+    done
+    export LD_LIBRARY_PATH=$work/found${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}
+
 # ---- steps: functions of their own process; 77 is skipped, the last line says why ----
 
 skip() { # REASON
@@ -87,6 +99,7 @@ step_machine() {
     nvidia-smi --query-gpu=name,compute_cap,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
     command -v nvcc >/dev/null && nvcc --version | tail -n 2
     ldconfig -p | grep -E 'libnccl|libcublasLt' || echo "no NCCL or cuBLASLt in the loader's cache"
+    ls -l "$work/found"
 }
 
 step_packages() {
@@ -188,7 +201,7 @@ step_same_draws() {
 
 step_nccl() {
     on_device
-    ldconfig -p | grep -q libnccl || skip "no NCCL in the loader's cache"
+    [ -e "$work/found/libnccl.so.2" ] || ldconfig -p | grep -qF libnccl.so.2 || skip "no NCCL here"
     local ranks failed=0
     for ranks in 2 4; do
         NCCL_DEBUG=WARN timeout 40 mpirun -n $ranks "$bin/gpu_nccl" || { echo "$ranks ranks: status $?"; failed=1; }
@@ -390,7 +403,7 @@ run_all() {
     # tests on one worker and two show; then tables of everything, which time may cut off.
     run_step goal_ops 60 "goals: ops"
     run_step goal_wgmma 30 "goals: attention with wgmma"
-    run_step goal_decode_large 75 "goals: decoding, $large"
+    run_step goal_decode_large 100 "goals: decoding, $large"
     run_step goal_train 45 "goals: training, $middle"
     run_step goal_slice 45 "goals: training, a slice of $large"
     run_step goal_decode 40 "goals: decoding, $shape"
@@ -474,7 +487,8 @@ trap 'rm -rf "$work"' EXIT
 bin=$root/build/gpu-$backend
 [ -z "$prebuilt" ] || use_prebuilt "$prebuilt" || exit 2
 export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=3000 DR_LOG=${DR_LOG:-info}
-mkdir -p "$work/json/peers" || exit 2
+mkdir -p "$work/json/peers" "$work/found" || exit 2
+[ "$backend" = cpu ] || find_libraries || exit 2
 if [ "$backend" = cuda ]; then
     patience=1 verify_tokens=20000 live=128 exact_type=bf16 seconds=0.1 shape=0.5b ops_options=""
     large=7b middle=1.5b layers=4 op_rows=4096 head_rows=8192 batch=256 short=512 context=4096 pack=8192 length=4096
