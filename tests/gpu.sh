@@ -13,7 +13,8 @@ export LC_ALL=C
 # ---- programs ----
 
 op_tests="test_backend_cuda test_cuda_products test_attention_cuda test_decode_cuda test_retrieval_cuda"
-programs="deeprec bench_ops bench_engine bench_table $op_tests gpu_nccl"
+small_tests=$(printf '%s_small ' $op_tests) # with small cases, for compute-sanitizer
+programs="deeprec bench_ops bench_engine bench_table $op_tests $small_tests gpu_nccl"
 
 build() { # FOLDER ARCHITECTURES
     local cuda=(-DDR_CUDA=OFF) targets="deeprec bench_ops bench_engine bench_table"
@@ -151,14 +152,45 @@ checkpoint: {every: 1, keep: 3}
 Y
 }
 
-# The sanitizer slows kernels down a hundredfold: a few draws and passes of the smallest model.
-step_sanitizer() {
+# The sanitizer slows kernels down a hundredfold: small cases of every op, a few draws and passes of the smallest model.
+# Errors of the runtime's calls are not asked for: tests provoke some, and the programs look at each. A program that the
+# step's time is too short for says so and is no failure.
+sanitized=0 # programs that ended
+sanitize() { # TOOL PROGRAM OPTIONS...
+    local tool=$1 sanitizer code left=$((step_seconds - SECONDS - 8))
+    shift
+    sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || skip "no compute-sanitizer here"
+    echo "-- $tool: ${1##*/}"
+    [ $left -ge 5 ] || { echo "no time left"; return 0; }
+    timeout -k 2 $left "$sanitizer" --tool "$tool" --target-processes all --report-api-errors no --print-limit 10 --error-exitcode 9 "$@" \
+        > "$work/sanitized" 2>&1
+    code=$?
+    tail -n 40 "$work/sanitized"
+    ! grep -q 'Device not supported' "$work/sanitized" || skip "compute-sanitizer does not support this device"
+    [ $code != 124 ] || { echo "not done after $left s"; return 0; }
+    sanitized=$((sanitized + 1))
+    [ $code = 0 ] || echo "status $code"
+    return $code
+}
+
+step_memcheck() {
     on_device
-    work_file warm
-    local tool
-    tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || skip "no compute-sanitizer here"
-    "$tool" --tool memcheck --error-exitcode 9 "$bin/deeprec" verify --backend cuda --model "$work/warm" --tokens 200 --live 4 \
-        --alone 4
+    local test failed=0
+    [ ! -e "$work/warm" ] || sanitize memcheck "$bin/deeprec" verify --backend cuda --model "$work/warm" --tokens 200 --live 4 \
+        --alone 4 || failed=1
+    for test in $small_tests; do sanitize memcheck "$bin/$test" || failed=1; done
+    [ $sanitized -gt 0 ] || skip "no program ended in time"
+    return $failed
+}
+
+step_racecheck() {
+    on_device
+    local tool test failed=0
+    for tool in synccheck racecheck; do
+        for test in $small_tests; do sanitize $tool "$bin/$test" || failed=1; done
+    done
+    [ $sanitized -gt 0 ] || skip "no program ended in time"
+    return $failed
 }
 
 train() { # FOLDER RANKS EXTRA...
@@ -360,7 +392,7 @@ run_step() { # NAME LIMIT WHAT: the function step_NAME
         echo "skipped: no program, for the build failed" > "$log"
         code=77
     else
-        timeout -k 5 "$limit" bash "$root/tests/gpu.sh" --step "$name" > "$log" 2>&1
+        step_seconds=$limit timeout -k 5 "$limit" bash "$root/tests/gpu.sh" --step "$name" > "$log" 2>&1
         code=$?
     fi
     case $code in
@@ -420,13 +452,14 @@ run_all() {
     run_step train 90 "the main job, one worker and two"
     run_step nccl 90 "NCCL, 2 and 4 ranks on one device"
     run_step engine_rollout 45 "rollout"
-    run_step sanitizer 60 "compute-sanitizer"
+    run_step memcheck 90 "compute-sanitizer: memory"
     run_step engine_long 45 "one long trajectory"
     run_step engine_decode 45 "decoding"
     run_step engine_train 45 "training"
     run_step ops_bf16 90 "figures by op, bf16"
     run_step ops_wgmma 45 "attention's figures, wgmma"
     run_step ops_fp32 45 "figures by op, fp32"
+    run_step racecheck 120 "compute-sanitizer: barriers and races"
     {
         printf '\n## Summary\n\n| step | result | seconds |\n|---|---|---|\n'
         printf '%s\n' "${rows[@]}"
