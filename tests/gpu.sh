@@ -4,7 +4,8 @@
 # A step that fails says so and the next one runs; the status is 1 when any failed.
 #   --pack DIR       only makes DIR: programs for GPUs of compute capability 9.0, their libraries, and Open MPI
 #   --prebuilt DIR   uses such a folder in the place of a build
-#   --backend cpu    rehearsal on the processor: the same steps, but for those that are about a device
+#   --backend cpu       rehearsal on the processor: the same steps, but for those that are about a device
+#   --backend emulated  rehearsal of those, too, on the emulated device (tests/emulated) at the smallest sizes
 set -u
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
@@ -15,13 +16,26 @@ export LC_ALL=C
 op_tests="test_backend_cuda test_cuda_products test_attention_cuda test_decode_cuda test_retrieval_cuda"
 small_tests=$(printf '%s_small ' $op_tests) # with small cases, for compute-sanitizer
 programs="deeprec bench_ops bench_engine bench_table $op_tests $small_tests gpu_nccl"
+emulated="deeprec bench_ops bench_engine $op_tests"
 
-build() { # FOLDER ARCHITECTURES
+build() { # FOLDER ARCHITECTURES|none|emulated
     local cuda=(-DDR_CUDA=OFF) targets="deeprec bench_ops bench_engine bench_table"
-    [ "$2" = none ] || cuda=(-DDR_CUDA=AUTO "-DCMAKE_CUDA_ARCHITECTURES=$2") targets=$programs
+    case $2 in
+        none) ;;
+        emulated) targets="bench_table $(printf '%s_emulated ' $emulated)" ;;
+        *) cuda=(-DDR_CUDA=AUTO "-DCMAKE_CUDA_ARCHITECTURES=$2") targets=$programs ;;
+    esac
     cmake -S . -B "$1" -G Ninja -DCMAKE_BUILD_TYPE=Release "${cuda[@]}" &&
         cmake --build "$1" -j "$(nproc)" --target $targets | tail -n 3
     return "${PIPESTATUS[0]}"
+}
+
+# The emulated programs by the names of the others.
+name_emulated() { # FOLDER of the build
+    local name
+    mkdir -p "$bin" || return 1
+    ln -sf "$1/bench_table" "$bin/bench_table" || return 1
+    for name in $emulated; do ln -sf "$1/tests/emulated/${name}_emulated" "$bin/$name" || return 1; done
 }
 
 pack() {
@@ -90,12 +104,14 @@ skip() { # REASON
 
 on_device() { [ "$backend" = cuda ] || skip "about a device, and this is a rehearsal on the processor"; }
 
+on_gpu() { [ "$place" = gpu ] || skip "about a GPU, and this is a rehearsal without"; }
+
 work_file() { [ -e "$work/$1" ] || skip "the step before left no $1"; }
 
 step_machine() {
     uname -srm
     nproc
-    [ "$backend" = cuda ] || return 0
+    [ "$place" = gpu ] || return 0
     nvidia-smi
     nvidia-smi --query-gpu=name,compute_cap,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv
     command -v nvcc >/dev/null && nvcc --version | tail -n 2
@@ -108,7 +124,7 @@ step_packages() {
     . launch/deps.sh
     local missing=""
     for tool in cmake ninja gcc pkg-config mpicc mpirun; do command -v $tool >/dev/null || missing="$missing $tool"; done
-    [ "$backend" = cpu ] || command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || missing="$missing nvcc"
+    [ "$place" != gpu ] || command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || missing="$missing nvcc"
     echo "tools that are missing:${missing:- none}"
     command -v dpkg-query >/dev/null || { echo "not a Debian system"; [ -z "$missing" ]; return; }
     echo "packages that are missing: $(deeprec_missing $deeprec_packages)"
@@ -117,12 +133,15 @@ step_packages() {
 
 step_build() {
     [ -z "$prebuilt" ] || skip "prebuilt programs in $prebuilt"
-    local wanted=none capability
-    if [ "$backend" = cuda ]; then
-        capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
-        wanted=${capability/./}-real
-    fi
-    build "$root/build/gpu-$backend" "$wanted"
+    local folder=$root/build/gpu-$place capability
+    case $place in
+        cpu) build "$folder" none ;;
+        emulated) build "$folder" emulated && name_emulated "$folder" ;;
+        gpu)
+            capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
+            build "$folder" "${capability/./}-real"
+            ;;
+    esac
 }
 
 step_doctor() { "$bin/deeprec" doctor; }
@@ -143,11 +162,11 @@ step_job() { # data, retrieval model, warmed-up policy, all on the processor
         "$bin/deeprec" trm train --dataset data.h5 --out trm --epochs 2 --hidden 16 --text-dim 64 --experts 2 --batch 64 &&
         "$bin/deeprec" init --dataset data.h5 --out fresh --preset tiny --vocab 700 &&
         "$bin/deeprec" sft --model fresh --trm trm --dataset data.h5 --out warm.part --steps 80 --batch-tokens 2048 --rate 0.005 \
-            $small_job && mv warm.part warm && cat > run.yaml <<'Y'
+            $small_job && mv warm.part warm && cat > run.yaml <<Y
 protocol: {k: 5, k_retrieve: 6, max_retrievals: 2, max_turn_tokens: 48, max_total_tokens: 384}
 learn: {rate: 1e-3, pack_tokens: 1024}
-stage1: {steps: 1, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
-stage2: {steps: 2, prompts: 4, samples: 3, updates: 2, difficulty_to: 0}
+stage1: {steps: 1, prompts: $prompts, samples: $samples, updates: 2, difficulty_to: 0}
+stage2: {steps: $more_steps, prompts: $prompts, samples: $samples, updates: 2, difficulty_to: 0}
 checkpoint: {every: 1, keep: 3}
 Y
 }
@@ -174,7 +193,7 @@ sanitize() { # TOOL PROGRAM OPTIONS...
 }
 
 step_memcheck() {
-    on_device
+    on_gpu
     local test failed=0
     [ ! -e "$work/warm" ] || sanitize memcheck "$bin/deeprec" verify --backend cuda --model "$work/warm" --tokens 200 --live 4 \
         --alone 4 || failed=1
@@ -184,7 +203,7 @@ step_memcheck() {
 }
 
 step_racecheck() {
-    on_device
+    on_gpu
     local tool test failed=0
     for tool in synccheck racecheck; do
         for test in $small_tests; do sanitize $tool "$bin/$test" || failed=1; done
@@ -218,7 +237,7 @@ step_train() {
 step_same_draws() {
     work_file warm
     local user body different=0 retrieved=0
-    for user in u1 u2 u3 u5 u8; do
+    for user in $users; do
         for body in cpu "$backend"; do
             "$bin/deeprec" recommend --model "$work/warm" --trm "$work/trm" --dataset "$work/data.h5" --user $user --temperature 1 \
                 --backend $body $small_job > "$work/draws_$body.$user" || return 1
@@ -226,13 +245,13 @@ step_same_draws() {
         cmp "$work/draws_cpu.$user" "$work/draws_$backend.$user" || different=1
         ! grep -q 'Asks for:' "$work/draws_$backend.$user" || retrieved=$((retrieved + 1))
     done
-    echo "five trajectories, $retrieved of them asked the retrieval model for items"
+    echo "trajectories of $users: $retrieved asked the retrieval model for items"
     [ $different = 0 ] && echo "the same texts on cpu and $backend"
     [ $retrieved -gt 0 ] && return $different
 }
 
 step_nccl() {
-    on_device
+    on_gpu
     [ -e "$work/found/libnccl.so.2" ] || ldconfig -p | grep -qF libnccl.so.2 || skip "no NCCL here"
     local ranks failed=0
     for ranks in 2 4; do
@@ -244,11 +263,11 @@ step_nccl() {
 step_verify() {
     work_file warm
     local dtype failed=0
-    "$bin/bench_engine" --shape small --write-model "$work/small" || return 1
+    "$bin/bench_engine" --shape "$written" --write-model "$work/small" || return 1
     for dtype in fp32 bf16; do
         echo "-- $dtype"
-        "$bin/deeprec" verify --backend "$backend" --dtype $dtype --model "$work/warm" --tokens 3000 || failed=1
-        "$bin/deeprec" verify --backend "$backend" --dtype $dtype --model "$work/small" --tokens "$verify_tokens" || failed=1
+        "$bin/deeprec" verify --backend "$backend" --dtype $dtype --model "$work/warm" --tokens "$warm_tokens" $verify_few || failed=1
+        "$bin/deeprec" verify --backend "$backend" --dtype $dtype --model "$work/small" --tokens "$verify_tokens" $verify_few || failed=1
     done
     return $failed
 }
@@ -268,7 +287,7 @@ engine() { # NAME OPTIONS...
 }
 
 is_wgmma() {
-    on_device
+    on_gpu
     [ "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)" = 9.0 ] || skip "not a device of compute capability 9.0"
 }
 
@@ -312,7 +331,7 @@ step_goal_handover() { engine handover --part handover --shape "$middle"; }
 # Also the check that sampling and training agree, on a model of real width. What it says of exactness becomes lines.
 step_goal_exactness() {
     "$bin/bench_engine" --backend "$backend" --shape "$shape" --write-model "$work/goal" || return 1
-    "$bin/deeprec" verify --backend "$backend" --dtype $exact_type --model "$work/goal" --tokens "$verify_tokens" --live "$live" |
+    "$bin/deeprec" verify --backend "$backend" --dtype $exact_type --model "$work/goal" --tokens "$verify_tokens" --live "$live" $verify_few |
         tee "$work/exactness"
     [ "${PIPESTATUS[0]}" = 0 ] || return 1
     sed -nE 's/^exactness costs (-?[0-9]+) %.* and (-?[0-9]+) % of the training pass.*/'\
@@ -364,14 +383,14 @@ step_ops_wgmma() {
     is_wgmma
     ops wgmma_all --backend cuda-wgmma --part attention
 }
-step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --seconds "$seconds" --shape small $ops_options; }
+step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --seconds "$seconds" --shape "$written" $ops_options; }
 
 step_engine_decode() { engine decode_all --part decode --shape "$shape"; }
 step_engine_train() { engine train_all --part train --shape "$shape"; }
 step_engine_rollout() { engine rollout --part rollout; }
 step_engine_long() {
     on_device
-    engine long --part long --shape "$shape" --layers 4
+    engine long --part long --shape "$shape" --layers "$layers"
 }
 
 # ---- the run ----
@@ -411,7 +430,7 @@ run_step() { # NAME LIMIT WHAT: the function step_NAME
 goals_table() {
     local goals=bench/goals.txt
     [ -x "$bin/bench_table" ] || { echo "no program, for the build failed"; return; }
-    if [ "$backend" = cpu ]; then
+    if [ "$place" != gpu ]; then
         goals=$work/goals.txt
         sed -E "/^#/!{s/p8192.c4096/p$pack.c$length/g;s/b256.c4096/b$batch.c$context/g;s/b1.c512/b1.c$short/g
             s/7b\/4/$large\/$layers/g;s/(7b|1.5b|0.5b)/$large/g;s/t4096/t$op_rows/g;s/t8192/t$head_rows/g;s/t256/t$batch/g}" \
@@ -423,7 +442,8 @@ goals_table() {
 run_all() {
     mkdir -p "$(dirname "$report")" && : > "$report" || return 2
     local title="GPU report"
-    [ "$backend" = cuda ] || title="REHEARSAL ON THE PROCESSOR: no figure here is a device's"
+    [ "$place" = gpu ] || title="REHEARSAL ON THE PROCESSOR: no figure here is a device's"
+    [ "$place" != emulated ] || title="REHEARSAL ON AN EMULATED DEVICE: no figure here is a device's"
     printf '# %s\n\n%s, commit %s\n' "$title" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" \
         "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" >> "$report"
     run_step machine 20 "machine"
@@ -480,7 +500,7 @@ if [ "${1:-}" = --step ]; then # from run_step; all settings are in the environm
     exit
 fi
 
-backend=cuda prebuilt="" report=build/gpu-report.md
+place=gpu prebuilt="" report=build/gpu-report.md
 [ -z "${OUT:-}" ] || [ ! -d "$OUT" ] || report=$OUT/gpu-report.md
 while [ $# -gt 0 ]; do
     case $1 in
@@ -494,18 +514,22 @@ while [ $# -gt 0 ]; do
             shift
             ;;
         --backend)
-            backend=$2
+            case $2 in
+                cuda) place=gpu ;;
+                cpu | emulated) place=$2 ;;
+                *) echo "--backend $2: expected cuda, cpu or emulated" >&2 && exit 2 ;;
+            esac
             shift
             ;;
-        -*) echo "usage: tests/gpu.sh [--backend cuda|cpu] [--prebuilt DIR | --pack DIR] [REPORT]" >&2 && exit 2 ;;
+        -*) echo "usage: tests/gpu.sh [--backend cuda|cpu|emulated] [--prebuilt DIR | --pack DIR] [REPORT]" >&2 && exit 2 ;;
         *) report=$1 ;;
     esac
     shift
 done
-[ "$backend" = cuda ] || [ "$backend" = cpu ] || { echo "--backend $backend: expected cuda or cpu" >&2; exit 2; }
+[ "$place" != emulated ] || [ -z "$prebuilt" ] || { echo "--prebuilt has no programs for --backend emulated" >&2; exit 2; }
 [ -z "$prebuilt" ] || [ -e "$prebuilt/pack.tar.gz" ] || { echo "$prebuilt/pack.tar.gz is not there: make it with --pack" >&2; exit 2; }
 report=$(absolute "$report")
-if [ "$backend" = cuda ]; then
+if [ "$place" = gpu ]; then
     if ! command -v nvidia-smi >/dev/null; then
         echo "skipped: no GPU (no nvidia-smi here)"
         exit 0
@@ -517,18 +541,30 @@ fi
 
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
-bin=$root/build/gpu-$backend
+bin=$root/build/gpu-$place
+[ "$place" != emulated ] || bin=$work/bin
 [ -z "$prebuilt" ] || use_prebuilt "$prebuilt" || exit 2
 export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=3000 DR_LOG=${DR_LOG:-info}
 mkdir -p "$work/json/peers" "$work/found" || exit 2
-[ "$backend" = cpu ] || find_libraries || exit 2
-if [ "$backend" = cuda ]; then
-    patience=1 verify_tokens=20000 live=128 exact_type=bf16 seconds=0.1 shape=0.5b ops_options=""
-    large=7b middle=1.5b layers=4 op_rows=4096 head_rows=8192 batch=256 short=512 context=4096 pack=8192 length=4096
-else
-    patience=4 verify_tokens=500 live=24 exact_type=fp32 seconds=0.01 shape=small ops_options="--shape small --rows 64"
-    large=small middle=small layers=2 op_rows=64 head_rows=64 batch=8 short=128 context=128 pack=256 length=128
-fi
-export root backend prebuilt bin work verify_tokens live exact_type seconds shape ops_options
+[ "$place" != gpu ] || find_libraries || exit 2
+prompts=4 samples=3 more_steps=2 users="u1 u2 u3 u5 u8" warm_tokens=3000 verify_few="" written=small
+case $place in
+    gpu)
+        backend=cuda patience=1 verify_tokens=20000 live=128 exact_type=bf16 seconds=0.1 shape=0.5b ops_options=""
+        large=7b middle=1.5b layers=4 op_rows=4096 head_rows=8192 batch=256 short=512 context=4096 pack=8192 length=4096
+        ;;
+    cpu)
+        backend=cpu patience=4 verify_tokens=500 live=24 exact_type=fp32 seconds=0.01 shape=small ops_options="--shape small --rows 64"
+        large=small middle=small layers=2 op_rows=64 head_rows=64 batch=8 short=128 context=128 pack=256 length=128
+        ;;
+    emulated)
+        export DR_EMULATED_OPEN=1
+        backend=cuda patience=6 verify_tokens=20 live=2 exact_type=bf16 seconds=0.001 shape=tiny ops_options="--shape tiny --rows 16 --batch 2"
+        large=tiny middle=tiny layers=1 op_rows=16 head_rows=16 batch=8 short=128 context=128 pack=32 length=16
+        prompts=2 samples=2 more_steps=0 users="u1 u2 u3" warm_tokens=20 verify_few="--live 2 --samples 2 --alone 8" written=tiny
+        ;;
+esac
+export root place backend prebuilt bin work verify_tokens live exact_type seconds shape ops_options
 export large middle layers op_rows head_rows batch short context pack length
+export prompts samples more_steps users warm_tokens verify_few written
 run_all
