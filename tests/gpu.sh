@@ -455,7 +455,7 @@ run_all() {
     # tests on one worker and two show; then tables of everything, which time may cut off.
     run_step goal_ops 60 "goals: ops"
     run_step goal_wgmma 30 "goals: attention with wgmma"
-    run_step goal_decode_large 100 "goals: decoding, $large"
+    run_step goal_decode_large 120 "goals: decoding, $large"
     run_step goal_train 45 "goals: training, $middle"
     run_step goal_slice 45 "goals: training, a slice of $large"
     run_step goal_decode 40 "goals: decoding, $shape"
