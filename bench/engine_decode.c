@@ -237,11 +237,11 @@ static extent extent_of(const bench_engine *engine) {
     extent e = {0};
     char own[64], shared[64];
     if (!is_limited) {
-        e.n_batches = is_device ? 5 : engine->is_slow ? 3 : 4;
-        e.n_contexts = is_device ? 4 : 3;
-        e.batch =
-            is_device ? batches[4] : 0; // on the processor only when named: filling them again takes long
-        e.context = is_device ? contexts[3] : 0;
+        e.n_batches = is_device ? sized(5, 2) : engine->is_slow ? 3 : 4;
+        e.n_contexts = is_device ? sized(4, 1) : 3;
+        // shared on the processor only when named: filling them again takes long
+        e.batch = is_device ? batches[e.n_batches - 1] : 0;
+        e.context = is_device ? contexts[e.n_contexts - 1] : 0;
         return e;
     }
     for (int c = 0; c < 4; c++)

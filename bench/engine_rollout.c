@@ -11,7 +11,7 @@
 #include "core/episode/rollout.h"
 
 enum {
-    PROMPTS = sized(8, 2),
+    PROMPTS = sized(8, 1),
     SAMPLES = sized(8, 2),
     EPISODES = PROMPTS * SAMPLES,
     LIVE = 32,
@@ -105,8 +105,8 @@ static dr_status create_parts(bench_engine *engine, const bench_world *world, ro
                                   .prompt_template = r->prompt_template,
                                   .protocol = {.k = 10,
                                                .k_retrieve = 12,
-                                               .max_retrievals = 3,
-                                               .max_turn_tokens = 110,
+                                               .max_retrievals = sized(3, 1),
+                                               .max_turn_tokens = sized(110, 64),
                                                .max_total_tokens = MOST_TOKENS,
                                                .exclude_history = true},
                                   .max_live = LIVE,

@@ -386,7 +386,7 @@ step_ops_wgmma() {
 step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --seconds "$seconds" --shape "$written" $ops_options; }
 
 step_engine_decode() { engine decode_all --part decode --shape "$shape"; }
-step_engine_train() { engine train_all --part train --shape "$shape"; }
+step_engine_train() { engine train_all --part train --shape "$shape" $train_options; }
 step_engine_rollout() { engine rollout --part rollout; }
 step_engine_long() {
     on_device
@@ -547,7 +547,7 @@ bin=$root/build/gpu-$place
 export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=3000 DR_LOG=${DR_LOG:-info}
 mkdir -p "$work/json/peers" "$work/found" || exit 2
 [ "$place" != gpu ] || find_libraries || exit 2
-prompts=4 samples=3 more_steps=2 users="u1 u2 u3 u5 u8" warm_tokens=3000 verify_few="" written=small
+prompts=4 samples=3 more_steps=2 users="u1 u2 u3 u5 u8" warm_tokens=3000 verify_few="" written=small train_options=""
 case $place in
     gpu)
         backend=cuda patience=1 verify_tokens=20000 live=128 exact_type=bf16 seconds=0.1 shape=0.5b ops_options=""
@@ -560,11 +560,11 @@ case $place in
     emulated)
         export DR_EMULATED_OPEN=1
         backend=cuda patience=6 verify_tokens=20 live=2 exact_type=bf16 seconds=0.001 shape=tiny ops_options="--shape tiny --rows 16 --batch 2"
-        large=tiny middle=tiny layers=1 op_rows=16 head_rows=16 batch=8 short=128 context=128 pack=32 length=16
-        prompts=2 samples=2 more_steps=0 users="u1 u2 u3" warm_tokens=20 verify_few="--live 2 --samples 2 --alone 8" written=tiny
+        large=tiny middle=tiny layers=2 op_rows=16 head_rows=16 batch=8 short=128 context=128 pack=32 length=16
+        prompts=2 samples=2 more_steps=0 users="u1 u2 u3" warm_tokens=20 verify_few="--live 2 --samples 2 --alone 8" written=tiny train_options="--pack 32 --length 16"
         ;;
 esac
 export root place backend prebuilt bin work verify_tokens live exact_type seconds shape ops_options
 export large middle layers op_rows head_rows batch short context pack length
-export prompts samples more_steps users warm_tokens verify_few written
+export prompts samples more_steps users warm_tokens verify_few written train_options
 run_all
