@@ -1,4 +1,5 @@
 // `deeprec trm train`: the retrieval model of a data set.
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,14 +93,13 @@ static dr_status copy_text(const dr_config *o, const char *key, size_t size, cha
 static dr_status copy_encoder(const dr_config *o, size_t size, char *out) {
     const char *text = dr_config_string(o, "text-encoder");
     DR_TRY(copy_text(o, "text-encoder", size, out));
+    char whole[PATH_MAX];
     if (!dr_text_encoder_is_folder(text)) return DR_OK;
-    char *whole = realpath(text, NULL);
-    if (!whole) return DR_OK; // refused where it is opened, with the names that are known
-    size_t length = strlen(whole);
-    if (length < size) memcpy(out, whole, length + 1);
-    free(whole);
-    DR_CHECK(length < size, DR_ERR_ARGUMENT,
-             "--text-encoder %s: its absolute path has %zu bytes, at most %zu", text, length, size - 1);
+    if (!realpath(text, whole)) return DR_OK; // refused where it is opened, with the names that are known
+    DR_CHECK(strlen(whole) < size, DR_ERR_ARGUMENT,
+             "--text-encoder %s: its absolute path has %zu bytes, at most %zu", text, strlen(whole),
+             size - 1);
+    memcpy(out, whole, strlen(whole) + 1);
     return DR_OK;
 }
 

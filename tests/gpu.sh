@@ -16,7 +16,7 @@ export LC_ALL=C
 op_tests="test_backend_cuda test_cuda_products test_attention_cuda test_decode_cuda test_retrieval_cuda"
 small_tests=$(printf '%s_small ' $op_tests) # with small cases, for compute-sanitizer
 programs="deeprec bench_ops bench_engine bench_table $op_tests $small_tests gpu_nccl"
-emulated="deeprec bench_ops bench_engine $op_tests"
+emulated="deeprec bench_ops bench_engine gpu_nccl $op_tests"
 
 build() { # FOLDER ARCHITECTURES|none|emulated
     local cuda=(-DDR_CUDA=OFF) targets="deeprec bench_ops bench_engine bench_table"
@@ -251,8 +251,8 @@ step_same_draws() {
 }
 
 step_nccl() {
-    on_gpu
-    [ -e "$work/found/libnccl.so.2" ] || ldconfig -p | grep -qF libnccl.so.2 || skip "no NCCL here"
+    on_device
+    [ "$place" = emulated ] || [ -e "$work/found/libnccl.so.2" ] || ldconfig -p | grep -qF libnccl.so.2 || skip "no NCCL here"
     local ranks failed=0
     for ranks in 2 4; do
         NCCL_DEBUG=WARN timeout 40 mpirun -n $ranks "$bin/gpu_nccl" || { echo "$ranks ranks: status $?"; failed=1; }
@@ -287,7 +287,8 @@ engine() { # NAME OPTIONS...
 }
 
 is_wgmma() {
-    on_gpu
+    on_device
+    [ "$place" != emulated ] || return 0 # its compute capability is 9.0
     [ "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)" = 9.0 ] || skip "not a device of compute capability 9.0"
 }
 

@@ -51,7 +51,8 @@ static inline void emulated_multiply(emulated::exchanged *all) {
     for (int lane = 0; lane < emulated::WARP; lane++) {
         memcpy(&of[lane], all[lane], sizeof of[lane]);
         if (of[lane].a_descriptor != of[0].a_descriptor || of[lane].b_descriptor != of[0].b_descriptor ||
-            of[lane].n != of[0].n || of[lane].add != of[0].add || (of[lane].a == NULL) != (of[0].a == NULL))
+            of[lane].n != of[0].n || of[lane].b_is_mn_major != of[0].b_is_mn_major ||
+            of[lane].add != of[0].add || (of[lane].a == NULL) != (of[0].a == NULL))
             emulated::fault("wgmma: lanes 0 and %d of a warp with different operands", lane);
     }
     for (int row = 0; row < 16; row++)
