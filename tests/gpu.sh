@@ -382,7 +382,7 @@ step_peers_slice() {
 step_ops_bf16() { ops all --backend "$backend" $ops_options; }
 step_ops_wgmma() {
     is_wgmma
-    ops wgmma_all --backend cuda-wgmma --part attention
+    ops wgmma_all --backend cuda-wgmma --part attention $ops_options
 }
 step_ops_fp32() { "$bin/bench_ops" --backend "$backend" --precision fp32 --seconds "$seconds" --shape "$written" $ops_options; }
 
