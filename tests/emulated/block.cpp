@@ -100,13 +100,6 @@ struct turns {
     bool any, any_of_warp;                      // ran in this pass, in this cycle
 } turns;
 
-uint64_t next_random(uint64_t *random) { // splitmix64
-    uint64_t z = (*random += 0x9E3779B97F4A7C15ull);
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-    return z ^ z >> 31;
-}
-
 } // namespace
 
 // Keeps the registers that a call keeps, and the stack pointer in *keep; goes on with another stack. x86-64.
@@ -317,6 +310,13 @@ void run_block(uint64_t order, uint64_t random) {
 }
 
 } // namespace
+
+uint64_t next_random(uint64_t *random) { // splitmix64
+    uint64_t z = (*random += 0x9E3779B97F4A7C15ull);
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+    return z ^ z >> 31;
+}
 
 void fault(const char *format, ...) {
     va_list arguments;

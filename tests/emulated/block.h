@@ -30,6 +30,8 @@ extern unsigned char shared[SHARED_BYTES]; // dynamic; in each block not a numbe
 // FORWARD, BACKWARD: threads in the order of their numbers, or against it. Others: a seed for random orders.
 enum { FORWARD = 0, BACKWARD = 1 };
 
+uint64_t next_random(uint64_t *random); // of a state that it moves on
+
 // Runs a grid, block by block. kernel: what each thread runs.
 void run_grid(const char *name, dim3 blocks, dim3 threads, size_t shared_bytes, uint64_t order,
               const std::function<void()> &kernel);

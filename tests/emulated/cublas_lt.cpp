@@ -17,6 +17,7 @@
 #include <set>
 
 #include "tests/emulated/cublas_lt_product.h"
+#include "tests/emulated/memory.h"
 #include "tests/emulated/runtime.h"
 
 struct cublasLtContext {};
@@ -232,7 +233,7 @@ void check_memory(const lt_problem &p, const lt_memory &at, size_t workspace) {
                 bias = {"bias", at.bias, at.bias ? (size_t)p.m * sizeof(float) : 0},
                 scratch = {"workspace", at.workspace, workspace};
     for (const range *r : {&a, &b, &c, &d, &bias, &scratch}) {
-        if (r->bytes > 0 && !emulated_is_device(r->at, r->bytes))
+        if (r->bytes > 0 && !emulated::is_device_memory(r->at, r->bytes))
             wrong("%s: %zu bytes at %p are not within one allocation of the device", r->name, r->bytes,
                   r->at);
         if (r != &d && r != &c && overlap(*r, d)) wrong("%s overlaps d", r->name);
@@ -502,7 +503,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     if (needed > workspace_bytes || (needed > 0 && !workspace)) return CUBLAS_STATUS_INVALID_VALUE;
     if ((p.has_bias && !at.bias) || !are_aligned(family, p, at)) return CUBLAS_STATUS_INVALID_VALUE;
     check_memory(p, at, needed);
-    const cudaError_t error = emulated_enqueue(stream, [=]() { lt_multiply(family, p, at); });
+    const cudaError_t error = emulated::enqueue_work(stream, [=]() { lt_multiply(family, p, at); });
     return error == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 

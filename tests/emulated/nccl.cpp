@@ -21,6 +21,7 @@
 #include <memory>
 #include <mutex>
 
+#include "tests/emulated/memory.h"
 #include "tests/emulated/nccl_mesh.h"
 #include "tests/emulated/runtime.h"
 

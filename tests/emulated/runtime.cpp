@@ -1,12 +1,12 @@
-// The emulated runtime: a device, whose memory the host can touch only through it; streams, events and
-// graphs as queues of functions. Calls come from one thread at a time.
+// The emulated runtime: streams, events and graphs as queues of functions. Calls come from one thread at a
+// time.
 #include "tests/emulated/runtime.h"
 
-#include <signal.h>
+#include "tests/emulated/memory.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,6 +18,11 @@
 #include <vector>
 
 namespace {
+
+using emulated::device_turn;
+using emulated::is_device_memory;
+using emulated::is_pinned;
+using emulated::open_memory;
 
 typedef std::function<void()> work;
 
@@ -103,111 +108,8 @@ bool is_late() {
     return !as.is_early && !as.is_random;
 }
 
-uint64_t random_below(uint64_t n) { // splitmix64
-    uint64_t z = (as.random += 0x9E3779B97F4A7C15ull);
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-    return (z ^ z >> 31) % n;
-}
-
-// ---- device memory: pages that are there while a stream works, and never for the host ----
-
-const size_t ARENA = (size_t)1 << 40, TOTAL = (size_t)8 << 30, PAGE = 4096, ALIGNED = 256;
-const unsigned char UNWRITTEN = 0xFF, BORDER = 0xA5;
-
-struct allocation {
-    size_t bytes, pages; // of its pages, the data end at the last one's end but for what ALIGNED leaves
-    unsigned char *first_page;
-};
-
-unsigned char *arena, *arena_next;
-std::map<unsigned char *, allocation> allocations; // by where the data begin
-std::map<unsigned char *, size_t> pinned;
-size_t used_bytes;
-int turns;    // of the device, one within another
-bool is_open; // its memory, within a turn
-
-allocation *find(const void *at, size_t bytes) {
-    unsigned char *p = (unsigned char *)at;
-    auto after = allocations.upper_bound(p);
-    if (after == allocations.begin()) return NULL;
-    auto one = std::prev(after);
-    return p + bytes <= one->first + one->second.bytes ? &one->second : NULL;
-}
-
-bool is_pinned(const void *at, size_t bytes) {
-    unsigned char *p = (unsigned char *)at;
-    auto after = pinned.upper_bound(p);
-    if (after == pinned.begin()) return false;
-    auto one = std::prev(after);
-    return p + bytes <= one->first + one->second;
-}
-
-void protect(const allocation &a, int protection) {
-    if (mprotect(a.first_page, a.pages * PAGE, protection) != 0) {
-        perror("emulated device: mprotect");
-        abort();
-    }
-}
-
-void protect_all(int protection) {
-    for (auto &one : allocations) protect(one.second, protection);
-}
-
-const bool stays_open = getenv("DR_EMULATED_OPEN") != NULL;
-
-// The device works between these; its memory is opened by the first that touches it.
-struct device_turn {
-    device_turn() {
-        turns++;
-    }
-    ~device_turn() {
-        if (--turns > 0 || !is_open) return;
-        if (!stays_open) protect_all(PROT_NONE);
-        is_open = false;
-    }
-};
-
-void open_memory() {
-    if (!is_open && !stays_open) protect_all(PROT_READ | PROT_WRITE);
-    is_open = true;
-}
-
-// Writes with the calls of a signal handler only.
-void on_fault(int number, siginfo_t *info, void *) {
-    char text[256];
-    unsigned char *at = (unsigned char *)info->si_addr;
-    const bool inside = at >= arena && at < arena + ARENA;
-    int n = snprintf(text, sizeof text, "emulated device: %s touched %p%s\n",
-                     is_open ? "a kernel" : "the host", (void *)at, inside ? ", in the device's memory" : "");
-    if (write(2, text, (size_t)n) < 0) _exit(3);
-    if (inside)
-        for (auto &one : allocations)
-            if (at >= one.second.first_page && at <= one.first + one.second.bytes + PAGE) {
-                n = snprintf(text, sizeof text, "  %td bytes from the beginning of %zu\n", at - one.first,
-                             one.second.bytes);
-                if (write(2, text, (size_t)n) < 0) _exit(3);
-            }
-    signal(number, SIG_DFL);
-}
-
-void open_arena() {
-    static unsigned char alternative[64 * 1024];
-    if (arena) return;
-    void *at = mmap(NULL, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) {
-        perror("emulated device: no address space");
-        abort();
-    }
-    arena = arena_next = (unsigned char *)at;
-    stack_t stack = {};
-    stack.ss_sp = alternative;
-    stack.ss_size = sizeof alternative;
-    sigaltstack(&stack, NULL);
-    struct sigaction action = {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &action, NULL);
+uint64_t random_below(uint64_t n) {
+    return emulated::next_random(&as.random) % n;
 }
 
 // ---- streams ----
@@ -368,18 +270,14 @@ cudaError_t enqueue_attempt(cudaStream_t stream, std::function<bool()> attempt) 
     return enqueue(stream, {nullptr, NULL, 0, std::move(attempt)});
 }
 
-void open_memory() {
-    ::open_memory();
+cudaError_t enqueue_work(cudaStream_t stream, std::function<void()> run) {
+    call one(calls);
+    return enqueue(stream, {std::move(run), NULL, 0});
 }
 
 void run_others() {
     call one(calls);
     ::run_others();
-}
-
-bool is_device_memory(const void *at, size_t bytes) {
-    call one(calls);
-    return find(at, bytes) != NULL;
 }
 
 bool is_early() {
@@ -389,16 +287,6 @@ bool is_early() {
 } // namespace emulated
 
 extern "C" {
-
-cudaError_t emulated_enqueue(cudaStream_t stream, const std::function<void()> &run) {
-    call one(calls);
-    return enqueue(stream, {run, NULL, 0});
-}
-
-bool emulated_is_device(const void *at, size_t bytes) {
-    call one(calls);
-    return find(at, bytes) != NULL;
-}
 
 const char *cudaGetErrorString(cudaError_t error) {
     switch (error) {
@@ -469,7 +357,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
     snprintf(properties->name, sizeof properties->name, "emulated on the processor");
     properties->major = 9;
     properties->multiProcessorCount = 1;
-    properties->totalGlobalMem = TOTAL;
+    properties->totalGlobalMem = emulated::TOTAL_MEMORY;
     return cudaSuccess;
 }
 
@@ -479,74 +367,37 @@ cudaError_t cudaMalloc(void **memory, size_t bytes) {
     call one(calls);
     for (CUstream_st *stream : streams) // of this thread's recordings none may be open
         if (spoils(stream)) return cudaErrorStreamCaptureUnsupported;
-    open_arena();
-    if (bytes == 0 || used_bytes + bytes > TOTAL) return told(cudaErrorMemoryAllocation);
-    const size_t filled = (bytes + ALIGNED - 1) / ALIGNED * ALIGNED, pages = (filled + PAGE - 1) / PAGE;
-    if (arena_next + (pages + 1) * PAGE > arena + ARENA) return told(cudaErrorMemoryAllocation);
-    allocation a = {bytes, pages, arena_next};
-    unsigned char *data = arena_next + pages * PAGE - filled;
-    arena_next += (pages + 1) * PAGE; // addresses are not used again, nor those of a page behind each
-    protect(a, PROT_READ | PROT_WRITE);
-    memset(a.first_page, BORDER, pages * PAGE);
-    memset(data, UNWRITTEN, bytes);
-    if (!is_open && !stays_open) protect(a, PROT_NONE);
-    allocations[data] = a;
-    used_bytes += bytes;
-    *memory = data;
-    return cudaSuccess;
-}
-
-static void check_borders(unsigned char *data, const allocation &a) {
-    for (unsigned char *at = a.first_page; at < a.first_page + a.pages * PAGE; at++) {
-        if (at == data) at += a.bytes;
-        if (at < a.first_page + a.pages * PAGE && *at != BORDER) {
-            fprintf(stderr, "emulated device: %td bytes from the beginning of %zu were written\n", at - data,
-                    a.bytes);
-            abort();
-        }
-    }
+    *memory = emulated::take_memory(bytes);
+    return *memory ? cudaSuccess : told(cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaFree(void *memory) {
     call one(calls);
     if (!memory) return cudaSuccess;
-    auto at = allocations.find((unsigned char *)memory);
-    if (at == allocations.end()) return told(cudaErrorInvalidValue);
+    if (!is_device_memory(memory, 1)) return told(cudaErrorInvalidValue);
     for (CUstream_st *stream : streams)
         if (spoils(stream)) return cudaErrorStreamCaptureUnsupported;
     run_device();
-    allocation a = at->second;
-    protect(a, PROT_READ | PROT_WRITE);
-    check_borders(at->first, a);
-    madvise(a.first_page, a.pages * PAGE, MADV_DONTNEED);
-    protect(a, PROT_NONE);
-    used_bytes -= a.bytes;
-    allocations.erase(at);
-    return cudaSuccess;
+    return emulated::give_back_memory(memory) ? cudaSuccess : told(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMallocHost(void **memory, size_t bytes) {
     call one(calls);
-    unsigned char *at = (unsigned char *)malloc(bytes ? bytes : 1);
-    if (!at) return told(cudaErrorMemoryAllocation);
-    memset(at, UNWRITTEN, bytes);
-    pinned[at] = bytes;
-    *memory = at;
-    return cudaSuccess;
+    *memory = emulated::take_pinned(bytes);
+    return *memory ? cudaSuccess : told(cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaFreeHost(void *memory) {
     call one(calls);
-    if (pinned.erase((unsigned char *)memory) == 0) return told(cudaErrorInvalidValue);
+    if (!is_pinned(memory, 0)) return told(cudaErrorInvalidValue);
     run_device();
-    free(memory);
-    return cudaSuccess;
+    return emulated::give_back_pinned(memory) ? cudaSuccess : told(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
     call one(calls);
-    *left = TOTAL - used_bytes;
-    *total = TOTAL;
+    *total = emulated::TOTAL_MEMORY;
+    *left = *total - emulated::used_memory();
     return cudaSuccess;
 }
 
@@ -558,7 +409,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     const bool to_device = kind != cudaMemcpyDeviceToHost, from_device = kind != cudaMemcpyHostToDevice;
     if (bytes == 0) return cudaSuccess;
     if (!stream) return told(cudaErrorInvalidResourceHandle);
-    if (to_device != (find(to, bytes) != NULL) || from_device != (find(from, bytes) != NULL))
+    if (to_device != (is_device_memory(to, bytes)) || from_device != (is_device_memory(from, bytes)))
         return told(cudaErrorInvalidValue);
     const void *host = !to_device ? to : !from_device ? from : NULL;
     if (!host || is_pinned(host, bytes))
@@ -578,7 +429,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) {
     call one(calls);
     if (bytes == 0) return cudaSuccess;
-    if (!find(memory, bytes)) return told(cudaErrorInvalidValue);
+    if (!is_device_memory(memory, bytes)) return told(cudaErrorInvalidValue);
     return enqueue(stream, {[=]() { memset(memory, value, bytes); }, NULL, 0});
 }
 
