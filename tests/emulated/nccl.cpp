@@ -268,10 +268,11 @@ void launch_group(ncclComm &c) {
 void progress(ncclComm &c) {
     if (!c.net) return;
     c.net->progress();
+    // First: who cannot go on with these ranks may have closed its connections already.
+    if (c.at == CONNECTING && c.net->is_complete()) check_greetings(c);
     for (int r = 0; r < c.own.n_ranks; r++)
         if (c.net->to[(size_t)r]) receive(c, r, *c.net->to[(size_t)r]);
     if (c.error != ncclSuccess) return;
-    if (c.at == CONNECTING && c.net->is_complete()) check_greetings(c);
     if (c.at == LEAVING_ALL && c.n_on_streams == 0 && have_left(c)) c.at = LEFT;
 }
 
