@@ -131,7 +131,7 @@ static __device__ __forceinline__ bool dr_barrier_is_over(uint32_t barrier, uint
 // spill.
 static __device__ __forceinline__ uint32_t dr_device_nanoseconds() {
     uint32_t now;
-    asm volatile("mov.u32 %0, %globaltimer_lo;\n" : "=r"(now));
+    asm volatile("mov.u32 %0, %%globaltimer_lo;\n" : "=r"(now));
     return now;
 }
 
