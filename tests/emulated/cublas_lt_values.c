@@ -38,9 +38,6 @@ SAME(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, 3);
 
 SAME(sizeof(cublasStatus_t), sizeof(int));
 SAME(sizeof(cublasLtMatmulAlgo_t), 64);
-SAME(sizeof(cublasLtMatrixLayoutOpaque_t), 64);
-SAME(sizeof(cublasLtMatmulDescOpaque_t), 256);
-SAME(sizeof(cublasLtMatmulPreferenceOpaque_t), 64);
 SAME(sizeof(cublasLtMatmulHeuristicResult_t), 96);
 SAME(offsetof(cublasLtMatmulHeuristicResult_t, algo), 0);
 SAME(offsetof(cublasLtMatmulHeuristicResult_t, workspaceSize), 64);
