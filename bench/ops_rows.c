@@ -80,6 +80,47 @@ static dr_status run_layer_backward(bench_call *c) {
     return DR_OK;
 }
 
+static dr_status ones(bench_call *c, int slot, int64_t n, float **out) {
+    float *host = NULL;
+    DR_TRY(bench_call_zeros(c, n, out));
+    DR_TRY(bench_call_host(c, slot, n, sizeof *host, &host));
+    for (int64_t i = 0; i < n; i++) host[i] = 1.0f;
+    c->b->ops->copy_in(c->b, *out, host, (size_t)n * sizeof *host);
+    return DR_OK;
+}
+
+// x[0] queries, keys and values, of which queries are normed in place, x[1] weight, x[2] what is kept, x[3]
+// factors, x[4] gradient of the weight. Weight and factors are 1: calls in turn on one array keep its size.
+static dr_status prepare_heads(bench_call *c) {
+    int64_t d = c->m->head_size, H = c->m->n_heads, stride = (H + 2 * (int64_t)c->m->n_kv_heads) * d;
+    DR_TRY(bench_call_normal(c, c->T * stride, &c->x[0]));
+    DR_TRY(ones(c, 0, d, &c->x[1]));
+    DR_TRY(bench_call_normal(c, c->T * H * d, &c->x[2]));
+    DR_TRY(ones(c, 1, c->T * H, &c->x[3]));
+    DR_TRY(bench_call_zeros(c, d, &c->x[4]));
+    bench_call_compare(c, c->x[0], c->T * stride);
+    c->bytes = 12.0 * (double)(c->T * H * d);
+    return DR_OK;
+}
+
+static dr_status run_heads(bench_call *c) {
+    int64_t d = c->m->head_size, H = c->m->n_heads, stride = (H + 2 * (int64_t)c->m->n_kv_heads) * d;
+    c->b->ops->head_norm_forward(c->b, c->x[0], c->x[1], c->T, H, d, stride, 1e-6f, c->x[2], c->x[3]);
+    return DR_OK;
+}
+
+static dr_status prepare_heads_backward(bench_call *c) {
+    DR_TRY(prepare_heads(c));
+    bench_call_compare(c, c->x[4], c->m->head_size);
+    return DR_OK;
+}
+
+static dr_status run_heads_backward(bench_call *c) {
+    int64_t d = c->m->head_size, H = c->m->n_heads, stride = (H + 2 * (int64_t)c->m->n_kv_heads) * d;
+    c->b->ops->head_norm_backward(c->b, c->x[0], c->x[2], c->x[1], c->x[3], c->T, H, d, stride, c->x[4]);
+    return DR_OK;
+}
+
 static dr_status prepare_rope(bench_call *c) {
     int64_t d = c->m->head_size, n = c->T * c->m->n_heads * d;
     float *inverse = NULL;
@@ -212,6 +253,8 @@ static const bench_op ops[] = {
     {"rmsnorm_forward", prepare_norm, run_rms, NULL, true, true},
     {"rmsnorm_residual_forward", prepare_residual, run_residual, NULL, true, true},
     {"rmsnorm_backward", prepare_rms_backward, run_rms_backward, NULL, false, true},
+    {"head_norm_forward", prepare_heads, run_heads, NULL, true, true},
+    {"head_norm_backward", prepare_heads_backward, run_heads_backward, NULL, false, true},
     {"layernorm_forward", prepare_norm, run_layer, NULL, false, true},
     {"layernorm_backward", prepare_layer_backward, run_layer_backward, NULL, false, true},
     {"rope", prepare_rope, run_rope, NULL, true, true},

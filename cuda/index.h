@@ -34,7 +34,8 @@ enum {
     DR_CUDA_CHUNKS = 256,      // most parts that a sum over rows is cut into
     DR_CUDA_CHUNK_ROWS = 64,   // least rows of such a part
     DR_CUDA_NORM_PARTS = 1024, // the same for the gradient of RMSNorm, where a block goes through a part
-    DR_CUDA_NORM_ROWS = 4
+    DR_CUDA_NORM_ROWS = 4,
+    DR_CUDA_HEAD_WARPS = 4 // of a block that goes through a part of the heads of a norm by head
 };
 
 typedef struct dr_place {
@@ -112,6 +113,11 @@ DR_INDEX int64_t dr_norm_rows(int64_t T) {
 
 DR_INDEX int64_t dr_norm_parts(int64_t T) {
     return dr_ceil_div(T, dr_norm_rows(T));
+}
+
+// Where head `row` of heads [T, n_heads, d] stands in rows of `stride`: row counts heads, token by token.
+DR_INDEX int64_t dr_head_at(int64_t row, int64_t n_heads, int64_t d, int64_t stride) {
+    return row / n_heads * stride + row % n_heads * d;
 }
 
 // ---- the retrieval model's gradients ----

@@ -64,6 +64,15 @@ dr_status dr_cuda_rmsnorm_residual_forward(const float *residual, const float *w
 dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, const float *w, const float *inv_rms,
                                    int64_t T, int64_t D, float *partials, float *dx, float *dw,
                                    dr_cuda_stream stream);
+// In place; kept and inv_rms may be NULL. A warp a head.
+dr_status dr_cuda_head_norm_forward(float *x, const float *w, int64_t T, int64_t n_heads, int64_t d,
+                                    int64_t stride, float eps, float *kept, float *inv_rms,
+                                    dr_cuda_stream stream);
+// partials: dr_norm_parts(T · n_heads) · d floats of scratch. DR_ERR_UNSUPPORTED for heads of more than
+// DR_CUDA_MAX_HEAD.
+dr_status dr_cuda_head_norm_backward(float *dx, const float *kept, const float *w, const float *inv_rms,
+                                     int64_t T, int64_t n_heads, int64_t d, int64_t stride, float *partials,
+                                     float *dw, dr_cuda_stream stream);
 dr_status dr_cuda_layernorm_forward(const float *x, const float *w, const float *bias, int64_t T, int64_t D,
                                     float eps, float *y, float *mean, float *inv_std, dr_cuda_stream stream);
 dr_status dr_cuda_layernorm_backward(const float *dy, const float *x, const float *w, const float *mean,

@@ -1,9 +1,9 @@
-// RMSNorm and LayerNorm, one block a row (RMSNorm's gradient: one block some rows); sums within a row run in
-// one fixed order, so a row's bits do not depend on its place. Sums over rows (weights' gradients, column
-// sums) go in two stages without atomics.
+// RMSNorm and LayerNorm, one block a row (RMSNorm's gradient: one block some rows), and RMSNorm of heads, one
+// warp a head; sums within a row run in one fixed order, so a row's bits do not depend on its place. Sums
+// over rows (weights' gradients, column sums) go in two stages without atomics.
 #include "cuda/launch.cuh"
 
-enum { THREADS = 256 };
+enum { THREADS = 256, WARP = 32 };
 
 // An element of x, which becomes the sum where there is a residual.
 static __device__ __forceinline__ float take(const float *x, const float *residual, float *sum, int64_t at) {
@@ -86,6 +86,54 @@ static __global__ void __launch_bounds__(THREADS, OWN > 4 ? 2 : 4)
     }
 }
 
+// A warp a head of rows `n_heads` heads wide; a lane reads again only what it wrote itself.
+static __global__ void __launch_bounds__(THREADS)
+    head_norm_forward_kernel(float *x, const float *w, int64_t rows, int64_t n_heads, int64_t d,
+                             int64_t stride, float eps, float *kept, float *inv_rms) {
+    const int64_t row = dr_cuda_item() / WARP;
+    const int lane = threadIdx.x % WARP;
+    float squares = 0.0f;
+    if (row >= rows) return;
+    float *head = x + dr_head_at(row, n_heads, d, stride);
+    for (int64_t j = lane; j < d; j += WARP) {
+        float value = head[j];
+        if (kept) kept[row * d + j] = value;
+        squares = fmaf(value, value, squares);
+    }
+    const float inv = 1.0f / sqrtf(dr_warp_sum(squares) / (float)d + eps);
+    for (int64_t j = lane; j < d; j += WARP) head[j] = head[j] * inv * w[j];
+    if (inv_rms && lane == 0) inv_rms[row] = inv;
+}
+
+// A block goes through one part of the heads, a warp every DR_CUDA_HEAD_WARPS-th of them: dx in dy's place,
+// and the warp's own sums for dw, which are added up in the warps' order.
+static __global__ void __launch_bounds__(DR_CUDA_HEAD_WARPS *WARP)
+    head_norm_backward_kernel(float *dx, const float *kept, const float *w, const float *inv_rms,
+                              int64_t rows, int64_t n_heads, int64_t d, int64_t stride, float *partials) {
+    __shared__ float all_sums[DR_CUDA_HEAD_WARPS][DR_CUDA_MAX_HEAD];
+    const int64_t begin = blockIdx.x * dr_norm_rows(rows), end = min(begin + dr_norm_rows(rows), rows);
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    float *sums = all_sums[warp]; // a lane has columns of its own
+    for (int64_t j = lane; j < d; j += WARP) sums[j] = 0.0f;
+    for (int64_t row = begin + warp; row < end; row += DR_CUDA_HEAD_WARPS) {
+        float *g = dx + dr_head_at(row, n_heads, d, stride), sum = 0.0f;
+        const float *head = kept + row * d, inv = inv_rms[row];
+        for (int64_t j = lane; j < d; j += WARP) {
+            sum = fmaf(__fmul_rn(g[j], w[j]), head[j], sum);
+            sums[j] = fmaf(g[j], __fmul_rn(head[j], inv), sums[j]);
+        }
+        const float scale = dr_warp_sum(sum) * inv * inv * inv / (float)d;
+        for (int64_t j = lane; j < d; j += WARP)
+            g[j] = norm_gradient(__fmul_rn(g[j], w[j]), head[j], inv, scale);
+    }
+    __syncthreads();
+    for (int64_t j = threadIdx.x; j < d; j += DR_CUDA_HEAD_WARPS * WARP) {
+        float sum = all_sums[0][j];
+        for (int i = 1; i < DR_CUDA_HEAD_WARPS; i++) sum += all_sums[i][j];
+        partials[blockIdx.x * d + j] = sum;
+    }
+}
+
 static __global__ void __launch_bounds__(THREADS)
     layernorm_forward_kernel(const float *x, const float *w, const float *bias, int64_t D, float eps,
                              float *y, float *mean, float *inv_std) {
@@ -152,6 +200,19 @@ extern "C" dr_status dr_cuda_rmsnorm_residual_forward(const float *residual, con
                                                       int64_t D, float eps, float *x, float *y,
                                                       float *inv_rms, dr_cuda_stream stream) {
     return rmsnorm_launch("rmsnorm_residual_forward", x, residual, w, T, D, eps, x, y, inv_rms, stream);
+}
+
+extern "C" dr_status dr_cuda_head_norm_forward(float *x, const float *w, int64_t T, int64_t n_heads,
+                                               int64_t d, int64_t stride, float eps, float *kept,
+                                               float *inv_rms, dr_cuda_stream stream) {
+    unsigned int blocks = 0;
+    if (T == 0) return DR_OK;
+    DR_TRY(dr_cuda_grid("head_norm_forward", T * n_heads, THREADS / WARP, &blocks));
+    DR_CUDA_LAUNCH(head_norm_forward_kernel, blocks, THREADS, 0, stream)
+    (x, w, T * n_heads, n_heads, d, stride, eps, kept, inv_rms);
+    DR_CUDA_LAUNCHED("head_norm_forward of %lld x %lld heads of %lld", (long long)T, (long long)n_heads,
+                     (long long)d);
+    return DR_OK;
 }
 
 extern "C" dr_status dr_cuda_layernorm_forward(const float *x, const float *w, const float *bias, int64_t T,
@@ -246,4 +307,21 @@ extern "C" dr_status dr_cuda_rmsnorm_backward(const float *dy, const float *x, c
 #undef LAUNCH
     DR_CUDA_LAUNCHED("rmsnorm_backward of %lld x %lld", (long long)T, (long long)D);
     return dw ? add_partials("rmsnorm_backward", partials, dr_norm_parts(T), D, dw, stream) : DR_OK;
+}
+
+extern "C" dr_status dr_cuda_head_norm_backward(float *dx, const float *kept, const float *w,
+                                                const float *inv_rms, int64_t T, int64_t n_heads, int64_t d,
+                                                int64_t stride, float *partials, float *dw,
+                                                dr_cuda_stream stream) {
+    const int64_t rows = T * n_heads;
+    unsigned int blocks = 0;
+    if (T == 0) return DR_OK;
+    DR_CHECK(d <= DR_CUDA_MAX_HEAD, DR_ERR_UNSUPPORTED, "cuda head_norm_backward: heads of %lld, at most %d",
+             (long long)d, DR_CUDA_MAX_HEAD);
+    DR_TRY(dr_cuda_grid("head_norm_backward", dr_norm_parts(rows), 1, &blocks));
+    DR_CUDA_LAUNCH(head_norm_backward_kernel, blocks, DR_CUDA_HEAD_WARPS * WARP, 0, stream)
+    (dx, kept, w, inv_rms, rows, n_heads, d, stride, partials);
+    DR_CUDA_LAUNCHED("head_norm_backward of %lld x %lld heads of %lld", (long long)T, (long long)n_heads,
+                     (long long)d);
+    return add_partials("head_norm_backward", partials, dr_norm_parts(rows), d, dw, stream);
 }

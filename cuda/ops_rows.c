@@ -43,6 +43,31 @@ static void rmsnorm_backward(dr_backend *b, const float *dy, const float *x, con
     dr_cuda_keep(state, norm_gradient(state, dy, x, w, inv_rms, T, D, dx, dw));
 }
 
+static void head_norm_forward(dr_backend *b, float *x, const float *w, int64_t T, int64_t n_heads, int64_t d,
+                              int64_t stride, float eps, float *kept, float *inv_rms) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state,
+                 dr_cuda_head_norm_forward(x, w, T, n_heads, d, stride, eps, kept, inv_rms, state->stream));
+}
+
+static dr_status head_norm_gradient(dr_cuda_state *state, float *dx, const float *kept, const float *w,
+                                    const float *inv_rms, int64_t T, int64_t n_heads, int64_t d,
+                                    int64_t stride, float *dw) {
+    DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
+                           dr_norm_parts(T * n_heads) * d * (int64_t)sizeof(float)));
+    return dr_cuda_head_norm_backward(dx, kept, w, inv_rms, T, n_heads, d, stride, state->partials.data, dw,
+                                      state->stream);
+}
+
+static void head_norm_backward(dr_backend *b, float *dx, const float *kept, const float *w,
+                               const float *inv_rms, int64_t T, int64_t n_heads, int64_t d, int64_t stride,
+                               float *dw) {
+    dr_cuda_state *state;
+    if (dr_cuda_enter(b, &state) != DR_OK) return;
+    dr_cuda_keep(state, head_norm_gradient(state, dx, kept, w, inv_rms, T, n_heads, d, stride, dw));
+}
+
 static void layernorm_forward(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T,
                               int64_t D, float eps, float *y, float *mean, float *inv_std) {
     dr_cuda_state *state;
@@ -127,6 +152,8 @@ void dr_cuda_fill_rows(dr_backend_ops *ops) {
     ops->rmsnorm_forward = rmsnorm_forward;
     ops->rmsnorm_residual_forward = rmsnorm_residual_forward;
     ops->rmsnorm_backward = rmsnorm_backward;
+    ops->head_norm_forward = head_norm_forward;
+    ops->head_norm_backward = head_norm_backward;
     ops->layernorm_forward = layernorm_forward;
     ops->layernorm_backward = layernorm_backward;
     ops->rope = rope;

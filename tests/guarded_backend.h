@@ -274,6 +274,21 @@ static void g_rmsnorm_backward(dr_backend *b, const float *dy, const float *x, c
     GUARDED(rmsnorm_backward(guard_inner, dy, x, w, inv_rms, T, D, dx, dw));
 }
 
+static void g_head_norm_forward(dr_backend *b, float *x, const float *w, int64_t T, int64_t n_heads,
+                                int64_t d, int64_t stride, float eps, float *kept, float *inv_rms) {
+    (void)b;
+    OURS(x), OURS(w), OURS(kept), OURS(inv_rms);
+    GUARDED(head_norm_forward(guard_inner, x, w, T, n_heads, d, stride, eps, kept, inv_rms));
+}
+
+static void g_head_norm_backward(dr_backend *b, float *dx, const float *kept, const float *w,
+                                 const float *inv_rms, int64_t T, int64_t n_heads, int64_t d, int64_t stride,
+                                 float *dw) {
+    (void)b;
+    OURS(dx), OURS(kept), OURS(w), OURS(inv_rms), OURS(dw);
+    GUARDED(head_norm_backward(guard_inner, dx, kept, w, inv_rms, T, n_heads, d, stride, dw));
+}
+
 static void g_layernorm_forward(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T,
                                 int64_t D, float eps, float *y, float *mean, float *inv_std) {
     (void)b;
@@ -559,6 +574,8 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .rmsnorm_forward = g_rmsnorm_forward,
                                        .rmsnorm_residual_forward = g_rmsnorm_residual_forward,
                                        .rmsnorm_backward = g_rmsnorm_backward,
+                                       .head_norm_forward = g_head_norm_forward,
+                                       .head_norm_backward = g_head_norm_backward,
                                        .layernorm_forward = g_layernorm_forward,
                                        .layernorm_backward = g_layernorm_backward,
                                        .rope = g_rope,

@@ -14,7 +14,7 @@
 #include "core/compute/backend.h"
 
 static dr_backend *op_one, *op_two; // fp32 with one and with two threads
-static void *op_arrays[1024];
+static void *op_arrays[2048];
 static int op_n_arrays;
 static uint64_t op_stream; // of the next random array: a case has the same values in every run
 

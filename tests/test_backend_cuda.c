@@ -108,6 +108,32 @@ static void test_norms(void **state) {
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) compare(run_norms, shapes[i], 100 * i);
 }
 
+// sizes: T, heads, d
+static void run_heads(dr_backend *b, const int64_t *sizes, results *r) {
+    int64_t T = sizes[0], heads = sizes[1], d = sizes[2], stride = heads * d + 9, n = T * stride;
+    float *given = op_normal(n, 0.5, 1), *x = put(b, given, n), *alone = put(b, given, n);
+    float *w = put(b, op_normal(d, 1, 0.2), d), *dx = put(b, op_normal(n, 0, 1), n);
+    float *kept = put_poison(b, T * heads * d), *inv = put_poison(b, T * heads);
+    float *dw = put(b, op_normal(d, 0, 1), d);
+    b->ops->head_norm_forward(b, x, w, T, heads, d, stride, 1e-6f, kept, inv);
+    b->ops->head_norm_forward(b, alone, w, T, heads, d, stride, 1e-6f, NULL, NULL);
+    check_same_bits("norm by head that keeps nothing", get(b, alone, n), get(b, x, n), n);
+    b->ops->head_norm_backward(b, dx, kept, w, inv, T, heads, d, stride, dw);
+    give(r, "norm by head", b, x, n, forward);
+    give(r, "heads before it", b, kept, T * heads * d, 0);
+    give(r, "factor of heads", b, inv, T * heads, forward);
+    give(r, "dx of a norm by head", b, dx, n, gradient);
+    give(r, "dw of a norm by head", b, dw, d, gradient);
+}
+
+static void test_head_norms(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int64_t shapes[][3] = {{1, 1, 2},    {3, 2, 7},    {65, 5, 64},
+                                        {37, 8, 128}, {20, 3, 256}, {sized(2100, 80), 9, 33}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) compare(run_heads, shapes[i], 100 * i);
+}
+
 // sizes: T, D (even)
 static void run_elements(dr_backend *b, const int64_t *sizes, results *r) {
     int64_t T = sizes[0], D = sizes[1], n = T * D, stride = 3 * D + 5;
@@ -416,6 +442,13 @@ static void row_rmsnorm(dr_backend *b, const row_case *c, int64_t t0, int64_t T,
     b->ops->rmsnorm_forward(b, c->x + t0 * c->D, c->w, T, c->D, 1e-6f, out, NULL);
 }
 
+// Rows of two heads.
+static void row_heads(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    float *rows = get(b, c->x + t0 * c->D, T * c->D);
+    b->ops->copy_in(b, out, rows, (size_t)(T * c->D) * sizeof(float));
+    b->ops->head_norm_forward(b, out, c->w, T, 2, c->D / 2, c->D, 1e-6f, NULL, NULL);
+}
+
 static void row_layernorm(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
     b->ops->layernorm_forward(b, c->x + t0 * c->D, c->w, c->bias, T, c->D, 1e-6f, out, NULL, NULL);
 }
@@ -497,6 +530,7 @@ static void test_rows(void **state) {
         check_rows("linear", cuda, row_linear, &c, c.n_out);
         check_rows("gemm", cuda, row_gemm, &c, c.n_out);
         check_rows("rmsnorm", cuda, row_rmsnorm, &c, c.D);
+        check_rows("rmsnorm of heads", cuda, row_heads, &c, c.D);
         check_rows("layernorm", cuda, row_layernorm, &c, c.D);
         check_rows("rope", cuda, row_rope, &c, c.D);
         check_rows("linear of swiglu", cuda, row_swiglu_linear, &c, c.n_out);
@@ -515,8 +549,9 @@ static void test_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_products), cuda_test(test_norms), cuda_test(test_elements), cuda_test(test_head),
-        cuda_test(test_draws),    cuda_test(test_burst), cuda_test(test_refused),  cuda_test(test_rows),
+        cuda_test(test_products), cuda_test(test_norms),   cuda_test(test_head_norms),
+        cuda_test(test_elements), cuda_test(test_head),    cuda_test(test_draws),
+        cuda_test(test_burst),    cuda_test(test_refused), cuda_test(test_rows),
     };
     cuda_run(tests);
 }

@@ -101,6 +101,18 @@ static void test_chunks(void **state) {
     }
 }
 
+// The heads of all rows are read once each, and nothing between the rows.
+static void test_heads(void **state) {
+    (void)state;
+    static const int64_t sizes[][4] = {{1, 1, 2, 2}, {3, 4, 5, 20}, {7, 2, 16, 41}, {5, 3, 64, 300}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const int64_t T = sizes[i][0], heads = sizes[i][1], d = sizes[i][2], stride = sizes[i][3];
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t h = 0; h < heads; h++)
+                assert_int_equal(dr_head_at(t * heads + h, heads, d, stride), t * stride + h * d);
+    }
+}
+
 // ---- the retrieval model's gradients ----
 
 static void test_fusion_parts(void **state) {
@@ -514,7 +526,7 @@ int main(void) {
         cmocka_unit_test(test_packed_spans), cmocka_unit_test(test_cached_spans),
         cmocka_unit_test(test_swizzle),      cmocka_unit_test(test_cached_plans),
         cmocka_unit_test(test_packed_plans), cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_best),
+        cmocka_unit_test(test_best),         cmocka_unit_test(test_heads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

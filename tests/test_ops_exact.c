@@ -74,6 +74,12 @@ static void row_residual(dr_backend *b, const row_case *c, int64_t t0, int64_t T
     b->ops->rmsnorm_residual_forward(b, c->x + t0 * c->D, c->w, T, c->D, 1e-6f, c->stream, out, c->extra);
 }
 
+// Rows of two heads; what is kept stands in c->stream and c->extra.
+static void row_heads(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    memcpy(out, c->x + t0 * c->D, (size_t)(T * c->D) * sizeof(float));
+    b->ops->head_norm_forward(b, out, c->w, T, 2, c->D / 2, c->D, 1e-6f, c->stream, c->extra);
+}
+
 static void row_layernorm(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
     b->ops->layernorm_forward(b, c->x + t0 * c->D, c->w, c->bias, T, c->D, 1e-6f, out, c->extra,
                               c->extra + T);
@@ -152,6 +158,7 @@ static void test_rows(void **state) {
         check_rows("rmsnorm", row_rmsnorm, &c, D, op_one, op_two);
         check_rows("rmsnorm of a sum", row_residual, &c, D, op_one, op_two);
         check_rows("layernorm", row_layernorm, &c, D, op_one, op_two);
+        if (D % 2 == 0) check_rows("rmsnorm of heads", row_heads, &c, D, op_one, op_two);
         if (D % 2 == 0) check_rows("rope", row_rope, &c, D, op_one, op_two);
         if (D % 2 == 0) check_rows("linear of swiglu", row_swiglu_linear, &c, n_out, op_one, op_two);
         check_rows("gelu", row_gelu, &c, D, op_one, op_two);

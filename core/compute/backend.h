@@ -314,6 +314,14 @@ typedef struct dr_backend_ops {
     // dx += …, dw += … (dw may be NULL).
     void (*rmsnorm_backward)(dr_backend *b, const float *dy, const float *x, const float *w,
                              const float *inv_rms, int64_t T, int64_t D, float *dx, float *dw);
+    // RMSNorm over each head, in place: x [T, n_heads, d] with row stride `stride` floats; w [d]. kept [T,
+    // n_heads, d] gets what x was, inv_rms [T, n_heads] is kept too: both for backward, or both NULL.
+    void (*head_norm_forward)(dr_backend *b, float *x, const float *w, int64_t T, int64_t n_heads, int64_t d,
+                              int64_t stride, float eps, float *kept, float *inv_rms);
+    // dx [T, n_heads, d] holds dy, and then the gradient at x, with row stride `stride`; dw += ….
+    void (*head_norm_backward)(dr_backend *b, float *dx, const float *kept, const float *w,
+                               const float *inv_rms, int64_t T, int64_t n_heads, int64_t d, int64_t stride,
+                               float *dw);
     // LayerNorm with weight and bias [D]; mean, inv_std [T] kept.
     void (*layernorm_forward)(dr_backend *b, const float *x, const float *w, const float *bias, int64_t T,
                               int64_t D, float eps, float *y, float *mean, float *inv_std);

@@ -1,5 +1,5 @@
-// RMSNorm and LayerNorm, forward and backward. Row sums run in 16 fixed lanes, so a row's bits do not depend
-// on its place.
+// RMSNorm, of rows and of heads, and LayerNorm, forward and backward. Row sums run in 16 fixed lanes, so a
+// row's bits do not depend on its place.
 #include "core/compute/cpu_internal.h"
 
 DR_INLINE float sum(const float *x, int64_t D) {
@@ -47,16 +47,22 @@ static void rmsnorm_residual_forward(dr_backend *b, const float *residual, const
     }
 }
 
+// What the gradient at a row takes of the row itself.
+DR_INLINE float rmsnorm_gradient_scale(const float *g, const float *row, const float *w, float inv,
+                                       int64_t D) {
+    float lanes[DR_LANES] = {0};
+    int64_t j = 0;
+    for (; j + DR_LANES <= D; j += DR_LANES)
+        for (int l = 0; l < DR_LANES; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
+    for (int l = 0; j + l < D; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
+    return dr_lane_sum(lanes) * inv * inv * inv / (float)D;
+}
+
 static DR_HOT void rmsnorm_backward_rows(const float *dy, const float *x, const float *w,
                                          const float *inv_rms, int64_t T, int64_t D, float *dx) {
     for (int64_t t = 0; t < T; t++) {
         const float *g = dy + t * D, *row = x + t * D;
-        float inv = inv_rms[t], lanes[DR_LANES] = {0};
-        int64_t j = 0;
-        for (; j + DR_LANES <= D; j += DR_LANES)
-            for (int l = 0; l < DR_LANES; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
-        for (int l = 0; j + l < D; l++) lanes[l] += g[j + l] * w[j + l] * row[j + l];
-        float scale = dr_lane_sum(lanes) * inv * inv * inv / (float)D;
+        float inv = inv_rms[t], scale = rmsnorm_gradient_scale(g, row, w, inv, D);
         for (int64_t i = 0; i < D; i++) dx[t * D + i] += g[i] * w[i] * inv - row[i] * scale;
     }
 }
@@ -79,6 +85,45 @@ static void rmsnorm_backward(dr_backend *b, const float *dy, const float *x, con
 #pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1 && T > ROW_BLOCK)
     for (int part = 0; part < parts; part++)
         rmsnorm_backward_columns(dy, x, inv_rms, T, D, D * part / parts, D * (part + 1) / parts, dw);
+}
+
+// A row's heads stand densely: they are rows of rmsnorm.
+static void head_norm_forward(dr_backend *b, float *x, const float *w, int64_t T, int64_t n_heads, int64_t d,
+                              int64_t stride, float eps, float *kept, float *inv_rms) {
+    const int64_t width = n_heads * d;
+    bool shared = b->n_threads > 1 && T * n_heads > ROW_BLOCK;
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (shared)
+    for (int64_t t = 0; t < T; t++) {
+        float *heads = x + t * stride;
+        if (kept) memcpy(kept + t * width, heads, (size_t)width * sizeof(float));
+        rmsnorm_forward_rows(heads, w, n_heads, d, eps, heads, inv_rms ? inv_rms + t * n_heads : NULL);
+    }
+}
+
+static DR_HOT void head_norm_backward_row(float *dx, const float *kept, const float *w, const float *inv_rms,
+                                          int64_t n_heads, int64_t d) {
+    for (int64_t h = 0; h < n_heads; h++) {
+        float *g = dx + h * d;
+        const float *head = kept + h * d;
+        float inv = inv_rms[h], scale = rmsnorm_gradient_scale(g, head, w, inv, d);
+        for (int64_t i = 0; i < d; i++) g[i] = g[i] * w[i] * inv - head[i] * scale;
+    }
+}
+
+static void head_norm_backward(dr_backend *b, float *dx, const float *kept, const float *w,
+                               const float *inv_rms, int64_t T, int64_t n_heads, int64_t d, int64_t stride,
+                               float *dw) {
+    int parts = b->n_threads;
+    bool shared = parts > 1 && T * n_heads > ROW_BLOCK;
+    // dw first: it reads what dx is written over
+#pragma omp parallel for num_threads(parts) schedule(static) if (shared)
+    for (int part = 0; part < parts; part++)
+        for (int64_t t = 0; t < T; t++)
+            rmsnorm_backward_columns(dx + t * stride, kept + t * n_heads * d, inv_rms + t * n_heads, n_heads,
+                                     d, d * part / parts, d * (part + 1) / parts, dw);
+#pragma omp parallel for num_threads(parts) schedule(static) if (shared)
+    for (int64_t t = 0; t < T; t++)
+        head_norm_backward_row(dx + t * stride, kept + t * n_heads * d, w, inv_rms + t * n_heads, n_heads, d);
 }
 
 static DR_HOT void layernorm_forward_rows(const float *x, const float *w, const float *bias, int64_t T,
@@ -129,6 +174,8 @@ void dr_cpu_fill_norm(dr_backend_ops *ops) {
     ops->rmsnorm_forward = rmsnorm_forward;
     ops->rmsnorm_residual_forward = rmsnorm_residual_forward;
     ops->rmsnorm_backward = rmsnorm_backward;
+    ops->head_norm_forward = head_norm_forward;
+    ops->head_norm_backward = head_norm_backward;
     ops->layernorm_forward = layernorm_forward;
     ops->layernorm_backward = layernorm_backward;
 }

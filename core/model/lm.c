@@ -70,17 +70,10 @@ static void add_product(dr_lm *lm, dr_weight **w, int64_t at, int64_t rows, int6
 
 static void list_products(dr_lm *lm) {
     const dr_lm_config *c = &lm->config;
-    int64_t q = (int64_t)c->n_heads * c->head_size, kv = (int64_t)c->n_kv_heads * c->head_size;
     for (int32_t i = 0; i < c->n_layers; i++) {
         lm_layer *layer = &lm->layers[i];
-        if (c->qk_norm) {
-            add_product(lm, &layer->w_q, layer->qkv, q, c->hidden);
-            add_product(lm, &layer->w_k, layer->qkv + q * c->hidden, kv, c->hidden);
-            add_product(lm, &layer->w_v, layer->qkv + (q + kv) * c->hidden, kv, c->hidden);
-        } else {
-            add_product(lm, &layer->w_qkv, layer->qkv, q + 2 * kv, c->hidden);
-        }
-        add_product(lm, &layer->w_o, layer->o, c->hidden, q);
+        add_product(lm, &layer->w_qkv, layer->qkv, lm_qkv_width(c), c->hidden);
+        add_product(lm, &layer->w_o, layer->o, c->hidden, (int64_t)c->n_heads * c->head_size);
         add_product(lm, &layer->w_gate_up, layer->gate_up, 2 * (int64_t)c->intermediate, c->hidden);
         add_product(lm, &layer->w_down, layer->down, c->hidden, c->intermediate);
     }
@@ -110,7 +103,7 @@ static dr_status outline(dr_backend *backend, const dr_lm_config *config, bool i
         dr_alloc(&lm->tensors, "tensor names", 14 * (int64_t)config->n_layers + 3, sizeof *lm->tensors),
         destroy_lm);
     DR_TRY_GOTO(status,
-                dr_alloc(&lm->products, "matrices", 6 * (int64_t)config->n_layers + 2, sizeof *lm->products),
+                dr_alloc(&lm->products, "matrices", 4 * (int64_t)config->n_layers + 2, sizeof *lm->products),
                 destroy_lm);
     DR_TRY_GOTO(status,
                 dr_alloc(&lm->frequencies, "rotary frequencies", config->head_size / 2, sizeof(float)),

@@ -45,10 +45,10 @@ static dr_status scratch_reserve(dr_lm *lm, int64_t T) {
 
 // Where q, k and v of the pass's rows stand, counted as its chunks count them.
 static lm_qkv qkv_of(const lm_pass *pass) {
-    lm_qkv at = dr_lm_qkv_at(&pass->lm->config, pass->s.qkv, pass->T);
-    at.q -= pass->first * at.q_stride;
-    at.k -= pass->first * at.kv_stride;
-    at.v -= pass->first * at.kv_stride;
+    lm_qkv at = dr_lm_qkv_at(&pass->lm->config, pass->s.qkv);
+    at.q -= pass->first * at.stride;
+    at.k -= pass->first * at.stride;
+    at.v -= pass->first * at.stride;
     return at;
 }
 
@@ -60,7 +60,7 @@ static dr_status layer_store(const lm_pass *pass, int32_t i) {
     lm_qkv at = qkv_of(pass);
     DR_TRY(dr_lm_qkv_forward(lm, b, &lm->layers[i], pass->s.norm, lm->numbers.positions + pass->first,
                              pass->T, pass->s.qkv, NULL, NULL));
-    b->ops->kv_store(b, at.k, at.v, at.kv_stride, pass->chunks, pass->n_chunks, DR_KV_PAGE, c->n_kv_heads,
+    b->ops->kv_store(b, at.k, at.v, at.stride, pass->chunks, pass->n_chunks, DR_KV_PAGE, c->n_kv_heads,
                      c->head_size, pass->kv->k[i], pass->kv->v[i]);
     return DR_OK;
 }
@@ -72,7 +72,7 @@ static dr_status layer_attend(const lm_pass *pass, int32_t i, const dr_attention
     const dr_lm_config *c = &pass->lm->config;
     lm_qkv at = qkv_of(pass);
     float *att = pass->s.att - pass->first * c->n_heads * c->head_size;
-    return b->ops->attention_cached(b, at.q, at.q_stride, pass->kv->k[i], pass->kv->v[i], chunks, n_chunks,
+    return b->ops->attention_cached(b, at.q, at.stride, pass->kv->k[i], pass->kv->v[i], chunks, n_chunks,
                                     DR_KV_PAGE, c->n_heads, c->n_kv_heads, c->head_size, att);
 }
 

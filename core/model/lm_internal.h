@@ -7,12 +7,11 @@
 
 #include "core/model/lm.h"
 
-// Offsets in floats, -1: none. q, k, v stand one after another, so do their biases, and gate and up. q, k, v
-// are one merged product (w_qkv), or three where queries and keys are normalised by head (w_q, w_k, w_v); the
-// other pointers are NULL.
+// Offsets in floats, -1: none. q, k, v stand one after another, so do their biases, and gate and up: each of
+// the two is one product.
 typedef struct lm_layer {
     int64_t norm1, qkv, qkv_bias, q_norm, k_norm, o, norm2, gate_up, down;
-    dr_weight *w_qkv, *w_q, *w_k, *w_v, *w_o, *w_gate_up, *w_down;
+    dr_weight *w_qkv, *w_o, *w_gate_up, *w_down;
 } lm_layer;
 
 // A weight matrix and where its values stand in the flat buffer: one tensor there, or several in a row.
@@ -58,14 +57,13 @@ static inline int64_t lm_qkv_width(const dr_lm_config *c) {
     return (int64_t)(c->n_heads + 2 * c->n_kv_heads) * c->head_size;
 }
 
-// Where q, k and v of T rows stand in a buffer of T (H + 2G) d floats: side by side in each row when they
-// come from one product, one dense block after another when from three. Strides in floats.
+// Where q, k and v stand in rows of (H + 2G) d floats, their stride.
 typedef struct lm_qkv {
     float *q, *k, *v; // (T, H, d), (T, G, d), (T, G, d)
-    int64_t q_stride, kv_stride;
+    int64_t stride;
 } lm_qkv;
-lm_qkv dr_lm_qkv_at(const dr_lm_config *config, float *base, int64_t T);
-// Rows of queries and keys that the norms by head read: T (H + G) d floats, and T (H + G) inverse sizes.
+lm_qkv dr_lm_qkv_at(const dr_lm_config *config, float *base);
+// Width of queries and keys as their norms read them, (H + G) d; as many inverse sizes as heads.
 static inline int64_t lm_qk_width(const dr_lm_config *c) {
     return (int64_t)(c->n_heads + c->n_kv_heads) * c->head_size;
 }
@@ -75,10 +73,10 @@ static inline int64_t lm_qk_width(const dr_lm_config *c) {
 dr_status dr_lm_qkv_forward(const dr_lm *lm, dr_backend *b, const lm_layer *layer, const float *x,
                             const int32_t *positions, int64_t T, float *qkv, float *raw, float *inv);
 // dqkv, laid out like qkv, holds the gradient after rotation and is used up. dx (T, D) is overwritten,
-// gradient [n_params] +=. draw: scratch of T (H + G) d floats; it, raw and inv matter with norms only.
+// gradient [n_params] +=. raw and inv matter with norms only.
 dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, const int32_t *positions,
-                             int64_t T, float *dqkv, const float *raw, const float *inv, float *draw,
-                             float *dx, float *gradient);
+                             int64_t T, float *dqkv, const float *raw, const float *inv, float *dx,
+                             float *gradient);
 
 // Multiply-adds of a row of a pass, without attention.
 int64_t dr_lm_row_macs(const dr_lm *lm);

@@ -33,7 +33,6 @@ struct dr_lm_workspace {
     float *rows, *drows, *row_lse;       // normalised loss rows: (R, D), (R, D), (R)
     float *top, *dtop_att;               // (R, D), (R, A)
     float *dx, *dnorm, *dwide, *datt;    // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, A)
-    float *dqk_raw;                      // of qk_raw
     float *logprob, *entropy, *dlogprob; // (R) each
     lm_numbers numbers;                  // rows: of the loss rows
     int32_t *targets;                    // (R), backend memory
@@ -78,7 +77,6 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
     TAKE(w->dnorm, T * D);
     TAKE(w->dwide, T * (2 * F > Q ? 2 * F : Q));
     TAKE(w->datt, T * A);
-    TAKE(w->dqk_raw, raw);
     TAKE(w->logprob, T);
     TAKE(w->entropy, T);
     TAKE(w->dlogprob, T);
@@ -181,10 +179,10 @@ static dr_status layer_attend(dr_lm *lm, const lm_layer *layer, layer_activation
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens;
-    lm_qkv at = dr_lm_qkv_at(c, a->qkv, T);
+    lm_qkv at = dr_lm_qkv_at(c, a->qkv);
     dr_sequences sequences = sequences_of(pack);
     DR_TRY(dr_lm_qkv_forward(lm, lm->backend, layer, a->norm1, positions, T, a->qkv, a->qk_raw, a->qk_inv));
-    return b->ops->attention_forward(b, at.q, at.k, at.v, at.q_stride, at.kv_stride, &sequences, c->n_heads,
+    return b->ops->attention_forward(b, at.q, at.k, at.v, at.stride, at.stride, &sequences, c->n_heads,
                                      c->n_kv_heads, c->head_size, a->att, a->lse);
 }
 
@@ -328,12 +326,12 @@ static dr_status layer_backward_first(dr_lm *lm, const lm_layer *layer, const la
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t T = pack->n_tokens;
-    lm_qkv at = dr_lm_qkv_at(c, a->qkv, T), to = dr_lm_qkv_at(c, w->dwide, T);
+    lm_qkv at = dr_lm_qkv_at(c, a->qkv), to = dr_lm_qkv_at(c, w->dwide);
     dr_sequences sequences = sequences_of(pack);
-    DR_TRY(b->ops->attention_backward(b, w->datt, at.q, at.k, at.v, a->att, a->lse, at.q_stride, at.kv_stride,
+    DR_TRY(b->ops->attention_backward(b, w->datt, at.q, at.k, at.v, a->att, a->lse, at.stride, at.stride,
                                       &sequences, c->n_heads, c->n_kv_heads, c->head_size, to.q, to.k, to.v));
     DR_TRY(dr_lm_qkv_backward(lm, layer, a->norm1, w->numbers.positions, T, w->dwide, a->qk_raw, a->qk_inv,
-                              w->dqk_raw, w->dnorm, gradient));
+                              w->dnorm, gradient));
     b->ops->rmsnorm_backward(b, w->dnorm, a->x, lm->params + layer->norm1, a->inv1, T, c->hidden, w->dx,
                              gradient + layer->norm1);
     return DR_OK;
