@@ -207,6 +207,68 @@ static void test_similarity(void **state) {
     check_near(r.parts[DR_REWARD_SIMILARITY], 10.0 * 0.01 / 3.85);
 }
 
+// An encoder that notes how it is called.
+typedef struct noted {
+    int calls;
+    int64_t most, n;    // texts of a call, texts in all
+    const float *first; // where the rows begin
+} noted;
+
+static dr_status note_texts(const dr_text_encoder *self, const char *const *texts, int64_t n, float *out) {
+    noted *notes = self->state;
+    if (notes->calls++ == 0) notes->first = out;
+    assert_ptr_equal(out, notes->first + notes->n * self->dim);
+    for (int64_t i = 0; i < n; i++) {
+        char want[64];
+        int item = (int)(notes->n + i + 1);
+        snprintf(want, sizeof want, "Film %d%s", item, item % 2 ? ", Odd" : "");
+        assert_string_equal(texts[i], want);
+    }
+    notes->most = n > notes->most ? n : notes->most;
+    notes->n += n;
+    return notes->n > 1000 ? DR_ERR_RANGE : DR_OK;
+}
+
+static dr_status encode_films(int32_t n_items, noted *notes) {
+    const dr_text_encoder_ops ops = {"noted", note_texts, NULL};
+    dr_text_encoder noting = {.ops = &ops, .dim = 3, .state = notes};
+    dr_dataset films = {.n_items = n_items};
+    dr_reward_context *of_films = NULL;
+    check_ok(dr_alloc(&films.titles, "titles", n_items + 1, sizeof *films.titles));
+    check_ok(dr_alloc(&films.categories, "categories", n_items + 1, sizeof *films.categories));
+    for (int32_t i = 0; i <= n_items; i++) {
+        char title[32];
+        snprintf(title, sizeof title, "Film %d", i);
+        check_ok(dr_strdup(&films.titles[i], i == 0 ? "" : title));
+        check_ok(dr_strdup(&films.categories[i], i % 2 ? "Odd" : ""));
+    }
+    dr_status status = dr_reward_context_create(&films, NULL, &noting, NULL, &of_films);
+    dr_reward_context_destroy(of_films);
+    for (int32_t i = 0; i <= n_items; i++) {
+        dr_free(films.titles[i]);
+        dr_free(films.categories[i]);
+    }
+    dr_free(films.titles);
+    dr_free(films.categories);
+    return status;
+}
+
+// Every item's text once, in order, into its own row; many at a time, and never all of a large catalogue.
+static void test_texts_of_items(void **state) {
+    (void)state;
+    const int32_t sizes[] = {1, 255, 256, 257, 600};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        noted notes = {0};
+        check_ok(encode_films(sizes[i], &notes));
+        assert_int_equal(notes.n, sizes[i]);
+        assert_int_equal(notes.calls, (sizes[i] + 255) / 256);
+        assert_true(notes.most <= 256);
+    }
+    noted notes = {0};
+    assert_int_equal(encode_films(2000, &notes), DR_ERR_RANGE);
+    assert_int_equal(notes.calls, 4); // the first failure ends it
+}
+
 static double dot(const float *a, const float *b, int n) {
     double sum = 0;
     for (int i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
@@ -548,6 +610,7 @@ int main(void) {
         cmocka_unit_test(test_normalised_titles),
         cmocka_unit_test(test_duplicates),
         cmocka_unit_test(test_similarity),
+        cmocka_unit_test(test_texts_of_items),
         cmocka_unit_test(test_similarity_with_trm),
         cmocka_unit_test(test_invocation),
         cmocka_unit_test(test_diversity),

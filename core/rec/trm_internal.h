@@ -183,10 +183,6 @@ dr_status dr_trm_note_encoder(const dr_text_encoder *encoder, dr_trm_config *con
 // The encoder of a model in folder `dir`; as dr_trm_load_with.
 dr_status dr_trm_load_encoder(dr_backend *backend, const char *dir, const char *encoder_dir,
                               dr_trm_config *config, dr_text_encoder **out);
-typedef dr_status trm_encode(const dr_text_encoder *encoder, const char *const *texts, int64_t n, float *out);
-// n texts that stand in `joined`, each with its final NUL: together, as an encoder of products likes it.
-dr_status dr_trm_encode_joined(const dr_text_encoder *encoder, trm_encode *encode, const dr_buf *joined,
-                               int64_t n, float *out);
 dr_status dr_trm_encode_catalogue(dr_trm *trm, const dr_dataset *d); // title and categories of every item
 dr_status dr_trm_weights_changed(dr_trm *trm);                       // packs
 dr_status dr_trm_prepare_serving(dr_trm *trm); // packs, normalises, adapts the catalogue

@@ -78,24 +78,6 @@ dr_status dr_trm_load_encoder(dr_backend *backend, const char *dir, const char *
     return status;
 }
 
-static dr_status encode_items(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
-                              float *out) {
-    return encoder->ops->encode(encoder, texts, n, out);
-}
-
-dr_status dr_trm_encode_joined(const dr_text_encoder *encoder, trm_encode *encode, const dr_buf *joined,
-                               int64_t n, float *out) {
-    const char **texts = NULL, *at = joined->data;
-    DR_TRY(dr_alloc(&texts, "texts to encode", n, sizeof *texts));
-    for (int64_t i = 0; i < n; i++) {
-        texts[i] = at;
-        at += strlen(at) + 1;
-    }
-    dr_status status = encode(encoder, texts, n, out);
-    dr_free(texts);
-    return status;
-}
-
 // Items first … end - 1.
 static dr_status encode_some(dr_trm *trm, const dr_dataset *d, int32_t first, int32_t end, dr_buf *joined) {
     dr_buf_clear(joined);
@@ -103,8 +85,8 @@ static dr_status encode_some(dr_trm *trm, const dr_dataset *d, int32_t first, in
         DR_TRY(dr_buf_printf(joined, "%s, %s", d->titles[i], d->categories[i]));
         DR_TRY(dr_buf_append(joined, "", 1));
     }
-    return dr_trm_encode_joined(trm->encoder, encode_items, joined, end - first,
-                                trm->text + (int64_t)first * trm->config.text_dim);
+    return dr_text_encode_joined(trm->encoder, trm->encoder->ops->encode, joined, end - first,
+                                 trm->text + (int64_t)first * trm->config.text_dim);
 }
 
 dr_status dr_trm_encode_catalogue(dr_trm *trm, const dr_dataset *d) {

@@ -168,7 +168,7 @@ static dr_status make_batch(const dr_trm *trm, const dr_dataset *d, const train_
         in->queries[q].text = in->texts + n_texts++ * X;
     }
     return n_texts > 0
-               ? dr_trm_encode_joined(trm->encoder, dr_text_encode_queries, &in->joined, n_texts, in->texts)
+               ? dr_text_encode_joined(trm->encoder, dr_text_encode_queries, &in->joined, n_texts, in->texts)
                : DR_OK;
 }
 

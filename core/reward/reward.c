@@ -8,7 +8,7 @@
 #include "core/reward/title_index.h"
 #include "core/text/normalize.h"
 
-enum { MAX_LINES = 64 };
+enum { MAX_LINES = 64, ITEMS = 256 }; // ITEMS: encoded at a time
 
 const char *const dr_reward_names[DR_REWARD_PARTS] = {"format", "invocation", "diversity",
                                                       "hit",    "rank",       "similarity"};
@@ -43,21 +43,27 @@ struct dr_reward_context {
     float *own_vectors; // text vectors made here, or NULL
 };
 
-static dr_status encode_items(dr_reward_context *c) {
+// Items first … end - 1.
+static dr_status encode_some(dr_reward_context *c, int32_t first, int32_t end, dr_buf *joined) {
     const dr_dataset *d = c->dataset;
-    dr_buf text = {0};
-    dr_status status = DR_OK;
-    int32_t dim = c->encoder->dim;
-    DR_TRY(dr_alloc(&c->own_vectors, "text vectors", ((int64_t)d->n_items + 1) * dim, sizeof(float)));
-    for (int32_t i = 1; i <= d->n_items && status == DR_OK; i++) {
-        dr_buf_clear(&text);
-        status =
-            dr_buf_printf(&text, "%s%s%s", d->titles[i], d->categories[i][0] ? ", " : "", d->categories[i]);
-        const char *one = text.data;
-        if (status == DR_OK)
-            status = c->encoder->ops->encode(c->encoder, &one, 1, c->own_vectors + (int64_t)i * dim);
+    dr_buf_clear(joined);
+    for (int32_t i = first; i < end; i++) {
+        const char *categories = d->categories[i];
+        DR_TRY(dr_buf_printf(joined, "%s%s%s", d->titles[i], categories[0] ? ", " : "", categories));
+        DR_TRY(dr_buf_append(joined, "", 1));
     }
-    dr_buf_reset(&text);
+    return dr_text_encode_joined(c->encoder, c->encoder->ops->encode, joined, end - first,
+                                 c->own_vectors + (int64_t)first * c->encoder->dim);
+}
+
+static dr_status encode_items(dr_reward_context *c) {
+    int32_t n = c->dataset->n_items, dim = c->encoder->dim;
+    dr_buf joined = {0};
+    dr_status status = DR_OK;
+    DR_TRY(dr_alloc(&c->own_vectors, "text vectors", ((int64_t)n + 1) * dim, sizeof(float)));
+    for (int32_t i = 1; i <= n && status == DR_OK; i += ITEMS)
+        status = encode_some(c, i, n - i < ITEMS ? n + 1 : i + ITEMS, &joined);
+    dr_buf_reset(&joined);
     c->text_vectors = c->own_vectors;
     c->text_dim = dim;
     return status;

@@ -109,19 +109,17 @@ dr_status dr_hashed_encoder_create(int32_t dim, dr_text_encoder **out_encoder) {
     return DR_OK;
 }
 
-// Texts with the instruction in front, one behind the other in `joined`, which must not move any more.
-static dr_status join_instruction(const char *instruction, const char *const *texts, int64_t n,
-                                  dr_buf *joined, const char **out_queries) {
-    size_t at = 0;
+dr_status dr_text_encode_joined(const dr_text_encoder *encoder, dr_text_encode *encode, const dr_buf *joined,
+                                int64_t n, float *out) {
+    const char **texts = NULL, *at = joined->data;
+    DR_TRY(dr_alloc(&texts, "texts to encode", n, sizeof *texts));
     for (int64_t i = 0; i < n; i++) {
-        DR_TRY(dr_buf_text(joined, instruction));
-        DR_TRY(dr_buf_append(joined, texts[i], strlen(texts[i]) + 1));
+        texts[i] = at;
+        at += strlen(at) + 1;
     }
-    for (int64_t i = 0; i < n; i++) {
-        out_queries[i] = joined->data + at;
-        at += strlen(joined->data + at) + 1;
-    }
-    return DR_OK;
+    dr_status status = encode(encoder, texts, n, out);
+    dr_free(texts);
+    return status;
 }
 
 dr_status dr_text_encode_queries(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
@@ -129,12 +127,13 @@ dr_status dr_text_encode_queries(const dr_text_encoder *encoder, const char *con
     const char *instruction = encoder->query_instruction;
     if (!instruction || instruction[0] == '\0') return encoder->ops->encode(encoder, texts, n, out);
     dr_buf joined = {0};
-    const char **queries = NULL;
-    DR_TRY(dr_alloc(&queries, "queries", n, sizeof *queries));
-    dr_status status = join_instruction(instruction, texts, n, &joined, queries);
-    if (status == DR_OK) status = encoder->ops->encode(encoder, queries, n, out);
+    dr_status status = DR_OK;
+    for (int64_t i = 0; i < n && status == DR_OK; i++) {
+        status = dr_buf_text(&joined, instruction);
+        if (status == DR_OK) status = dr_buf_append(&joined, texts[i], strlen(texts[i]) + 1);
+    }
+    if (status == DR_OK) status = dr_text_encode_joined(encoder, encoder->ops->encode, &joined, n, out);
     dr_buf_reset(&joined);
-    dr_free(queries);
     return status;
 }
 

@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 
+#include "core/base/alloc.h"
 #include "core/base/status.h"
 
 #ifdef __cplusplus
@@ -12,12 +13,14 @@ extern "C" {
 #endif
 
 typedef struct dr_text_encoder dr_text_encoder;
+typedef dr_status dr_text_encode(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
+                                 float *out);
 
 typedef struct dr_text_encoder_ops {
     const char *name;
     // out [n, dim], host memory: L2-normalised row per text as it is (items); a text of which nothing is left
     // gives the zero row. Row-exact: a text has the same bits alone and in any batch.
-    dr_status (*encode)(const dr_text_encoder *encoder, const char *const *texts, int64_t n, float *out);
+    dr_text_encode *encode;
     void (*destroy)(dr_text_encoder *encoder);
 } dr_text_encoder_ops;
 
@@ -36,6 +39,10 @@ dr_status dr_hashed_encoder_create(int32_t dim, dr_text_encoder **out_encoder);
 // `encode` of what is searched with: the instruction, then the text.
 dr_status dr_text_encode_queries(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
                                  float *out);
+// `encode`, the encoder's own or the one of queries, of n texts that stand in `joined`, each with its final
+// NUL: together, as an encoder of products likes it.
+dr_status dr_text_encode_joined(const dr_text_encoder *encoder, dr_text_encode *encode, const dr_buf *joined,
+                                int64_t n, float *out);
 void dr_text_encoder_destroy(dr_text_encoder *encoder); // NULL is fine
 
 #ifdef __cplusplus
