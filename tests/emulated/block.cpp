@@ -51,6 +51,8 @@ struct fiber {
     size_t stack_bytes;
     std::vector<copy> open;               // copies of no group yet
     std::deque<std::vector<copy>> groups; // oldest first
+    const char *owed;
+    int n_owed;
     void *fake_stack;
 };
 
@@ -218,6 +220,16 @@ void yield() {
     if (next != now) change_to(next);
 }
 
+void check_end() {
+    size_t copies = now->open.size();
+    for (const std::vector<copy> &group : now->groups) copies += group.size();
+    if (copies > 0)
+        fault("thread %d ends before %zu asynchronous copies that it began are done", thread_number(),
+              copies);
+    if (now->n_owed != 0)
+        fault("thread %d ends before %d %s that it began are done", thread_number(), now->n_owed, now->owed);
+}
+
 // A fiber runs one thread of a block after another, for ever.
 void fiber_main() {
 #ifdef __SANITIZE_ADDRESS__
@@ -231,6 +243,7 @@ void fiber_main() {
 #endif
     for (;;) {
         (*body)();
+        check_end();
         now->own->is_done = true;
         turns.left--;
         yield();
@@ -289,6 +302,7 @@ void begin_block() {
                      (unsigned int)(i / block_size.x / block_size.y)};
         f->open.clear();
         f->groups.clear();
+        f->n_owed = 0;
     }
     for (size_t w = 0; w * WARP < n_threads; w++) {
         size_t lanes = n_threads - w * WARP;
@@ -437,6 +451,11 @@ void copy_later(void *to, const void *from, size_t bytes, bool is_there) {
 void copies_commit() {
     now->groups.push_back(std::move(now->open));
     now->open.clear();
+}
+
+void owe(const char *what, int more) {
+    now->owed = what;
+    now->n_owed += more;
 }
 
 static void do_copies(const std::vector<copy> &copies) {

@@ -62,6 +62,10 @@ void copy_later(void *to, const void *from, size_t bytes, bool is_there);
 void copies_commit();
 void copies_wait(int pending);
 
+// So many more (or fewer) of what is done behind this thread's back and has to be waited for. A thread that
+// ends before it has waited for them, or for its copies, is a fault.
+void owe(const char *what, int more);
+
 // Addresses of shared memory as the kernels see them; `shared` does not begin at 0. The bytes must be inside.
 uint32_t shared_address(const void *at);
 unsigned char *shared_pointer(uint32_t address, size_t bytes);

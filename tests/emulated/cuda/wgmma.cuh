@@ -1,6 +1,8 @@
 // cuda/wgmma.cuh for an emulated device. Products and tensor copies are done as late as they may be: products
 // when they are waited for, with what then stands in registers and shared memory; copies when no thread can
-// go on without them, in no order. Fences, and registers that are handed over, change nothing here.
+// go on without them, in no order. Sums are not a number while products of theirs are pending: a kernel that
+// reads them sees that, one that writes them is at fault, and so is a thread that ends. Fences, and registers
+// that are handed over, change nothing here.
 #ifndef DR_CUDA_WGMMA_CUH
 #define DR_CUDA_WGMMA_CUH
 
@@ -15,8 +17,14 @@
 
 // ---- products ----
 
+struct emulated_sums { // of one thread, while products are pending that add to them
+    float *at;
+    int32_t n, pending; // sums, products
+    float values[64];
+};
+
 struct emulated_product { // of one thread
-    float *c;
+    emulated_sums *sums;
     const uint32_t *a; // NULL: of a_descriptor
     uint64_t a_descriptor, b_descriptor;
     int32_t n;
@@ -27,11 +35,43 @@ static_assert(sizeof(emulated_product) <= emulated::EXCHANGED, "what a lane give
 struct emulated_products {
     std::vector<emulated_product> open;
     std::deque<std::vector<emulated_product>> groups;
+    emulated_sums sums[8];
 };
 static emulated_products emulated_pending[emulated::MOST_THREADS];
 
 static inline emulated_products *emulated_own() {
     return &emulated_pending[emulated::thread_number()];
+}
+
+// Takes n sums at `at` away until the last of their products is done.
+static inline emulated_sums *emulated_take(float *at, int32_t n) {
+    emulated_sums *place = NULL;
+    for (emulated_sums &one : emulated_own()->sums) {
+        if (one.pending > 0 && one.at == at) {
+            one.pending++;
+            return &one;
+        }
+        if (one.pending == 0) place = &one;
+    }
+    if (!place) emulated::fault("wgmma: products of more than 8 matrices of sums are pending");
+    *place = {at, n, 1, {}};
+    memcpy(place->values, at, (size_t)n * sizeof *at);
+    memset((void *)at, 0xFF, (size_t)n * sizeof *at);
+    return place;
+}
+
+static inline void emulated_give_back(emulated_sums *sums) {
+    if (--sums->pending > 0) return;
+    for (int32_t i = 0; i < sums->n; i++)
+        if (__float_as_uint(sums->at[i]) != 0xFFFFFFFFu)
+            emulated::fault("wgmma: thread %d wrote sum %d while products that add to it were pending",
+                            emulated::thread_number(), i);
+    memcpy(sums->at, sums->values, (size_t)sums->n * sizeof *sums->at);
+}
+
+static inline void emulated_begin(const emulated_product &one) {
+    emulated_own()->open.push_back(one);
+    emulated::owe("products of wgmma", 1);
 }
 
 static inline float emulated_operand(uint64_t descriptor, int mn, int k, bool is_mn_major) {
@@ -66,9 +106,9 @@ static inline void emulated_multiply(emulated::exchanged *all) {
     for (int lane = 0; lane < emulated::WARP; lane++)
         for (int i = 0; i < of[0].n / 2; i++) {
             const int row = wgmma_result_row(lane, i), column = wgmma_result_column(lane, i);
-            float sum = of[0].add ? of[lane].c[i] : 0.0f;
+            float *at = &of[lane].sums->values[i], sum = of[0].add ? *at : 0.0f;
             for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
-            of[lane].c[i] = sum;
+            *at = sum;
         }
 }
 
@@ -85,16 +125,19 @@ template <typename T, int N> static inline void dr_wgmma_keep(T (&)[N]) {}
 template <int PENDING> static inline void dr_wgmma_wait() {
     emulated_products *own = emulated_own();
     for (; own->groups.size() > (size_t)PENDING; own->groups.pop_front())
-        for (const emulated_product &one : own->groups.front())
+        for (const emulated_product &one : own->groups.front()) {
             emulated::exchange_all("wgmma", &one, sizeof one, emulated_multiply);
+            emulated_give_back(one.sums);
+            emulated::owe("products of wgmma", -1);
+        }
 }
 
 template <int N> static inline void dr_wgmma(float (&c)[N], uint64_t a, uint64_t b, bool add) {
-    emulated_own()->open.push_back({c, NULL, a, b, 2 * N, false, add});
+    emulated_begin({emulated_take(c, N), NULL, a, b, 2 * N, false, add});
 }
 
 template <int N> static inline void dr_wgmma_weigh(float (&c)[N], const uint32_t *a, uint64_t b) {
-    emulated_own()->open.push_back({c, a, 0, b, 2 * N, true, true});
+    emulated_begin({emulated_take(c, N), a, 0, b, 2 * N, true, true});
 }
 
 // ---- barriers in shared memory ----
