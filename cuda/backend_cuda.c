@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "core/base/alloc.h"
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "cuda/cuda_internal.h"
 #include "cuda/stage_plan.h"
@@ -18,6 +19,16 @@ void dr_cuda_give_up(void) {
 
 bool dr_cuda_is_given_up(void) {
     return is_given_up;
+}
+
+bool dr_cuda_wait_for(cudaEvent_t event, double deadline_s) {
+    static const double pause_s = 100e-6;
+    double end = dr_clock_seconds() + deadline_s;
+    while (cudaEventQuery(event) == cudaErrorNotReady) {
+        if (dr_clock_seconds() >= end) return false;
+        dr_clock_sleep(pause_s);
+    }
+    return true;
 }
 
 dr_status dr_cuda_enter(dr_backend *b, dr_cuda_state **out_state) {
@@ -136,6 +147,8 @@ static dr_status memory_free(dr_backend *b, int64_t *out_free, int64_t *out_tota
 
 // ---- scratch and stages ----
 
+static const double STAGE_S = 600; // that the work in front of a stage's copy has to end: a training pass
+
 static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
@@ -195,8 +208,13 @@ static dr_status stage_grow(dr_cuda_state *state, dr_cuda_stage *stage, int64_t 
 }
 
 dr_status dr_cuda_stage_reserve(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes) {
-    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventSynchronize(stage->sent), "descriptors of %lld bytes",
-                (long long)bytes);
+    if (!dr_cuda_wait_for(stage->sent, STAGE_S)) {
+        dr_cuda_give_up(); // giving memory back would wait, too
+        return DR_FAIL(DR_ERR_TIMEOUT,
+                       "cuda device %d: descriptors were not copied within %.0f s; it is given up",
+                       state->device, STAGE_S);
+    }
+    DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventQuery(stage->sent), "descriptors of %lld bytes", (long long)bytes);
     if (bytes > stage->bytes) DR_TRY(stage_grow(state, stage, bytes));
     return DR_OK;
 }

@@ -104,6 +104,10 @@ dr_status dr_cuda_enter(dr_backend *b, dr_cuda_state **out_state);
 // The end of an op that returns no status.
 void dr_cuda_keep(dr_cuda_state *state, dr_status status);
 
+// Whether the work before an event that was recorded is done, or has failed, within `deadline_s`: asleep
+// between looks.
+bool dr_cuda_wait_for(struct CUevent_st *event, double deadline_s);
+
 // Work that was waited for long enough does not end. From now on no backend of this process waits or gives
 // anything back, so that the process comes to its end; ops that return a status fail.
 void dr_cuda_give_up(void);
@@ -124,8 +128,9 @@ dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const ch
 
 void dr_cuda_release(dr_cuda_state *state, dr_cuda_buffer *buffer); // waits for the stream
 
-// The next stage with room for `bytes`, free to be written; send starts its copy. What kernels read of
-// stage->device stays until the stage comes round again, in the order of the stream.
+// The next stage with room for `bytes`, free to be written: waits until what it held has been copied, or for
+// ten minutes, after which the device is given up (DR_ERR_TIMEOUT). send starts its copy. What kernels read
+// of stage->device stays until the stage comes round again, in the order of the stream.
 dr_status dr_cuda_stage_open(dr_cuda_state *state, int64_t bytes, dr_cuda_stage **out_stage);
 // The same for a stage of one's own.
 dr_status dr_cuda_stage_reserve(dr_cuda_state *state, dr_cuda_stage *stage, int64_t bytes);

@@ -3,31 +3,20 @@
 #include <cuda_runtime_api.h>
 
 #include "core/base/alloc.h"
-#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "cuda/cuda_internal.h"
 
 // ---- transfers ----
 
-static const double END_S = 10.0; // that copies which nobody waits for any more have to end
-static const double POLL_S = 100e-6;
-
-// Whether the copies are done, or have failed. After END_S they are given up: whoever waited for them with a
-// deadline has found that they do not end.
-static bool wait_for_copies(const dr_transfer *transfer) {
-    double end = dr_clock_seconds() + END_S;
-    while (cudaEventQuery(transfer->state) == cudaErrorNotReady) {
-        if (dr_clock_seconds() >= end) return false;
-        dr_clock_sleep(POLL_S);
-    }
-    return true;
-}
+// That copies which nobody waits for any more have to end. Then they are given up: whoever waited for them
+// with a deadline has found that they do not end.
+static const double END_S = 10.0;
 
 // What the device may still write to is left to the end of the process.
 static void transfer_free(dr_cuda_state *state, dr_transfer *transfer) {
     if (dr_cuda_is_given_up()) return;
     cudaSetDevice(state->device);
-    if (transfer->state && !wait_for_copies(transfer)) {
+    if (transfer->state && !dr_cuda_wait_for(transfer->state, END_S)) {
         dr_warn("cuda: a transfer of %zu bytes has not ended within %.0f s; device %d is given up",
                 transfer->bytes, END_S, state->device);
         dr_cuda_give_up();

@@ -350,7 +350,7 @@ static void test_retrievals(void **state) {
     check_ok(dr_trm_top_k(trm, queries, N, K, true, best)); // the backend has its scratch
     double before = in_use();
     for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_create(own, N, K, &retrievals[i]));
-    for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_begin(retrievals[i], queries, N, true));
+    for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_begin(retrievals[i], queries, NULL, N, true));
     for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_finish(retrievals[i], 10, &hits));
     double taken = in_use() - before, planned = (double)(2 * host + shared);
     print_message("planned %.0f bytes, taken %.0f\n", planned, taken);

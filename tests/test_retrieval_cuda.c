@@ -250,15 +250,70 @@ static void test_model(void **state) {
     for (int round = 0; round < 20; round++) {
         const dr_hit *got[2] = {NULL, NULL};
         int n = 1 + round % TEXTS;
-        check_ok(dr_trm_retrieval_begin(under_way[0], queries, n, true));
-        check_ok(dr_trm_retrieval_begin(under_way[1], queries + TEXTS - n, n, true));
+        check_ok(dr_trm_retrieval_begin(under_way[0], queries, NULL, n, true));
+        check_ok(dr_trm_retrieval_begin(under_way[1], queries + TEXTS - n, NULL, n, true));
         for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_finish(under_way[i], 30, &got[i]));
         assert_memory_equal(got[0], hits, (size_t)(n * LISTS) * sizeof *hits);
         assert_memory_equal(got[1], hits + (TEXTS - n) * LISTS, (size_t)(n * LISTS) * sizeof *hits);
     }
-    check_ok(dr_trm_retrieval_begin(under_way[0], queries, TEXTS, true));
+    check_ok(dr_trm_retrieval_begin(under_way[0], queries, NULL, TEXTS, true));
     for (int i = 0; i < 2; i++) dr_trm_retrieval_destroy(under_way[i]); // one of them at work
     for (int i = 0; i < 2; i++) dr_trm_destroy(trm[i]);
+    tiny_catalogue_reset(&data);
+}
+
+// Preferences that are encoded by a sentence encoder on the device, in several passes, for retrievals that
+// follow each other without a wait: embeddings and lists of those that are encoded first.
+static void test_encoder(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    enum { MANY = 96, DIM = 24 }; // of 40 tokens and more
+    static const char *const words[] = {"old war films", "space", "", "love stories with music"};
+    static char long_texts[MANY][512];
+    static const char *preferences[MANY];
+    static float texts[MANY][DIM];
+    static dr_trm_query queries[MANY], plain[MANY];
+    static dr_hit want[MANY * LISTS];
+    dr_dataset data = tiny_catalogue();
+    dr_trm_train_options o = dr_trm_train_defaults();
+    dr_trm *trm = NULL;
+    dr_trm_retrieval *under_way[2];
+    o.config.hidden = TINY_HIDDEN;
+    o.config.inner = TINY_INNER;
+    o.config.n_experts = TINY_EXPERTS;
+    o.batch = 8;
+    o.max_epochs = 1;
+    snprintf(o.config.text_encoder, sizeof o.config.text_encoder, "%s", DR_GOLDEN_DIR "/sentence_bert");
+    check_ok(dr_trm_train(cuda, &data, &o, &trm));
+    for (int i = 0; i < MANY; i++) {
+        dr_example e;
+        assert_true(dr_dataset_example(&data, i % TINY_USERS, DR_SPLIT_TEST, &e));
+        for (int j = 0; j <= i % 5; j++) strcat(long_texts[i], words[(i + j) % 4]);
+        preferences[i] = long_texts[i];
+        plain[i] = (dr_trm_query){e.history, e.n_history, NULL};
+        queries[i] = (dr_trm_query){e.history, e.n_history, texts[i]};
+    }
+    check_ok(dr_text_encode_queries(dr_trm_text_encoder(trm), preferences, MANY, texts[0]));
+    check_ok(dr_trm_top_k(trm, queries, MANY, LISTS, true, want));
+    for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_create(trm, MANY, LISTS, &under_way[i]));
+    for (int round = 0; round < 3; round++) {
+        int n = round == 0 ? MANY : 5 + round;
+        for (int i = 0; i < 2; i++) {
+            int first = i ? MANY - n : 0;
+            check_ok(dr_trm_retrieval_begin(under_way[i], plain + first, preferences + first, n, true));
+        }
+        for (int i = 0; i < 2; i++) {
+            int first = i ? MANY - n : 0;
+            const dr_hit *got = NULL;
+            check_ok(dr_trm_retrieval_finish(under_way[i], 30, &got));
+            check_same_bits("embeddings", dr_trm_retrieval_embeddings(under_way[i]), texts[first],
+                            (int64_t)n * DIM);
+            assert_memory_equal(got, want + (int64_t)first * LISTS, (size_t)(n * LISTS) * sizeof *got);
+        }
+    }
+    check_ok(dr_trm_retrieval_begin(under_way[0], plain, preferences, MANY, true));
+    for (int i = 0; i < 2; i++) dr_trm_retrieval_destroy(under_way[i]); // one of them at work
+    dr_trm_destroy(trm);
     tiny_catalogue_reset(&data);
 }
 
@@ -309,6 +364,7 @@ int main(void) {
         cuda_test(test_ops),
         cuda_test(test_best_of_rows),
         cuda_test(test_model),
+        cuda_test(test_encoder),
         cuda_test(test_training),
     };
     cuda_run(tests);

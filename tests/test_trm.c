@@ -310,8 +310,9 @@ static void test_many_requests(void **state) {
         for (int i = 0; i < N; i++) check_ok(dr_trm_top_k(trm, queries + i, 1, K, exclude, want + i * K));
         for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
             const dr_hit *got = NULL;
-            check_ok(dr_trm_retrieval_begin(retrieval, queries, counts[c], exclude));
-            check_error(dr_trm_retrieval_begin(retrieval, queries, 1, exclude), DR_ERR_ARGUMENT, "under way");
+            check_ok(dr_trm_retrieval_begin(retrieval, queries, NULL, counts[c], exclude));
+            check_error(dr_trm_retrieval_begin(retrieval, queries, NULL, 1, exclude), DR_ERR_ARGUMENT,
+                        "under way");
             check_ok(dr_trm_retrieval_finish(retrieval, 5, &got));
             assert_memory_equal(got, want, (size_t)(counts[c] * K) * sizeof *got);
         }

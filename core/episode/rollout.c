@@ -92,8 +92,7 @@ dr_status dr_rollout_create(const dr_rollout_parts *parts, dr_rollout **out_roll
     dr_status status = DR_OK;
     DR_TRY(dr_alloc(&r, "rollout engine", 1, sizeof *r));
     r->parts = *parts;
-    r->encoder = dr_trm_text_encoder(parts->trm);
-    r->text_dim = r->encoder->dim;
+    r->text_dim = dr_trm_text_encoder(parts->trm)->dim;
     r->vocab = lm->vocab;
     r->weight_version = dr_lm_weight_version(parts->lm);
     r->rules =

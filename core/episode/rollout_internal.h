@@ -36,7 +36,6 @@ typedef struct rollout_live {
 typedef struct rollout_retrieval {
     dr_trm_retrieval *work;
     rollout_live **asking; // [n] of [max_live]
-    float *embeddings;     // [max_live, text_dim] of their preferences
     int32_t n;
 } rollout_retrieval;
 enum { ROLLOUT_RETRIEVALS = 2 }; // batches under way at a time
@@ -44,7 +43,6 @@ enum { ROLLOUT_RETRIEVALS = 2 }; // batches under way at a time
 struct dr_rollout {
     dr_rollout_parts parts;
     dr_episode_rules rules;
-    const dr_text_encoder *encoder;
     dr_kv_cache *kv;
     dr_stops *stops;
     int32_t vocab, text_dim;

@@ -15,8 +15,6 @@ dr_status dr_rollout_retrievals_create(dr_rollout *r) {
         rollout_retrieval *retrieval = &r->retrievals[i];
         DR_TRY(dr_trm_retrieval_create(r->parts.trm, n, (int32_t)k, &retrieval->work));
         DR_TRY(dr_alloc(&retrieval->asking, "asking episodes", n, sizeof *retrieval->asking));
-        DR_TRY(dr_alloc(&retrieval->embeddings, "preference embeddings", n * r->text_dim,
-                        sizeof *retrieval->embeddings));
     }
     return DR_OK;
 }
@@ -34,8 +32,7 @@ void dr_rollout_retrieval_memory(const dr_rollout_parts *p, int64_t *out_host, i
     int64_t n = p->max_live, k = p->protocol.k_retrieve, host = 0;
     int64_t longest = p->protocol.exclude_history ? longest_history(p->dataset) : 0;
     dr_trm_retrieval_memory(p->trm, n, (int32_t)k, longest, &host, out_backend);
-    host +=
-        n * (int64_t)(sizeof(rollout_live *) + (size_t)dr_trm_config_of(p->trm)->text_dim * sizeof(float));
+    host += n * (int64_t)sizeof(rollout_live *);
     *out_host = ROLLOUT_RETRIEVALS * host + n * (int64_t)(sizeof(char *) + sizeof(dr_trm_query)) +
                 k * (int64_t)sizeof(int32_t);
 }
@@ -44,30 +41,37 @@ void dr_rollout_retrievals_destroy(dr_rollout *r) {
     for (int i = 0; i < ROLLOUT_RETRIEVALS; i++) {
         dr_trm_retrieval_destroy(r->retrievals[i].work);
         dr_free(r->retrievals[i].asking);
-        dr_free(r->retrievals[i].embeddings);
     }
     dr_free(r->texts);
     dr_free(r->queries);
     dr_free(r->items);
 }
 
+// A batch whose preferences are still being encoded on the backend is not joined by another: what an encoder
+// hands to its passes may have to wait for theirs.
+static dr_status can_begin(dr_rollout *r, bool *out) {
+    *out = r->n_retrievals < ROLLOUT_RETRIEVALS;
+    if (r->n_retrievals == 0 || !*out) return DR_OK;
+    int32_t last = (r->first_retrieval + r->n_retrievals - 1) % ROLLOUT_RETRIEVALS;
+    return dr_trm_retrieval_is_encoded(r->retrievals[last].work, out);
+}
+
 // All that ask and are not served yet, oldest first, in one batch.
 static dr_status begin(dr_rollout *r) {
     rollout_retrieval *next = &r->retrievals[(r->first_retrieval + r->n_retrievals) % ROLLOUT_RETRIEVALS];
     int32_t n = 0;
-    if (r->n_retrievals == ROLLOUT_RETRIEVALS) return DR_OK;
+    bool may_begin = false;
+    DR_TRY(can_begin(r, &may_begin));
+    if (!may_begin) return DR_OK;
     for (int32_t i = 0; i < r->n_live; i++) {
         rollout_live *live = r->live[i];
         if (live->episode.state != DR_EPISODE_ASKS || live->is_served) continue;
         next->asking[n] = live;
         r->texts[n] = live->episode.preference.data;
-        r->queries[n] =
-            (dr_trm_query){live->history, live->n_history, next->embeddings + (int64_t)n * r->text_dim};
-        n++;
+        r->queries[n++] = (dr_trm_query){.history = live->history, .n_history = live->n_history};
     }
     if (n == 0) return DR_OK;
-    DR_TRY(dr_text_encode_queries(r->encoder, r->texts, n, next->embeddings));
-    DR_TRY(dr_trm_retrieval_begin(next->work, r->queries, n, r->rules.protocol.exclude_history));
+    DR_TRY(dr_trm_retrieval_begin(next->work, r->queries, r->texts, n, r->rules.protocol.exclude_history));
     for (int32_t i = 0; i < n; i++) next->asking[i]->is_served = true;
     next->n = n;
     r->n_retrievals++;
@@ -81,12 +85,13 @@ static dr_status finish_oldest(dr_rollout *r) {
     int32_t k = r->rules.protocol.k_retrieve;
     const dr_hit *hits = NULL;
     DR_TRY(dr_trm_retrieval_finish(done->work, deadline_s, &hits));
+    const float *embeddings = dr_trm_retrieval_embeddings(done->work);
     for (int32_t i = 0; i < done->n; i++) {
         dr_episode *e = &done->asking[i]->episode;
         int32_t before = e->trajectory.n_tokens;
         for (int32_t j = 0; j < k; j++) r->items[j] = hits[(int64_t)i * k + j].item;
-        DR_TRY(dr_episode_items(e, &r->rules, done->embeddings + (int64_t)i * r->text_dim, r->text_dim,
-                                r->items, k, &r->scratch));
+        DR_TRY(dr_episode_items(e, &r->rules, embeddings + (int64_t)i * r->text_dim, r->text_dim, r->items, k,
+                                &r->scratch));
         done->asking[i]->is_served = false;
         r->stats.tool_tokens += e->trajectory.n_tokens - before;
     }

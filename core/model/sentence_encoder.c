@@ -17,9 +17,9 @@ static dr_status tokenize(sentence_encoder *s, const char *text, int64_t max_ids
 }
 
 // The text at hand becomes the pass's last.
-static void append_text(sentence_encoder *s) {
-    memcpy(s->host_ids + s->n_rows, s->text_ids, (size_t)s->n_text_ids * sizeof *s->host_ids);
-    for (int64_t i = 0; i < s->n_text_ids; i++) s->host_places[s->n_rows + i] = (int32_t)i;
+static void append_text(sentence_encoder *s, const sentence_tokens *tokens) {
+    memcpy(tokens->ids + s->n_rows, s->text_ids, (size_t)s->n_text_ids * sizeof *tokens->ids);
+    for (int64_t i = 0; i < s->n_text_ids; i++) tokens->places[s->n_rows + i] = (int32_t)i;
     s->n_rows += s->n_text_ids;
     s->ends[++s->n_texts] = (int32_t)s->n_rows;
 }
@@ -51,44 +51,86 @@ static dr_status run_layer(sentence_encoder *s, const sentence_layer *l, const d
     return DR_OK;
 }
 
-static void embed(sentence_encoder *s) {
+static dr_status send(sentence_encoder *s, const sentence_tokens *tokens, const int32_t *from, int32_t *to) {
+    dr_backend *b = s->backend;
+    dr_transfer *transfer = tokens->transfer;
+    size_t bytes = (size_t)s->n_rows * sizeof *from;
+    if (transfer)
+        return b->ops->transfer_in(b, transfer, (size_t)((const char *)from - transfer->host), to, bytes);
+    b->ops->copy_in(b, to, from, bytes);
+    return DR_OK;
+}
+
+static dr_status embed(sentence_encoder *s, const sentence_tokens *tokens) {
     dr_backend *b = s->backend;
     int64_t T = s->n_rows, D = s->config.hidden;
-    b->ops->copy_in(b, s->ids, s->host_ids, (size_t)T * sizeof *s->ids);
-    b->ops->copy_in(b, s->places, s->host_places, (size_t)T * sizeof *s->places);
+    DR_TRY(send(s, tokens, tokens->ids, s->ids));
+    DR_TRY(send(s, tokens, tokens->places, s->places));
     b->ops->embedding_forward(b, s->params + s->words, s->ids, T, D, s->x);
     b->ops->embedding_forward(b, s->params + s->positions, s->places, T, D, s->y);
     add_and_norm(s, T, s->norm, s->norm_bias);
+    return DR_OK;
 }
 
-// Embeddings [n_texts, D] of the texts that were appended; forgets them.
-static dr_status run_pass(sentence_encoder *s, float *out) {
+// Embeddings [n_texts, D] of the texts that were appended, backend memory; forgets them.
+static dr_status run_pass(sentence_encoder *s, sentence_tokens *tokens, float *out) {
     dr_backend *b = s->backend;
-    int64_t n = s->n_texts, D = s->config.hidden;
+    int64_t n = s->n_texts, D = s->config.hidden, T = s->n_rows;
     dr_sequences texts = {(int32_t)n, s->ends, NULL};
-    if (s->n_rows > 0) embed(s);
-    for (int32_t i = 0; s->n_rows > 0 && i < s->config.n_layers; i++)
-        DR_TRY(run_layer(s, &s->layers[i], &texts));
+    if (T > 0) DR_TRY(embed(s, tokens));
+    for (int32_t i = 0; T > 0 && i < s->config.n_layers; i++) DR_TRY(run_layer(s, &s->layers[i], &texts));
     DR_TRY(b->ops->pool_rows(b, s->x, &texts, s->config.pooling, D, s->pooled));
-    b->ops->unit_rows(b, s->pooled, n, D, s->unit);
-    b->ops->copy_out(b, out, s->unit, (size_t)(n * D) * sizeof(float));
+    b->ops->unit_rows(b, s->pooled, n, D, out);
     s->n_rows = s->n_texts = 0;
+    if (tokens->transfer) { // these are on their way: the next pass's stand behind them
+        tokens->ids += T;
+        tokens->places += T;
+    }
+    return DR_OK;
+}
+
+// The texts from *first on that one pass has room for, 0 for none; moves *first behind them.
+static dr_status fill_pass(sentence_encoder *s, const char *const *texts, int64_t n,
+                           const sentence_tokens *tokens, int64_t *first) {
+    s->n_rows = s->n_texts = 0;
+    for (; *first < n; ++*first) {
+        DR_TRY(tokenize(s, texts[*first], s->config.max_tokens));
+        if (s->n_rows + s->n_text_ids > s->capacity || s->n_texts == s->capacity) break;
+        append_text(s, tokens);
+    }
     return DR_OK;
 }
 
 static dr_status encode(const dr_text_encoder *encoder, const char *const *texts, int64_t n, float *out) {
     sentence_encoder *s = encoder->state;
-    int64_t first = 0;
-    s->n_rows = s->n_texts = 0;
-    for (int64_t i = 0; i < n; i++) {
-        DR_TRY(tokenize(s, texts[i], s->config.max_tokens));
-        if (s->n_rows + s->n_text_ids > s->capacity || s->n_texts == s->capacity) {
-            DR_TRY(run_pass(s, out + first * encoder->dim));
-            first = i;
-        }
-        append_text(s);
+    sentence_tokens tokens = {s->host_ids, s->host_places, NULL};
+    for (int64_t first = 0, end = 0; end < n; first = end) {
+        DR_TRY(fill_pass(s, texts, n, &tokens, &end));
+        DR_TRY(run_pass(s, &tokens, s->unit));
+        s->backend->ops->copy_out(s->backend, out + first * encoder->dim, s->unit,
+                                  (size_t)((end - first) * encoder->dim) * sizeof *out);
     }
-    return s->n_texts > 0 ? run_pass(s, out + first * encoder->dim) : DR_OK;
+    return DR_OK;
+}
+
+static size_t queue_bytes(const dr_text_encoder *encoder, int64_t n) {
+    const sentence_encoder *s = encoder->state;
+    return (size_t)(2 * n * s->config.max_tokens) * sizeof(int32_t);
+}
+
+static dr_status queue(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
+                       dr_transfer *transfer, size_t from, float *out) {
+    sentence_encoder *s = encoder->state;
+    int32_t *ids = (int32_t *)(void *)(transfer->host + from);
+    sentence_tokens tokens = {ids, ids + n * s->config.max_tokens, transfer};
+    DR_CHECK(from + queue_bytes(encoder, n) <= transfer->bytes, DR_ERR_ARGUMENT,
+             "text encoder: %lld texts want %zu bytes of a transfer of %zu from %zu on", (long long)n,
+             queue_bytes(encoder, n), transfer->bytes, from);
+    for (int64_t first = 0, end = 0; end < n; first = end) {
+        DR_TRY(fill_pass(s, texts, n, &tokens, &end));
+        DR_TRY(run_pass(s, &tokens, out + first * encoder->dim));
+    }
+    return DR_OK;
 }
 
 // ---- the object ----
@@ -186,7 +228,8 @@ static dr_status fill(sentence_encoder *s, const char *dir, int32_t max_tokens, 
 
 dr_status dr_sentence_encoder_create(dr_backend *backend, const char *dir, int32_t max_tokens,
                                      const char *query_instruction, dr_text_encoder **out_encoder) {
-    static const dr_text_encoder_ops body = {"bert", encode, destroy};
+    static const dr_text_encoder_ops body = {
+        .name = "bert", .encode = encode, .queue = queue, .queue_bytes = queue_bytes, .destroy = destroy};
     dr_text_encoder *encoder = NULL;
     sentence_encoder *s = NULL;
     DR_CHECK(backend && backend->precision == DR_FP32, DR_ERR_UNSUPPORTED,

@@ -47,7 +47,13 @@ typedef struct sentence_encoder {
     int64_t n_text_ids, text_capacity;
 } sentence_encoder;
 
-// config.json and what sentence-transformers puts beside it. out_instruction: a new string.
+// Ids and positions of a pass's texts on the host.
+typedef struct sentence_tokens {
+    int32_t *ids, *places;
+    dr_transfer *transfer; // that they stand in; NULL: they are copied before anything goes on
+} sentence_tokens;
+
+// config.json and what sentence-transformers puts beside it, into zeros. out_instruction: a new string.
 dr_status dr_sentence_config_read(const char *dir, sentence_config *out, char **out_instruction);
 // Lays out tensors and layers of s->config; no weights yet.
 dr_status dr_sentence_outline(sentence_encoder *s);

@@ -72,15 +72,22 @@ dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_r
 void dr_trm_retrieval_memory(const dr_trm *trm, int64_t most, int32_t k, int64_t longest, int64_t *out_host,
                              int64_t *out_backend);
 void dr_trm_retrieval_destroy(dr_trm_retrieval *retrieval); // waits for what is under way; NULL is fine
-// Queries, their histories and texts may be changed or freed on return. One that is under way may not be
-// begun again before its end.
-dr_status dr_trm_retrieval_begin(dr_trm_retrieval *retrieval, const dr_trm_query *queries, int64_t n,
-                                 bool exclude_history);
+// preferences [n]: texts that go through the model's encoder as queries, in the place of the requests' own
+// `text`; NULL: none. An encoder on the backend runs there without being waited for. Queries, histories and
+// texts may be changed or freed on return. One that is under way may not be begun again before its end.
+dr_status dr_trm_retrieval_begin(dr_trm_retrieval *retrieval, const dr_trm_query *queries,
+                                 const char *const *preferences, int64_t n, bool exclude_history);
+// Whether another one can be begun without waiting for what the backend has not done yet of this one's
+// preferences; does not wait.
+dr_status dr_trm_retrieval_is_encoded(dr_trm_retrieval *retrieval, bool *out_encoded);
 // Whether the hits are there; does not wait.
 dr_status dr_trm_retrieval_done(dr_trm_retrieval *retrieval, bool *out_done);
 // The hits [n, k] of the one that is under way, valid until it is begun again. Waits, asleep between looks,
 // for at most `deadline_s`: then DR_ERR_TIMEOUT, and it is still under way.
 dr_status dr_trm_retrieval_finish(dr_trm_retrieval *retrieval, double deadline_s, const dr_hit **out_hits);
+// The embeddings [n, text_dim] of the preferences of the one that was finished, valid until it is begun
+// again.
+const float *dr_trm_retrieval_embeddings(const dr_trm_retrieval *retrieval);
 
 #ifdef __cplusplus
 }

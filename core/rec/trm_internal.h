@@ -60,6 +60,7 @@ typedef struct trm_serving {
     float *unit, *scores;  // (rows, D), (rows, N)
     trm_grown places;      // int64_t: of scores that are left out
     trm_grown hits;        // dr_hit (rows, k)
+    trm_grown embeddings;  // (most, X) of a retrieval's preferences, where the encoder is on the backend
     dr_trm_retrieval *own; // of the calls that wait
 } trm_serving;
 

@@ -11,7 +11,8 @@
 enum { SERVE_BATCH = 128, MOST_SCORES = 1 << 24 /* floats of one pass: 64 MiB */ };
 static const double DEADLINE_S = 600; // of the calls that wait
 
-// The host's side of a call of n requests: blocks of inputs, texts, then places of scores.
+// The host's side of a call of n requests: blocks of inputs, texts (embeddings, or for an encoder on the
+// backend what it queues), then places of scores. What comes back: hits, then that encoder's embeddings.
 struct dr_trm_retrieval {
     dr_trm *trm;
     int64_t most, n; // n 0: not under way
@@ -19,6 +20,7 @@ struct dr_trm_retrieval {
     int32_t k;
     dr_transfer *input, *output;
     size_t texts, places; // where they begin in the input
+    size_t embeddings;    // in the output
 };
 
 // ---- what serving computes in ----
@@ -41,7 +43,7 @@ void dr_trm_serving_destroy(dr_trm *trm) {
     dr_trm_retrieval_destroy(s->own);
     dr_trm_batch_destroy(s->batch);
     dr_trm_adaptor_reset(&s->adaptor);
-    void *owned[] = {s->unit, s->scores, s->places.data, s->hits.data};
+    void *owned[] = {s->unit, s->scores, s->places.data, s->hits.data, s->embeddings.data};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) b->ops->memory_destroy(b, owned[i]);
     *s = (trm_serving){0};
 }
@@ -67,6 +69,15 @@ static int64_t places_bytes(int64_t n) {
 
 static int64_t places_capacity(int64_t n) {
     return places_bytes(n + n / 2);
+}
+
+// Whether preferences are encoded there, and not on the host.
+static bool encodes_on_backend(const dr_trm *trm) {
+    return trm->encoder && trm->encoder->ops->queue;
+}
+
+static int64_t embeddings_bytes(const dr_trm *trm, int64_t n) {
+    return encodes_on_backend(trm) ? n * trm->config.text_dim * (int64_t)sizeof(float) : 0;
 }
 
 // ---- one pass: up to trm->serving.rows requests ----
@@ -138,25 +149,38 @@ static size_t places_at(const dr_trm_retrieval *r, const pass *p) {
     return r->places + (size_t)p->place * sizeof(int64_t);
 }
 
-// Writes a pass's input on the host.
-static dr_status lay_pass(dr_trm_retrieval *r, const pass *p, bool exclude_history, bool *any_text) {
+// Writes a pass's input on the host. any_text: texts are there already, or, when they are written here, some
+// request has one.
+static dr_status lay_pass(dr_trm_retrieval *r, const pass *p, bool exclude_history, bool are_there,
+                          bool *any_text) {
     const dr_trm *trm = r->trm;
     char *host = r->input->host;
     int32_t *inputs = (int32_t *)(void *)(host + inputs_at(r, p));
     int64_t *places = (int64_t *)(void *)(host + places_at(r, p));
     DR_TRY(dr_trm_lay_out(trm, p->queries, p->rows, trm_inputs_of(inputs, p->rows, trm->config.max_history)));
     DR_TRY(list_places(trm, p->queries, p->rows, exclude_history, places));
-    *any_text |=
-        put_texts(p->queries, p->rows, trm->config.text_dim, (float *)(void *)(host + texts_at(r, p)));
+    *any_text |= are_there || put_texts(p->queries, p->rows, trm->config.text_dim,
+                                        (float *)(void *)(host + texts_at(r, p)));
+    return DR_OK;
+}
+
+// Embeddings of the pass's requests into the adaptor; encoded: the backend has made them.
+static dr_status bring_texts(dr_trm_retrieval *r, const pass *p, bool encoded) {
+    trm_serving *s = &r->trm->serving;
+    dr_backend *b = r->trm->backend;
+    int64_t X = r->trm->config.text_dim;
+    size_t bytes = (size_t)(p->rows * X) * sizeof(float);
+    if (!encoded) return b->ops->transfer_in(b, r->input, texts_at(r, p), s->adaptor.x, bytes);
+    b->ops->copy(b, s->adaptor.x, (const float *)s->embeddings.data + p->q * X, bytes);
     return DR_OK;
 }
 
 // Sends a pass's input and leaves its scores in serving->scores, -inf at the places.
-static dr_status score_pass(dr_trm_retrieval *r, const pass *p, bool any_text) {
+static dr_status score_pass(dr_trm_retrieval *r, const pass *p, bool any_text, bool encoded) {
     dr_trm *trm = r->trm;
     trm_serving *s = &trm->serving;
     dr_backend *b = trm->backend;
-    int64_t L = trm->config.max_history, X = trm->config.text_dim, D = trm->config.hidden;
+    int64_t L = trm->config.max_history, D = trm->config.hidden;
     int64_t N = (int64_t)trm->config.n_items + 1, rows = p->rows;
     DR_TRY(reserve(b, "items left out", places_bytes(p->n_places), places_capacity(p->n_places), &s->places));
     DR_TRY(b->ops->transfer_in(b, r->input, inputs_at(r, p), s->batch->inputs,
@@ -164,8 +188,7 @@ static dr_status score_pass(dr_trm_retrieval *r, const pass *p, bool any_text) {
     DR_TRY(
         b->ops->transfer_in(b, r->input, places_at(r, p), s->places.data, (size_t)places_bytes(p->n_places)));
     if (any_text) {
-        DR_TRY(b->ops->transfer_in(b, r->input, texts_at(r, p), s->adaptor.x,
-                                   (size_t)(rows * X) * sizeof(float)));
+        DR_TRY(bring_texts(r, p, encoded));
         DR_TRY(dr_trm_adapt(trm, &s->adaptor, rows, NULL));
     }
     dr_trm_batch_gather(trm, s->batch, rows, trm->adapted, NULL);
@@ -197,20 +220,27 @@ static size_t rounded_up(size_t bytes) {
 }
 
 // Where texts and places of a call of n requests begin in its input.
-static void lay_input(const dr_trm_config *c, int64_t n, size_t *out_texts, size_t *out_places) {
+static void lay_input(const dr_trm *trm, int64_t n, size_t *out_texts, size_t *out_places) {
+    const dr_trm_config *c = &trm->config;
+    size_t texts = (size_t)(n * c->text_dim) * sizeof(float);
+    if (encodes_on_backend(trm)) {
+        size_t queued = trm->encoder->ops->queue_bytes(trm->encoder, n);
+        texts = queued > texts ? queued : texts;
+    }
     *out_texts = rounded_up((size_t)trm_inputs_size(n, c->max_history) * sizeof(int32_t));
-    *out_places = *out_texts + rounded_up((size_t)(n * c->text_dim) * sizeof(float));
+    *out_places = *out_texts + rounded_up(texts);
 }
 
 void dr_trm_retrieval_memory(const dr_trm *trm, int64_t most, int32_t k, int64_t longest, int64_t *out_host,
                              int64_t *out_backend) {
     size_t texts, places;
     int64_t rows = trm->serving.rows < most ? trm->serving.rows : most, each = longest > 0 ? longest + 1 : 2;
-    lay_input(&trm->config, most, &texts, &places);
+    lay_input(trm, most, &texts, &places);
     *out_host = (int64_t)(sizeof(dr_trm_retrieval) +
                           input_capacity(places + (size_t)(most * each) * sizeof(int64_t)) +
-                          (size_t)(most * k) * sizeof(dr_hit));
-    *out_backend = hits_bytes(trm, k) + places_capacity(rows * each);
+                          (size_t)(most * k) * sizeof(dr_hit)) +
+                embeddings_bytes(trm, most);
+    *out_backend = hits_bytes(trm, k) + places_capacity(rows * each) + embeddings_bytes(trm, most);
 }
 
 dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_retrieval **out_retrieval) {
@@ -220,14 +250,17 @@ dr_status dr_trm_retrieval_create(dr_trm *trm, int64_t most, int32_t k, dr_trm_r
     DR_CHECK(most >= 1 && k >= 1 && k <= trm->config.n_items && k <= DR_TOP_MOST, DR_ERR_RANGE,
              "retrieval: top %d of %d items, at most %d", k, trm->config.n_items, DR_TOP_MOST);
     DR_TRY(reserve(b, "retrieved items", hits_bytes(trm, k), hits_bytes(trm, k), &trm->serving.hits));
+    DR_TRY(reserve(b, "preference embeddings", embeddings_bytes(trm, most), embeddings_bytes(trm, most),
+                   &trm->serving.embeddings));
     DR_TRY(dr_alloc(&r, "retrieval", 1, sizeof *r));
-    *r = (dr_trm_retrieval){.trm = trm, .most = most, .k = k};
-    lay_input(&trm->config, most, &r->texts, &r->places);
+    *r = (dr_trm_retrieval){
+        .trm = trm, .most = most, .k = k, .embeddings = (size_t)(most * k) * sizeof(dr_hit)};
+    lay_input(trm, most, &r->texts, &r->places);
     DR_TRY_GOTO(status, reserve_input(r, 2 * most), destroy);
-    DR_TRY_GOTO(
-        status,
-        b->ops->transfer_create(b, "retrieved items", (size_t)(most * k) * sizeof(dr_hit), &r->output),
-        destroy);
+    DR_TRY_GOTO(status,
+                b->ops->transfer_create(b, "retrieved items",
+                                        r->embeddings + (size_t)embeddings_bytes(trm, most), &r->output),
+                destroy);
     *out_retrieval = r;
     return DR_OK;
 destroy:
@@ -246,6 +279,18 @@ void dr_trm_retrieval_destroy(dr_trm_retrieval *r) {
 dr_status dr_trm_retrieval_done(dr_trm_retrieval *r, bool *out_done) {
     dr_backend *b = r->trm->backend;
     return b->ops->transfer_done(b, r->output, out_done);
+}
+
+// The requests' other inputs go to the backend behind the encoder's passes.
+dr_status dr_trm_retrieval_is_encoded(dr_trm_retrieval *r, bool *out_encoded) {
+    dr_backend *b = r->trm->backend;
+    *out_encoded = true;
+    return encodes_on_backend(r->trm) ? b->ops->transfer_done(b, r->input, out_encoded) : DR_OK;
+}
+
+const float *dr_trm_retrieval_embeddings(const dr_trm_retrieval *r) {
+    const char *at = encodes_on_backend(r->trm) ? r->output->host + r->embeddings : r->input->host + r->texts;
+    return (const float *)(const void *)at;
 }
 
 // Sleeps between looks, longer each time: a retrieval takes well under a millisecond or the device is busy.
@@ -272,21 +317,40 @@ static dr_status forget_failed(dr_trm_retrieval *r) {
     return DR_OK;
 }
 
-dr_status dr_trm_retrieval_begin(dr_trm_retrieval *r, const dr_trm_query *queries, int64_t n,
-                                 bool exclude_history) {
+// Through an encoder on the host, into the input.
+static dr_status encode_here(dr_trm_retrieval *r, const char *const *preferences, int64_t n) {
+    const dr_trm *trm = r->trm;
+    DR_CHECK(trm->encoder, DR_ERR_ARGUMENT, "retrieval: preference texts, and the model's are %s",
+             trm->config.text_encoder);
+    if (encodes_on_backend(trm)) return DR_OK;
+    return dr_text_encode_queries(trm->encoder, preferences, n, (float *)(void *)(r->input->host + r->texts));
+}
+
+// Through an encoder on the backend; its embeddings stay there, and go to the host for the caller.
+static dr_status encode_there(dr_trm_retrieval *r, const char *const *preferences, int64_t n) {
+    dr_backend *b = r->trm->backend;
+    float *embeddings = r->trm->serving.embeddings.data;
+    DR_TRY(dr_text_queue_queries(r->trm->encoder, preferences, n, r->input, r->texts, embeddings));
+    return b->ops->transfer_out(b, r->output, r->embeddings, embeddings, (size_t)embeddings_bytes(r->trm, n));
+}
+
+dr_status dr_trm_retrieval_begin(dr_trm_retrieval *r, const dr_trm_query *queries,
+                                 const char *const *preferences, int64_t n, bool exclude_history) {
     trm_serving *s = &r->trm->serving;
     dr_backend *b = r->trm->backend;
-    bool any_text = false;
+    bool any_text = false, encoded = preferences && encodes_on_backend(r->trm);
     DR_CHECK(n >= 1 && n <= r->most && r->n == 0, DR_ERR_ARGUMENT,
              "retrieval: %lld requests, at most %lld, %lld are under way", (long long)n, (long long)r->most,
              (long long)r->n);
     DR_TRY(forget_failed(r));
     DR_TRY(reserve_input(r, count_places(queries, n, exclude_history)));
+    if (preferences) DR_TRY(encode_here(r, preferences, n));
     for (pass p = {0}; next_pass(r, queries, n, exclude_history, &p);) // refused before anything is sent
-        DR_TRY(lay_pass(r, &p, exclude_history, &any_text));
+        DR_TRY(lay_pass(r, &p, exclude_history, preferences != NULL, &any_text));
     r->has_failed = true;
+    if (encoded) DR_TRY(encode_there(r, preferences, n));
     for (pass p = {0}; next_pass(r, queries, n, exclude_history, &p);) {
-        DR_TRY(score_pass(r, &p, any_text));
+        DR_TRY(score_pass(r, &p, any_text, encoded));
         DR_TRY(b->ops->top_k(b, s->scores, p.rows, (int64_t)r->trm->config.n_items + 1, r->k, s->hits.data));
         DR_TRY(b->ops->transfer_out(b, r->output, (size_t)(p.q * r->k) * sizeof(dr_hit), s->hits.data,
                                     (size_t)(p.rows * r->k) * sizeof(dr_hit)));
@@ -323,8 +387,8 @@ dr_status dr_trm_score(dr_trm *trm, const dr_trm_query *queries, int64_t n, floa
         pass p = {0};
         bool any_text = false;
         next_pass(s->own, queries + q, n - q < s->rows ? n - q : s->rows, false, &p);
-        DR_TRY(lay_pass(s->own, &p, false, &any_text));
-        DR_TRY(score_pass(s->own, &p, any_text));
+        DR_TRY(lay_pass(s->own, &p, false, false, &any_text));
+        DR_TRY(score_pass(s->own, &p, any_text, false));
         b->ops->copy_out(b, out_scores + q * N, s->scores, (size_t)(p.rows * N) * sizeof(float));
     }
     return DR_OK;
@@ -348,7 +412,7 @@ dr_status dr_trm_top_k(dr_trm *trm, const dr_trm_query *queries, int64_t n, int3
     DR_TRY(own_retrieval(trm, k));
     for (int64_t q = 0; q < n; q += s->rows) {
         int64_t rows = n - q < s->rows ? n - q : s->rows;
-        DR_TRY(dr_trm_retrieval_begin(s->own, queries + q, rows, exclude_history));
+        DR_TRY(dr_trm_retrieval_begin(s->own, queries + q, NULL, rows, exclude_history));
         DR_TRY(dr_trm_retrieval_finish(s->own, DEADLINE_S, &hits));
         memcpy(out_hits + q * k, hits, (size_t)(rows * k) * sizeof *hits);
     }

@@ -98,7 +98,8 @@ static void hashed_destroy(dr_text_encoder *encoder) {
 }
 
 dr_status dr_hashed_encoder_create(int32_t dim, dr_text_encoder **out_encoder) {
-    static const dr_text_encoder_ops body = {"hashed-ngram", hashed_encode, hashed_destroy};
+    static const dr_text_encoder_ops body = {
+        .name = "hashed-ngram", .encode = hashed_encode, .destroy = hashed_destroy};
     DR_CHECK(dim > 0 && dim <= 65536, DR_ERR_ARGUMENT, "text encoder: %d dimensions, expected 1 to 65536",
              dim);
     dr_text_encoder *encoder = NULL;
@@ -109,32 +110,60 @@ dr_status dr_hashed_encoder_create(int32_t dim, dr_text_encoder **out_encoder) {
     return DR_OK;
 }
 
-dr_status dr_text_encode_joined(const dr_text_encoder *encoder, dr_text_encode *encode, const dr_buf *joined,
-                                int64_t n, float *out) {
+// The n texts that stand one behind the other in `joined`, which must not move any more.
+static dr_status list_joined(const dr_buf *joined, int64_t n, const char ***out_texts) {
     const char **texts = NULL, *at = joined->data;
     DR_TRY(dr_alloc(&texts, "texts to encode", n, sizeof *texts));
     for (int64_t i = 0; i < n; i++) {
         texts[i] = at;
         at += strlen(at) + 1;
     }
+    *out_texts = texts;
+    return DR_OK;
+}
+
+dr_status dr_text_encode_joined(const dr_text_encoder *encoder, dr_text_encode *encode, const dr_buf *joined,
+                                int64_t n, float *out) {
+    const char **texts = NULL;
+    DR_TRY(list_joined(joined, n, &texts));
     dr_status status = encode(encoder, texts, n, out);
     dr_free(texts);
     return status;
 }
 
-dr_status dr_text_encode_queries(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
-                                 float *out) {
+// transfer NULL: encoded, else queued.
+static dr_status pass_on(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
+                         struct dr_transfer *transfer, size_t from, float *out) {
+    return transfer ? encoder->ops->queue(encoder, texts, n, transfer, from, out)
+                    : encoder->ops->encode(encoder, texts, n, out);
+}
+
+static dr_status pass_on_queries(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
+                                 struct dr_transfer *transfer, size_t from, float *out) {
     const char *instruction = encoder->query_instruction;
-    if (!instruction || instruction[0] == '\0') return encoder->ops->encode(encoder, texts, n, out);
+    if (!instruction || instruction[0] == '\0') return pass_on(encoder, texts, n, transfer, from, out);
     dr_buf joined = {0};
+    const char **queries = NULL;
     dr_status status = DR_OK;
     for (int64_t i = 0; i < n && status == DR_OK; i++) {
         status = dr_buf_text(&joined, instruction);
         if (status == DR_OK) status = dr_buf_append(&joined, texts[i], strlen(texts[i]) + 1);
     }
-    if (status == DR_OK) status = dr_text_encode_joined(encoder, encoder->ops->encode, &joined, n, out);
+    if (status == DR_OK) status = list_joined(&joined, n, &queries);
+    if (status == DR_OK) status = pass_on(encoder, queries, n, transfer, from, out);
+    dr_free(queries);
     dr_buf_reset(&joined);
     return status;
+}
+
+dr_status dr_text_encode_queries(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
+                                 float *out) {
+    return pass_on_queries(encoder, texts, n, NULL, 0, out);
+}
+
+dr_status dr_text_queue_queries(const dr_text_encoder *encoder, const char *const *texts, int64_t n,
+                                struct dr_transfer *transfer, size_t from, float *out) {
+    return pass_on_queries(encoder, texts, n, transfer, from, out);
 }
 
 void dr_text_encoder_destroy(dr_text_encoder *encoder) {
