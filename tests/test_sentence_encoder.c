@@ -219,7 +219,6 @@ static void test_bad_folders(void **state) {
         {{.pooling = "{\"pooling_mode_mean_tokens\": true, \"include_prompt\": false}"},
          DR_ERR_UNSUPPORTED,
          "include_prompt"},
-        {{.modules = "[{\"type\": \"sentence_transformers.models.Dense\"}]"}, DR_ERR_UNSUPPORTED, "Dense"},
     };
     dr_text_encoder *encoder = NULL;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -233,11 +232,159 @@ static void test_bad_folders(void **state) {
     check_error(dr_text_encoder_open(one, &choice, &encoder), DR_ERR_ARGUMENT,
                 "instruction of queries takes");
     assert_null(encoder);
-    dr_text_encoder_destroy(opened(
-        one,
-        folder((tiny_sentence){.pooling = "{\"pooling_mode_cls_token\": true, \"include_prompt\": false}"})));
-    dr_text_encoder_destroy(opened(
-        one, folder((tiny_sentence){.modules = "[{\"type\": \"sentence_transformers.models.Pooling\"}]"})));
+}
+
+// ---- what sentence-transformers puts beside config.json ----
+
+#define MODULE(type, path) "{\"type\": \"sentence_transformers." type "\", \"path\": \"" path "\"}"
+#define TRANSFORMER MODULE("models.Transformer", "")
+#define POOLING MODULE("models.Pooling", "1_Pooling")
+
+static void test_bad_neighbours(void **state) {
+    (void)state;
+    static const struct {
+        tiny_sentence folder;
+        dr_status status;
+        const char *text;
+    } cases[] = {
+        // modules
+        {{.modules = "{}"}, DR_ERR_FORMAT, "modules.json: expected an array"},
+        {{.modules = "[]"}, DR_ERR_UNSUPPORTED, "0 modules, expected a Transformer and Pooling"},
+        {{.modules = "[{\"type\": 3, \"path\": \"\"}]"}, DR_ERR_FORMAT, "modules.json: 'type'"},
+        {{.modules = "[" MODULE("models.Dense", "") "]"}, DR_ERR_UNSUPPORTED, "models.Dense; supported"},
+        {{.modules = "[{\"type\": \"mine.Transformer\", \"path\": \"\"}]"},
+         DR_ERR_UNSUPPORTED,
+         "module 0 is mine.Transformer"},
+        {{.modules = "[{\"type\": \"sentence_transformers\", \"path\": \"\"}]"},
+         DR_ERR_UNSUPPORTED,
+         "module 0 is sentence_transformers;"},
+        {{.modules = "[" MODULE("models.Transformer", "0_Transformer") "]"},
+         DR_ERR_UNSUPPORTED,
+         "path of the Transformer is \"0_Transformer\""},
+        {{.modules = "[" TRANSFORMER "]"}, DR_ERR_UNSUPPORTED, "1 modules"},
+        {{.modules = "[" TRANSFORMER ", " POOLING "]"},
+         DR_ERR_FORMAT,
+         "1_Pooling/config.json: there is no such"},
+        {{.modules = "[" TRANSFORMER ", " MODULE("models.Normalize", "2_Normalize") "]"},
+         DR_ERR_UNSUPPORTED,
+         "module 1 is sentence_transformers.models.Normalize"},
+        {{.pooling = BY_MEAN,
+          .modules = "[" TRANSFORMER ", " POOLING ", " MODULE("models.Dense", "2_Dense") "]"},
+         DR_ERR_UNSUPPORTED,
+         "module 2 is sentence_transformers.models.Dense"},
+        {{.pooling = BY_MEAN,
+          .modules = "[" TRANSFORMER ", " POOLING ", " MODULE("models.Normalize", "2_Normalize") "]",
+          .normalize = "{\"module_input_name\": \"token_embeddings\"}"},
+         DR_ERR_UNSUPPORTED,
+         "2_Normalize/config.json: module_input_name is \"token_embeddings\""},
+        // pooling
+        {{.pooling = "{\"pooling_mode_mean_tokens\": \"yes\"}"}, DR_ERR_FORMAT, "pooling_mode_mean_tokens"},
+        {{.pooling = "{\"pooling_mode\": \"max\"}"}, DR_ERR_UNSUPPORTED, "pooling_mode is \"max\""},
+        {{.pooling = "{\"pooling_mode\": [\"cls\", \"mean\"]}"}, DR_ERR_UNSUPPORTED, "pooling_mode: 2 ways"},
+        {{.pooling = "{\"pooling_mode\": 1}"}, DR_ERR_FORMAT, "pooling_mode: expected a string"},
+        {{.pooling = "{\"pooling_mode_mean_tokens\": true, \"word_embedding_dimension\": 25}"},
+         DR_ERR_FORMAT,
+         "word_embedding_dimension is 25, hidden_size of config.json 24"},
+        {{.pooling = "{\"pooling_mode_mean_tokens\": true, \"weights\": 1}"},
+         DR_ERR_UNSUPPORTED,
+         "1_Pooling/config.json: weights is not supported"},
+        {{.pooling = "{\"pooling_mode_cls_token\": true, \"include_prompt\": false}"},
+         DR_ERR_UNSUPPORTED,
+         "include_prompt"},
+        // the transformer
+        {{.transformer = "[]"}, DR_ERR_FORMAT, "sentence_bert_config.json: expected an object"},
+        {{.transformer = "{\"max_seq_length\": 0}"}, DR_ERR_FORMAT, "max_seq_length"},
+        {{.transformer = "{\"max_seq_length\": \"256\"}"}, DR_ERR_FORMAT, "max_seq_length"},
+        {{.transformer = "{\"max_seq_length\": 2}"}, DR_ERR_ARGUMENT, "2 are special ones"},
+        {{.transformer = "{\"do_lower_case\": 1}"}, DR_ERR_FORMAT, "do_lower_case"},
+        {{.transformer = "{\"do_lower_case\": true}"}, DR_ERR_UNSUPPORTED, "do_lower_case is true"},
+        {{.transformer = "{\"query_length\": 32}"}, DR_ERR_UNSUPPORTED, "query_length is not supported"},
+        {{.transformer = "{\"tokenizer_args\": {\"model_max_length\": 8}}"},
+         DR_ERR_UNSUPPORTED,
+         "tokenizer_args is not supported"},
+        {{.transformer = "{\"transformer_task\": \"fill-mask\"}"},
+         DR_ERR_UNSUPPORTED,
+         "transformer_task is \"fill-mask\""},
+        {{.transformer = "{\"modality_config\": {\"text\": {\"method\": \"forward\", "
+                         "\"method_output_name\": \"logits\"}}}"},
+         DR_ERR_UNSUPPORTED,
+         "method_output_name is \"logits\""},
+        {{.tokenizer = "{\"model_max_length\": 0}"}, DR_ERR_FORMAT, "model_max_length"},
+        // prompts
+        {{.prompts = "{\"prompts\": {\"query\": 1}}"}, DR_ERR_FORMAT, "query"},
+        {{.prompts = "{\"prompts\": {\"passage\": \"passage: \"}}"},
+         DR_ERR_UNSUPPORTED,
+         "prompts.passage is \"passage: \""},
+        {{.prompts = "{\"prompts\": {\"all\": \"a: \"}, \"default_prompt_name\": \"all\"}"},
+         DR_ERR_UNSUPPORTED,
+         "default_prompt_name is \"all\""},
+        {{.prompts = "{\"model_type\": \"SparseEncoder\"}"}, DR_ERR_UNSUPPORTED, "model_type is"},
+        {{.prompts = "{\"truncate_dim\": 8}"}, DR_ERR_UNSUPPORTED, "truncate_dim is not supported"},
+    };
+    dr_text_encoder *encoder = NULL;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_error(open_folder(one, folder(cases[i].folder), &encoder), cases[i].status, cases[i].text);
+    assert_null(encoder);
+}
+
+// A folder as sentence-transformers writes it, in its old and its new words, pooled where modules.json says.
+static void test_neighbours(void **state) {
+    (void)state;
+    static const tiny_sentence folders[] = {
+        {.pooling = "{\"word_embedding_dimension\": 24, \"pooling_mode_cls_token\": false, "
+                    "\"pooling_mode_mean_tokens\": true, \"pooling_mode_max_tokens\": false}",
+         .modules = "[" TRANSFORMER ", " POOLING ", " MODULE("models.Normalize", "2_Normalize") "]",
+         .transformer = "{\"max_seq_length\": 96, \"do_lower_case\": false}",
+         .tokenizer = "{\"model_max_length\": 3}", // the transformer's own counts
+         .prompts = "{\"__version__\": {\"pytorch\": \"1.8.1\"}}"},
+        {.pooling = "{\"embedding_dimension\": 24, \"pooling_mode\": \"mean\", \"include_prompt\": true}",
+         .modules = "[" MODULE("base.modules.transformer.Transformer", "") ", " MODULE(
+             "sentence_transformer.modules.pooling.Pooling", "1_Pooling") "]",
+         .transformer = "{\"transformer_task\": \"feature-extraction\", \"modality_config\": {\"text\": "
+                        "{\"method\": \"forward\", \"method_output_name\": \"last_hidden_state\"}}, "
+                        "\"module_output_name\": \"token_embeddings\"}",
+         .tokenizer = "{\"model_max_length\": 1000000000000000019884624838656}",
+         .normalize = "{\"module_input_name\": \"sentence_embedding\"}",
+         .prompts = "{\"model_type\": \"SentenceTransformer\", \"default_prompt_name\": null, "
+                    "\"prompts\": {\"query\": \"\", \"document\": \"\"}}"}};
+    dr_safetensors *file = NULL;
+    check_ok(dr_safetensors_open(GOLDEN "/golden.safetensors", &file));
+    float *want = read_golden(file, "mean", NULL), got[TEXTS * DIM];
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        dr_text_encoder *encoder = opened(one, folder(folders[i]));
+        encode(encoder, texts, TEXTS, got);
+        check_close("pooled by the mean", got, want, (int64_t)TEXTS * DIM, 2e-6, 0);
+        assert_string_equal(encoder->query_instruction, "");
+        dr_text_encoder_destroy(encoder);
+    }
+    dr_free(want);
+    dr_safetensors_close(file);
+}
+
+// The folder's limit of tokens: of the transformer, else of the tokenizer; the end of longer texts is left
+// out, whatever it is.
+static void test_limits(void **state) {
+    (void)state;
+    static const tiny_sentence folders[] = {
+        {.transformer = "{\"max_seq_length\": 8}"},
+        {.tokenizer = "{\"model_max_length\": 8}"},
+        {.transformer = "{\"max_seq_length\": null}", .tokenizer = "{\"model_max_length\": 8}"}};
+    const char *longest = texts[TEXTS - 1];
+    float want[DIM], whole[DIM], got[DIM];
+    dr_text_encoder *eight = NULL, *all = opened(one, GOLDEN);
+    check_ok(dr_text_encoder_open(
+        one, &(dr_text_encoder_choice){.name = GOLDEN, .max_tokens = 8, .query_instruction = ""}, &eight));
+    encode(eight, &longest, 1, want);
+    encode(all, &longest, 1, whole);
+    assert_memory_not_equal(want, whole, sizeof want);
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        dr_text_encoder *encoder = opened(one, folder(folders[i]));
+        encode(encoder, &longest, 1, got);
+        check_same_bits("a text that is cut", got, want, DIM);
+        dr_text_encoder_destroy(encoder);
+    }
+    dr_text_encoder_destroy(eight);
+    dr_text_encoder_destroy(all);
 }
 
 // ---- a retrieval model with one ----
@@ -338,7 +485,8 @@ int main(void) {
         cmocka_unit_test(test_golden),          cmocka_unit_test(test_rows_are_exact),
         cmocka_unit_test(test_names),           cmocka_unit_test(test_queries),
         cmocka_unit_test(test_bad_folders),     cmocka_unit_test(test_retrieval_model),
-        cmocka_unit_test(test_texts_of_config),
+        cmocka_unit_test(test_texts_of_config), cmocka_unit_test(test_bad_neighbours),
+        cmocka_unit_test(test_neighbours),      cmocka_unit_test(test_limits),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

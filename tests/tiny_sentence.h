@@ -20,9 +20,12 @@ typedef struct tiny_sentence {
     const char *added;     // one that is there beside the others
     const char *poked;     // one whose first value is `value`
     float value;
-    const char *pooling; // 1_Pooling/config.json; NULL: no such file
-    const char *modules; // modules.json
-    const char *prompts; // config_sentence_transformers.json
+    const char *pooling;     // 1_Pooling/config.json; NULL: no such file
+    const char *modules;     // modules.json
+    const char *prompts;     // config_sentence_transformers.json
+    const char *transformer; // sentence_bert_config.json
+    const char *tokenizer;   // tokenizer_config.json
+    const char *normalize;   // 2_Normalize/config.json
 } tiny_sentence;
 
 static inline void tiny_sentence_config(const char *dir, const tiny_sentence *t) {
@@ -86,6 +89,10 @@ static inline void tiny_sentence_write(const char *dir, const tiny_sentence *t) 
     tiny_sentence_file(dir, "1_Pooling/config.json", t->pooling);
     tiny_sentence_file(dir, "modules.json", t->modules);
     tiny_sentence_file(dir, "config_sentence_transformers.json", t->prompts);
+    tiny_sentence_file(dir, "sentence_bert_config.json", t->transformer);
+    tiny_sentence_file(dir, "tokenizer_config.json", t->tokenizer);
+    if (t->normalize) check_ok(dr_dir_make(check_path(dir, "2_Normalize")));
+    tiny_sentence_file(dir, "2_Normalize/config.json", t->normalize);
 }
 
 #endif

@@ -7,9 +7,9 @@
 #include "core/base/alloc.h"
 #include "core/base/file.h"
 
-dr_status dr_json_parse(const char *where, const char *bytes, size_t length, json_t **out_root) {
+static dr_status parse(const char *where, const char *bytes, size_t length, size_t flags, json_t **out_root) {
     json_error_t error;
-    json_t *root = json_loadb(bytes, length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    json_t *root = json_loadb(bytes, length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | flags, &error);
     if (!root)
         return DR_FAIL(DR_ERR_FORMAT, "%s:%d:%d: not valid JSON: %s", where, error.line < 1 ? 1 : error.line,
                        error.column < 0 ? 0 : error.column, error.text);
@@ -17,12 +17,24 @@ dr_status dr_json_parse(const char *where, const char *bytes, size_t length, jso
     return DR_OK;
 }
 
-dr_status dr_json_load(const char *path, json_t **out_root) {
+dr_status dr_json_parse(const char *where, const char *bytes, size_t length, json_t **out_root) {
+    return parse(where, bytes, length, 0, out_root);
+}
+
+static dr_status load(const char *path, size_t flags, json_t **out_root) {
     dr_buf bytes = {0};
     dr_status status = dr_file_read(path, 0, &bytes);
-    if (status == DR_OK) status = dr_json_parse(path, bytes.data, bytes.length, out_root);
+    if (status == DR_OK) status = parse(path, bytes.data, bytes.length, flags, out_root);
     dr_buf_reset(&bytes);
     return status;
+}
+
+dr_status dr_json_load(const char *path, json_t **out_root) {
+    return load(path, 0, out_root);
+}
+
+dr_status dr_json_load_reals(const char *path, json_t **out_root) {
+    return load(path, JSON_DECODE_INT_AS_REAL, out_root);
 }
 
 static int append_piece(const char *piece, size_t length, void *user) {

@@ -17,6 +17,9 @@ extern "C" {
 // Reads one JSON value (duplicate keys refused). The caller owns *out_root: json_decref.
 dr_status dr_json_load(const char *path, json_t **out_root);
 
+// The same with each number as a real: integers may have any number of digits.
+dr_status dr_json_load_reals(const char *path, json_t **out_root);
+
 // The same from memory; `where` names the source in errors ("model.safetensors header").
 dr_status dr_json_parse(const char *where, const char *bytes, size_t length, json_t **out_root);
 

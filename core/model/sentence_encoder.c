@@ -191,6 +191,11 @@ static dr_status check_tokenizer(const sentence_encoder *s, const char *dir) {
     DR_CHECK(dr_tokenizer_size(s->tokenizer) <= s->config.vocab, DR_ERR_FORMAT,
              "%s: the tokenizer has %d ids, the model's vocabulary %d", dir, dr_tokenizer_size(s->tokenizer),
              s->config.vocab);
+    DR_CHECK(
+        !s->config.lowers || dr_tokenizer_lowers(s->tokenizer), DR_ERR_UNSUPPORTED,
+        "%s: sentence_bert_config.json: do_lower_case is true, and the tokenizer does not make text lower "
+        "case: not supported",
+        dir);
     dr_tokenizer_frame(s->tokenizer, &before, &n_before, &after, &n_after);
     DR_CHECK(n_before + n_after < s->config.max_tokens, DR_ERR_ARGUMENT,
              "%s: texts of at most %d tokens, of which %d are special ones", dir, s->config.max_tokens,

@@ -1,4 +1,4 @@
-// The folder of a sentence encoder: sizes, pooling, the instruction of queries, weights and their digest.
+// The weights of a sentence encoder's folder, where they stand in the flat buffer, and their digest.
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -7,139 +7,10 @@
 #include <string.h>
 
 #include "core/base/file.h"
-#include "core/base/json.h"
 #include "core/model/sentence_encoder_internal.h"
 #include "core/store/safetensors_folder.h"
 
-enum { MOST_LAYERS = 1024, MOST_HEAD = 256, TENSORS_OF_LAYER = 16, TENSORS_OF_EMBEDDING = 4 };
-
-// ---- config.json and its neighbours ----
-
-// dir/name as JSON; NULL when there is no such file and it need not be there. out_path: for error texts.
-static dr_status load_json(const char *dir, const char *name, bool is_needed, char **out_path,
-                           json_t **out_root) {
-    DR_TRY(dr_path_join(out_path, dir, name));
-    *out_root = NULL;
-    if (!is_needed && !dr_file_exists(*out_path)) return DR_OK;
-    return dr_json_load(*out_path, out_root);
-}
-
-static dr_status read_size(const json_t *root, const char *path, const char *key, int64_t most,
-                           int32_t *out) {
-    int64_t value = 0;
-    DR_TRY(dr_json_i64(root, path, key, 1, most, &value));
-    *out = (int32_t)value;
-    return DR_OK;
-}
-
-// A key whose value, where it is said, must be this one.
-static dr_status demand(const json_t *root, const char *path, const char *key, const char *expected) {
-    const char *found = NULL;
-    DR_TRY(dr_json_string_or(root, path, key, expected, &found));
-    DR_CHECK(strcmp(found, expected) == 0, DR_ERR_UNSUPPORTED, "%s: %s is \"%s\", only \"%s\" is supported",
-             path, key, found, expected);
-    return DR_OK;
-}
-
-static dr_status read_sizes(const json_t *root, const char *path, sentence_config *c) {
-    const char *type = NULL;
-    double eps = 0;
-    int is_decoder = 0;
-    DR_TRY(dr_json_string(root, path, "model_type", &type));
-    DR_CHECK(strcmp(type, "bert") == 0, DR_ERR_UNSUPPORTED,
-             "%s: model_type is \"%s\", a sentence encoder's must be \"bert\"", path, type);
-    DR_TRY(demand(root, path, "hidden_act", "gelu"));
-    DR_TRY(demand(root, path, "position_embedding_type", "absolute"));
-    DR_TRY(dr_json_bool_or(root, path, "is_decoder", 0, &is_decoder));
-    DR_CHECK(!is_decoder, DR_ERR_UNSUPPORTED, "%s: is_decoder: a sentence encoder looks both ways", path);
-    DR_TRY(read_size(root, path, "vocab_size", 1 << 28, &c->vocab));
-    DR_TRY(read_size(root, path, "hidden_size", 65536, &c->hidden));
-    DR_TRY(read_size(root, path, "num_hidden_layers", MOST_LAYERS, &c->n_layers));
-    DR_TRY(read_size(root, path, "num_attention_heads", 65536, &c->n_heads));
-    DR_TRY(read_size(root, path, "intermediate_size", 1 << 20, &c->inner));
-    DR_TRY(read_size(root, path, "max_position_embeddings", 1 << 20, &c->n_positions));
-    DR_TRY(read_size(root, path, "type_vocab_size", 65536, &c->n_types));
-    DR_TRY(dr_json_f64_or(root, path, "layer_norm_eps", 1e-30, 1, 1e-12, &eps));
-    DR_CHECK(c->hidden % c->n_heads == 0 && c->hidden / c->n_heads <= MOST_HEAD, DR_ERR_FORMAT,
-             "%s: hidden_size %d, %d heads: expected heads of equal size, at most %d", path, c->hidden,
-             c->n_heads, MOST_HEAD);
-    c->eps = (float)eps;
-    c->max_tokens = c->n_positions;
-    return DR_OK;
-}
-
-// Of 1_Pooling/config.json: exactly one way to pool, and one that we have.
-static dr_status read_pooling(const json_t *root, const char *path, dr_pooling *out) {
-    static const char *const ways[] = {
-        "pooling_mode_cls_token",           "pooling_mode_mean_tokens",
-        "pooling_mode_max_tokens",          "pooling_mode_mean_sqrt_len_tokens",
-        "pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"};
-    const char *only = NULL;
-    int n = 0, has_prompt = 1;
-    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
-        int is_used = 0;
-        DR_TRY(dr_json_bool_or(root, path, ways[i], 0, &is_used));
-        if (is_used) only = ways[i];
-        n += is_used;
-    }
-    DR_CHECK(n == 1 && (only == ways[0] || only == ways[1]), DR_ERR_UNSUPPORTED,
-             "%s: %d ways to pool%s%s, expected %s or %s alone", path, n, n == 1 ? ": " : "",
-             n == 1 ? only : "", ways[0], ways[1]);
-    *out = only == ways[0] ? DR_POOL_FIRST : DR_POOL_MEAN;
-    DR_TRY(dr_json_bool_or(root, path, "include_prompt", 1, &has_prompt));
-    DR_CHECK(has_prompt || *out == DR_POOL_FIRST, DR_ERR_UNSUPPORTED,
-             "%s: include_prompt is false: means without the instruction are not supported", path);
-    return DR_OK;
-}
-
-// modules.json of sentence-transformers: a module that we do not have would change the embeddings.
-static dr_status check_modules(const json_t *root, const char *path) {
-    static const char *const known[] = {"Transformer", "Pooling", "Normalize"};
-    const json_t *module;
-    size_t at;
-    DR_CHECK(json_is_array(root), DR_ERR_FORMAT, "%s: expected an array of modules, found %s", path,
-             dr_json_type_name(root));
-    json_array_foreach(root, at, module) {
-        const char *type = NULL;
-        bool is_known = false;
-        DR_TRY(dr_json_string(module, path, "type", &type));
-        const char *dot = strrchr(type, '.'), *name = dot ? dot + 1 : type;
-        for (size_t i = 0; i < sizeof known / sizeof *known; i++) is_known |= strcmp(name, known[i]) == 0;
-        DR_CHECK(is_known, DR_ERR_UNSUPPORTED,
-                 "%s: module %s; supported are Transformer, Pooling and Normalize", path, type);
-    }
-    return DR_OK;
-}
-
-// prompts.query of config_sentence_transformers.json, else what fits the way of pooling.
-static dr_status read_instruction(const json_t *root, const char *path, dr_pooling pooling,
-                                  char **out_instruction) {
-    const char *fallback =
-        pooling == DR_POOL_FIRST ? "Represent this sentence for searching relevant passages: " : "";
-    const char *instruction = fallback;
-    const json_t *prompts = json_object_get(root, "prompts");
-    if (prompts) DR_TRY(dr_json_string_or(prompts, path, "query", fallback, &instruction));
-    return dr_strdup(out_instruction, instruction);
-}
-
-dr_status dr_sentence_config_read(const char *dir, sentence_config *out, char **out_instruction) {
-    static const char *const names[] = {"config.json", "1_Pooling/config.json", "modules.json",
-                                        "config_sentence_transformers.json"};
-    char *path[4] = {0};
-    json_t *root[4] = {0};
-    dr_status status = DR_OK;
-    for (int i = 0; i < 4 && status == DR_OK; i++)
-        status = load_json(dir, names[i], i == 0, &path[i], &root[i]);
-    if (status == DR_OK) status = read_sizes(root[0], path[0], out);
-    if (status == DR_OK && root[1]) status = read_pooling(root[1], path[1], &out->pooling);
-    if (status == DR_OK && root[2]) status = check_modules(root[2], path[2]);
-    if (status == DR_OK) status = read_instruction(root[3], path[3], out->pooling, out_instruction);
-    for (int i = 0; i < 4; i++) {
-        json_decref(root[i]);
-        dr_free(path[i]);
-    }
-    return status;
-}
+enum { TENSORS_OF_LAYER = 16, TENSORS_OF_EMBEDDING = 4 };
 
 // ---- where weights stand ----
 

@@ -11,7 +11,8 @@ typedef struct sentence_config {
     int32_t vocab, hidden, n_layers, n_heads, inner, n_positions, n_types;
     float eps;
     dr_pooling pooling;
-    int32_t max_tokens; // of a text
+    int32_t max_tokens;           // of a text
+    bool says_max_tokens, lowers; // sentence_bert_config.json: it has a limit; texts are made lower case
 } sentence_config;
 
 // Offsets in floats; query, key and value stand one after another, so do their biases.

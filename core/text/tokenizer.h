@@ -44,6 +44,7 @@ dr_status dr_tokenizer_train(const char *const *texts, int64_t n_texts, int32_t 
 int32_t dr_tokenizer_size(const dr_tokenizer *tokenizer); // largest id + 1
 // Whether the bytes of tokens in a row are the text that they stand for: of byte-level BPE, not of WordPiece.
 bool dr_tokenizer_is_of_bytes(const dr_tokenizer *tokenizer);
+bool dr_tokenizer_lowers(const dr_tokenizer *tokenizer); // its normaliser makes text lower case
 // Id of an added token by its exact text, or -1.
 int32_t dr_tokenizer_special(const dr_tokenizer *tokenizer, const char *text);
 

@@ -62,6 +62,12 @@ dr_status dr_bpe_read_normalizer(dr_tokenizer *t, json_t *node, const char *type
     return read_replace(t, node, where);
 }
 
+bool dr_tokenizer_lowers(const dr_tokenizer *t) {
+    for (int32_t i = 0; i < t->n_normal; i++)
+        if (t->normal[i].kind == NORMAL_LOWER) return true;
+    return false;
+}
+
 // ---- running the steps ----
 
 static bool is_kind(uint32_t code, uint32_t bits) {
