@@ -157,11 +157,12 @@ static int64_t larger(int64_t a, int64_t b) {
 // layer's both products read, attention's, and rows of x, forward and backward, where the library multiplies.
 static int64_t operand_memory(const dr_backend *b, const dr_pass_shape *s) {
     const dr_cuda_state *state = b->state;
-    if (!dr_rounds_to_bf16(b->precision)) return 2 * s->T * s->n_in * (int64_t)sizeof(float);
-    int64_t attention = dr_mma_takes(s->H / s->G, s->d) ? 2 * (s->H + s->G) * s->d : 0,
+    int64_t gated = s->is_plain ? 0 : s->T * s->n_in;
+    if (!dr_rounds_to_bf16(b->precision)) return 2 * gated * (int64_t)sizeof(float);
+    int64_t attention = !s->is_plain && dr_mma_takes(s->H / s->G, s->d) ? 2 * (s->H + s->G) * s->d : 0,
             rows = state->lt ? 2 * s->n_in : 0;
-    return s->T * ((attention + rows + s->n_in + s->n_out) * (int64_t)sizeof(uint16_t) +
-                   s->n_in * (int64_t)sizeof(float));
+    return s->T * (attention + rows + s->n_in + s->n_out) * (int64_t)sizeof(uint16_t) +
+           gated * (int64_t)sizeof(float);
 }
 
 // Sums; draws with their kept sets, those of a step and those of a burst; operands; and the stages of plans

@@ -132,11 +132,13 @@ static inline dr_plan_counts dr_most_of_packed(int64_t T, int32_t group) {
 // Bytes on the device of all stages that plans and bursts go through. The plans of a burst's later passes
 // hold one row of each sequence that draws.
 static inline int64_t dr_stages_memory(const dr_pass_shape *s) {
+    if (s->is_plain && s->H == 0) return 0;
     int32_t group = s->H / s->G <= DR_CUDA_MMA_ROWS ? s->H / s->G : DR_CUDA_MMA_ROWS;
     dr_plan_counts packed = dr_most_of_packed(s->T, group),
                    cached = dr_most_of_cached(2 * s->n_draws + 1, s->n_cached, s->longest, group),
                    later = dr_most_of_cached(s->n_draws, s->n_draws, s->longest, group);
     int64_t n_later = s->n_steps > 1 ? s->n_steps - 1 : 0;
+    if (s->is_plain) return dr_cuda_stage_capacity(dr_plan_layout_of(&packed, false).bytes);
     dr_plan_layout of_packed = dr_plan_layout_of(&packed, false),
                    of_cached = dr_plan_layout_of(&cached, true), of_later = dr_plan_layout_of(&later, true);
     return dr_cuda_stage_capacity(of_packed.bytes) + dr_cuda_stage_capacity(of_cached.bytes) +
@@ -152,6 +154,7 @@ static inline int64_t dr_turns_memory(int64_t V) {
 // Bytes on the host: the pinned twins of all stages, and what comes back of draws, kept sets of the whole
 // vocabulary again.
 static inline int64_t dr_passes_on_host(const dr_pass_shape *s) {
+    if (s->is_plain) return dr_stages_memory(s);
     int64_t n_drawn = s->n_draws * (s->n_steps > 1 ? s->n_steps : 1);
     return dr_stages_memory(s) + dr_turns_memory(s->V) + s->n_draws * (int64_t)sizeof(dr_burst_row) +
            n_drawn * (int64_t)sizeof(dr_cuda_drawn) +
@@ -160,8 +163,14 @@ static inline int64_t dr_passes_on_host(const dr_pass_shape *s) {
 
 // Floats of the scratch for sums of several blocks, the largest of: columns over rows, a norm's gradient (of
 // the hidden size, which no weight falls below, or of heads), squares, attention's delta, and its splits of
-// sequences that draw (those of short pieces of prompts left out).
+// sequences that draw (those of short pieces of prompts left out). Of a retrieval model's training: columns,
+// and a fusion's gradient.
 static inline int64_t dr_partials_floats(const dr_pass_shape *s) {
+    if (s->is_plain) {
+        int64_t columns = dr_chunk_count(s->T) * s->n_out,
+                fusion = dr_fusion_parts_of(s->n_requests, s->n_positions, s->n_columns).total;
+        return s->n_requests == 0 ? 0 : columns > fusion ? columns : fusion;
+    }
     const int64_t most = s->n_out > s->n_in ? s->n_out : s->n_in, least = s->n_out + s->n_in - most;
     const int64_t floats[] = {
         dr_chunk_count(s->T) * most,

@@ -3,8 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/host_memory.h"
 #include "core/base/log.h"
 #include "core/base/progress.h"
+#include "core/learn/memory_plan.h"
 #include "core/model/text_encoders.h"
 #include "core/rec/trm_train.h"
 #include "launch/backend_choice.h"
@@ -112,6 +114,21 @@ static dr_status open_backend(const dr_config *o, dr_backend **out_backend) {
     return dr_backend_choose(&choice, out_backend);
 }
 
+// What training will take, in one line, before it takes it.
+static dr_status plan_memory(dr_backend *b, const dr_dataset *dataset, const dr_trm_train_options *train) {
+    dr_memory_place place = {.n_workers = 1, .n_on_host = 1};
+    dr_memory_plan plan;
+    dr_buf line = {0};
+    int64_t host_total = 0;
+    DR_TRY(b->ops->memory_free(b, &place.free, &place.total));
+    DR_TRY(dr_host_memory(&place.host_free, &host_total));
+    DR_TRY(dr_memory_plan_make_retrieval(b, dataset, train, &plan));
+    dr_status status = dr_memory_plan_print(&plan, &place, &line);
+    if (status == DR_OK) dr_info("memory of the training: %s", line.data);
+    dr_buf_reset(&line);
+    return status == DR_OK ? dr_memory_plan_check(&plan, &place) : status;
+}
+
 static dr_status trm_train_command(const dr_cli *cli) {
     const dr_config *o = cli->options;
     dr_trm_train_options train = read_options(o);
@@ -128,6 +145,7 @@ static dr_status trm_train_command(const dr_cli *cli) {
     DR_TRY(dr_dataset_load(dr_config_string(o, "dataset"), &dataset));
     dr_status status;
     DR_TRY_GOTO(status, open_backend(o, &backend), destroy_dataset);
+    DR_TRY_GOTO(status, plan_memory(backend, dataset, &train), destroy_backend);
     DR_TRY_GOTO(status, dr_trm_train(backend, dataset, &train, &trm), destroy_backend);
     status = dr_trm_save(trm, dr_config_string(o, "out"));
     if (status == DR_OK) dr_info("retrieval model written to %s", dr_config_string(o, "out"));

@@ -376,14 +376,16 @@ static void test_refusal(void **state) {
     dr_memory_plan plan = {.parts = {{.name = "weights", .bytes = 70000000},
                                      {.name = "gradient", .bytes = 30000000},
                                      {.name = "copy", .on_host = true}},
-                           .bytes = 100000000};
+                           .bytes = 100000000,
+                           .advice = "Smaller batches take less"};
     for (int i = 3; i < DR_MEMORY_PARTS; i++) plan.parts[i].name = "nothing";
     check_ok(dr_memory_plan_check(&plan, &(dr_memory_place){.free = 100000000, .n_workers = 1}));
     check_ok(dr_memory_plan_check(&plan, &(dr_memory_place){.free = 400000000, .n_workers = 4}));
     dr_log_set_level(DR_LOG_ERROR + 1);
     dr_memory_place place = {.free = 99999999, .total = 500000000, .n_workers = 1, .n_on_host = 1};
     check_error(dr_memory_plan_check(&plan, &place), DR_ERR_MEMORY,
-                "weights 70.0, gradient 30.0, in all 100.0 MB; free are 100.0 of 500.0 MB. Smaller");
+                "weights 70.0, gradient 30.0, in all 100.0 MB; free are 100.0 of 500.0 MB. Smaller batches "
+                "take less");
     place.free = 399000000;
     place.n_workers = 4;
     check_error(dr_memory_plan_check(&plan, &place), DR_ERR_MEMORY,

@@ -3,9 +3,15 @@
 // Also retrievals that are under way while the host goes on, and training.
 #include "tests/cuda_check.h"
 
+#include "core/learn/memory_plan.h"
 #include "core/rec/trm_train.h"
+#include "tests/retrieval_plan.h"
 #include "tests/tiny_catalogue.h"
 #include "tests/tiny_trm.h"
+
+#ifndef DR_IS_EMULATED // its memory is counted to the byte
+#define DR_IS_EMULATED 0
+#endif
 
 // ---- ops ----
 
@@ -267,7 +273,7 @@ static void test_model(void **state) {
 static void test_encoder(void **state) {
     (void)state;
     if (!cuda) skip();
-    enum { MANY = 96, DIM = 24 }; // of 40 tokens and more
+    enum { MANY = 40, DIM = 24 }; // of some 70 tokens: more than one pass takes
     static const char *const words[] = {"old war films", "space", "", "love stories with music"};
     static char long_texts[MANY][512];
     static const char *preferences[MANY];
@@ -288,7 +294,7 @@ static void test_encoder(void **state) {
     for (int i = 0; i < MANY; i++) {
         dr_example e;
         assert_true(dr_dataset_example(&data, i % TINY_USERS, DR_SPLIT_TEST, &e));
-        for (int j = 0; j <= i % 5; j++) strcat(long_texts[i], words[(i + j) % 4]);
+        for (int j = 0; j < 7; j++) strcat(long_texts[i], words[(i + j) % 4]);
         preferences[i] = long_texts[i];
         plain[i] = (dr_trm_query){e.history, e.n_history, NULL};
         queries[i] = (dr_trm_query){e.history, e.n_history, texts[i]};
@@ -297,7 +303,7 @@ static void test_encoder(void **state) {
     check_ok(dr_trm_top_k(trm, queries, MANY, LISTS, true, want));
     for (int i = 0; i < 2; i++) check_ok(dr_trm_retrieval_create(trm, MANY, LISTS, &under_way[i]));
     for (int round = 0; round < 3; round++) {
-        int n = round == 0 ? MANY : 5 + round;
+        int n = round == 0 ? MANY : 2 + round;
         for (int i = 0; i < 2; i++) {
             int first = i ? MANY - n : 0;
             check_ok(dr_trm_retrieval_begin(under_way[i], plain + first, preferences + first, n, true));
@@ -305,13 +311,13 @@ static void test_encoder(void **state) {
         for (int i = 0; i < 2; i++) {
             int first = i ? MANY - n : 0;
             const dr_hit *got = NULL;
-            check_ok(dr_trm_retrieval_finish(under_way[i], 30, &got));
+            check_ok(dr_trm_retrieval_finish(under_way[i], 250, &got));
             check_same_bits("embeddings", dr_trm_retrieval_embeddings(under_way[i]), texts[first],
                             (int64_t)n * DIM);
             assert_memory_equal(got, want + (int64_t)first * LISTS, (size_t)(n * LISTS) * sizeof *got);
         }
     }
-    check_ok(dr_trm_retrieval_begin(under_way[0], plain, preferences, MANY, true));
+    check_ok(dr_trm_retrieval_begin(under_way[0], plain, preferences, 2, true));
     for (int i = 0; i < 2; i++) dr_trm_retrieval_destroy(under_way[i]); // one of them at work
     dr_trm_destroy(trm);
     tiny_catalogue_reset(&data);
@@ -359,13 +365,60 @@ static void test_training(void **state) {
     tiny_catalogue_reset(&data);
 }
 
+#if DR_HAVE_CUDA_KERNELS
+// What a training says that it will take of the device, against what it takes; another plan than the device's
+// allocations is only held where these are exact, on the emulated one.
+static double in_use(void *context) {
+    int64_t left = 0, total = 0;
+    dr_backend *b = context;
+    check_ok(b->ops->memory_free(b, &left, &total));
+    return (double)(total - left);
+}
+
+static void check_plan(const char *what, dr_precision precision, const dr_trm_train_options *o) {
+    dr_dataset data = plan_catalogue();
+    dr_backend *b = NULL;
+    dr_memory_plan plan, pinned;
+    check_ok(dr_backend_cuda_create(precision, 0, &b));
+    check_ok(dr_memory_plan_make_retrieval(b, &data, o, &plan));
+    double taken = plan_taken(b, &data, *o, in_use, b), planned = (double)plan.bytes;
+    print_message("%s: planned %.2f MB, taken %.2f MB, of the host %.2f MB\n", what, planned * 1e-6,
+                  taken * 1e-6, (double)plan.host * 1e-6);
+    assert_true(plan.host > 0);
+    if (DR_IS_EMULATED && planned < taken)
+        fail_msg("%.0f bytes were planned, %.0f are taken", planned, taken);
+    if (DR_IS_EMULATED && planned > 4.0 / 3.0 * taken)
+        fail_msg("%.0f bytes were planned, only %.0f are taken", planned, taken);
+    // no room, on the device or on the host
+    dr_memory_place place = {
+        .free = plan.bytes, .total = plan.bytes, .n_workers = 1, .host_free = plan.host, .n_on_host = 1};
+    check_ok(dr_memory_plan_check(&plan, &place));
+    pinned = plan;
+    pinned.host++;
+    check_error(dr_memory_plan_check(&pinned, &place), DR_ERR_MEMORY, "A smaller batch");
+    place.free--;
+    check_error(dr_memory_plan_check(&plan, &place), DR_ERR_MEMORY, "A smaller batch");
+    dr_backend_cuda_destroy(b);
+    plan_catalogue_reset(&data);
+}
+#endif
+
+static void test_plan(void **state) {
+    (void)state;
+    if (!cuda) skip();
+#if DR_HAVE_CUDA_KERNELS
+    dr_trm_train_options o = plan_options();
+    check_plan("hashed", DR_FP32, &o);
+    check_plan("hashed, bf16", DR_BF16, &o);
+    plan_encoder(&o);
+    check_plan("sentence encoder", DR_FP32, &o);
+#endif
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_ops),
-        cuda_test(test_best_of_rows),
-        cuda_test(test_model),
-        cuda_test(test_encoder),
-        cuda_test(test_training),
+        cuda_test(test_ops),     cuda_test(test_best_of_rows), cuda_test(test_model),
+        cuda_test(test_encoder), cuda_test(test_training),     cuda_test(test_plan),
     };
     cuda_run(tests);
 }

@@ -36,6 +36,17 @@ refused "no UTF-8" trm_train --out "$work/no" --text-encoder "$work/bert" --quer
 refused "fp32 only" trm_train --out "$work/no" --text-encoder "$work/bert" --precision bf16
 refused "known by name: hashed-ngram" trm_train --out "$work/no" --text-encoder "$work/nowhere"
 
+# what training will take is said before it is taken, and refused with the numbers where it does not fit
+DR_LOG=info trm_train --out "$work/other" --text-encoder "$work/bert" 2>&1 | grep -qE 'memory of the training: text encoder [0-9.]+, weights .* in all [0-9.]+ MB; free are' ||
+    fail "training does not say what it will take"
+if [ "$(awk '/^MemTotal/ {print $2}' /proc/meminfo)" -lt 100000000 ]; then
+    refused "the plan does not fit: weights" trm_train --out "$work/no" --batch 65536 --max-history 64 --hidden 256 --experts 64 --text-dim 65536
+    grep -qE 'in all [0-9.]+ MB; free are [0-9.]+ of [0-9.]+ MB\. A smaller batch' "$work/said" || fail "the refusal lacks the numbers"
+    [ ! -e "$work/no" ] || fail "a refused training left its folder"
+else
+    echo "skipped: this machine has memory for whatever is asked"
+fi
+
 shape="--k 5 --k-retrieve 6 --max-retrievals 2 --max-turn-tokens 48 --max-total-tokens 384"
 parts="--dataset $work/data.h5 --trm $work/trm"
 "$deeprec" init --dataset "$work/data.h5" --out "$work/fresh" --preset tiny --vocab 700 > /dev/null

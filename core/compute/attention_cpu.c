@@ -258,6 +258,10 @@ int64_t dr_cpu_attention_floats(const dr_pass_shape *s) {
     return forward > backward ? forward : backward;
 }
 
+int64_t dr_cpu_both_ways_floats(const dr_pass_shape *s) {
+    return (2 * s->d + ROWS) * dr_padded_keys(s->longest);
+}
+
 int64_t dr_cpu_cached_floats(const dr_pass_shape *s) {
     int64_t heads = s->G < DR_ATTENTION_HEADS ? s->G : DR_ATTENTION_HEADS;
     return heads * ROWS * dr_padded_keys(s->longest);

@@ -31,6 +31,14 @@ void dr_host_close(dr_backend *b, float *memory, int64_t n, dr_host_use use, flo
     dr_free(host);
 }
 
+dr_status dr_memory_is_host(dr_backend *b, bool *out_is_host) {
+    void *memory = NULL;
+    DR_TRY(b->ops->memory_create(b, "a look", 1, &memory));
+    *out_is_host = b->ops->host_view(b, memory) != NULL;
+    b->ops->memory_destroy(b, memory);
+    return DR_OK;
+}
+
 double dr_sum_of_squares(dr_backend *b, const float *x, int64_t n) {
     enum { BLOCKS = 256 }; // of one call
     const int64_t piece = (int64_t)BLOCKS * DR_SQUARE_BLOCK;

@@ -243,6 +243,11 @@ typedef struct dr_pass_shape {
     int64_t longest;     // positions of a sequence
     int64_t n_sharing;   // sequences of one prefix, itself among them
     int32_t H, G, d;
+    // Passes of a retrieval model or a sentence encoder: no SwiGLU, draws or cache; H 0: no attention over
+    // packed sequences. n_requests of n_positions, n_columns wide, against n_scores items, are trained on; 0:
+    // forward passes alone.
+    bool is_plain;
+    int64_t n_requests, n_positions, n_columns, n_scores;
 } dr_pass_shape;
 
 typedef struct dr_backend_ops {
@@ -445,7 +450,7 @@ typedef struct dr_backend_ops {
     dr_status (*top_k)(dr_backend *b, const float *scores, int64_t T, int64_t V, int32_t k, dr_hit *out);
 
     // What its training computes beside them, in fp32. Backward ops are given what their forward op was given
-    // and what it kept. pass_memory leaves them out: a worker does not train a retrieval model.
+    // and what it kept.
     //
     // Inverted dropout: y [n] = x times 0, at this rate (in [0, 1)), or 1 / (1 - rate). Which one is a
     // function of key and element, the same bits on every backend, so that the gradient goes through the same
@@ -513,6 +518,9 @@ static inline void dr_backend_destroy(dr_backend *backend) { // NULL is fine
 // Memory of `count` elements of `size` bytes, zeroed, for memory_destroy. out_pointer: address of the
 // caller's pointer, as of dr_alloc.
 dr_status dr_memory_create(dr_backend *b, void *out_pointer, const char *label, int64_t count, size_t size);
+
+// Whether the host uses the backend's memory as its own.
+dr_status dr_memory_is_host(dr_backend *b, bool *out_is_host);
 
 // Σ x²: the blocks' sums, added in order.
 double dr_sum_of_squares(dr_backend *b, const float *x, int64_t n);

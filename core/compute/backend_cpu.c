@@ -87,25 +87,48 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
+static int64_t depth_of(int64_t deepest) {
+    return deepest < DR_DEPTH ? deepest : DR_DEPTH;
+}
+
+// What is rounded to bf16.
+static int64_t rounded_memory(const dr_backend *b, const dr_pass_shape *s) {
+    const dr_cpu_state *state = b->state;
+    if (!dr_rounds_to_bf16(b->precision)) return 0;
+    return state->bf16 ? dr_bf16_memory(s) : dr_bf16_lanes_rounded(b, s);
+}
+
+// Of a retrieval model or a sentence encoder.
+static int64_t plain_floats(const dr_backend *b, const dr_pass_shape *s) {
+    int64_t shared = 0, thread = larger(dr_cpu_weight_floats(s), DR_PANEL * s->n_in);
+    if (s->H > 0) thread = larger(thread, dr_cpu_both_ways_floats(s));
+    if (s->n_requests > 0)
+        shared =
+            larger(dr_panels_floats(depth_of(larger(s->n_out, s->T)), s->n_in),
+                   larger(dr_panels_floats(depth_of(s->n_columns), s->n_scores), dr_cpu_fusion_floats(s)));
+    return shared + thread * b->n_threads;
+}
+
 // Of each scratch the largest that any op asks for, a quarter more as it grows (dr_scratch_reserve).
 static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s, int64_t *out_host) {
-    int64_t deepest = larger(s->n_out, s->T), depth = deepest < DR_DEPTH ? deepest : DR_DEPTH;
+    *out_host = 0;
+    if (s->is_plain) {
+        int64_t plain = plain_floats(b, s) * (int64_t)sizeof(float) + rounded_memory(b, s);
+        return plain + plain / 4;
+    }
+    int64_t depth = depth_of(larger(s->n_out, s->T));
     int64_t shared = larger(dr_panels_floats(depth, s->n_in), dr_cpu_prefix_floats(s));
     int64_t attention = larger(dr_cpu_attention_floats(s), dr_cpu_cached_floats(s));
     int64_t thread = larger(larger(attention, dr_cpu_weight_floats(s)),
                             larger(dr_cpu_draw_floats(s), DR_PANEL * s->n_in)); // a panel: bf16 in lanes
     int64_t bytes = (shared + thread * b->n_threads + dr_cpu_turns_floats(s)) * (int64_t)sizeof(float);
     bytes += dr_cpu_operand_memory(b, s) + dr_cpu_singles_memory(b, s);
-    *out_host = 0;
     return bytes + bytes / 4;
 }
 
 // silu(gate) · up of a chunk, and what is rounded.
 int64_t dr_cpu_operand_memory(const dr_backend *b, const dr_pass_shape *s) {
-    const dr_cpu_state *state = b->state;
-    const int64_t gated = dr_rows_chunk(b, s->T) * s->n_in * (int64_t)sizeof(float);
-    if (!dr_rounds_to_bf16(b->precision)) return gated;
-    return gated + (state->bf16 ? dr_bf16_memory(s) : dr_bf16_lanes_rounded(b, s));
+    return dr_rows_chunk(b, s->T) * s->n_in * (int64_t)sizeof(float) + rounded_memory(b, s);
 }
 
 dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {

@@ -104,6 +104,9 @@ enum { DR_UNIT_ROWS = 512 }; // of one product through oneDNN, at most
 // How many of `left` rows are made at a time, so that what is made stays small: rows do not depend on each
 // other, and a sum over rows goes on from chunk to chunk (operand_cpu.c).
 int64_t dr_rows_chunk(const dr_backend *b, int64_t left);
+// Floats that attention in both directions takes a thread, and a fusion's gradient in all.
+int64_t dr_cpu_both_ways_floats(const dr_pass_shape *s);
+int64_t dr_cpu_fusion_floats(const dr_pass_shape *s);
 // The first T rows as floats [T, n], `rounds`: rounded to bf16. In state->operands[which], gated rows in
 // state->gated, or where they are when there is nothing to make.
 dr_status dr_rows_floats(dr_backend *b, int which, const dr_rows *rows, int64_t T, bool rounds,

@@ -102,9 +102,18 @@ static void add_fusion_sums(const dr_fusion *t, const fusion_sizes *s, const flo
     }
 }
 
+static int64_t block_count(int64_t B) {
+    return (B + FUSION_BLOCK - 1) / FUSION_BLOCK;
+}
+
+int64_t dr_cpu_fusion_floats(const dr_pass_shape *s) {
+    const fusion_sizes sizes = sizes_of(&(dr_fusion){.L = s->n_positions, .D = s->n_columns});
+    return block_count(s->n_requests) * (sizes.spectrum + sizes.gates + sizes.work);
+}
+
 static dr_status fusion_backward(dr_backend *b, const dr_fusion *t, const dr_fusion_gradient *out) {
     const fusion_sizes s = sizes_of(t);
-    const int64_t n_blocks = (t->B + FUSION_BLOCK - 1) / FUSION_BLOCK, each = s.spectrum + s.gates + s.work;
+    const int64_t n_blocks = block_count(t->B), each = s.spectrum + s.gates + s.work;
     dr_scratch *scratch = &dr_cpu_state_of(b)->shared;
     DR_TRY(dr_scratch_reserve(scratch, n_blocks * each));
 #pragma omp parallel for num_threads(b->n_threads) schedule(dynamic) if (b->n_threads > 1 && n_blocks > 1)

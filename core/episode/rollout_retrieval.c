@@ -19,18 +19,9 @@ dr_status dr_rollout_retrievals_create(dr_rollout *r) {
     return DR_OK;
 }
 
-static int64_t longest_history(const dr_dataset *d) {
-    int64_t longest = 0;
-    for (int32_t u = 0; u < d->n_users; u++) {
-        int64_t n = d->offsets[u + 1] - d->offsets[u];
-        longest = n > longest ? n : longest;
-    }
-    return longest;
-}
-
 void dr_rollout_retrieval_memory(const dr_rollout_parts *p, int64_t *out_host, int64_t *out_backend) {
     int64_t n = p->max_live, k = p->protocol.k_retrieve, host = 0;
-    int64_t longest = p->protocol.exclude_history ? longest_history(p->dataset) : 0;
+    int64_t longest = p->protocol.exclude_history ? dr_dataset_longest(p->dataset) : 0;
     dr_trm_retrieval_memory(p->trm, n, (int32_t)k, longest, &host, out_backend);
     host += n * (int64_t)sizeof(rollout_live *);
     *out_host = ROLLOUT_RETRIEVALS * host + n * (int64_t)(sizeof(char *) + sizeof(dr_trm_query)) +

@@ -17,13 +17,10 @@ static int64_t scratch_of(const dr_memory_needs *needs, int64_t *out_host) {
     return b->ops->pass_memory(b, &shape, out_host);
 }
 
-// Whether the host uses the backend's memory as its own.
-static dr_status look_for_host(dr_backend *b, bool *out_is_host) {
-    void *memory = NULL;
-    DR_TRY(b->ops->memory_create(b, "a look", 1, &memory));
-    *out_is_host = b->ops->host_view(b, memory) != NULL;
-    b->ops->memory_destroy(b, memory);
-    return DR_OK;
+// Sums of all parts.
+static void add_up(dr_memory_plan *plan) {
+    for (int i = 0; i < DR_MEMORY_PARTS; i++)
+        *(plan->parts[i].on_host ? &plan->host : &plan->bytes) += plan->parts[i].bytes;
 }
 
 dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan) {
@@ -34,10 +31,12 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
     int64_t lists = 0, lists_on_host = 0, scratch_on_host = 0;
     bool is_host = false;
     DR_TRY(dr_rollout_memory(needs->rollout, &cache, &passes));
-    DR_TRY(look_for_host(b, &is_host));
+    DR_TRY(dr_memory_is_host(b, &is_host));
     dr_rollout_retrieval_memory(needs->rollout, &lists_on_host, &lists);
     int64_t scratch = scratch_of(needs, &scratch_on_host);
     dr_memory_plan plan = {
+        .advice = "Smaller learn.pack_tokens, rollout.max_live or protocol.max_total_tokens, or "
+                  "learn.recompute, take less",
         .parts = {{.name = "weights", .bytes = weights},
                   {.name = "weights in bf16", .bytes = products},
                   {.name = "gradient", .bytes = dr_lm_n_params(lm) * (int64_t)sizeof(float)},
@@ -57,9 +56,31 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
                   {.name = "copy of weights on the host",
                    .bytes = is_host ? 0 : dr_lm_copy_memory(lm),
                    .on_host = true}}};
-    for (int i = 0; i < DR_MEMORY_PARTS; i++)
-        *(plan.parts[i].on_host ? &plan.host : &plan.bytes) += plan.parts[i].bytes;
+    add_up(&plan);
     *out_plan = plan;
+    return DR_OK;
+}
+
+dr_status dr_memory_plan_make_retrieval(dr_backend *b, const dr_dataset *dataset,
+                                        const dr_trm_train_options *options, dr_memory_plan *out_plan) {
+    dr_trm_train_memory m;
+    DR_TRY(dr_trm_train_memory_of(b, dataset, options, &m));
+    bool apart = !m.is_host;
+    *out_plan =
+        (dr_memory_plan){.parts = {{.name = "text encoder", .bytes = m.encoder},
+                                   {.name = "weights", .bytes = m.weights},
+                                   {.name = "gradient, moments and best weights", .bytes = m.updates},
+                                   {.name = "items", .bytes = m.items},
+                                   {.name = "activations", .bytes = m.batch},
+                                   {.name = "lists", .bytes = m.serving},
+                                   {.name = "scratch of operations", .bytes = m.scratch},
+                                   {.name = "item texts", .bytes = m.host_items, .on_host = apart},
+                                   {.name = "batches", .bytes = m.host_batch, .on_host = apart},
+                                   {.name = "copies of weights", .bytes = m.host_copies, .on_host = apart},
+                                   {.name = "stages", .bytes = m.host_scratch, .on_host = apart}},
+                         .advice = "A smaller batch, max-history, hidden or text-dim, or a smaller text "
+                                   "encoder, takes less"};
+    add_up(out_plan);
     return DR_OK;
 }
 
@@ -99,10 +120,7 @@ dr_status dr_memory_plan_check(const dr_memory_plan *plan, const dr_memory_place
     dr_buf line = {0};
     dr_status status = dr_memory_plan_print(plan, place, &line);
     if (status == DR_OK)
-        status = DR_FAIL(DR_ERR_MEMORY,
-                         "memory: the plan does not fit: %s. Smaller learn.pack_tokens, rollout.max_live or "
-                         "protocol.max_total_tokens, or learn.recompute, take less",
-                         line.data);
+        status = DR_FAIL(DR_ERR_MEMORY, "memory: the plan does not fit: %s. %s", line.data, plan->advice);
     dr_buf_reset(&line);
     return status;
 }

@@ -1,4 +1,5 @@
-// What a worker takes of memory, counted from shapes before anything large is allocated.
+// What a worker, or the training of a retrieval model, takes of memory, counted from shapes before anything
+// large is allocated.
 #ifndef DR_CORE_LEARN_MEMORY_PLAN_H
 #define DR_CORE_LEARN_MEMORY_PLAN_H
 
@@ -7,6 +8,7 @@
 
 #include "core/base/alloc.h"
 #include "core/episode/rollout.h"
+#include "core/rec/trm_train.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -34,6 +36,7 @@ enum { DR_MEMORY_PARTS = 15 };
 typedef struct dr_memory_plan {
     dr_memory_part parts[DR_MEMORY_PARTS];
     int64_t bytes, host; // of all parts, those on the host apart
+    const char *advice;  // what takes less
 } dr_memory_plan;
 
 // Backend memory, where the parts of the learner and of the collective that live on the host are counted as
@@ -41,6 +44,11 @@ typedef struct dr_memory_plan {
 // text, trajectories, the retrieval model and its sentence encoder, which are there before, and what
 // libraries take for themselves. Errors are those of dr_rollout_create.
 dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan);
+
+// The same of training a retrieval model: what dr_trm_train takes, its encoder included; the data set, text
+// and what libraries take for themselves are left out. Errors are those of dr_trm_train_memory_of.
+dr_status dr_memory_plan_make_retrieval(dr_backend *backend, const dr_dataset *dataset,
+                                        const dr_trm_train_options *options, dr_memory_plan *out_plan);
 
 // Where the plan has to fit.
 typedef struct dr_memory_place {

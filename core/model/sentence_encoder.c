@@ -135,10 +135,14 @@ static dr_status queue(const dr_text_encoder *encoder, const char *const *texts,
 
 // ---- the object ----
 
+static int64_t pass_rows(const sentence_config *c) {
+    return c->max_tokens > PASS_ROWS ? c->max_tokens : PASS_ROWS;
+}
+
 static dr_status create_pass(sentence_encoder *s) {
     const sentence_config *c = &s->config;
     dr_backend *b = s->backend;
-    int64_t T = c->max_tokens > PASS_ROWS ? c->max_tokens : PASS_ROWS, D = c->hidden, I = c->inner;
+    int64_t T = pass_rows(c), D = c->hidden, I = c->inner;
     struct {
         float **memory;
         int64_t width;
@@ -212,11 +216,18 @@ static dr_status check_instruction(sentence_encoder *s, const char *dir, const c
     return DR_OK;
 }
 
+// config.json and its neighbours, and the limit that was asked for.
+static dr_status read_config(const char *dir, int32_t max_tokens, sentence_config *c,
+                             char **out_instruction) {
+    DR_TRY(dr_sentence_config_read(dir, c, out_instruction));
+    if (max_tokens < c->max_tokens) c->max_tokens = max_tokens;
+    return DR_OK;
+}
+
 // given: the instruction of queries, or NULL.
 static dr_status fill(sentence_encoder *s, const char *dir, int32_t max_tokens, const char *given,
                       dr_text_encoder *encoder) {
-    DR_TRY(dr_sentence_config_read(dir, &s->config, &encoder->query_instruction));
-    if (max_tokens < s->config.max_tokens) s->config.max_tokens = max_tokens;
+    DR_TRY(read_config(dir, max_tokens, &s->config, &encoder->query_instruction));
     encoder->dim = s->config.hidden;
     if (given) {
         dr_free(encoder->query_instruction);
@@ -254,5 +265,45 @@ dr_status dr_sentence_encoder_create(dr_backend *backend, const char *dir, int32
         *out_encoder = encoder;
     else
         dr_text_encoder_destroy(encoder);
+    return status;
+}
+
+// As create_pass, weights_read and pack take it.
+static void count_memory(dr_backend *b, const sentence_encoder *s, bool is_host,
+                         dr_text_encoder_memory *out) {
+    const sentence_config *c = &s->config;
+    int64_t T = pass_rows(c), D = c->hidden, I = c->inner, wide = 3 * D > I ? 3 * D : I, host = 0;
+    int64_t rows = T * (4 * D + wide + (D > I ? D : I) + 4); // four of D, ids, places and what a norm keeps
+    int64_t packed = b->ops->weight_memory(b, 3 * D, D) + b->ops->weight_memory(b, D, D) +
+                     b->ops->weight_memory(b, I, D) + b->ops->weight_memory(b, D, I);
+    const dr_pass_shape shape = {.is_plain = true,
+                                 .T = T,
+                                 .n_out = wide,
+                                 .n_in = D > I ? D : I,
+                                 .longest = c->max_tokens,
+                                 .H = c->n_heads,
+                                 .G = c->n_heads,
+                                 .d = c->hidden / c->n_heads};
+    out->dim = c->hidden;
+    out->backend = (s->n_params + rows) * (int64_t)sizeof(float) + c->n_layers * packed;
+    out->scratch = b->ops->pass_memory(b, &shape, &host);
+    out->scratch_on_host = host;
+    out->host = (is_host ? 0 : s->n_params * (int64_t)sizeof(float)) + 3 * T * (int64_t)sizeof(int32_t);
+    out->queued = 2 * c->max_tokens * (int64_t)sizeof(int32_t);
+}
+
+dr_status dr_sentence_encoder_memory(dr_backend *backend, const char *dir, int32_t max_tokens,
+                                     dr_text_encoder_memory *out) {
+    sentence_encoder *s = NULL;
+    char *instruction = NULL;
+    bool is_host = false;
+    DR_TRY(dr_memory_is_host(backend, &is_host));
+    DR_TRY(dr_alloc(&s, "sentence encoder", 1, sizeof *s));
+    s->backend = backend;
+    dr_status status = read_config(dir, max_tokens, &s->config, &instruction);
+    if (status == DR_OK) status = dr_sentence_outline(s);
+    if (status == DR_OK) count_memory(backend, s, is_host, out);
+    dr_free(instruction);
+    destroy_state(s);
     return status;
 }

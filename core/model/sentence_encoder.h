@@ -26,6 +26,10 @@ extern "C" {
 dr_status dr_sentence_encoder_create(dr_backend *backend, const char *dir, int32_t max_tokens,
                                      const char *query_instruction, dr_text_encoder **out_encoder);
 
+// What one takes on `backend`, from the folder's configuration alone: the same errors.
+dr_status dr_sentence_encoder_memory(dr_backend *backend, const char *dir, int32_t max_tokens,
+                                     dr_text_encoder_memory *out);
+
 #ifdef __cplusplus
 }
 #endif

@@ -27,6 +27,10 @@ bool dr_text_encoder_is_folder(const char *name);
 dr_status dr_text_encoder_open(dr_backend *backend, const dr_text_encoder_choice *choice,
                                dr_text_encoder **out_encoder);
 
+// What opening one will take, before it is opened.
+dr_status dr_text_encoder_memory_of(dr_backend *backend, const dr_text_encoder_choice *choice,
+                                    dr_text_encoder_memory *out);
+
 #ifdef __cplusplus
 }
 #endif

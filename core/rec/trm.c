@@ -146,15 +146,32 @@ static dr_status create_weights(dr_trm *trm) {
     return DR_OK;
 }
 
-dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_text_encoder *encoder,
-                          dr_trm **out) {
+int64_t dr_trm_packed_memory(const dr_trm *trm) {
+    dr_backend *b = trm->backend;
+    int64_t D = trm->config.hidden, I = trm->config.inner;
+    int64_t layer = b->ops->weight_memory(b, 3 * D, D) + b->ops->weight_memory(b, D, D) +
+                    b->ops->weight_memory(b, I, D) + b->ops->weight_memory(b, D, I);
+    return trm->config.n_layers * layer +
+           b->ops->weight_memory(b, trm->config.n_experts * D, trm->config.text_dim);
+}
+
+dr_status dr_trm_outline(dr_backend *backend, const dr_trm_config *config, dr_trm **out) {
     dr_trm *trm = NULL;
     DR_TRY(check_config(config, "retrieval model"));
     DR_TRY(dr_alloc(&trm, "retrieval model", 1, sizeof *trm));
     trm->backend = backend;
     trm->config = *config;
-    int64_t N = (int64_t)config->n_items + 1, D = config->hidden, X = config->text_dim;
+    trm->serving.rows = dr_trm_serving_rows(config);
     place_all(trm);
+    *out = trm;
+    return DR_OK;
+}
+
+dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_text_encoder *encoder,
+                          dr_trm **out) {
+    dr_trm *trm = NULL;
+    DR_TRY(dr_trm_outline(backend, config, &trm));
+    int64_t N = (int64_t)config->n_items + 1, D = config->hidden, X = config->text_dim;
     dr_status status;
     DR_TRY_GOTO(status, create_dft(trm), destroy);
     DR_TRY_GOTO(status,

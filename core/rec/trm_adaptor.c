@@ -38,6 +38,12 @@ dr_status dr_trm_adaptor_create(const dr_trm *trm, int64_t capacity, bool trains
     return DR_OK;
 }
 
+int64_t dr_trm_adaptor_memory(const dr_trm_config *c, int64_t capacity, bool trains) {
+    int64_t X = c->text_dim, E = c->n_experts, D = c->hidden;
+    int64_t row = X + E * D + E + D + (trains ? X + 2 * E + E * D : 0);
+    return capacity * row * (int64_t)sizeof(float);
+}
+
 // Dropout of the expert input and noise of the gate logits. The noise is drawn on the host: a few numbers a
 // row, the same bits on every backend.
 static dr_status disturb(dr_trm *trm, trm_adaptor *a, int64_t rows, dr_rng *rng) {

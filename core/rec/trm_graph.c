@@ -74,6 +74,20 @@ dr_status dr_trm_batch_create(const dr_trm *trm, int64_t capacity, bool trains, 
     return DR_OK;
 }
 
+// The lists of dr_trm_batch_create, added up.
+int64_t dr_trm_batch_memory(const dr_trm_config *c, int64_t capacity, bool trains) {
+    int64_t L = c->max_history, D = c->hidden, P = capacity * L, K2 = 2 * (L / 2 + 1);
+    int64_t floats = P * (6 * D + 4) + capacity * (2 * K2 * D + 4 * D + 2);
+    for (int32_t l = 0; l < c->n_layers; l++) {
+        bool is_last = l + 1 == c->n_layers;
+        int64_t Q = is_last ? capacity : P, Lq = is_last ? 1 : L;
+        floats += P * 3 * D + capacity * c->n_heads * Lq * L + Q * (4 * D + 4 + 2 * c->inner);
+        if (!is_last) floats += P * D;
+    }
+    if (trains) floats += 4 * P * widest(c);
+    return floats * (int64_t)sizeof(float) + trm_inputs_size(capacity, L) * (int64_t)sizeof(int32_t);
+}
+
 void dr_trm_batch_destroy(trm_batch *b) {
     if (!b) return;
     void (*give_back)(dr_backend *, void *) = b->backend->ops->memory_destroy;

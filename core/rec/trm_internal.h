@@ -143,6 +143,9 @@ dr_status dr_trm_batch_create(const dr_trm *trm, int64_t capacity, bool trains, 
 void dr_trm_batch_destroy(trm_batch *batch);
 dr_status dr_trm_adaptor_create(const dr_trm *trm, int64_t capacity, bool trains, trm_adaptor *out);
 void dr_trm_adaptor_reset(trm_adaptor *adaptor);
+// Bytes of the backend that the two take.
+int64_t dr_trm_batch_memory(const dr_trm_config *config, int64_t capacity, bool trains);
+int64_t dr_trm_adaptor_memory(const dr_trm_config *config, int64_t capacity, bool trains);
 
 // y = A(x) for rows already in adaptor->x. rng NULL: no dropout, no noise.
 dr_status dr_trm_adapt(dr_trm *trm, trm_adaptor *adaptor, int64_t rows, dr_rng *rng);
@@ -167,6 +170,11 @@ dr_status dr_trm_batch_backward(dr_trm *trm, trm_batch *batch, const float *dfus
 typedef struct trm_trainer trm_trainer;
 dr_status dr_trm_trainer_create(dr_trm *trm, int64_t capacity, trm_trainer **out);
 void dr_trm_trainer_destroy(trm_trainer *trainer); // NULL is fine
+// Bytes that one takes, of the backend and on the host, the catalogue's texts left out; rows that its ops
+// see.
+void dr_trm_trainer_memory(const dr_trm_config *config, int64_t capacity, int64_t *out_backend,
+                           int64_t *out_host);
+int64_t dr_trm_trainer_rows(const dr_trm_config *config, int64_t capacity);
 // Mean loss of a batch; `gradient` (n_params, backend memory) is overwritten. rng NULL: no dropout, no noise.
 // Waits for the backend.
 dr_status dr_trm_trainer_gradient(trm_trainer *trainer, const dr_trm_query *queries, const int32_t *targets,
@@ -177,8 +185,16 @@ dr_status dr_trm_trainer_gradient(trm_trainer *trainer, const dr_trm_query *quer
 dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_text_encoder *encoder,
                           dr_trm **out);
 
+// A model's sizes without its memory: config, n_params, tensors and serving.rows are what dr_trm_allocate
+// gives them, all else is zero; dr_free.
+dr_status dr_trm_outline(dr_backend *backend, const dr_trm_config *config, dr_trm **out);
+// Training targets of a data set (trm_train.c).
+int64_t dr_trm_count_samples(const dr_dataset *dataset, int32_t leave_last);
+
 // The encoder that a configuration names, NULL for external texts (trm_text.c).
 dr_status dr_trm_open_encoder(dr_backend *backend, const dr_trm_config *config, dr_text_encoder **out);
+// What it will take; text_dim of a fresh model's configuration becomes its.
+dr_status dr_trm_encoder_memory(dr_backend *backend, dr_trm_config *config, dr_text_encoder_memory *out);
 // What it is goes into the configuration of a fresh model: whoever loads it must find the same one.
 dr_status dr_trm_note_encoder(const dr_text_encoder *encoder, dr_trm_config *config);
 // The encoder of a model in folder `dir`; as dr_trm_load_with.
@@ -186,8 +202,11 @@ dr_status dr_trm_load_encoder(dr_backend *backend, const char *dir, const char *
                               dr_trm_config *config, dr_text_encoder **out);
 dr_status dr_trm_encode_catalogue(dr_trm *trm, const dr_dataset *d); // title and categories of every item
 dr_status dr_trm_weights_changed(dr_trm *trm);                       // packs
+int64_t dr_trm_packed_memory(const dr_trm *trm);                     // bytes of the packed weights
 dr_status dr_trm_prepare_serving(dr_trm *trm); // packs, normalises, adapts the catalogue
 dr_status dr_trm_serving_create(dr_trm *trm);
-void dr_trm_serving_destroy(dr_trm *trm); // also of a part of it
+int64_t dr_trm_serving_rows(const dr_trm_config *config);   // requests of one pass
+int64_t dr_trm_serving_memory(const dr_trm_config *config); // bytes of the backend, retrievals left out
+void dr_trm_serving_destroy(dr_trm *trm);                   // also of a part of it
 
 #endif

@@ -104,13 +104,18 @@ static dr_status take_backend(trm_trainer *t) {
     return place_texts(t);
 }
 
+// Items of a batch at most, padding among them.
+static int64_t most_distinct(const dr_trm_config *c, int64_t capacity) {
+    int64_t N = (int64_t)c->n_items + 1, P = capacity * c->max_history;
+    return P + 1 < N ? P + 1 : N;
+}
+
 dr_status dr_trm_trainer_create(dr_trm *trm, int64_t capacity, trm_trainer **out) {
-    int64_t N = (int64_t)trm->config.n_items + 1, P = capacity * trm->config.max_history;
     trm_trainer *t = NULL;
     DR_TRY(dr_alloc(&t, "retrieval training", 1, sizeof *t));
     t->trm = trm;
     t->capacity = capacity;
-    t->distinct = P + 1 < N ? P + 1 : N;
+    t->distinct = most_distinct(&trm->config, capacity);
     dr_status status = take_host(t);
     if (status == DR_OK) status = take_backend(t);
     if (status != DR_OK) {
@@ -119,6 +124,22 @@ dr_status dr_trm_trainer_create(dr_trm *trm, int64_t capacity, trm_trainer **out
     }
     *out = t;
     return DR_OK;
+}
+
+// The lists of take_backend and take_host, added up.
+void dr_trm_trainer_memory(const dr_trm_config *c, int64_t B, int64_t *out_backend, int64_t *out_host) {
+    int64_t N = (int64_t)c->n_items + 1, D = c->hidden, L = c->max_history, distinct = most_distinct(c, B);
+    int64_t rows = distinct + B, lists = B * (L + 2) + distinct;
+    int64_t floats = B * (6 * D + 1) + N * (2 * D + 1) + B * N + B * L * D + rows * D;
+    *out_backend = dr_trm_batch_memory(c, B, true) + dr_trm_adaptor_memory(c, rows, true) +
+                   floats * (int64_t)sizeof(float) + lists * (int64_t)sizeof(int32_t) +
+                   B * (int64_t)sizeof(double);
+    *out_host = (trm_inputs_size(B, L) + lists + N) * (int64_t)sizeof(int32_t) + B * (int64_t)sizeof(double);
+}
+
+int64_t dr_trm_trainer_rows(const dr_trm_config *c, int64_t B) {
+    int64_t rows = most_distinct(c, B) + B, P = B * c->max_history;
+    return rows > P ? rows : P;
 }
 
 // Adaptor rows: every item of the batch once (padding first), then the preference texts.

@@ -25,11 +25,21 @@ struct dr_trm_retrieval {
 
 // ---- what serving computes in ----
 
+int64_t dr_trm_serving_rows(const dr_trm_config *c) {
+    int64_t rows = MOST_SCORES / ((int64_t)c->n_items + 1);
+    return rows < 1 ? 1 : rows < SERVE_BATCH ? rows : SERVE_BATCH;
+}
+
+int64_t dr_trm_serving_memory(const dr_trm_config *c) {
+    int64_t rows = dr_trm_serving_rows(c);
+    return dr_trm_batch_memory(c, rows, false) + dr_trm_adaptor_memory(c, rows, false) +
+           rows * (c->hidden + (int64_t)c->n_items + 1) * (int64_t)sizeof(float);
+}
+
 dr_status dr_trm_serving_create(dr_trm *trm) {
     dr_backend *b = trm->backend;
     trm_serving *s = &trm->serving;
-    int64_t N = (int64_t)trm->config.n_items + 1, rows = MOST_SCORES / N;
-    s->rows = rows < 1 ? 1 : rows < SERVE_BATCH ? rows : SERVE_BATCH;
+    int64_t N = (int64_t)trm->config.n_items + 1;
     DR_TRY(dr_trm_batch_create(trm, s->rows, false, &s->batch));
     DR_TRY(dr_trm_adaptor_create(trm, s->rows, false, &s->adaptor));
     DR_TRY(dr_memory_create(b, &s->unit, "unit user vectors", s->rows * trm->config.hidden, sizeof(float)));

@@ -14,11 +14,23 @@ static bool has_encoder(const dr_trm_config *config) {
     return strcmp(config->text_encoder, "external") != 0;
 }
 
+static dr_text_encoder_choice choice_of(const dr_trm_config *config) {
+    return (dr_text_encoder_choice){.name = config->text_encoder,
+                                    .dim = config->text_dim,
+                                    .max_tokens = config->max_text_tokens,
+                                    .query_instruction = config->query_instruction};
+}
+
+dr_status dr_trm_encoder_memory(dr_backend *backend, dr_trm_config *config, dr_text_encoder_memory *out) {
+    const dr_text_encoder_choice choice = choice_of(config);
+    *out = (dr_text_encoder_memory){.dim = config->text_dim};
+    if (has_encoder(config)) DR_TRY(dr_text_encoder_memory_of(backend, &choice, out));
+    config->text_dim = out->dim;
+    return DR_OK;
+}
+
 dr_status dr_trm_open_encoder(dr_backend *backend, const dr_trm_config *config, dr_text_encoder **out) {
-    dr_text_encoder_choice choice = {.name = config->text_encoder,
-                                     .dim = config->text_dim,
-                                     .max_tokens = config->max_text_tokens,
-                                     .query_instruction = config->query_instruction};
+    const dr_text_encoder_choice choice = choice_of(config);
     *out = NULL;
     return has_encoder(config) ? dr_text_encoder_open(backend, &choice, out) : DR_OK;
 }

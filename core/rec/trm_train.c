@@ -11,7 +11,7 @@
 #include "core/rec/trm_internal.h"
 #include "core/text/normalize.h"
 
-enum { EVAL_CHUNK = 512 };
+enum { EVAL_CHUNK = 512, EVAL_ITEMS = 10 };
 
 dr_trm_train_options dr_trm_train_defaults(void) {
     return (dr_trm_train_options){.config = {.hidden = 128,
@@ -82,13 +82,18 @@ typedef struct train_sample {
     int32_t user, position; // target is sequence[offset[user] + position]
 } train_sample;
 
-// Every position but the first of the training part, without its last `leave_last` ones.
-static dr_status list_samples(const dr_dataset *d, int32_t leave_last, train_sample **out, int64_t *out_n) {
-    int64_t n = 0, at = 0;
+int64_t dr_trm_count_samples(const dr_dataset *d, int32_t leave_last) {
+    int64_t n = 0;
     for (int32_t u = 0; u < d->n_users; u++) {
         int64_t length = d->offsets[u + 1] - d->offsets[u] - 2 - leave_last;
         if (length > 1) n += length - 1;
     }
+    return n;
+}
+
+// Every position but the first of the training part, without its last `leave_last` ones.
+static dr_status list_samples(const dr_dataset *d, int32_t leave_last, train_sample **out, int64_t *out_n) {
+    int64_t n = dr_trm_count_samples(d, leave_last), at = 0;
     DR_CHECK(
         n > 0, DR_ERR_ARGUMENT,
         "retrieval training: no user has two items before the held-out ones and the %d left to the policy",
@@ -179,7 +184,7 @@ static dr_status validate(dr_trm *trm, const dr_dataset *d, double *out_recall, 
     int32_t targets[EVAL_CHUNK];
     dr_hit *hits = NULL;
     int64_t total = 0;
-    int32_t k = trm->config.n_items > 10 ? 10 : 1, n = 0;
+    int32_t k = trm->config.n_items > EVAL_ITEMS ? EVAL_ITEMS : 1, n = 0;
     double recall = 0, ndcg = 0;
     DR_TRY(dr_alloc(&hits, "validation hits", (int64_t)EVAL_CHUNK * k, sizeof *hits));
     dr_status status = DR_OK;
@@ -309,12 +314,89 @@ static dr_status check_texts(const dr_trm_config *c) {
 
 static dr_status create_fresh(dr_backend *backend, dr_trm_config *config, dr_trm **out_trm) {
     dr_text_encoder *encoder = NULL;
-    DR_TRY(check_texts(config));
     DR_TRY(dr_trm_open_encoder(backend, config, &encoder));
     dr_status status = encoder ? dr_trm_note_encoder(encoder, config) : DR_OK;
     if (status == DR_OK) status = dr_trm_allocate(backend, config, encoder, out_trm);
     if (status != DR_OK) dr_text_encoder_destroy(encoder);
     return status;
+}
+
+static dr_status check_options(const dr_trm_train_options *o) {
+    DR_CHECK(o->batch > 0 && o->max_epochs > 0 && o->patience > 0, DR_ERR_ARGUMENT,
+             "retrieval training: batch %d, epochs %d and patience %d must be positive", o->batch,
+             o->max_epochs, o->patience);
+    return check_texts(&o->config);
+}
+
+// Its own retrievals: that of the last call and a wider one, with validation's lists, while one takes the
+// other's place.
+static void count_retrievals(const dr_trm *trm, int64_t longest, const dr_text_encoder_memory *encoder,
+                             dr_trm_train_memory *m) {
+    int64_t rows = trm->serving.rows, embedding = trm->config.text_dim * (int64_t)sizeof(float);
+    int64_t k = trm->config.n_items > EVAL_ITEMS ? EVAL_ITEMS : 1, host = 0, backend = 0;
+    dr_trm_retrieval_memory(trm, rows, (int32_t)k, longest, &host, &backend);
+    if (encoder->queued > 0) {
+        backend += rows * embedding;
+        host += rows * (embedding + encoder->queued);
+    }
+    m->serving += backend;
+    m->host_batch += 2 * host;
+}
+
+static int64_t largest(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+static dr_pass_shape shape_of(const dr_trm_config *c, int64_t B) {
+    int64_t D = c->hidden, I = c->inner, X = c->text_dim;
+    return (dr_pass_shape){.is_plain = true,
+                           .T = dr_trm_trainer_rows(c, B),
+                           .n_out = largest(largest(3 * D, I), c->n_experts * D),
+                           .n_in = largest(largest(D, I), X),
+                           .n_requests = B,
+                           .n_positions = c->max_history,
+                           .n_columns = D,
+                           .n_scores = (int64_t)c->n_items + 1};
+}
+
+// As dr_trm_allocate, training_init and what they call take it.
+static void count_memory(const dr_trm *trm, const dr_dataset *d, const dr_trm_train_options *o,
+                         const dr_text_encoder_memory *encoder, bool is_host, dr_trm_train_memory *m) {
+    const dr_trm_config *c = &trm->config;
+    dr_backend *b = trm->backend;
+    int64_t N = (int64_t)c->n_items + 1, D = c->hidden, X = c->text_dim, B = o->batch, on_host = 0;
+    int64_t params = (int64_t)trm_bytes(trm->n_params), dft = 4 * (c->max_history / 2 + 1) * c->max_history;
+    const dr_pass_shape shape = shape_of(c, B);
+    dr_trm_trainer_memory(c, B, &m->batch, &m->host_batch);
+    m->encoder = encoder->backend;
+    m->weights = params + (int64_t)trm_bytes(dft) + dr_trm_packed_memory(trm);
+    m->updates = 4 * params; // gradient, two moments, the best weights
+    m->items = (int64_t)trm_bytes(2 * N * D + (is_host ? 0 : N * X));
+    m->serving = dr_trm_serving_memory(c) + (int64_t)trm_bytes(trm->serving.rows * X); // and a piece's texts
+    m->scratch = encoder->scratch + b->ops->pass_memory(b, &shape, &on_host);
+    m->host_items = (int64_t)trm_bytes(2 * N * X + (is_host ? 0 : N * D));
+    m->host_batch += dr_trm_count_samples(d, o->leave_last) * (int64_t)sizeof(train_sample) +
+                     B * (int64_t)(sizeof(dr_trm_query) + sizeof(int32_t) + trm_bytes(X));
+    m->host_copies = encoder->host + (is_host ? 0 : largest(params, (int64_t)trm_bytes(B * X)));
+    m->host_scratch = encoder->scratch_on_host + on_host;
+    count_retrievals(trm, dr_dataset_longest(d), encoder, m);
+}
+
+dr_status dr_trm_train_memory_of(dr_backend *backend, const dr_dataset *dataset,
+                                 const dr_trm_train_options *options, dr_trm_train_memory *out) {
+    dr_trm_config config = options->config;
+    dr_text_encoder_memory encoder;
+    dr_trm *outline = NULL;
+    bool is_host = false;
+    config.n_items = dataset->n_items;
+    DR_TRY(check_options(options));
+    DR_TRY(dr_memory_is_host(backend, &is_host));
+    DR_TRY(dr_trm_encoder_memory(backend, &config, &encoder));
+    DR_TRY(dr_trm_outline(backend, &config, &outline));
+    *out = (dr_trm_train_memory){.is_host = is_host};
+    count_memory(outline, dataset, options, &encoder, is_host, out);
+    dr_free(outline);
+    return DR_OK;
 }
 
 dr_status dr_trm_train(dr_backend *backend, const dr_dataset *dataset, const dr_trm_train_options *options,
@@ -323,9 +405,7 @@ dr_status dr_trm_train(dr_backend *backend, const dr_dataset *dataset, const dr_
     config.n_items = dataset->n_items;
     dr_trm *trm = NULL;
     training w = {0};
-    DR_CHECK(options->batch > 0 && options->max_epochs > 0 && options->patience > 0, DR_ERR_ARGUMENT,
-             "retrieval training: batch %d, epochs %d and patience %d must be positive", options->batch,
-             options->max_epochs, options->patience);
+    DR_TRY(check_options(options));
     DR_TRY(create_fresh(backend, &config, &trm));
     dr_status status = draw_weights(trm, options->seed);
     if (status == DR_OK && trm->encoder) status = dr_trm_encode_catalogue(trm, dataset);

@@ -32,6 +32,20 @@ typedef struct dr_trm_train_options {
 
 dr_trm_train_options dr_trm_train_defaults(void);
 
+// Bytes that training takes at most, counted from sizes alone; what the data set takes is left out.
+typedef struct dr_trm_train_memory {
+    bool is_host;             // the backend's memory is the host's
+    int64_t encoder;          // of the backend: the encoder's weights and passes
+    int64_t weights, updates; // the model's; gradient, moments and the best weights
+    int64_t items;            // vectors of the catalogue
+    int64_t batch, serving;   // activations of an update; of lists, as validation makes them
+    int64_t scratch;          // of the ops
+    int64_t host_items, host_batch, host_copies, host_scratch; // of the host; copies: for a moment
+} dr_trm_train_memory;
+// DR_ERR_ARGUMENT, DR_ERR_FORMAT, DR_ERR_UNSUPPORTED: what dr_trm_train refuses before it takes memory.
+dr_status dr_trm_train_memory_of(dr_backend *backend, const dr_dataset *dataset,
+                                 const dr_trm_train_options *options, dr_trm_train_memory *out);
+
 // Trains on the backend from fresh weights and returns the model of the best validation NDCG@10, ready to
 // serve there. Same seed, same bits on the same backend; fresh weights, samples, masks and noise are the same
 // on every one.

@@ -149,6 +149,15 @@ dr_status dr_dataset_save(const dr_dataset *d, const char *path) {
     return dr_h5_commit(file);
 }
 
+int64_t dr_dataset_longest(const dr_dataset *d) {
+    int64_t longest = 0;
+    for (int32_t u = 0; u < d->n_users; u++) {
+        int64_t n = d->offsets[u + 1] - d->offsets[u];
+        longest = n > longest ? n : longest;
+    }
+    return longest;
+}
+
 int dr_dataset_example(const dr_dataset *d, int32_t user, dr_split split, dr_example *out) {
     static const int32_t back[] = {[DR_SPLIT_TEST] = 1, [DR_SPLIT_VALID] = 2, [DR_SPLIT_TRAIN] = 3};
     int64_t n = d->offsets[user + 1] - d->offsets[user], at = n - back[split];

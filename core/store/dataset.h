@@ -43,6 +43,8 @@ typedef struct dr_example {
 // False when the user's sequence is too short (a target needs at least one item before it).
 int dr_dataset_example(const dr_dataset *dataset, int32_t user, dr_split split, dr_example *out_example);
 
+int64_t dr_dataset_longest(const dr_dataset *dataset); // items of the longest sequence
+
 // User by the source's id, or -1 (linear; build your own index for bulk look-ups).
 int32_t dr_dataset_find_user(const dr_dataset *dataset, const char *user_name);
 

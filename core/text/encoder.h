@@ -42,6 +42,13 @@ struct dr_text_encoder {
     void *state;
 };
 
+// Bytes that a body takes: of its backend, of the ops there, of the host while it is opened and of the ops
+// there; what `queue` wants of a transfer for a text.
+typedef struct dr_text_encoder_memory {
+    int32_t dim;
+    int64_t backend, scratch, host, scratch_on_host, queued;
+} dr_text_encoder_memory;
+
 // "hashed-ngram". dim > 0 (1024 matches the authors' width). By name, and with every body in sight:
 // core/model/text_encoders.h.
 dr_status dr_hashed_encoder_create(int32_t dim, dr_text_encoder **out_encoder);
