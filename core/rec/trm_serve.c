@@ -1,6 +1,6 @@
 // The retrieval model at work: requests go to the backend as one copy, are scored against the whole catalogue
 // and come back as the best items. Nothing between begin and finish waits for the backend, but for buffers
-// that have to grow.
+// that have to grow, and where texts take several of an encoder's passes for what these hand to each other.
 #include <math.h>
 #include <string.h>
 
