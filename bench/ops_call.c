@@ -23,6 +23,44 @@ dr_status bench_call_zeros(bench_call *c, int64_t n, float **out) {
     return keep(c, *out);
 }
 
+// bf16 is the upper half of a float: here the lower half is cut off, since any value will do.
+dr_status bench_call_gated(bench_call *c, int64_t n, float **out, float **out_floats) {
+    const bool is_rounded = dr_gated_bytes(c->b) == sizeof(uint16_t);
+    uint32_t *host = NULL;
+    if (out_floats) DR_TRY(bench_call_zeros(c, n, out_floats));
+    DR_TRY(bench_call_normal(c, n, out));
+    if (!is_rounded) return DR_OK;
+    DR_TRY(dr_alloc(&host, "gate and up", n, sizeof *host));
+    c->b->ops->copy_out(c->b, host, *out, (size_t)n * sizeof *host);
+    for (int64_t i = 0; i < n; i++) {
+        const uint16_t half = (uint16_t)(host[i] >> 16); // in place: none stands before its float
+        memcpy((char *)host + i * 2, &half, sizeof half);
+    }
+    c->b->ops->copy_in(c->b, *out, host, (size_t)n * sizeof(uint16_t));
+    dr_free(host);
+    return DR_OK;
+}
+
+dr_status bench_call_widen(bench_call *c, const void *gated, int64_t n, float *out) {
+    const size_t size = dr_gated_bytes(c->b);
+    void *host = NULL;
+    uint32_t *wide = NULL;
+    if (size == sizeof(float)) {
+        c->b->ops->copy(c->b, out, gated, (size_t)n * size);
+        return DR_OK;
+    }
+    DR_TRY(dr_alloc(&host, "gate and up", n, size));
+    dr_status status = dr_alloc(&wide, "gate and up as floats", n, sizeof *wide);
+    if (status == DR_OK) {
+        c->b->ops->copy_out(c->b, host, gated, (size_t)n * size);
+        for (int64_t i = 0; i < n; i++) wide[i] = (uint32_t)((const uint16_t *)host)[i] << 16;
+        c->b->ops->copy_in(c->b, out, wide, (size_t)n * sizeof *wide);
+    }
+    dr_free(wide);
+    dr_free(host);
+    return status;
+}
+
 dr_status bench_call_ids(bench_call *c, int64_t n, int32_t below, int32_t **out) {
     int32_t *ids = NULL;
     float *memory = NULL;

@@ -56,6 +56,10 @@ extern const bench_ops_part bench_ops_products, bench_ops_rows, bench_ops_attent
 // Arrays of a call; they go with it.
 dr_status bench_call_normal(bench_call *c, int64_t n, float **out);
 dr_status bench_call_zeros(bench_call *c, int64_t n, float **out);
+// n random values of gate and up as the backend keeps them; out_floats, where it is not NULL: as many floats,
+// zeros, for bench_call_widen, which writes what the kept ones are.
+dr_status bench_call_gated(bench_call *c, int64_t n, float **out, float **out_floats);
+dr_status bench_call_widen(bench_call *c, const void *gated, int64_t n, float *out);
 dr_status bench_call_ids(bench_call *c, int64_t n, int32_t below, int32_t **out);
 dr_status bench_call_host(bench_call *c, int slot, int64_t count, size_t size, void *out_pointer);
 dr_status bench_call_weight(bench_call *c, int64_t n_out, int64_t n_in, float **out_values);

@@ -5,6 +5,10 @@ static double element(const bench_call *c) { // bytes of a weight as products re
     return c->b->precision == DR_BF16 ? 2 : 4;
 }
 
+static double gated(const bench_call *c) { // bytes of a value of gate and up
+    return (double)dr_gated_bytes(c->b);
+}
+
 // x [T, n_in], y [T, n_out]
 static dr_status prepare_linear(bench_call *c, int64_t n_out, int64_t n_in) {
     float *values = NULL;
@@ -22,8 +26,25 @@ static dr_status prepare_qkv(bench_call *c) {
     return prepare_linear(c, heads * c->m->head_size, c->m->hidden);
 }
 
+// x [T, n_in], gate and up [T, n_out], and these as floats
 static dr_status prepare_gate_up(bench_call *c) {
-    return prepare_linear(c, 2 * (int64_t)c->m->intermediate, c->m->hidden);
+    int64_t O = 2 * (int64_t)c->m->intermediate, I = c->m->hidden;
+    float *values = NULL;
+    DR_TRY(bench_call_weight(c, O, I, &values));
+    DR_TRY(bench_call_normal(c, c->T * I, &c->x[0]));
+    DR_TRY(bench_call_gated(c, c->T * O, &c->x[1], &c->x[2]));
+    bench_call_compare(c, c->x[2], c->T * O);
+    c->product = (bench_product){.m = c->T, .n = O, .k = I, .trans_b = true, .count = 1};
+    c->bytes = element(c) * (double)(O * I) + (double)c->T * (4.0 * (double)I + gated(c) * (double)O);
+    return DR_OK;
+}
+
+static dr_status run_gate_up(bench_call *c) {
+    return c->b->ops->gate_up_forward(c->b, c->w, c->x[0], c->T, c->x[1]);
+}
+
+static dr_status finish_gate_up(bench_call *c) {
+    return bench_call_widen(c, c->x[1], c->out[0].n, c->x[2]);
 }
 
 static dr_status prepare_down(bench_call *c) {
@@ -43,7 +64,7 @@ static dr_status prepare_gated(bench_call *c) {
     int64_t O = c->m->hidden, I = c->m->intermediate;
     float *values = NULL;
     DR_TRY(bench_call_weight(c, O, I, &values));
-    DR_TRY(bench_call_normal(c, c->T * 2 * I, &c->x[0]));
+    DR_TRY(bench_call_gated(c, c->T * 2 * I, &c->x[0], NULL));
     c->product = (bench_product){.m = c->T, .n = O, .k = I, .trans_b = true, .count = 1};
     return DR_OK;
 }
@@ -53,7 +74,7 @@ static dr_status prepare_swiglu(bench_call *c) {
     DR_TRY(prepare_gated(c));
     DR_TRY(bench_call_zeros(c, c->T * O, &c->x[1]));
     bench_call_compare(c, c->x[1], c->T * O);
-    c->bytes = element(c) * (double)(O * I) + 4.0 * (double)(c->T * (2 * I + O));
+    c->bytes = element(c) * (double)(O * I) + (double)c->T * (gated(c) * 2 * (double)I + 4.0 * (double)O);
     return DR_OK;
 }
 
@@ -61,17 +82,18 @@ static dr_status run_swiglu(bench_call *c) {
     return c->b->ops->swiglu_linear_forward(c->b, c->w, c->x[0], c->T, c->x[1]);
 }
 
-// x[2] dy, x[3] dgate_up, x[4] dw: two products
+// x[2] dy, x[3] dgate_up, x[4] dw, x[5] dgate_up as floats: two products
 static dr_status prepare_swiglu_backward(bench_call *c) {
     int64_t O = c->m->hidden, I = c->m->intermediate;
     DR_TRY(prepare_gated(c));
     DR_TRY(bench_call_normal(c, c->T * O, &c->x[2]));
-    DR_TRY(bench_call_zeros(c, c->T * 2 * I, &c->x[3]));
+    DR_TRY(bench_call_gated(c, c->T * 2 * I, &c->x[3], &c->x[5]));
     DR_TRY(bench_call_zeros(c, O * I, &c->x[4]));
-    bench_call_compare(c, c->x[3], c->T * 2 * I);
+    bench_call_compare(c, c->x[5], c->T * 2 * I);
     bench_call_compare(c, c->x[4], O * I);
     c->product.count = 2;
-    c->bytes = (element(c) + 8) * (double)(O * I) + 4.0 * (double)(c->T * (4 * I + O));
+    c->bytes =
+        (element(c) + 8) * (double)(O * I) + (double)c->T * (gated(c) * 4 * (double)I + 4.0 * (double)O);
     return DR_OK;
 }
 
@@ -79,20 +101,38 @@ static dr_status run_swiglu_backward(bench_call *c) {
     return c->b->ops->swiglu_linear_backward(c->b, c->w, c->x[0], c->x[2], c->T, c->x[3], c->x[4]);
 }
 
+static dr_status finish_swiglu_backward(bench_call *c) {
+    return bench_call_widen(c, c->x[3], c->out[0].n, c->x[5]);
+}
+
 // x[0] x, x[1] dy, x[2] dx, x[3] dw: two products
-static dr_status prepare_backward(bench_call *c) {
+static dr_status prepare_gradients(bench_call *c, bool is_gated) {
     int64_t O = 2 * (int64_t)c->m->intermediate, I = c->m->hidden;
+    double dy = is_gated ? gated(c) : 4;
     float *values = NULL;
     DR_TRY(bench_call_weight(c, O, I, &values));
     DR_TRY(bench_call_normal(c, c->T * I, &c->x[0]));
-    DR_TRY(bench_call_normal(c, c->T * O, &c->x[1]));
+    if (is_gated) DR_TRY(bench_call_gated(c, c->T * O, &c->x[1], NULL));
+    if (!is_gated) DR_TRY(bench_call_normal(c, c->T * O, &c->x[1]));
     DR_TRY(bench_call_zeros(c, c->T * I, &c->x[2]));
     DR_TRY(bench_call_zeros(c, O * I, &c->x[3]));
     bench_call_compare(c, c->x[2], c->T * I);
     bench_call_compare(c, c->x[3], O * I);
     c->product = (bench_product){.m = c->T, .n = I, .k = O, .count = 2};
-    c->bytes = (element(c) + 8) * (double)(O * I) + 4.0 * (double)(c->T * (O + 2 * I));
+    c->bytes = (element(c) + 8) * (double)(O * I) + (double)c->T * (dy * (double)O + 8.0 * (double)I);
     return DR_OK;
+}
+
+static dr_status prepare_backward(bench_call *c) {
+    return prepare_gradients(c, false);
+}
+
+static dr_status prepare_gate_up_backward(bench_call *c) {
+    return prepare_gradients(c, true);
+}
+
+static dr_status run_gate_up_backward(bench_call *c) {
+    return c->b->ops->gate_up_backward(c->b, c->w, c->x[0], c->x[1], c->T, c->x[2], c->x[3]);
 }
 
 static dr_status run_backward(bench_call *c) {
@@ -184,12 +224,14 @@ static dr_status finish_copy_out(bench_call *c) {
 
 static const bench_op ops[] = {
     {"linear_forward.qkv", prepare_qkv, run_forward, NULL, true, true},
-    {"linear_forward.gate_up", prepare_gate_up, run_forward, NULL, true, true},
+    {"gate_up_forward", prepare_gate_up, run_gate_up, finish_gate_up, true, true},
     {"linear_forward.down", prepare_down, run_forward, NULL, true, true},
     {"linear_forward.head", prepare_head, run_forward, NULL, true, false},
     {"linear_backward", prepare_backward, run_backward, NULL, false, true},
+    {"gate_up_backward", prepare_gate_up_backward, run_gate_up_backward, NULL, false, true},
     {"swiglu_linear_forward.down", prepare_swiglu, run_swiglu, NULL, true, true},
-    {"swiglu_linear_backward.down", prepare_swiglu_backward, run_swiglu_backward, NULL, false, true},
+    {"swiglu_linear_backward.down", prepare_swiglu_backward, run_swiglu_backward, finish_swiglu_backward,
+     false, true},
     {"gemm", prepare_gemm, run_gemm, NULL, true, true},
     {"weight_pack.embedding", prepare_pack, run_pack, run_rows, false, true},
     {"weight_rows.embedding", prepare_rows, run_rows, NULL, true, true},

@@ -151,8 +151,8 @@ typedef struct dr_lt_product {
     int64_t n_out, n_in, T;
     dr_lt_operand left, right;
     const float *bias; // DR_LT_FORWARD_BIAS only
-    float *out;
-    bool accumulate; // out +=
+    void *out;         // DR_LT_FORWARD_ROUNDED: of bf16, else of fp32
+    bool accumulate;   // out +=
 } dr_lt_product;
 
 // Loads the library for a state that has its device and stream. Where there is none state->lt stays NULL and

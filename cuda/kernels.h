@@ -24,6 +24,7 @@ typedef struct dr_cuda_operand {
 } dr_cuda_operand;
 
 // c [m, n] = alpha · a · b + beta · c + bias: a has m lines, b has n, both of k elements; bias [n] or NULL.
+// rounded_c, where it is not NULL, gets the values instead of c, as bf16: beta 0, dr_cuda_product_bf16 only.
 typedef struct dr_cuda_product {
     const char *op; // for errors
     dr_cuda_operand a, b;
@@ -31,6 +32,7 @@ typedef struct dr_cuda_product {
     float alpha, beta;
     const float *bias;
     float *c;
+    uint16_t *rounded_c;
 } dr_cuda_product;
 
 // Every element is one chain of fused multiply-adds over k = 0, 1, 2, … that begins with beta · c.
@@ -40,17 +42,17 @@ dr_status dr_cuda_product_bf16(const dr_cuda_product *product, dr_cuda_stream st
 // rounded [n] = values as bf16, to nearest, ties to even; not overlapping.
 dr_status dr_cuda_round_bf16(const float *values, int64_t n, uint16_t *rounded, dr_cuda_stream stream);
 
-// out [T, F] = silu(gate) · up of gate_up [T, 2F], gate first: as it is, or as bf16 in the same way as
-// dr_cuda_round_bf16 rounds it; not overlapping.
+// out [T, F] = silu(gate) · up of gate_up [T, 2F], gate first; in bf16 computed in fp32 and rounded in the
+// same way as dr_cuda_round_bf16 rounds; not overlapping.
 dr_status dr_cuda_swiglu(const float *gate_up, int64_t T, int64_t F, float *out, dr_cuda_stream stream);
-dr_status dr_cuda_swiglu_bf16(const float *gate_up, int64_t T, int64_t F, uint16_t *out,
+dr_status dr_cuda_swiglu_bf16(const uint16_t *gate_up, int64_t T, int64_t F, uint16_t *out,
                               dr_cuda_stream stream);
 
 // dgate_up [T, 2F] from the gradient dact [T, F] at silu(gate) · up, and these again: act may be dact.
 dr_status dr_cuda_swiglu_gradient(const float *gate_up, const float *dact, int64_t T, int64_t F,
                                   float *dgate_up, float *act, dr_cuda_stream stream);
-dr_status dr_cuda_swiglu_gradient_bf16(const float *gate_up, const float *dact, int64_t T, int64_t F,
-                                       float *dgate_up, uint16_t *act, dr_cuda_stream stream);
+dr_status dr_cuda_swiglu_gradient_bf16(const uint16_t *gate_up, const float *dact, int64_t T, int64_t F,
+                                       uint16_t *dgate_up, uint16_t *act, dr_cuda_stream stream);
 
 // ---- norms (norm.cu) ----
 

@@ -74,6 +74,25 @@ extern "C" dr_status dr_cuda_product_fp32(const dr_cuda_product *product, dr_cud
 
 // ---- bf16 ----
 
+enum { THREADS = 256, ROUNDED = DR_CUDA_ROUNDED };
+
+// One value of memory in fp32 or bf16.
+static __device__ __forceinline__ float load(const float *from) {
+    return *from;
+}
+
+static __device__ __forceinline__ float load(const uint16_t *from) {
+    return __bfloat162float(__ushort_as_bfloat16(*from));
+}
+
+static __device__ __forceinline__ void store(float value, float *to) {
+    *to = value;
+}
+
+static __device__ __forceinline__ void store(float value, uint16_t *to) {
+    *to = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
 // Rows of a tile in shared memory: eight elements more than the depth, so that neighbouring rows lie in
 // different banks and begin where the tensor cores' loads may.
 enum { BF16_PITCH = DR_CUDA_BF16_DEPTH + 8, SUM_PITCH = TILE + 4, STEP = 16, HALF = 32 };
@@ -130,7 +149,11 @@ static __global__ void __launch_bounds__(DR_CUDA_BF16_THREADS) bf16_kernel(dr_cu
         if (row >= p.m || column >= p.n) continue;
         float value = sums[item / TILE][item % TILE];
         if (p.beta != 0.0f) value = __fadd_rn(p.c[row * p.n + column], value);
-        p.c[row * p.n + column] = p.bias ? __fadd_rn(value, p.bias[column]) : value;
+        if (p.bias) value = __fadd_rn(value, p.bias[column]);
+        if (p.rounded_c)
+            store(value, p.rounded_c + row * p.n + column);
+        else
+            p.c[row * p.n + column] = value;
     }
 }
 
@@ -144,22 +167,19 @@ extern "C" dr_status dr_cuda_product_bf16(const dr_cuda_product *product, dr_cud
     return DR_OK;
 }
 
-enum { THREADS = 256, ROUNDED = DR_CUDA_ROUNDED };
-
-// One value, or ROUNDED of them at addresses that a wide load and store take.
-static __device__ __forceinline__ void store(float value, float *to) {
-    *to = value;
-}
-
-static __device__ __forceinline__ void store(float value, uint16_t *to) {
-    *to = __bfloat16_as_ushort(__float2bfloat16_rn(value));
-}
-
+// ROUNDED values at addresses that wide loads and stores take.
 static __device__ __forceinline__ void load_wide(const float *from, float (&values)[ROUNDED]) {
     const float4 low = reinterpret_cast<const float4 *>(from)[0],
                  high = reinterpret_cast<const float4 *>(from)[1];
     memcpy(values, &low, sizeof low);
     memcpy(values + 4, &high, sizeof high);
+}
+
+static __device__ __forceinline__ void load_wide(const uint16_t *from, float (&values)[ROUNDED]) {
+    const uint4 packed = *reinterpret_cast<const uint4 *>(from);
+    uint16_t halves[ROUNDED];
+    memcpy(halves, &packed, sizeof packed);
+    for (int i = 0; i < ROUNDED; i++) values[i] = load(halves + i);
 }
 
 static __device__ __forceinline__ void store_wide(const float (&values)[ROUNDED], float *to) {
@@ -211,10 +231,10 @@ static bool takes_wide(int64_t F, uintptr_t addresses) {
 // stores take.
 template <typename ELEMENT>
 static __global__ void __launch_bounds__(THREADS)
-    swiglu_kernel(const float *gate_up, int64_t T, int64_t F, bool is_wide, ELEMENT *out) {
+    swiglu_kernel(const ELEMENT *gate_up, int64_t T, int64_t F, bool is_wide, ELEMENT *out) {
     const dr_place at = dr_piece_at(dr_cuda_item(), F);
     if (at.row >= T) return;
-    const float *gate = gate_up + dr_gate_at(at, F), *up = gate + F;
+    const ELEMENT *gate = gate_up + dr_gate_at(at, F), *up = gate + F;
     ELEMENT *to = out + at.row * F + at.column;
     if (is_wide) {
         float gates[ROUNDED], ups[ROUNDED];
@@ -224,11 +244,11 @@ static __global__ void __launch_bounds__(THREADS)
         store_wide(gates, to);
         return;
     }
-    for (int i = 0; i < ROUNDED && at.column + i < F; i++) store(gated(gate[i], up[i]), to + i);
+    for (int i = 0; i < ROUNDED && at.column + i < F; i++) store(gated(load(gate + i), load(up + i)), to + i);
 }
 
 template <typename ELEMENT>
-static dr_status swiglu(const float *gate_up, int64_t T, int64_t F, ELEMENT *out, dr_cuda_stream stream) {
+static dr_status swiglu(const ELEMENT *gate_up, int64_t T, int64_t F, ELEMENT *out, dr_cuda_stream stream) {
     const bool is_wide = takes_wide(F, (uintptr_t)gate_up | (uintptr_t)out);
     unsigned int blocks = 0;
     if (T == 0 || F == 0) return DR_OK;
@@ -243,7 +263,7 @@ extern "C" dr_status dr_cuda_swiglu(const float *gate_up, int64_t T, int64_t F, 
     return swiglu(gate_up, T, F, out, stream);
 }
 
-extern "C" dr_status dr_cuda_swiglu_bf16(const float *gate_up, int64_t T, int64_t F, uint16_t *out,
+extern "C" dr_status dr_cuda_swiglu_bf16(const uint16_t *gate_up, int64_t T, int64_t F, uint16_t *out,
                                          dr_cuda_stream stream) {
     return swiglu(gate_up, T, F, out, stream);
 }
@@ -260,8 +280,8 @@ static __device__ __forceinline__ float gated_gradient(float gate, float up, flo
 // act may be dact: a thread reads its values before it writes them.
 template <typename ELEMENT>
 static __global__ void __launch_bounds__(THREADS)
-    swiglu_gradient_kernel(const float *gate_up, const float *dact, int64_t T, int64_t F, bool is_wide,
-                           float *dgate_up, ELEMENT *act) {
+    swiglu_gradient_kernel(const ELEMENT *gate_up, const float *dact, int64_t T, int64_t F, bool is_wide,
+                           ELEMENT *dgate_up, ELEMENT *act) {
     const dr_place at = dr_piece_at(dr_cuda_item(), F);
     if (at.row >= T) return;
     const int64_t first = at.row * F + at.column, gate = dr_gate_at(at, F), up = gate + F;
@@ -281,15 +301,19 @@ static __global__ void __launch_bounds__(THREADS)
         store_wide(values, act + first);
         return;
     }
-    for (int i = 0; i < ROUNDED && at.column + i < F; i++)
-        store(gated_gradient(gate_up[gate + i], gate_up[up + i], dact[first + i], dgate_up + gate + i,
-                             dgate_up + up + i),
-              act + first + i);
+    for (int i = 0; i < ROUNDED && at.column + i < F; i++) {
+        float dgate, dup;
+        const float value =
+            gated_gradient(load(gate_up + gate + i), load(gate_up + up + i), dact[first + i], &dgate, &dup);
+        store(dgate, dgate_up + gate + i);
+        store(dup, dgate_up + up + i);
+        store(value, act + first + i);
+    }
 }
 
 template <typename ELEMENT>
-static dr_status swiglu_gradient(const float *gate_up, const float *dact, int64_t T, int64_t F,
-                                 float *dgate_up, ELEMENT *act, dr_cuda_stream stream) {
+static dr_status swiglu_gradient(const ELEMENT *gate_up, const float *dact, int64_t T, int64_t F,
+                                 ELEMENT *dgate_up, ELEMENT *act, dr_cuda_stream stream) {
     const bool is_wide =
         takes_wide(F, (uintptr_t)gate_up | (uintptr_t)dact | (uintptr_t)dgate_up | (uintptr_t)act);
     unsigned int blocks = 0;
@@ -306,8 +330,8 @@ extern "C" dr_status dr_cuda_swiglu_gradient(const float *gate_up, const float *
     return swiglu_gradient(gate_up, dact, T, F, dgate_up, act, stream);
 }
 
-extern "C" dr_status dr_cuda_swiglu_gradient_bf16(const float *gate_up, const float *dact, int64_t T,
-                                                  int64_t F, float *dgate_up, uint16_t *act,
+extern "C" dr_status dr_cuda_swiglu_gradient_bf16(const uint16_t *gate_up, const float *dact, int64_t T,
+                                                  int64_t F, uint16_t *dgate_up, uint16_t *act,
                                                   dr_cuda_stream stream) {
     return swiglu_gradient(gate_up, dact, T, F, dgate_up, act, stream);
 }

@@ -1,5 +1,6 @@
-// Products of linear layers through cuBLASLt, loaded when a backend is made. bf16: operands are rounded into
-// scratch once a call, sums and results are fp32. One algorithm serves a weight and an operation whatever T
+// Products of linear layers through cuBLASLt, loaded when a backend is made. bf16: operands that are fp32 are
+// rounded into scratch once a call, sums are fp32, and so are results but for those that are asked for as
+// bf16, which the library rounds as it writes them. One algorithm serves a weight and an operation whatever T
 // is, and no block shares an element's sum with another: rows are exact. The loose precisions take what the
 // library thinks best for a T.
 #include "cuda/linear_lt.h"
@@ -245,12 +246,13 @@ static void choice_free(const dr_cuda_lt *lt, const choice *c) {
 
 static dr_status choice_fill(const dr_cuda_lt *lt, choice *c) {
     const dr_lt_shape shape = dr_lt_shape_of(c->key.op, c->key.n_out, c->key.n_in, dr_lt_chosen_for(&c->key));
-    const cudaDataType type = lt->is_bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const cudaDataType type = lt->is_bf16 ? CUDA_R_16BF : CUDA_R_32F,
+                       result = c->key.op == DR_LT_FORWARD_ROUNDED ? CUDA_R_16BF : CUDA_R_32F;
     cublasLtMatmulPreference_t preference = NULL;
     DR_TRY(desc_make(lt, c, &shape));
     DR_TRY(layout_make(lt, &shape.a, type, &c->a));
     DR_TRY(layout_make(lt, &shape.b, type, &c->b));
-    DR_TRY(layout_make(lt, &shape.d, CUDA_R_32F, &c->d));
+    DR_TRY(layout_make(lt, &shape.d, result, &c->d));
     LT_TRY(lt, lt->lib.preference_create(&preference), "preference");
     dr_status status = choose(lt, c, preference);
     lt->lib.preference_destroy(preference);
@@ -293,24 +295,25 @@ static dr_status operand_of(dr_cuda_state *state, int at, const dr_lt_operand *f
     dr_cuda_lt *lt = state->lt;
     dr_cuda_buffer *buffer = &lt->operands[at];
     int64_t bytes = from->n * (int64_t)(lt->is_bf16 ? sizeof(uint16_t) : sizeof(float));
-    *out = lt->is_bf16 ? (const void *)from->rounded : from->values;
-    if (*out && dr_lt_is_aligned(*out)) return DR_OK;
+    const void *made = lt->is_bf16 ? (const void *)from->rounded : from->values;
+    *out = made;
+    if (made && dr_lt_is_aligned(made)) return DR_OK;
     DR_TRY(dr_cuda_reserve(state, buffer, "operand of a product", bytes));
     *out = buffer->data;
-    if (!lt->is_bf16) return device_copy(state, buffer->data, from->values, bytes);
+    if (made) return device_copy(state, buffer->data, made, bytes);
     return dr_cuda_round_bf16(from->values, from->n, buffer->data, state->stream);
 }
 
 // Scratch in the place of `memory` where the library does not take its address.
-static dr_status stand_in(dr_cuda_state *state, dr_cuda_buffer *buffer, const float *memory, int64_t bytes,
-                          bool is_read, float **out) {
+static dr_status stand_in(dr_cuda_state *state, dr_cuda_buffer *buffer, const void *memory, int64_t bytes,
+                          bool is_read, void **out) {
     DR_TRY(dr_cuda_reserve(state, buffer, "result of a product", bytes));
     *out = buffer->data;
     return is_read ? device_copy(state, buffer->data, memory, bytes) : DR_OK;
 }
 
 static dr_status multiply(dr_cuda_state *state, const choice *c, const dr_lt_product *p, const void *left,
-                          const void *right, float *out) {
+                          const void *right, void *out) {
     const dr_cuda_lt *lt = state->lt;
     const float one = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
     DR_TRY(rows_set(lt, c, p->T));
@@ -329,10 +332,11 @@ dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *p, bool 
     if (p->T == 0 || !dr_lt_serves(lt->is_bf16, p->n_out, p->n_in)) return DR_OK;
     const dr_lt_key key = dr_lt_key_of(p->op, p->n_out, p->n_in, p->T, lt->is_loose);
     const dr_lt_shape shape = dr_lt_shape_of(p->op, p->n_out, p->n_in, p->T);
-    const int64_t bytes = shape.d.rows * shape.d.columns * (int64_t)sizeof(float);
+    const size_t element = p->op == DR_LT_FORWARD_ROUNDED ? sizeof(uint16_t) : sizeof(float);
+    const int64_t bytes = shape.d.rows * shape.d.columns * (int64_t)element;
     const choice *c = NULL;
     const void *left = NULL, *right = NULL;
-    float *out = p->out, *bias = NULL;
+    void *out = p->out, *bias = NULL;
     DR_TRY(choice_of(lt, &key, &c));
     if (!c->is_served) return DR_OK;
     DR_TRY(operand_of(state, 0, &p->left, &left));

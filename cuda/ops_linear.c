@@ -66,8 +66,7 @@ static dr_lt_operand weight_operand(const dr_weight *w) {
 }
 
 // silu(gate) · up [T, F] in scratch, in the type that is multiplied.
-static dr_status gated_operand(dr_backend *b, const float *gate_up, int64_t T, int64_t F,
-                               dr_lt_operand *out) {
+static dr_status gated_operand(dr_backend *b, const void *gate_up, int64_t T, int64_t F, dr_lt_operand *out) {
     const bool rounds = dr_rounds_to_bf16(b->precision);
     const int64_t bytes = T * F * (int64_t)(rounds ? sizeof(uint16_t) : sizeof(float));
     dr_cuda_state *state;
@@ -79,17 +78,19 @@ static dr_status gated_operand(dr_backend *b, const float *gate_up, int64_t T, i
                   : dr_cuda_swiglu(gate_up, T, F, data, state->stream);
 }
 
-// y (t, o) = Σ_i x (t, i) · w (o, i)
+// y (t, o) = Σ_i x (t, i) · w (o, i), in fp32, or as bf16 into rounded_y where that is not NULL.
 static dr_status forward(dr_backend *b, const char *op, const dr_weight *w, const dr_lt_operand *x, int64_t T,
-                         const float *bias, float *y) {
-    const dr_lt_product by_library = {.op = bias ? DR_LT_FORWARD_BIAS : DR_LT_FORWARD,
+                         const float *bias, float *y, uint16_t *rounded_y) {
+    const dr_lt_product by_library = {.op = rounded_y ? DR_LT_FORWARD_ROUNDED
+                                            : bias    ? DR_LT_FORWARD_BIAS
+                                                      : DR_LT_FORWARD,
                                       .n_out = w->n_out,
                                       .n_in = w->n_in,
                                       .T = T,
                                       .left = weight_operand(w),
                                       .right = *x,
                                       .bias = bias,
-                                      .out = y};
+                                      .out = rounded_y ? (void *)rounded_y : y};
     const dr_cuda_product product = {.op = op,
                                      .a = {x->values, x->rounded, w->n_in, 1},
                                      .b = {w->values, w->rounded, w->n_in, 1},
@@ -98,21 +99,29 @@ static dr_status forward(dr_backend *b, const char *op, const dr_weight *w, cons
                                      .k = w->n_in,
                                      .alpha = 1.0f,
                                      .bias = bias,
-                                     .c = y};
+                                     .c = y,
+                                     .rounded_c = rounded_y};
     return multiply(b, &by_library, &product);
 }
 
 dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,
                          float *y) {
     const dr_lt_operand rows = {x, NULL, T * w->n_in};
-    return forward(b, "linear_forward", w, &rows, T, bias, y);
+    return forward(b, "linear_forward", w, &rows, T, bias, y, NULL);
 }
 
-static dr_status swiglu_linear_forward(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
+static dr_status gate_up_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
+                                 void *gate_up) {
+    const dr_lt_operand rows = {x, NULL, T * w->n_in};
+    const bool rounds = dr_rounds_to_bf16(b->precision);
+    return forward(b, "gate_up_forward", w, &rows, T, NULL, rounds ? NULL : gate_up, rounds ? gate_up : NULL);
+}
+
+static dr_status swiglu_linear_forward(dr_backend *b, const dr_weight *w, const void *gate_up, int64_t T,
                                        float *y) {
     dr_lt_operand rows;
     DR_TRY(gated_operand(b, gate_up, T, w->n_in, &rows));
-    return forward(b, "swiglu_linear_forward", w, &rows, T, NULL, y);
+    return forward(b, "swiglu_linear_forward", w, &rows, T, NULL, y, NULL);
 }
 
 // dx (t, i) = Σ_o dy (t, o) · w (o, i)
@@ -189,9 +198,20 @@ dr_status dr_cuda_linear_backward(dr_backend *b, const dr_weight *w, const float
                                state->stream);
 }
 
+// The gradient's bf16 values are the operand of both products.
+static dr_status gate_up_backward(dr_backend *b, const dr_weight *w, const float *x, const void *dgate_up,
+                                  int64_t T, float *dx, float *dw) {
+    static const char op[] = "gate_up_backward";
+    const bool rounds = dr_rounds_to_bf16(b->precision);
+    const dr_lt_operand rows = {x, NULL, T * w->n_in},
+                        gradient = {rounds ? NULL : dgate_up, rounds ? dgate_up : NULL, T * w->n_out};
+    DR_TRY(input_gradient(b, op, w, &gradient, T, dx, false));
+    return weight_gradient(b, op, w, &rows, &gradient, T, dw);
+}
+
 // dgate_up from dact [T, F], and silu(gate) · up as an operand: in dact's place, or as bf16.
-static dr_status gated_gradient(dr_backend *b, const float *gate_up, float *dact, int64_t T, int64_t F,
-                                float *dgate_up, dr_lt_operand *out) {
+static dr_status gated_gradient(dr_backend *b, const void *gate_up, float *dact, int64_t T, int64_t F,
+                                void *dgate_up, dr_lt_operand *out) {
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(b, &state));
     *out = (dr_lt_operand){dact, NULL, T * F};
@@ -202,8 +222,8 @@ static dr_status gated_gradient(dr_backend *b, const float *gate_up, float *dact
     return dr_cuda_swiglu_gradient_bf16(gate_up, dact, T, F, dgate_up, state->gated.data, state->stream);
 }
 
-static dr_status swiglu_linear_backward(dr_backend *b, const dr_weight *w, const float *gate_up,
-                                        const float *dy, int64_t T, float *dgate_up, float *dw) {
+static dr_status swiglu_linear_backward(dr_backend *b, const dr_weight *w, const void *gate_up,
+                                        const float *dy, int64_t T, void *dgate_up, float *dw) {
     static const char op[] = "swiglu_linear_backward";
     dr_cuda_state *state;
     dr_lt_operand gradient, rows;
@@ -240,6 +260,8 @@ void dr_cuda_fill_linear(dr_backend_ops *ops) {
     ops->weight_rows = weight_rows;
     ops->linear_forward = dr_cuda_linear;
     ops->linear_backward = dr_cuda_linear_backward;
+    ops->gate_up_forward = gate_up_forward;
+    ops->gate_up_backward = gate_up_backward;
     ops->swiglu_linear_forward = swiglu_linear_forward;
     ops->swiglu_linear_backward = swiglu_linear_backward;
     ops->gemm = gemm;

@@ -37,6 +37,12 @@ static inline void give(results *r, const char *name, dr_backend *b, const float
     r->item[r->n++].limit = limit;
 }
 
+// The same of values of gate and up.
+static inline void give_gated(results *r, const char *name, dr_backend *b, const void *at, int64_t n,
+                              double limit) {
+    give(r, name, b, put(b, get_gated(b, at, n), n), n, limit);
+}
+
 static const double forward = 1e-6, gradient = 1e-5;
 
 static inline void compare_on(dr_backend *b, op_case run, const int64_t *sizes, uint64_t stream) {

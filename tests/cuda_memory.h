@@ -42,6 +42,17 @@ static inline float *get(dr_backend *b, const float *at, int64_t n) {
     return values;
 }
 
+// n values of gate and up as b keeps them.
+static inline void *put_gated(dr_backend *b, const float *values, int64_t n) {
+    return put_bytes(b, op_gated(b, op_copy(values, n), n), (size_t)n * dr_gated_bytes(b));
+}
+
+static inline float *get_gated(dr_backend *b, const void *at, int64_t n) {
+    void *gated = op_array(n, dr_gated_bytes(b));
+    b->ops->copy_out(b, gated, at, (size_t)n * dr_gated_bytes(b));
+    return op_gated_values(b, gated, n);
+}
+
 static inline void free_memory(void) {
     while (n_memory > 0) {
         n_memory--;

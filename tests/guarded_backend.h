@@ -232,15 +232,29 @@ static dr_status g_linear_backward(dr_backend *b, const dr_weight *w, const floa
     GUARDED_STATUS(linear_backward(guard_inner, w, x, dy, T, dx, accumulate, dw, dbias));
 }
 
-static dr_status g_swiglu_linear_forward(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
+static dr_status g_gate_up_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
+                                   void *gate_up) {
+    (void)b;
+    OURS(x), OURS(gate_up);
+    GUARDED_STATUS(gate_up_forward(guard_inner, w, x, T, gate_up));
+}
+
+static dr_status g_gate_up_backward(dr_backend *b, const dr_weight *w, const float *x, const void *dgate_up,
+                                    int64_t T, float *dx, float *dw) {
+    (void)b;
+    OURS(x), OURS(dgate_up), OURS(dx), OURS(dw);
+    GUARDED_STATUS(gate_up_backward(guard_inner, w, x, dgate_up, T, dx, dw));
+}
+
+static dr_status g_swiglu_linear_forward(dr_backend *b, const dr_weight *w, const void *gate_up, int64_t T,
                                          float *y) {
     (void)b;
     OURS(gate_up), OURS(y);
     GUARDED_STATUS(swiglu_linear_forward(guard_inner, w, gate_up, T, y));
 }
 
-static dr_status g_swiglu_linear_backward(dr_backend *b, const dr_weight *w, const float *gate_up,
-                                          const float *dy, int64_t T, float *dgate_up, float *dw) {
+static dr_status g_swiglu_linear_backward(dr_backend *b, const dr_weight *w, const void *gate_up,
+                                          const float *dy, int64_t T, void *dgate_up, float *dw) {
     (void)b;
     OURS(gate_up), OURS(dy), OURS(dgate_up), OURS(dw);
     GUARDED_STATUS(swiglu_linear_backward(guard_inner, w, gate_up, dy, T, dgate_up, dw));
@@ -568,6 +582,8 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .weight_rows = g_weight_rows,
                                        .linear_forward = g_linear_forward,
                                        .linear_backward = g_linear_backward,
+                                       .gate_up_forward = g_gate_up_forward,
+                                       .gate_up_backward = g_gate_up_backward,
                                        .swiglu_linear_forward = g_swiglu_linear_forward,
                                        .swiglu_linear_backward = g_swiglu_linear_backward,
                                        .gemm = g_gemm,

@@ -167,6 +167,31 @@ static inline void op_check_slope(const char *name, op_loss loss, void *context,
     }
 }
 
+// n values of gate and up in host memory as b keeps them (dr_gated_bytes), and back: fp32 ones are the very
+// array.
+static inline void *op_gated(const dr_backend *b, float *values, int64_t n) {
+    if (!dr_rounds_to_bf16(b->precision)) return values;
+    uint16_t *halves = op_array(n, sizeof *halves);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &values[i], sizeof bits);
+        bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u; // to nearest, ties to even
+        halves[i] = (uint16_t)(is_nan ? bits >> 16 | 0x40u : (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+    }
+    return halves;
+}
+
+static inline float *op_gated_values(const dr_backend *b, void *gated, int64_t n) {
+    if (!dr_rounds_to_bf16(b->precision)) return gated;
+    const uint16_t *halves = gated;
+    float *values = op_array(n, sizeof *values);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)halves[i] << 16;
+        memcpy(&values[i], &bits, sizeof bits);
+    }
+    return values;
+}
+
 // silu(gate) · up [T, F] itself, of an fp32 backend, and its gradient dgate_up [T, 2F] from dout: products
 // with the identity add zeros to what they multiply.
 static inline dr_weight *op_identity(dr_backend *b, int64_t F) {

@@ -13,8 +13,10 @@ static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
     float *bias = put(b, op_normal(O, 0, 1), O), *y = put_poison(b, T * O), *plain = put_poison(b, T * O);
     float *dx = put_poison(b, T * I), *more = put(b, op_normal(T * I, 0, 1), T * I);
     float *dw = put(b, op_normal(O * I, 0, 1), O * I), *dbias = put(b, op_normal(O, 0, 1), O);
-    float *rows = put_poison(b, T * I), *gate_up = put(b, op_normal(2 * T * I, 0, 2), 2 * T * I);
-    float *dgate_up = put_poison(b, 2 * T * I);
+    float *rows = put_poison(b, T * I);
+    void *gate_up = put_gated(b, op_normal(2 * T * I, 0, 2), 2 * T * I);
+    void *dgate_up = put_gated(b, op_poison(2 * T * I), 2 * T * I);
+    void *wide = put_gated(b, op_poison(T * O), T * O), *dwide = put_gated(b, op_normal(T * O, 0, 1), T * O);
     check_ok(b->ops->weight_rows(b, w, put_ids(b, op_ids(T, (int32_t)O), T), T, rows));
     give(r, "rows of a weight", b, rows, T * I, 0);
     check_ok(b->ops->linear_forward(b, w, x, T, bias, y));
@@ -31,8 +33,13 @@ static void run_linear(dr_backend *b, const int64_t *sizes, results *r) {
     check_ok(b->ops->swiglu_linear_forward(b, w, gate_up, T, y));
     check_ok(b->ops->swiglu_linear_backward(b, w, gate_up, dy, T, dgate_up, dw));
     give(r, "linear of swiglu", b, y, T * O, forward);
-    give(r, "d of gate and up", b, dgate_up, 2 * T * I, gradient);
+    give_gated(r, "d of gate and up", b, dgate_up, 2 * T * I, gradient);
     give(r, "dw of swiglu", b, dw, O * I, gradient);
+    check_ok(b->ops->gate_up_forward(b, w, x, T, wide));
+    check_ok(b->ops->gate_up_backward(b, w, x, dwide, T, dx, dw));
+    give_gated(r, "gate and up", b, wide, T * O, forward);
+    give(r, "dx of gate and up", b, dx, T * I, gradient);
+    give(r, "dw of gate and up", b, dw, O * I, gradient);
     b->ops->weight_destroy(b, w);
 }
 
@@ -459,10 +466,20 @@ static void row_rope(dr_backend *b, const row_case *c, int64_t t0, int64_t T, fl
     b->ops->rope(b, out, c->ids + t0, c->inv_freq, T, 1, c->D, c->D, 1);
 }
 
+static void row_gate_up(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    dr_weight *w = pack(b, c->n_out, c->D, c->values);
+    void *gated = put_gated(b, op_poison(T * c->n_out), T * c->n_out);
+    check_ok(b->ops->gate_up_forward(b, w, c->x + t0 * c->D, T, gated));
+    const float *values = get_gated(b, gated, T * c->n_out);
+    b->ops->copy_in(b, out, values, (size_t)(T * c->n_out) * sizeof *values);
+    b->ops->weight_destroy(b, w);
+}
+
 // x [T, D] is gate and up.
 static void row_swiglu_linear(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
     dr_weight *w = pack(b, c->n_out, c->D / 2, c->values);
-    check_ok(b->ops->swiglu_linear_forward(b, w, c->x + t0 * c->D, T, out));
+    void *gated = put_gated(b, get(b, c->x + t0 * c->D, T * c->D), T * c->D);
+    check_ok(b->ops->swiglu_linear_forward(b, w, gated, T, out));
     b->ops->weight_destroy(b, w);
 }
 
@@ -492,6 +509,7 @@ static void check_rows(const char *name, dr_backend *b, row_op op, const row_cas
     int kept = n_memory;
     op(b, c, 0, ROWS, out);
     float *want = get(b, out, ROWS * width);
+    const int kept_arrays = op_n_arrays;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (int64_t t0 = (int64_t)i; t0 + sizes[i] <= ROWS; t0 += 49 + 3 * (int64_t)i) {
             float *part = put_poison(b, sizes[i] * width);
@@ -503,6 +521,7 @@ static void check_rows(const char *name, dr_backend *b, row_op op, const row_cas
                 n_memory--;
                 memory[n_memory].b->ops->memory_destroy(memory[n_memory].b, memory[n_memory].at);
             }
+            while (op_n_arrays > kept_arrays) dr_free(op_arrays[--op_n_arrays]);
         }
 }
 
@@ -528,6 +547,7 @@ static void test_rows(void **state) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         row_case c = row_make(cuda, sizes[i][0], sizes[i][1]);
         check_rows("linear", cuda, row_linear, &c, c.n_out);
+        check_rows("gate and up", cuda, row_gate_up, &c, c.n_out);
         check_rows("gemm", cuda, row_gemm, &c, c.n_out);
         check_rows("rmsnorm", cuda, row_rmsnorm, &c, c.D);
         check_rows("rmsnorm of heads", cuda, row_heads, &c, c.D);
@@ -541,6 +561,7 @@ static void test_rows(void **state) {
         free_all();
         c = row_make(cuda_bf16, sizes[i][0], sizes[i][1]);
         check_rows("bf16 linear", cuda_bf16, row_linear, &c, c.n_out);
+        check_rows("bf16 gate and up", cuda_bf16, row_gate_up, &c, c.n_out);
         check_rows("bf16 linear of swiglu", cuda_bf16, row_swiglu_linear, &c, c.n_out);
         check_rows("bf16 head", cuda_bf16, row_head, &c, 1);
         free_all();

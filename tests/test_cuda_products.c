@@ -169,6 +169,7 @@ static void run_in_turn(dr_backend *b, const dr_weight *w, const operands *o, co
     want[0] = get(b, y, T * O);
     want[1] = get(b, dw, O * I);
     want[2] = swiglu_gradient_of(both, get(b, dact, T * I), T, I);
+    if (dr_rounds_to_bf16(b->precision)) want[2] = rounded(want[2], 2 * T * I);
 }
 
 // The bits, or where the library sums in any order the values, of the steps in turn. odd: gate and up begin
@@ -177,17 +178,20 @@ static void check_swiglu(dr_backend *b, const char *name, int64_t T, int64_t O, 
     const operands o = {
         .T = T, .O = O, .I = I, .dy = op_normal(T * O, 0, 1), .start = op_normal(O * I, 0, 1)};
     const int64_t sizes[GATED] = {T * O, O * I, 2 * T * I};
+    const size_t element = dr_gated_bytes(b);
     const float *both = op_normal(2 * T * I, 0, 2), *want[GATED], *got[GATED];
-    float *gate_up = put_poison(b, 2 * T * I + 1) + odd, *y = put_poison(b, T * O);
-    float *d = put_poison(b, 2 * T * I), *dw = put(b, o.start, O * I);
+    char *gate_up = (char *)put_poison(b, 2 * T * I + 1) + (odd ? element : 0);
+    float *y = put_poison(b, T * O), *d = put_poison(b, 2 * T * I), *dw = put(b, o.start, O * I);
     dr_weight *w = pack(b, O, I, op_normal(O * I, 0, 1));
-    b->ops->copy_in(b, gate_up, both, (size_t)(2 * T * I) * sizeof(float));
+    if (dr_rounds_to_bf16(b->precision)) both = rounded(both, 2 * T * I);
+    b->ops->copy_in(b, gate_up, op_gated(b, op_copy(both, 2 * T * I), 2 * T * I),
+                    (size_t)(2 * T * I) * element);
     run_in_turn(b, w, &o, both, want);
     check_ok(b->ops->swiglu_linear_forward(b, w, gate_up, T, y));
     check_ok(b->ops->swiglu_linear_backward(b, w, gate_up, put(b, o.dy, T * O), T, d, dw));
     got[0] = get(b, y, T * O);
     got[1] = get(b, dw, O * I);
-    got[2] = get(b, d, 2 * T * I);
+    got[2] = get_gated(b, d, 2 * T * I);
     for (int i = 0; i < GATED; i++) {
         char text[96];
         snprintf(text, sizeof text, "%s, %s of swiglu, %d rows, %d x %d", name, gated_names[i], (int)T,
@@ -211,6 +215,83 @@ static void test_swiglu(void **state) {
             check_swiglu(bodies[body], body_names[body], T, O, I, i % 2);
         if (loose_fp32) check_swiglu(loose_fp32, "loose fp32", T, O, I, i % 2);
         if (loose_bf16) check_swiglu(loose_bf16, "loose bf16", T, O, I, i % 2);
+    }
+}
+
+// ---- gate and up ----
+
+// Values that are rounded may be a step of bf16 apart where the sums in fp32 are not the same.
+static void check_gated(const char *text, const float *got, const float *want, int64_t n, int64_t k) {
+    const double slack = 2e-6 * sqrt((double)k);
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs((double)got[i] - want[i]) <= 0x1p-8 * fabs((double)want[i]) + slack))
+            fail_msg("%s: value %d is %.9g, expected %.9g before it is rounded", text, (int)i, (double)got[i],
+                     (double)want[i]);
+}
+
+// Forward: what the CPU's fp32 body gives of rounded operands, once rounded; backward: the bits of the linear
+// layer's gradients of the same dy. odd: gate and up and their gradient begin at addresses that the library
+// does not take; the bits are the same.
+static void check_gate_up(dr_backend *b, const char *name, int64_t T, int64_t O, int64_t I) {
+    const bool rounds = dr_rounds_to_bf16(b->precision);
+    const size_t element = dr_gated_bytes(b);
+    const float *values = op_normal(O * I, 0, 1), *x = op_normal(T * I, 0, 1),
+                *start = op_normal(O * I, 0, 1), *dy = op_normal(T * O, 0, 1);
+    const operands reference = {T,
+                                O,
+                                I,
+                                rounds ? rounded(values, O * I) : values,
+                                rounds ? rounded(x, T * I) : x,
+                                dy,
+                                op_normal(O, 0, 1),
+                                start};
+    float *want[PRODUCTS], *got[2][3];
+    char text[96];
+    run_products(op_one, &reference, want);
+    dr_weight *w = pack(b, O, I, values);
+    if (rounds) dy = rounded(dy, T * O);
+    float *own_x = put(b, x, T * I), *dx = put_poison(b, T * I), *dw = put(b, start, O * I);
+    check_ok(b->ops->linear_backward(b, w, own_x, put(b, dy, T * O), T, dx, false, dw, NULL));
+    const float *want_dx = get(b, dx, T * I), *want_dw = get(b, dw, O * I);
+    for (int odd = 0; odd < 2; odd++) {
+        char *gate_up = (char *)put_poison(b, T * O + 1) + (odd ? element : 0),
+             *dgate_up = (char *)put_poison(b, T * O + 1) + (odd ? element : 0);
+        b->ops->copy_in(b, dgate_up, op_gated(b, op_copy(dy, T * O), T * O), (size_t)(T * O) * element);
+        b->ops->copy_in(b, dw, start, (size_t)(O * I) * sizeof(float));
+        check_ok(b->ops->gate_up_forward(b, w, own_x, T, gate_up));
+        check_ok(b->ops->gate_up_backward(b, w, own_x, dgate_up, T, dx, dw));
+        got[odd][0] = get_gated(b, gate_up, T * O);
+        got[odd][1] = get(b, dx, T * I);
+        got[odd][2] = get(b, dw, O * I);
+    }
+    snprintf(text, sizeof text, "%s, gate and up, %d rows, %d x %d", name, (int)T, (int)O, (int)I);
+    if (rounds)
+        check_gated(text, got[0][0], want[1], T * O, I);
+    else
+        check_relative_error(text, got[0][0], want[1], T * O, 2e-5);
+    for (int odd = 0; odd < 2; odd++) {
+        check_same_bits(text, got[odd][0], got[0][0], T * O);
+        if (dr_is_loose(b->precision)) {
+            check_relative_error(text, got[odd][1], want_dx, T * I, 2e-5);
+            check_relative_error(text, got[odd][2], want_dw, O * I, 2e-5);
+        } else {
+            check_same_bits(text, got[odd][1], want_dx, T * I);
+            check_same_bits(text, got[odd][2], want_dw, O * I);
+        }
+    }
+    b->ops->weight_destroy(b, w);
+    free_all();
+}
+
+static void test_gate_up(void **state) {
+    (void)state;
+    if (!plain) skip();
+    for (int i = 0; i < N_SHAPES * N_COUNTS; i += sized(1, 5)) {
+        int64_t T = row_counts[i % N_COUNTS], O = shapes[i / N_COUNTS][0], I = shapes[i / N_COUNTS][1];
+        check_gate_up(plain, "fp32", T, O, I);
+        for (int body = 0; body < N_BODIES; body++) check_gate_up(bodies[body], body_names[body], T, O, I);
+        if (loose_fp32) check_gate_up(loose_fp32, "loose fp32", T, O, I);
+        if (loose_bf16) check_gate_up(loose_bf16, "loose bf16", T, O, I);
     }
 }
 
@@ -238,12 +319,36 @@ static void check_rows_alone(dr_backend *b, const char *name, int64_t O, int64_t
     free_all();
 }
 
+// The same of gate and up.
+static void check_gate_up_alone(dr_backend *b, const char *name, int64_t O, int64_t I) {
+    const size_t element = dr_gated_bytes(b);
+    dr_weight *w = pack(b, O, I, op_normal(O * I, 0, 1));
+    float *x = put(b, op_normal(MOST_ROWS * I, 0, 1), MOST_ROWS * I);
+    char *y = put_gated(b, op_poison(MOST_ROWS * O), MOST_ROWS * O),
+         *part = put_gated(b, op_poison(MOST_ROWS * O), MOST_ROWS * O);
+    for (int64_t t = 0; t < MOST_ROWS; t++)
+        check_ok(b->ops->gate_up_forward(b, w, x + t * I, 1, y + (size_t)(t * O) * element));
+    const float *want = get_gated(b, y, MOST_ROWS * O);
+    for (int i = 0; i < N_COUNTS; i++) {
+        char text[96];
+        const int64_t T = row_counts[i], t0 = MOST_ROWS - T;
+        check_ok(b->ops->gate_up_forward(b, w, x + t0 * I, T, part));
+        snprintf(text, sizeof text, "%s, gate and up, %d x %d, %d rows", name, (int)O, (int)I, (int)T);
+        check_same_bits(text, get_gated(b, part, T * O), want + t0 * O, T * O);
+    }
+    b->ops->weight_destroy(b, w);
+    free_all();
+}
+
 static void test_rows_alone(void **state) {
     (void)state;
     if (!bodies[OWN]) skip();
     for (int body = 0; body < N_BODIES; body++)
-        for (int i = sized(0, body); i < 2 * N_SHAPES; i += sized(1, 3))
-            check_rows_alone(bodies[body], body_names[body], shapes[i / 2][0], shapes[i / 2][1], i % 2);
+        for (int i = sized(0, body); i < 2 * N_SHAPES; i += sized(1, 3)) {
+            const int64_t O = shapes[i / 2][0], I = shapes[i / 2][1];
+            check_rows_alone(bodies[body], body_names[body], O, I, i % 2);
+            if (i % 2) check_gate_up_alone(bodies[body], body_names[body], O, I);
+        }
 }
 
 // The same bits where x, y, bias and the gradients do not begin at addresses that the library takes.
@@ -307,7 +412,7 @@ static void test_gradient_memory(void **state) {
     (void)state;
 #if DR_HAVE_CUDA_KERNELS
     enum { T = 65, O = 4096, I = 8 };
-    const dr_pass_shape shape = {.T = T, .n_out = O, .n_in = I, .H = 1, .G = 1, .d = 8, .V = 16};
+    const dr_pass_shape shape = {.T = T, .n_out = O, .n_in = I, .n_dy = O, .H = 1, .G = 1, .d = 8, .V = 16};
     static const dr_precision precisions[] = {DR_FP32, DR_BF16};
     if (!plain) skip();
     for (int i = 0; i < 2; i++) {
@@ -367,9 +472,9 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_values),        cuda_test(test_loose),           cuda_test(test_weight_rows),
-        cuda_test(test_rows_alone),    cuda_test(test_odd_addresses),   cuda_test(test_swiglu),
-        cuda_test(test_weight_memory), cuda_test(test_gradient_memory),
+        cuda_test(test_values),     cuda_test(test_loose),         cuda_test(test_weight_rows),
+        cuda_test(test_rows_alone), cuda_test(test_odd_addresses), cuda_test(test_swiglu),
+        cuda_test(test_gate_up),    cuda_test(test_weight_memory), cuda_test(test_gradient_memory),
     };
     int n_failed = cmocka_run_group_tests(tests, setup, teardown);
     return n_failed != 0 || bodies[OWN] ? n_failed : 77; // 77: skipped

@@ -90,10 +90,19 @@ static void row_rope(dr_backend *b, const row_case *c, int64_t t0, int64_t T, fl
     b->ops->rope(b, out, c->ids + t0, c->inv_freq, T, 1, c->D, c->D, 1);
 }
 
+static void row_gate_up(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
+    dr_weight *w = packed_weight(b, c->n_out, c->D, c->values);
+    void *gated = op_gated(b, op_poison(T * c->n_out), T * c->n_out);
+    check_ok(b->ops->gate_up_forward(b, w, c->x + t0 * c->D, T, gated));
+    memcpy(out, op_gated_values(b, gated, T * c->n_out), (size_t)(T * c->n_out) * sizeof(float));
+    b->ops->weight_destroy(b, w);
+}
+
 // x [T, D] is gate and up.
 static void row_swiglu_linear(dr_backend *b, const row_case *c, int64_t t0, int64_t T, float *out) {
     dr_weight *w = packed_weight(b, c->n_out, c->D / 2, c->values);
-    check_ok(b->ops->swiglu_linear_forward(b, w, c->x + t0 * c->D, T, out));
+    void *gated = op_gated(b, op_copy(c->x + t0 * c->D, T * c->D), T * c->D);
+    check_ok(b->ops->swiglu_linear_forward(b, w, gated, T, out));
     b->ops->weight_destroy(b, w);
 }
 
@@ -114,6 +123,7 @@ static void check_rows(const char *name, row_op op, const row_case *c, int64_t w
                        dr_backend *two) {
     static const int64_t sizes[] = {1, 2, 3, 4, 5, 13, 64, 130, 200};
     float *want = op_poison(ROWS * width), *got = op_poison(ROWS * width);
+    const int kept = op_n_arrays;
     op(two, c, 0, ROWS, want);
     op(one, c, 0, ROWS, got);
     char text[64];
@@ -125,6 +135,7 @@ static void check_rows(const char *name, row_op op, const row_case *c, int64_t w
             op(t0 % 2 ? one : two, c, t0, sizes[i], part);
             snprintf(text, sizeof text, "%s, %d rows from %d", name, (int)sizes[i], (int)t0);
             check_same_bits(text, part, want + t0 * width, sizes[i] * width);
+            while (op_n_arrays > kept) dr_free(op_arrays[--op_n_arrays]);
         }
 }
 
@@ -151,6 +162,7 @@ static void test_rows(void **state) {
         int64_t D = sizes[i][0], n_out = sizes[i][1];
         row_case c = row_make(D, n_out);
         check_rows("linear", row_linear, &c, n_out, op_one, op_two);
+        check_rows("gate and up", row_gate_up, &c, n_out, op_one, op_two);
         check_rows("head", row_head, &c, 3, op_one, op_two);
         check_rows("softmax", row_stats, &c, 2, op_one, op_two);
         check_rows("gemm", row_gemm, &c, n_out, op_one, op_two);
@@ -460,6 +472,8 @@ static void check_bf16_rows(void) {
     check_rows("bf16 linear", row_linear, &c, 97, one, two);
     check_rows("bf16 head", row_head, &c, 3, one, two);
     check_rows("bf16 deep linear", row_linear, &deep, 40, one, two);
+    check_rows("bf16 gate and up", row_gate_up, &c, 97, one, two);
+    check_rows("bf16 deep gate and up", row_gate_up, &deep, 40, one, two);
     check_rows("bf16 linear of swiglu", row_swiglu_linear, &c, 97, one, two);
     check_rows("bf16 deep linear of swiglu", row_swiglu_linear, &deep, 40, one, two);
     dr_backend_cpu_destroy(one);

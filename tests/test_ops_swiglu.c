@@ -10,12 +10,14 @@ typedef struct swiglu_case {
     dr_backend *b;
     dr_weight *w;
     int64_t T, n_out, n_in;
-    float *gate_up, *values, *dy, *y;
+    float *gate_up, *values, *dy, *y; // gate_up: of what b has of it, in fp32 the same array
+    void *gated;
 } swiglu_case;
 
 static swiglu_case case_make(dr_backend *b, int64_t T, int64_t n_out, int64_t n_in) {
     swiglu_case c = {.b = b, .T = T, .n_out = n_out, .n_in = n_in};
-    c.gate_up = op_normal(2 * T * n_in, 0, 2);
+    c.gated = op_gated(b, op_normal(2 * T * n_in, 0, 2), 2 * T * n_in);
+    c.gate_up = op_gated_values(b, c.gated, 2 * T * n_in);
     c.values = op_normal(n_out * n_in, 0, 0.5);
     c.dy = op_normal(T * n_out, 0, 1);
     c.y = op_poison(T * n_out);
@@ -108,15 +110,18 @@ static void check_in_turn(dr_backend *b, int64_t T, int64_t n_out, int64_t n_in)
     int64_t n = T * n_in, n_weights = n_out * n_in;
     float *act = op_poison(n), *dact = op_poison(n), *start = op_normal(n_weights, 0, 1);
     float *want[] = {op_poison(T * n_out), op_copy(start, n_weights), op_poison(2 * n)};
-    float *got[] = {c.y, op_copy(start, n_weights), op_poison(2 * n)};
+    float *got[] = {c.y, op_copy(start, n_weights), NULL};
+    void *d = op_gated(b, op_poison(2 * n), 2 * n);
     const int64_t sizes[] = {T * n_out, n_weights, 2 * n};
     static const char *const names[] = {"y", "dw", "d of gate and up"};
     op_swiglu(op_one, c.gate_up, T, n_in, act);
     check_ok(b->ops->linear_forward(b, c.w, act, T, NULL, want[0]));
     check_ok(b->ops->linear_backward(b, c.w, act, c.dy, T, dact, false, want[1], NULL));
     op_swiglu_gradient(op_one, dact, c.gate_up, T, n_in, want[2]);
-    check_ok(b->ops->swiglu_linear_forward(b, c.w, c.gate_up, T, got[0]));
-    check_ok(b->ops->swiglu_linear_backward(b, c.w, c.gate_up, c.dy, T, got[2], got[1]));
+    want[2] = op_gated_values(b, op_gated(b, want[2], 2 * n), 2 * n);
+    check_ok(b->ops->swiglu_linear_forward(b, c.w, c.gated, T, got[0]));
+    check_ok(b->ops->swiglu_linear_backward(b, c.w, c.gated, c.dy, T, d, got[1]));
+    got[2] = op_gated_values(b, d, 2 * n);
     for (int i = 0; i < 3; i++) {
         char name[96];
         snprintf(name, sizeof name, "%s of %d rows, %d x %d, precision %d, %d threads", names[i], (int)T,

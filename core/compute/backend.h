@@ -21,13 +21,13 @@
 extern "C" {
 #endif
 
-// Multiplication type of the linear ops. Inputs and outputs stay fp32 in memory; bf16 rounds the operands of
-// each product, and rows that weight_rows gives, and accumulates in fp32 (in units for it where the processor
-// has them). The loose two are there to measure what exactness costs: a library multiplies and sums in any
-// order, so they are not row-exact. On the CPU DR_FP32_LOOSE does so in the forward products, and
-// DR_BF16_LOOSE is DR_BF16, whose products have no faster way there; on CUDA both do in all three products of
-// a linear layer, and DR_BF16_LOOSE in the attention of packed passes where the device has faster units for
-// it.
+// Multiplication type of the linear ops. Inputs and outputs stay fp32 in memory, but for keys and values of a
+// cache (dr_kv_bytes) and for gate and up (dr_gated_bytes); bf16 rounds the operands of each product, and
+// rows that weight_rows gives, and accumulates in fp32 (in units for it where the processor has them). The
+// loose two are there to measure what exactness costs: a library multiplies and sums in any order, so they
+// are not row-exact. On the CPU DR_FP32_LOOSE does so in the forward products, and DR_BF16_LOOSE is DR_BF16,
+// whose products have no faster way there; on CUDA both do in all three products of a linear layer, and
+// DR_BF16_LOOSE in the attention of packed passes where the device has faster units for it.
 typedef enum dr_precision { DR_FP32, DR_BF16, DR_FP32_LOOSE, DR_BF16_LOOSE } dr_precision;
 
 static inline bool dr_rounds_to_bf16(dr_precision precision) {
@@ -236,6 +236,7 @@ static inline int64_t dr_square_blocks(int64_t n) {
 typedef struct dr_pass_shape {
     int64_t T;           // tokens of a training pass
     int64_t n_out, n_in; // the largest of any weight but the head's
+    int64_t n_dy;        // the largest n_out of any but the head's and gate and up's
     int64_t row_macs;    // dr_cached_pass's
     int64_t V, n_draws;  // vocabulary; rows drawn at a time
     int64_t n_steps;     // draws in turn of a burst
@@ -297,13 +298,19 @@ typedef struct dr_backend_ops {
     // sums of dy, or NULL.
     dr_status (*linear_backward)(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
                                  int64_t T, float *dx, bool accumulate, float *dw, float *dbias);
-    // The same with silu(gate) · up [T, n_in] for x, computed in fp32 from gate_up [T, 2 n_in], gate first,
-    // and kept nowhere. y = (silu(gate) · up) Wᵀ, row-exact. Its gradients: dgate_up [T, 2 n_in] is
-    // overwritten, dw += dyᵀ (silu(gate) · up).
-    dr_status (*swiglu_linear_forward)(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
+    // The feed-forward block. Gate and up, and their gradients, stand in memory as values of dr_gated_bytes
+    // each, rounded to nearest where that is bf16. gate_up_forward: gate_up [T, n_out], gate first, = x Wᵀ,
+    // row-exact. Its gradients: dx [T, n_in] is overwritten, dw [n_out, n_in] += dgate_upᵀ x.
+    dr_status (*gate_up_forward)(dr_backend *b, const dr_weight *w, const float *x, int64_t T, void *gate_up);
+    dr_status (*gate_up_backward)(dr_backend *b, const dr_weight *w, const float *x, const void *dgate_up,
+                                  int64_t T, float *dx, float *dw);
+    // linear_forward with silu(gate) · up [T, n_in] for x, computed in fp32 from gate_up [T, 2 n_in] and kept
+    // nowhere. y = (silu(gate) · up) Wᵀ, row-exact. Its gradients: dgate_up [T, 2 n_in] is overwritten, dw +=
+    // dyᵀ (silu(gate) · up).
+    dr_status (*swiglu_linear_forward)(dr_backend *b, const dr_weight *w, const void *gate_up, int64_t T,
                                        float *y);
-    dr_status (*swiglu_linear_backward)(dr_backend *b, const dr_weight *w, const float *gate_up,
-                                        const float *dy, int64_t T, float *dgate_up, float *dw);
+    dr_status (*swiglu_linear_backward)(dr_backend *b, const dr_weight *w, const void *gate_up,
+                                        const float *dy, int64_t T, void *dgate_up, float *dw);
     // General product for the retrieval model and others: c [m, n] = alpha op(a) op(b) + beta c, fp32. op(a)
     // is [m, k]. Deterministic for equal arguments; row-exact when !trans_a.
     dr_status (*gemm)(dr_backend *b, bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, float alpha,
@@ -508,6 +515,11 @@ struct dr_backend {
 
 // Bytes of a cached key's or value's element: bf16 where products round to it, else fp32.
 static inline size_t dr_kv_bytes(const dr_backend *b) {
+    return dr_rounds_to_bf16(b->precision) ? sizeof(uint16_t) : sizeof(float);
+}
+
+// Bytes of an element of gate and up, and of their gradients: bf16 where products round to it, else fp32.
+static inline size_t dr_gated_bytes(const dr_backend *b) {
     return dr_rounds_to_bf16(b->precision) ? sizeof(uint16_t) : sizeof(float);
 }
 

@@ -90,15 +90,37 @@ struct dr_weight {
     void *bf16;          // rounded: [n_out, n_in] (gemm_bf16.c) or panels (gemm_bf16_lanes.c)
 };
 
-// Rows on the left of a product: values [T, n], or gate and up [T, 2n] of which they are silu(gate) · up.
+// Rows of a product's operand: values [T, n], or gate and up [T, 2n] of which they are silu(gate) · up.
+// `rounded`, where it is not NULL, holds them as bf16 and stands for values.
 typedef struct dr_rows {
     const float *values;
+    const bf16 *rounded;
     int64_t n;
     bool is_gated;
 } dr_rows;
 
 DR_INLINE dr_rows dr_rows_from(const dr_rows *rows, int64_t t) {
-    return (dr_rows){rows->values + t * rows->n * (rows->is_gated ? 2 : 1), rows->n, rows->is_gated};
+    dr_rows from = *rows;
+    const int64_t before = t * rows->n * (rows->is_gated ? 2 : 1);
+    if (rows->rounded)
+        from.rounded += before;
+    else
+        from.values += before;
+    return from;
+}
+
+DR_INLINE dr_rows dr_rows_plain(const float *values, int64_t n) {
+    return (dr_rows){values, NULL, n, false};
+}
+
+// Where a product's rows go: floats, or bf16 where `rounded` is not NULL.
+typedef struct dr_result {
+    float *values;
+    bf16 *rounded;
+} dr_result;
+
+DR_INLINE dr_result dr_result_at(const dr_result *result, int64_t at) {
+    return result->rounded ? (dr_result){NULL, result->rounded + at} : (dr_result){result->values + at, NULL};
 }
 enum { DR_UNIT_ROWS = 512 }; // of one product through oneDNN, at most
 // How many of `left` rows are made at a time, so that what is made stays small: rows do not depend on each
@@ -112,9 +134,10 @@ int64_t dr_cpu_fusion_floats(const dr_pass_shape *s);
 dr_status dr_rows_floats(dr_backend *b, int which, const dr_rows *rows, int64_t T, bool rounds,
                          const float **out);
 dr_status dr_rows_bf16(dr_backend *b, const dr_rows *rows, int64_t T, bf16 *out); // out [T, n]
-// dgate_up [T, 2n] from the gradient dact [T, n] at silu(gate) · up, which takes its place there.
-void dr_swiglu_gradient(dr_backend *b, const float *gate_up, int64_t T, int64_t n, float *dact,
-                        float *dgate_up);
+// dgate_up [T, 2n] from the gradient dact [T, n] at silu(gate) · up, which takes its place there. Both are of
+// dr_gated_bytes.
+void dr_swiglu_gradient(dr_backend *b, const void *gate_up, int64_t T, int64_t n, float *dact,
+                        void *dgate_up);
 
 // c [m, n] = op(a) · op(b) (+ c) with threads; the building block of every fp32 product.
 dr_status dr_cpu_product(dr_backend *b, const float *a, int64_t a_row, int64_t a_column,
@@ -163,11 +186,12 @@ void dr_bf16_round_floats(const float *x, int64_t n, int n_threads, float *out);
 // bf16 products of any processor (gemm_bf16_lanes.c): rounded operands, in fp32, each output one chain.
 dr_status dr_bf16_lanes_pack(dr_backend *b, dr_weight *w, const float *values);
 void dr_bf16_lanes_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
-dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y);
-dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T,
+                                const dr_result *y);
+dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const dr_rows *dy, int64_t T,
                                        float *dx, bool accumulate);
-dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
-                                        int64_t n_out, int64_t n_in, float *dw);
+dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const dr_rows *x, const dr_rows *dy, int64_t T,
+                                        float *dw);
 
 // Bytes that the products of T tokens, a chunk at most, with one weight take beside their operands.
 int64_t dr_bf16_lanes_memory(const dr_backend *b, int64_t T, int64_t n_out, int64_t n_in);
@@ -177,11 +201,10 @@ dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out);
 void dr_bf16_destroy(struct dr_bf16 *bf16);
 dr_status dr_bf16_weight_pack(struct dr_bf16 *bf16, dr_weight *w, const float *values);
 void dr_bf16_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
-dr_status dr_bf16_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y);
-dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+dr_status dr_bf16_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, const dr_result *y);
+dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const dr_rows *dy, int64_t T, float *dx,
                                  bool accumulate);
-dr_status dr_bf16_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
-                                  int64_t n_in, float *dw);
+dr_status dr_bf16_backward_weight(dr_backend *b, const dr_rows *x, const dr_rows *dy, int64_t T, float *dw);
 
 // Bodies of one thread each, which share b's weights (passes_cpu.c).
 dr_status dr_cpu_singles_create(dr_backend *b);

@@ -1,6 +1,6 @@
 // bf16 products through oneDNN, on processors that multiply bf16 (AMX, AVX512-BF16): operands rounded to
-// nearest even, sums in fp32. Rows are taken in chunks of 512 and the rest in powers of two, so that a
-// handful of primitives per matrix serves every batch size. Weights: [n_out, n_in].
+// nearest even, sums in fp32, results in fp32 or rounded. Rows are taken in chunks of 512 and the rest in
+// powers of two, so that a handful of primitives per matrix serves every batch size. Weights: [n_out, n_in].
 #include <dnnl.h>
 #include <omp.h>
 
@@ -12,7 +12,8 @@ enum { ROW_LEAST = 16, TABLE = 512 };
 // c [m, n] = a · b: a [m, k] or its transpose in memory, b as a packed weight or dense [k, n].
 typedef struct product_key {
     int64_t m, n, k;
-    int64_t a_transposed, b_transposed, accumulate; // no padding: keys are compared as bytes
+    int64_t a_transposed, b_transposed, accumulate,
+        rounded; // rounded: c is bf16; no padding: keys are compared as bytes
 } product_key;
 
 typedef struct product {
@@ -27,7 +28,7 @@ struct dr_bf16 {
     int n_threads;
     product table[TABLE];
     bf16 *a, *b; // rounded operands
-    float *c;    // padded result
+    float *c;    // padded result, of either type
     int64_t a_count, b_count, c_count;
 };
 
@@ -81,7 +82,7 @@ static dr_status product_create(struct dr_bf16 *self, const product_key *key, pr
     dnnl_memory_desc_t a, b, c;
     DR_TRY(describe(&a, key->m, key->k, dnnl_bf16, key->a_transposed != 0));
     DR_TRY(describe(&b, key->k, key->n, dnnl_bf16, key->b_transposed != 0));
-    DR_TRY(describe(&c, key->m, key->n, dnnl_f32, 0));
+    DR_TRY(describe(&c, key->m, key->n, key->rounded ? dnnl_bf16 : dnnl_f32, 0));
     dnnl_matmul_desc_t desc;
     DR_TRY(dnnl_check(dnnl_matmul_desc_init(&desc, &a, &b, NULL, &c), "matmul description"));
     dnnl_primitive_attr_t attr;
@@ -113,7 +114,8 @@ static dr_status product_find(struct dr_bf16 *self, const product_key *key, prod
     uint64_t hash =
         (uint64_t)key->m * 0x9E3779B97F4A7C15u ^ (uint64_t)key->n * 0xC2B2AE3D27D4EB4Fu ^
         (uint64_t)key->k * 0x165667B19E3779F9u ^
-        (uint64_t)(key->a_transposed | key->b_transposed << 1 | key->accumulate << 2) * 0x27D4EB2F165667C5u;
+        (uint64_t)(key->a_transposed | key->b_transposed << 1 | key->accumulate << 2 | key->rounded << 3) *
+            0x27D4EB2F165667C5u;
     for (int probe = 0; probe < TABLE; probe++) {
         product *entry = &self->table[((hash >> 32) + (uint64_t)probe) % TABLE];
         if (!entry->primitive) {
@@ -130,7 +132,7 @@ static dr_status product_find(struct dr_bf16 *self, const product_key *key, prod
 }
 
 static dr_status product_run(struct dr_bf16 *self, const product_key *key, const bf16 *a, const bf16 *b,
-                             float *c) {
+                             void *c) {
     product *p = NULL;
     omp_set_num_threads(self->n_threads); // the library asks OpenMP, and other bodies have other numbers
     DR_TRY(product_find(self, key, &p));
@@ -149,11 +151,15 @@ static dr_status reserve(void *pointer, int64_t *count, int64_t need, size_t siz
     return DR_OK;
 }
 
+// *out: the rows as bf16, in the buffer with zeros behind them, or where they are when that is all.
 static dr_status round_rows(dr_backend *b, const dr_rows *x, int64_t rows, int64_t padded, bf16 **buffer,
-                            int64_t *count) {
+                            int64_t *count, const bf16 **out) {
+    *out = x->rounded;
+    if (x->rounded && !x->is_gated && rows == padded) return DR_OK;
     DR_TRY(reserve(buffer, count, padded * x->n, sizeof(bf16), "bf16 operand"));
     DR_TRY(dr_rows_bf16(b, x, rows, *buffer));
     memset(*buffer + rows * x->n, 0, (size_t)((padded - rows) * x->n) * sizeof(bf16));
+    *out = *buffer;
     return DR_OK;
 }
 
@@ -177,45 +183,49 @@ void dr_bf16_row(const dr_weight *w, int64_t row, float *out) {
 
 // c [T, n] (+)= x [T, k] · W or Wᵀ, in row chunks.
 static dr_status rows_product(dr_backend *b, const dr_rows *x, int64_t T, int64_t n, const bf16 *w,
-                              int w_transposed, float *c, bool accumulate) {
+                              int w_transposed, const dr_result *c, bool accumulate) {
     struct dr_bf16 *self = dr_cpu_state_of(b)->bf16;
+    const size_t row = (size_t)n * (c->rounded ? sizeof(bf16) : sizeof(float));
     for (int64_t t = 0; t < T; t += DR_UNIT_ROWS) {
         const dr_rows chunk = dr_rows_from(x, t);
+        const dr_result at = dr_result_at(c, t * n);
+        const bf16 *a = NULL;
         int64_t rows = T - t < DR_UNIT_ROWS ? T - t : DR_UNIT_ROWS, padded = bucket(rows);
-        DR_TRY(round_rows(b, &chunk, rows, padded, &self->a, &self->a_count));
-        float *to = c + t * n;
+        DR_TRY(round_rows(b, &chunk, rows, padded, &self->a, &self->a_count, &a));
+        void *to = at.rounded ? (void *)at.rounded : at.values;
         bool direct = padded == rows;
         if (!direct) {
             DR_TRY(reserve(&self->c, &self->c_count, padded * n, sizeof(float), "bf16 result"));
-            if (accumulate) memcpy(self->c, to, (size_t)(rows * n) * sizeof(float));
+            if (accumulate) memcpy(self->c, to, (size_t)rows * row);
         }
-        product_key key = {padded, n, x->n, 0, w_transposed, accumulate};
-        DR_TRY(product_run(self, &key, self->a, w, direct ? to : self->c));
-        if (!direct) memcpy(to, self->c, (size_t)(rows * n) * sizeof(float));
+        product_key key = {padded, n, x->n, 0, w_transposed, accumulate, c->rounded != NULL};
+        DR_TRY(product_run(self, &key, a, w, direct ? to : self->c));
+        if (!direct) memcpy(to, self->c, (size_t)rows * row);
     }
     return DR_OK;
 }
 
-dr_status dr_bf16_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
+dr_status dr_bf16_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T,
+                          const dr_result *y) {
     return rows_product(b, x, T, w->n_out, w->bf16, 1, y, false);
 }
 
-dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const dr_rows *dy, int64_t T, float *dx,
                                  bool accumulate) {
-    const dr_rows rows = {dy, w->n_out, false};
-    return rows_product(b, &rows, T, w->n_in, w->bf16, 0, dx, accumulate);
+    const dr_result to = {dx, NULL};
+    return rows_product(b, dy, T, w->n_in, w->bf16, 0, &to, accumulate);
 }
 
-dr_status dr_bf16_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T, int64_t n_out,
-                                  int64_t n_in, float *dw) {
+dr_status dr_bf16_backward_weight(dr_backend *b, const dr_rows *x, const dr_rows *dy, int64_t T, float *dw) {
     struct dr_bf16 *self = dr_cpu_state_of(b)->bf16;
     for (int64_t t = 0; t < T; t += DR_UNIT_ROWS) {
-        const dr_rows left = {dy + t * n_out, n_out, false}, right = {x + t * n_in, n_in, false};
+        const dr_rows left = dr_rows_from(dy, t), right = dr_rows_from(x, t);
+        const bf16 *left_rows = NULL, *right_rows = NULL;
         int64_t rows = T - t < DR_UNIT_ROWS ? T - t : DR_UNIT_ROWS, padded = bucket(rows);
-        DR_TRY(round_rows(b, &left, rows, padded, &self->a, &self->a_count));
-        DR_TRY(round_rows(b, &right, rows, padded, &self->b, &self->b_count));
-        product_key key = {n_out, n_in, padded, 1, 0, 1};
-        DR_TRY(product_run(self, &key, self->a, self->b, dw));
+        DR_TRY(round_rows(b, &left, rows, padded, &self->a, &self->a_count, &left_rows));
+        DR_TRY(round_rows(b, &right, rows, padded, &self->b, &self->b_count, &right_rows));
+        product_key key = {dy->n, x->n, padded, 1, 0, 1, 0};
+        DR_TRY(product_run(self, &key, left_rows, right_rows, dw));
     }
     return DR_OK;
 }

@@ -128,10 +128,28 @@ DR_INLINE void run_edge(bool wide, const float *x, int64_t x_row, int64_t T, con
     }
 }
 
-// T tokens with the panels begin … end - 1.
+// A panel's outputs for up to TOKENS tokens, summed up in a block and rounded from there: out has row stride
+// n_out.
+DR_INLINE void run_rounded(bool wide, const dr_weight *w, const float *x, int64_t T, int64_t p, bf16 *out) {
+    float block[TOKENS * DR_PANEL] __attribute__((aligned(64)));
+    int64_t n_in = w->n_in, left = w->n_out - p * DR_PANEL, width = left < DR_PANEL ? left : DR_PANEL;
+    for (int64_t k0 = 0; k0 < n_in; k0 += K_BLOCK) {
+        const uint32_t *panel = (const uint32_t *)w->bf16 + (p * n_in + k0) * WORDS;
+        int64_t k = n_in - k0 < K_BLOCK ? n_in - k0 : K_BLOCK;
+        run_tokens(wide, x + k0, n_in, T, panel, k, block, DR_PANEL, k0 == 0);
+    }
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t j = 0; j < width; j++)
+            out[t * w->n_out + p * DR_PANEL + j] = (bf16)dr_bf16_bits(block[t * DR_PANEL + j]);
+}
+
+// T tokens, up to TOKENS, with the panels begin … end - 1.
 DR_INLINE void run_panels(bool wide, const dr_weight *w, const float *x, int64_t T, int64_t begin,
-                          int64_t end, float *y) {
+                          int64_t end, const dr_result *to) {
     int64_t n_in = w->n_in, n_out = w->n_out;
+    float *y = to->values;
+    for (int64_t p = begin; p < end && to->rounded; p++) run_rounded(wide, w, x, T, p, to->rounded);
+    if (to->rounded) return;
     for (int64_t p = begin; p < end; p++)
         for (int64_t k0 = 0; k0 < n_in; k0 += K_BLOCK) {
             const uint32_t *panel = (const uint32_t *)w->bf16 + (p * n_in + k0) * WORDS;
@@ -144,17 +162,18 @@ DR_INLINE void run_panels(bool wide, const dr_weight *w, const float *x, int64_t
 }
 
 static DR_WIDE void run_panels_wide(const dr_weight *w, const float *x, int64_t T, int64_t begin, int64_t end,
-                                    float *y) {
+                                    const dr_result *y) {
     run_panels(true, w, x, T, begin, end, y);
 }
 
 static DR_HOT void run_panels_narrow(const dr_weight *w, const float *x, int64_t T, int64_t begin,
-                                     int64_t end, float *y) {
+                                     int64_t end, const dr_result *y) {
     run_panels(false, w, x, T, begin, end, y);
 }
 
 // Enough tokens, and each thread takes its own; few, and each takes a part of the panels.
-static dr_status forward_chunk(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
+static dr_status forward_chunk(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T,
+                               const dr_result *y) {
     const float *rows = NULL;
     DR_TRY(dr_rows_floats(b, 0, x, T, true, &rows));
     bool wide = dr_cpu_is_wide();
@@ -165,16 +184,19 @@ static dr_status forward_chunk(dr_backend *b, const dr_weight *w, const dr_rows 
         for (int64_t p = 0; p < n_panels; p += group) {
             int64_t t = i * TOKENS, n = T - t < TOKENS ? T - t : TOKENS,
                     end = p + group < n_panels ? p + group : n_panels;
-            (wide ? run_panels_wide : run_panels_narrow)(w, rows + t * w->n_in, n, p, end, y + t * w->n_out);
+            const dr_result to = dr_result_at(y, t * w->n_out);
+            (wide ? run_panels_wide : run_panels_narrow)(w, rows + t * w->n_in, n, p, end, &to);
         }
     return DR_OK;
 }
 
-dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
+dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T,
+                                const dr_result *y) {
     for (int64_t t = 0, n; t < T; t += n) {
         const dr_rows rows = dr_rows_from(x, t);
+        const dr_result to = dr_result_at(y, t * w->n_out);
         n = dr_rows_chunk(b, T - t);
-        DR_TRY(forward_chunk(b, w, &rows, n, y + t * w->n_out));
+        DR_TRY(forward_chunk(b, w, &rows, n, &to));
     }
     return DR_OK;
 }
@@ -238,12 +260,11 @@ static void widen_rows(dr_backend *b, const dr_weight *w, int64_t begin, int64_t
     }
 }
 
-static dr_status backward_input_chunk(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+static dr_status backward_input_chunk(dr_backend *b, const dr_weight *w, const dr_rows *dy, int64_t T,
                                       float *dx, bool accumulate) {
     const float *from = NULL;
-    const dr_rows gradient = {dy, w->n_out, false};
     dr_scratch *rows = &dr_cpu_state_of(b)->operands[1];
-    DR_TRY(dr_rows_floats(b, 0, &gradient, T, true, &from));
+    DR_TRY(dr_rows_floats(b, 0, dy, T, true, &from));
     DR_TRY(dr_scratch_reserve(rows, W_ROWS * w->n_in));
     DR_TRY(reserve_panels(b, w->n_in));
     for (int64_t o = 0; o < w->n_out; o += W_ROWS) {
@@ -255,24 +276,25 @@ static dr_status backward_input_chunk(dr_backend *b, const dr_weight *w, const f
     return DR_OK;
 }
 
-dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const float *dy, int64_t T,
+dr_status dr_bf16_lanes_backward_input(dr_backend *b, const dr_weight *w, const dr_rows *dy, int64_t T,
                                        float *dx, bool accumulate) {
     for (int64_t t = 0, n; t < T; t += n) {
+        const dr_rows gradient = dr_rows_from(dy, t);
         n = dr_rows_chunk(b, T - t);
-        DR_TRY(backward_input_chunk(b, w, dy + t * w->n_out, n, dx + t * w->n_in, accumulate));
+        DR_TRY(backward_input_chunk(b, w, &gradient, n, dx + t * w->n_in, accumulate));
     }
     return DR_OK;
 }
 
-dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const float *x, const float *dy, int64_t T,
-                                        int64_t n_out, int64_t n_in, float *dw) {
+dr_status dr_bf16_lanes_backward_weight(dr_backend *b, const dr_rows *x, const dr_rows *dy, int64_t T,
+                                        float *dw) {
     const float *left = NULL, *right = NULL;
     for (int64_t t = 0, n; t < T; t += n) {
-        const dr_rows gradient = {dy + t * n_out, n_out, false}, rows = {x + t * n_in, n_in, false};
+        const dr_rows gradient = dr_rows_from(dy, t), rows = dr_rows_from(x, t);
         n = dr_rows_chunk(b, T - t);
         DR_TRY(dr_rows_floats(b, 0, &gradient, n, true, &left));
         DR_TRY(dr_rows_floats(b, 1, &rows, n, true, &right));
-        DR_TRY(dr_cpu_product(b, left, 1, n_out, right, n_in, 1, n_out, n_in, n, dw, true));
+        DR_TRY(dr_cpu_product(b, left, 1, dy->n, right, x->n, 1, dy->n, x->n, n, dw, true));
     }
     return DR_OK;
 }

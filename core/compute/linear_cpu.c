@@ -79,62 +79,88 @@ static dr_status fp32_forward(dr_backend *b, const dr_weight *w, const dr_rows *
     return DR_OK;
 }
 
-static dr_status rows_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, float *y) {
+static dr_status rows_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T,
+                              const dr_result *y) {
     if (dr_cpu_state_of(b)->bf16) return dr_bf16_forward(b, w, x, T, y);
     if (b->precision == DR_BF16) return dr_bf16_lanes_forward(b, w, x, T, y);
-    return fp32_forward(b, w, x, T, y);
+    return fp32_forward(b, w, x, T, y->values);
 }
 
 static dr_status linear_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
                                 const float *bias, float *y) {
-    const dr_rows rows = {x, w->n_in, false};
-    DR_TRY(rows_forward(b, w, &rows, T, y));
+    const dr_rows rows = dr_rows_plain(x, w->n_in);
+    const dr_result to = {y, NULL};
+    DR_TRY(rows_forward(b, w, &rows, T, &to));
     if (bias) add_bias(bias, T, w->n_out, y);
     return DR_OK;
 }
 
-static dr_status swiglu_linear_forward(dr_backend *b, const dr_weight *w, const float *gate_up, int64_t T,
-                                       float *y) {
-    const dr_rows rows = {gate_up, w->n_in, true};
-    return rows_forward(b, w, &rows, T, y);
+// Values of dr_gated_bytes as rows: gate and up of rows of n, or n values as they are.
+static dr_rows gated_rows(const dr_backend *b, const void *values, int64_t n, bool is_gated) {
+    return dr_rounds_to_bf16(b->precision) ? (dr_rows){NULL, values, n, is_gated}
+                                           : (dr_rows){values, NULL, n, is_gated};
 }
 
-static dr_status input_gradient(dr_backend *b, const dr_weight *w, const float *dy, int64_t T, float *dx,
+static dr_status gate_up_forward(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
+                                 void *gate_up) {
+    const dr_rows rows = dr_rows_plain(x, w->n_in);
+    const dr_result to =
+        dr_rounds_to_bf16(b->precision) ? (dr_result){NULL, gate_up} : (dr_result){gate_up, NULL};
+    return rows_forward(b, w, &rows, T, &to);
+}
+
+static dr_status swiglu_linear_forward(dr_backend *b, const dr_weight *w, const void *gate_up, int64_t T,
+                                       float *y) {
+    const dr_rows rows = gated_rows(b, gate_up, w->n_in, true);
+    const dr_result to = {y, NULL};
+    return rows_forward(b, w, &rows, T, &to);
+}
+
+static dr_status input_gradient(dr_backend *b, const dr_weight *w, const dr_rows *dy, int64_t T, float *dx,
                                 bool accumulate) {
+    const int64_t O = w->n_out, I = w->n_in;
     if (dr_cpu_state_of(b)->bf16) return dr_bf16_backward_input(b, w, dy, T, dx, accumulate);
     if (b->precision == DR_BF16) return dr_bf16_lanes_backward_input(b, w, dy, T, dx, accumulate);
-    return dr_cpu_product(b, dy, w->n_out, 1, w->values, w->n_in, 1, T, w->n_in, w->n_out, dx, accumulate);
+    return dr_cpu_product(b, dy->values, O, 1, w->values, I, 1, T, I, O, dx, accumulate);
 }
 
-static dr_status weight_gradient(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
-                                 int64_t T, float *dw) {
-    const int64_t O = w->n_out, I = w->n_in;
-    if (dr_cpu_state_of(b)->bf16) return dr_bf16_backward_weight(b, x, dy, T, O, I, dw);
-    if (b->precision == DR_BF16) return dr_bf16_lanes_backward_weight(b, x, dy, T, O, I, dw);
-    return dr_cpu_product(b, dy, 1, O, x, I, 1, O, I, T, dw, true);
+static dr_status weight_gradient(dr_backend *b, const dr_rows *x, const dr_rows *dy, int64_t T, float *dw) {
+    const int64_t O = dy->n, I = x->n;
+    if (dr_cpu_state_of(b)->bf16) return dr_bf16_backward_weight(b, x, dy, T, dw);
+    if (b->precision == DR_BF16) return dr_bf16_lanes_backward_weight(b, x, dy, T, dw);
+    return dr_cpu_product(b, dy->values, 1, O, x->values, I, 1, O, I, T, dw, true);
 }
 
 static dr_status linear_backward(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
                                  int64_t T, float *dx, bool accumulate, float *dw, float *dbias) {
     const int64_t O = w->n_out;
-    if (dx) DR_TRY(input_gradient(b, w, dy, T, dx, accumulate));
-    DR_TRY(weight_gradient(b, w, x, dy, T, dw));
+    const dr_rows rows = dr_rows_plain(x, w->n_in), gradient = dr_rows_plain(dy, O);
+    if (dx) DR_TRY(input_gradient(b, w, &gradient, T, dx, accumulate));
+    DR_TRY(weight_gradient(b, &rows, &gradient, T, dw));
     for (int64_t t = 0; dbias && t < T; t++)
         for (int64_t j = 0; j < O; j++) dbias[j] += dy[t * O + j];
     return DR_OK;
 }
 
+static dr_status gate_up_backward(dr_backend *b, const dr_weight *w, const float *x, const void *dgate_up,
+                                  int64_t T, float *dx, float *dw) {
+    const dr_rows rows = dr_rows_plain(x, w->n_in), gradient = gated_rows(b, dgate_up, w->n_out, false);
+    DR_TRY(input_gradient(b, w, &gradient, T, dx, false));
+    return weight_gradient(b, &rows, &gradient, T, dw);
+}
+
 // In chunks, whose gradient at silu(gate) · up stays near until they are made in its place.
-static dr_status swiglu_linear_backward(dr_backend *b, const dr_weight *w, const float *gate_up,
-                                        const float *dy, int64_t T, float *dgate_up, float *dw) {
-    const int64_t O = w->n_out, I = w->n_in;
+static dr_status swiglu_linear_backward(dr_backend *b, const dr_weight *w, const void *gate_up,
+                                        const float *dy, int64_t T, void *dgate_up, float *dw) {
+    const int64_t O = w->n_out, I = w->n_in, row = 2 * I * (int64_t)dr_gated_bytes(b);
     dr_scratch *gated = &dr_cpu_state_of(b)->gated;
     DR_TRY(dr_scratch_reserve(gated, dr_rows_chunk(b, T) * I));
     for (int64_t t = 0, n; t < T; t += n) {
+        const dr_rows gradient = dr_rows_plain(dy + t * O, O), rows = dr_rows_plain(gated->data, I);
         n = dr_rows_chunk(b, T - t);
-        DR_TRY(input_gradient(b, w, dy + t * O, n, gated->data, false));
-        dr_swiglu_gradient(b, gate_up + t * 2 * I, n, I, gated->data, dgate_up + t * 2 * I);
-        DR_TRY(weight_gradient(b, w, gated->data, dy + t * O, n, dw));
+        DR_TRY(input_gradient(b, w, &gradient, n, gated->data, false));
+        dr_swiglu_gradient(b, (const char *)gate_up + t * row, n, I, gated->data, (char *)dgate_up + t * row);
+        DR_TRY(weight_gradient(b, &rows, &gradient, n, dw));
     }
     return DR_OK;
 }
@@ -161,6 +187,8 @@ void dr_cpu_fill_linear(dr_backend_ops *ops) {
     ops->weight_rows = weight_rows;
     ops->linear_forward = linear_forward;
     ops->linear_backward = linear_backward;
+    ops->gate_up_forward = gate_up_forward;
+    ops->gate_up_backward = gate_up_backward;
     ops->swiglu_linear_forward = swiglu_linear_forward;
     ops->swiglu_linear_backward = swiglu_linear_backward;
     ops->gemm = gemm;

@@ -262,7 +262,9 @@ int64_t dr_lm_row_macs(const dr_lm *lm) {
 
 dr_pass_shape dr_lm_pass_shape(const dr_lm *lm, int64_t T) {
     const dr_lm_config *c = &lm->config;
+    int64_t heads = c->qk_norm ? (int64_t)c->n_heads * c->head_size : lm_qkv_width(c);
     dr_pass_shape shape = {.T = T,
+                           .n_dy = heads > c->hidden ? heads : c->hidden,
                            .row_macs = dr_lm_row_macs(lm),
                            .V = c->vocab,
                            .H = c->n_heads,

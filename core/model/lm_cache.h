@@ -49,8 +49,9 @@ void dr_kv_keep(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks); /
 
 // Scratch of T tokens carved from one block; legend as in lm_train.c.
 typedef struct lm_pass_scratch {
-    float *x, *norm, *qkv, *att, *out, *gate_up;
-    float *top; // rows of x that go on after the last layer's attention
+    float *x, *norm, *qkv, *att, *out;
+    void *gate_up; // values of dr_gated_bytes
+    float *top;    // rows of x that go on after the last layer's attention
 } lm_pass_scratch;
 
 // One pass over the cache, of the ids and positions that stand in lm->numbers from `first` on. Rows that go

@@ -5,8 +5,8 @@
 
 static int64_t scratch_floats(const dr_lm *lm, int64_t T) {
     const dr_lm_config *c = &lm->config;
-    return T * (4 * (int64_t)c->hidden + lm_qkv_width(c) + (int64_t)c->n_heads * c->head_size +
-                2 * (int64_t)c->intermediate);
+    return T * (4 * (int64_t)c->hidden + lm_qkv_width(c) + (int64_t)c->n_heads * c->head_size) +
+           lm_gated_floats(lm, T * 2 * c->intermediate);
 }
 
 int64_t dr_lm_decode_memory(const dr_lm *lm, int64_t tokens) {
@@ -22,8 +22,9 @@ static void carve(const dr_lm *lm, int64_t T, lm_pass_scratch *s) {
     s->out = s->norm + T * D;
     s->qkv = s->out + T * D;
     s->att = s->qkv + T * Q;
-    s->gate_up = s->att + T * A;
-    s->top = s->gate_up + T * 2 * F;
+    float *gate_up = s->att + T * A;
+    s->gate_up = gate_up;
+    s->top = gate_up + lm_gated_floats(lm, T * 2 * F);
 }
 
 static dr_status scratch_reserve(dr_lm *lm, int64_t T) {
@@ -94,7 +95,7 @@ static dr_status layer_finish(const lm_pass *pass, int32_t i, const float *att, 
     const lm_layer *layer = &lm->layers[i];
     DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, s->out));
     add_and_norm(pass, layer->norm2, n, x);
-    DR_TRY(b->ops->linear_forward(b, layer->w_gate_up, s->norm, n, NULL, s->gate_up));
+    DR_TRY(b->ops->gate_up_forward(b, layer->w_gate_up, s->norm, n, s->gate_up));
     DR_TRY(b->ops->swiglu_linear_forward(b, layer->w_down, s->gate_up, n, s->out));
     add_and_norm(pass, i + 1 < c->n_layers ? lm->layers[i + 1].norm1 : lm->final_norm, n, x);
     return DR_OK;
@@ -239,7 +240,7 @@ static lm_pass part_of(const lm_pass *pass, int32_t first, int32_t n) {
                                .qkv = s->qkv + r * lm_qkv_width(c),
                                .att = s->att + r * c->n_heads * c->head_size,
                                .out = s->out + r * D,
-                               .gate_up = s->gate_up + r * 2 * F,
+                               .gate_up = (float *)s->gate_up + lm_gated_floats(pass->lm, r * 2 * F),
                                .top = s->top + r * D};
     part.logits += r * c->vocab;
     return part;

@@ -78,6 +78,11 @@ dr_status dr_lm_qkv_backward(dr_lm *lm, const lm_layer *layer, const float *x, c
                              int64_t T, float *dqkv, const float *raw, const float *inv, float *dx,
                              float *gradient);
 
+// Floats of memory that n values of gate and up take, n even.
+static inline int64_t lm_gated_floats(const dr_lm *lm, int64_t n) {
+    return n * (int64_t)dr_gated_bytes(lm->backend) / (int64_t)sizeof(float);
+}
+
 // Multiply-adds of a row of a pass, without attention.
 int64_t dr_lm_row_macs(const dr_lm *lm);
 

@@ -7,18 +7,18 @@
 
 // Activations of one layer; legend: T tokens, D hidden, Q = (H + 2G)·d, A = H·d, F intermediate.
 typedef struct layer_activations {
-    float *x;       // (T, D) residual stream before the layer
-    float *norm1;   // (T, D)
-    float *inv1;    // (T)
-    float *qk_raw;  // (T, A + G·d) queries and keys before their norms; with such norms only
-    float *qk_inv;  // (T, H + G)
-    float *qkv;     // (T, Q) after bias, norms and rotation
-    float *att;     // (T, A)
-    float *lse;     // (T, H)
-    float *mid;     // (T, D) residual stream after attention
-    float *norm2;   // (T, D)
-    float *inv2;    // (T)
-    float *gate_up; // (T, 2F)
+    float *x;      // (T, D) residual stream before the layer
+    float *norm1;  // (T, D)
+    float *inv1;   // (T)
+    float *qk_raw; // (T, A + G·d) queries and keys before their norms; with such norms only
+    float *qk_inv; // (T, H + G)
+    float *qkv;    // (T, Q) after bias, norms and rotation
+    float *att;    // (T, A)
+    float *lse;    // (T, H)
+    float *mid;    // (T, D) residual stream after attention
+    float *norm2;  // (T, D)
+    float *inv2;   // (T)
+    void *gate_up; // (T, 2F) of dr_gated_bytes
 } layer_activations;
 
 struct dr_lm_workspace {
@@ -32,7 +32,7 @@ struct dr_lm_workspace {
     float *top_att, *x_out, *final_inv;  // (R, A), (R, D), (R)
     float *rows, *drows, *row_lse;       // normalised loss rows: (R, D), (R, D), (R)
     float *top, *dtop_att;               // (R, D), (R, A)
-    float *dx, *dnorm, *dwide, *datt;    // gradients: (T, D), (T, D), (T, max(2F, Q)), (T, A)
+    float *dx, *dnorm, *dwide, *datt;    // gradients: (T, D), (T, D), of gate_up or (T, Q), (T, A)
     float *logprob, *entropy, *dlogprob; // (R) each
     lm_numbers numbers;                  // rows: of the loss rows
     int32_t *targets;                    // (R), backend memory
@@ -42,7 +42,7 @@ struct dr_lm_workspace {
 static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w) {
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden, Q = lm_qkv_width(c), A = (int64_t)c->n_heads * c->head_size, F = c->intermediate;
-    int64_t at = 0, raw = c->qk_norm ? T * lm_qk_width(c) : 0; // floats
+    int64_t at = 0, raw = c->qk_norm ? T * lm_qk_width(c) : 0, gated = lm_gated_floats(lm, T * 2 * F);
 #define TAKE(pointer, count) ((pointer) = base ? base + at : NULL, at += ((count) + 15) / 16 * 16)
     for (int32_t i = 0; i < c->n_layers; i++) {
         layer_activations counted, *l = w->layers ? &w->layers[i] : &counted;
@@ -63,7 +63,7 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
         TAKE(l->mid, T * D);
         TAKE(l->norm2, T * D);
         TAKE(l->inv2, T);
-        TAKE(l->gate_up, T * 2 * F);
+        TAKE(l->gate_up, gated);
     }
     TAKE(w->x_out, T * D);
     TAKE(w->top_att, T * A);
@@ -75,7 +75,7 @@ static int64_t carve(const dr_lm *lm, int64_t T, float *base, dr_lm_workspace *w
     TAKE(w->row_lse, T);
     TAKE(w->dx, T * D);
     TAKE(w->dnorm, T * D);
-    TAKE(w->dwide, T * (2 * F > Q ? 2 * F : Q));
+    TAKE(w->dwide, gated > T * Q ? gated : T * Q);
     TAKE(w->datt, T * A);
     TAKE(w->logprob, T);
     TAKE(w->entropy, T);
@@ -195,7 +195,7 @@ static dr_status layer_activate(dr_lm *lm, const lm_layer *layer, layer_activati
     DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, a->mid));
     b->ops->rmsnorm_residual_forward(b, x, lm->params + layer->norm2, n, D, c->rms_eps, a->mid, a->norm2,
                                      a->inv2);
-    return b->ops->linear_forward(b, layer->w_gate_up, a->norm2, n, NULL, a->gate_up);
+    return b->ops->gate_up_forward(b, layer->w_gate_up, a->norm2, n, a->gate_up);
 }
 
 // Where a layer's result goes, and the norm that follows it: the next layer's first, or the last one.
@@ -313,8 +313,8 @@ static dr_status layer_backward_second(dr_lm *lm, const lm_layer *layer, const l
     int64_t D = c->hidden;
     DR_TRY(b->ops->swiglu_linear_backward(b, layer->w_down, a->gate_up, dx, n, w->dwide,
                                           gradient + layer->down));
-    DR_TRY(b->ops->linear_backward(b, layer->w_gate_up, a->norm2, w->dwide, n, w->dnorm, false,
-                                   gradient + layer->gate_up, NULL));
+    DR_TRY(b->ops->gate_up_backward(b, layer->w_gate_up, a->norm2, w->dwide, n, w->dnorm,
+                                    gradient + layer->gate_up));
     b->ops->rmsnorm_backward(b, w->dnorm, a->mid, lm->params + layer->norm2, a->inv2, n, D, dx,
                              gradient + layer->norm2);
     return b->ops->linear_backward(b, layer->w_o, att, dx, n, datt, false, gradient + layer->o, NULL);

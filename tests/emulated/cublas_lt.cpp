@@ -126,7 +126,7 @@ uint64_t sum_of(const configured &c) { // FNV-1a
 
 uint32_t kind_of(const lt_problem &p) {
     return 1u | (p.a.is_bf16 ? 2u : 0u) | (p.a.is_transposed ? 4u : 0u) | (p.b.is_transposed ? 8u : 0u) |
-           (p.has_bias ? 16u : 0u);
+           (p.has_bias ? 16u : 0u) | (p.d.is_bf16 ? 32u : 0u);
 }
 
 cublasLtMatmulAlgo_t configure(int family, const lt_problem &p) {
@@ -170,7 +170,10 @@ cublasStatus_t problem_of(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cu
     if (!is_possible(*of_a) || !is_possible(*of_b) || !is_possible(*of_c) || !is_possible(*of_d))
         return CUBLAS_STATUS_INVALID_VALUE;
     if (of_a->type != of_b->type) return CUBLAS_STATUS_NOT_SUPPORTED;
-    if (of_c->type != CUDA_R_32F || of_d->type != CUDA_R_32F) wrong("results are emulated in fp32 only");
+    if (of_c->type != of_d->type || (of_d->type == CUDA_R_16BF && of_a->type != CUDA_R_16BF))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (of_d->type == CUDA_R_16BF && o->epilogue == CUBLASLT_EPILOGUE_BIAS)
+        wrong("a bias, which is of d's type, is emulated in fp32 only");
     lt_problem p = {};
     p.a = matrix_of(*of_a, o->trans_a);
     p.b = matrix_of(*of_b, o->trans_b);
@@ -243,12 +246,12 @@ void check_memory(const lt_problem &p, const lt_memory &at, size_t workspace) {
 }
 
 bool are_aligned(const lt_family &family, const lt_problem &p, const lt_memory &at) {
-    const uint32_t element = p.a.is_bf16 ? 2 : 4;
-    for (const void *operand : {at.a, at.b})
-        if (!is_aligned(operand, family.address) || !is_aligned(operand, element)) return false;
-    for (const float *fp32 : {at.c, (const float *)at.d, at.bias})
-        if (!is_aligned(fp32, family.address) || !is_aligned(fp32, 4)) return false;
-    return is_aligned(at.workspace, 256);
+    const uint32_t operand = p.a.is_bf16 ? 2 : 4, result = p.d.is_bf16 ? 2 : 4;
+    for (const void *matrix : {at.a, at.b})
+        if (!is_aligned(matrix, family.address) || !is_aligned(matrix, operand)) return false;
+    for (const void *matrix : {at.c, (const void *)at.d})
+        if (!is_aligned(matrix, family.address) || !is_aligned(matrix, result)) return false;
+    return is_aligned(at.bias, family.address) && is_aligned(at.bias, 4) && is_aligned(at.workspace, 256);
 }
 
 } // namespace
@@ -492,8 +495,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     lt_memory at = {};
     at.a = a;
     at.b = b;
-    at.c = (const float *)c;
-    at.d = (float *)d;
+    at.c = c;
+    at.d = d;
     at.alpha = *(const float *)alpha;
     at.beta = *(const float *)beta;
     at.bias = p.has_bias ? (const float *)operations.find(desc)->bias : NULL;

@@ -79,6 +79,20 @@ static float value(const lt_matrix &m, const void *data, int64_t i, int64_t j) {
     return f;
 }
 
+// Element (i, j) of d, bf16 to nearest, ties to even.
+static void put(const lt_matrix &m, void *data, int64_t i, int64_t j, float v) {
+    const int64_t at = i + j * m.stride;
+    if (!m.is_bf16) {
+        ((float *)data)[at] = v;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+    ((uint16_t *)data)[at] =
+        (uint16_t)(is_nan ? bits >> 16 | 0x40u : (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+}
+
 // op(m) with element (i, j) at i + j · rows of it.
 static std::vector<float> dense(const lt_matrix &m, const void *data) {
     const int64_t rows = m.is_transposed ? m.columns : m.rows, columns = m.is_transposed ? m.rows : m.columns;
@@ -105,25 +119,24 @@ static void add_column(const float *a, const float *b, int64_t m, int64_t from, 
 }
 
 static void finish_column(const lt_problem &p, const lt_memory &at, int64_t j, const float *sum) {
-    float *d = at.d + j * p.d.stride;
     for (int64_t i = 0; i < p.m; i++) {
         float v = at.alpha * sum[i];
-        if (at.beta != 0) v = fmaf(at.beta, at.c[i + j * p.c.stride], v);
-        d[i] = at.bias ? v + at.bias[i] : v;
+        if (at.beta != 0) v = fmaf(at.beta, value(p.c, at.c, i, j), v);
+        put(p.d, at.d, i, j, at.bias ? v + at.bias[i] : v);
     }
 }
 
-// The splits add up in d one after the other, as counters let them; the last one ends the column.
+// The splits add up in d one after the other, in its type, as counters let them; the last one ends the
+// column.
 static void add_in_result(const lt_problem &p, const lt_memory &at, int64_t j, int64_t part, int64_t parts,
                           float *sum) {
-    float *d = at.d + j * p.d.stride, *waiting = at.workspace;
-    if (j == 0 && part == 0) memset(waiting, 0, COUNTERS);
+    if (j == 0 && part == 0) memset(at.workspace, 0, COUNTERS);
     const bool is_first = part == 0, is_last = part == parts - 1;
     for (int64_t i = 0; i < p.m; i++) {
         float v = at.alpha * sum[i];
-        if (is_first && at.beta != 0) v = fmaf(at.beta, at.c[i + j * p.c.stride], v);
-        if (!is_first) v += d[i];
-        d[i] = is_last && at.bias ? v + at.bias[i] : v;
+        if (is_first && at.beta != 0) v = fmaf(at.beta, value(p.c, at.c, i, j), v);
+        if (!is_first) v += value(p.d, at.d, i, j);
+        put(p.d, at.d, i, j, is_last && at.bias ? v + at.bias[i] : v);
     }
 }
 

@@ -22,9 +22,10 @@ struct lt_problem {
 };
 
 struct lt_memory {
-    const void *a, *b;
-    const float *c, *bias; // bias: NULL without one; c: not read when beta is 0
-    float *d, *workspace;
+    const void *a, *b, *c; // c: not read when beta is 0
+    const float *bias;     // NULL without one
+    void *d;
+    float *workspace;
     float alpha, beta;
 };
 
