@@ -22,9 +22,9 @@ enum {
 typedef enum dr_lt_op {
     DR_LT_FORWARD,         // y [T, n_out] = x Wᵀ
     DR_LT_FORWARD_BIAS,    // the same + bias
+    DR_LT_FORWARD_ROUNDED, // y as bf16; of the bf16 precisions
     DR_LT_BACKWARD_INPUT,  // dx [T, n_in] = dy W
-    DR_LT_BACKWARD_WEIGHT, // dw [n_out, n_in] = dyᵀ x
-    DR_LT_FORWARD_ROUNDED  // forward, y as bf16: in the bf16 precisions
+    DR_LT_BACKWARD_WEIGHT  // dw [n_out, n_in] = dyᵀ x
 } dr_lt_op;
 
 // A matrix as the library sees it: element (i, j) at i + j · stride.

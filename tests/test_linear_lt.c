@@ -6,9 +6,9 @@
 
 #include "cuda/linear_lt.h"
 
-enum { MAX_SIZE = 40, N_OPS = 4 };
-static const dr_lt_op ops[N_OPS] = {DR_LT_FORWARD, DR_LT_FORWARD_BIAS, DR_LT_BACKWARD_INPUT,
-                                    DR_LT_BACKWARD_WEIGHT};
+enum { MAX_SIZE = 40, N_OPS = 5 };
+static const dr_lt_op ops[N_OPS] = {DR_LT_FORWARD, DR_LT_FORWARD_BIAS, DR_LT_FORWARD_ROUNDED,
+                                    DR_LT_BACKWARD_INPUT, DR_LT_BACKWARD_WEIGHT};
 
 // ---- layouts ----
 
@@ -52,7 +52,7 @@ static void check_shapes(int64_t O, int64_t I, int64_t T) {
                 want_dx[t * I + i] += dy[t * O + o] * w[o * I + i];
                 want_dw[o * I + i] += dy[t * O + o] * x[t * I + i];
             }
-    for (int forward = 0; forward < 2; forward++) {
+    for (int forward = 0; forward < 3; forward++) {
         dr_lt_shape s = dr_lt_shape_of(ops[forward], O, I, T);
         assert_int_equal(s.d.rows, O); // a bias runs along the rows
         product(&s, w, x, y);
@@ -129,9 +129,10 @@ static void test_loose_keys(void **state) {
 static void test_keys_differ(void **state) {
     (void)state;
     const dr_lt_key key = {DR_LT_FORWARD, 24, 16, 0};
-    const dr_lt_key others[] = {{DR_LT_FORWARD_BIAS, 24, 16, 0}, {DR_LT_BACKWARD_INPUT, 24, 16, 0},
-                                {DR_LT_FORWARD, 16, 16, 0},      {DR_LT_FORWARD, 24, 24, 0},
-                                {DR_LT_FORWARD, 16, 24, 0},      {DR_LT_FORWARD, 24, 16, 8}};
+    const dr_lt_key others[] = {{DR_LT_FORWARD_BIAS, 24, 16, 0},   {DR_LT_FORWARD_ROUNDED, 24, 16, 0},
+                                {DR_LT_BACKWARD_INPUT, 24, 16, 0}, {DR_LT_FORWARD, 16, 16, 0},
+                                {DR_LT_FORWARD, 24, 24, 0},        {DR_LT_FORWARD, 16, 24, 0},
+                                {DR_LT_FORWARD, 24, 16, 8}};
     assert_true(dr_lt_key_equal(&key, &key));
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         assert_false(dr_lt_key_equal(&key, &others[i]));

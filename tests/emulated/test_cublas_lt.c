@@ -15,13 +15,13 @@
 
 int64_t emulated_cublas_lt_living(void);
 
-enum { M = 20, N = 24, K = 48, SPACE = 1 << 20, MOST = 16, GAP = 8 };
+enum { M = 20, N = 24, K = 48, SPACE = 1 << 20, MOST = 16, GAP = 12 };
 #define IS(call, status) assert_int_equal((call), CUBLAS_STATUS_##status)
 
 // ---- one product, by the library's own calls ----
 
 typedef struct product {
-    bool is_bf16, a_transposed, b_transposed, has_bias;
+    bool is_bf16, a_transposed, b_transposed, has_bias, is_rounded; // rounded: d is bf16
     float alpha, beta;
     cublasLtHandle_t handle;
     cublasLtMatmulDesc_t desc;
@@ -39,15 +39,27 @@ static void *on_device(product *p, const void *values, size_t bytes) {
     return at;
 }
 
-static void *operand(product *p, const float *values, int64_t n) {
-    if (!p->is_bf16) return on_device(p, values, (size_t)n * sizeof *values);
+static uint16_t *halves_of(const float *values, int64_t n) { // values that bf16 has
     uint16_t *halves = op_array(n, sizeof *halves);
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, &values[i], sizeof bits);
         halves[i] = (uint16_t)(bits >> 16);
     }
-    return on_device(p, halves, (size_t)n * sizeof *halves);
+    return halves;
+}
+
+static void *operand(product *p, const float *values, int64_t n) {
+    if (!p->is_bf16) return on_device(p, values, (size_t)n * sizeof *values);
+    return on_device(p, halves_of(values, n), (size_t)n * sizeof(uint16_t));
+}
+
+static size_t d_bytes(const product *p) {
+    return (M + GAP) * N * (p->is_rounded ? sizeof(uint16_t) : sizeof(float));
+}
+
+static const void *c_bytes_of(const product *p) {
+    return p->is_rounded ? (const void *)halves_of(p->c_values, (M + GAP) * N) : p->c_values;
 }
 
 static int64_t rows_of(bool is_transposed, int64_t rows, int64_t columns) {
@@ -75,9 +87,10 @@ static void attributes_set(product *p) {
            SUCCESS);
 }
 
-// p has its first six fields. Columns of all matrices stand GAP elements apart.
+// p has its first seven fields. Columns of all matrices stand GAP elements apart.
 static void product_open(product *p) {
-    const cudaDataType type = p->is_bf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const cudaDataType type = p->is_bf16 ? CUDA_R_16BF : CUDA_R_32F,
+                       result = p->is_rounded ? CUDA_R_16BF : CUDA_R_32F;
     const int64_t a_rows = rows_of(p->a_transposed, M, K), a_columns = M + K - a_rows;
     const int64_t b_rows = rows_of(p->b_transposed, K, N), b_columns = K + N - b_rows;
     const int64_t a_stride = 64, b_stride = 64, d_stride = M + GAP; // whole 16 bytes in both types
@@ -85,17 +98,18 @@ static void product_open(product *p) {
     p->a_values = rounded(op_normal(a_stride * a_columns, 0, 1), a_stride * a_columns);
     p->b_values = rounded(op_normal(b_stride * b_columns, 0, 1), b_stride * b_columns);
     p->c_values = p->beta != 0 ? op_normal(d_stride * N, 0, 1) : op_poison(d_stride * N);
+    if (p->is_rounded) p->c_values = rounded(p->c_values, d_stride * N);
     p->bias_values = op_normal(M, 0, 1);
     p->a_at = operand(p, p->a_values, a_stride * a_columns);
     p->b_at = operand(p, p->b_values, b_stride * b_columns);
-    p->d_at = on_device(p, p->c_values, (size_t)(d_stride * N) * sizeof(float));
+    p->d_at = on_device(p, c_bytes_of(p), d_bytes(p));
     p->bias_at = on_device(p, p->bias_values, M * sizeof(float));
     assert_int_equal(cudaMalloc(&p->workspace, SPACE), cudaSuccess);
     IS(cublasLtCreate(&p->handle), SUCCESS);
     IS(cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), SUCCESS);
     IS(cublasLtMatrixLayoutCreate(&p->a, type, (uint64_t)a_rows, (uint64_t)a_columns, a_stride), SUCCESS);
     IS(cublasLtMatrixLayoutCreate(&p->b, type, (uint64_t)b_rows, (uint64_t)b_columns, b_stride), SUCCESS);
-    IS(cublasLtMatrixLayoutCreate(&p->d, CUDA_R_32F, M, N, d_stride), SUCCESS);
+    IS(cublasLtMatrixLayoutCreate(&p->d, result, M, N, d_stride), SUCCESS);
     IS(cublasLtMatmulPreferenceCreate(&p->preference), SUCCESS);
     attributes_set(p);
 }
@@ -125,11 +139,18 @@ static cublasStatus_t multiply(const product *p, const cublasLtMatmulAlgo_t *alg
 
 // d as the host has it; c stands in its place again behind that.
 static float *result_of(product *p) {
-    const size_t bytes = (M + GAP) * N * sizeof(float);
+    const size_t bytes = d_bytes(p);
     float *got = op_array((M + GAP) * N, sizeof *got);
-    assert_int_equal(cudaMemcpyAsync(got, p->d_at, bytes, cudaMemcpyDeviceToHost, p->stream), cudaSuccess);
-    assert_int_equal(cudaMemcpyAsync(p->d_at, p->c_values, bytes, cudaMemcpyHostToDevice, p->stream),
+    uint16_t *halves = op_array((M + GAP) * N, sizeof *halves);
+    assert_int_equal(cudaMemcpyAsync(p->is_rounded ? (void *)halves : got, p->d_at, bytes,
+                                     cudaMemcpyDeviceToHost, p->stream),
                      cudaSuccess);
+    assert_int_equal(cudaMemcpyAsync(p->d_at, c_bytes_of(p), bytes, cudaMemcpyHostToDevice, p->stream),
+                     cudaSuccess);
+    for (int i = 0; p->is_rounded && i < (M + GAP) * N; i++) {
+        const uint32_t bits = (uint32_t)halves[i] << 16;
+        memcpy(&got[i], &bits, sizeof bits);
+    }
     return got;
 }
 
@@ -186,6 +207,57 @@ static void test_products(void **state) {
         assert_true(n_got >= 7 && n_got == n - 1); // one of them failed
         product_close(&p);
     }
+}
+
+// d in bf16: the sum in fp32, rounded once, but where splits meet in d, which rounds every one.
+static void test_rounded_results(void **state) {
+    (void)state;
+    for (int i = 0; i < 8; i++) {
+        product p = {.is_bf16 = true,
+                     .a_transposed = i & 1,
+                     .b_transposed = i & 2,
+                     .is_rounded = true,
+                     .alpha = 1,
+                     .beta = i & 4 ? 1.25f : 0.0f};
+        cublasLtMatmulHeuristicResult_t offers[MOST];
+        int n = 0, n_meeting = 0, n_once = 0;
+        product_open(&p);
+        IS(offers_of(&p, offers, &n), SUCCESS);
+        for (int k = 0; k < n; k++) {
+            uint32_t reduction = 0;
+            size_t written = 0;
+            if (offers[k].state != CUBLAS_STATUS_SUCCESS) continue;
+            IS(cublasLtMatmulAlgoConfigGetAttribute(&offers[k].algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
+                                                    &reduction, sizeof reduction, &written),
+               SUCCESS);
+            const bool meets = reduction == CUBLASLT_REDUCTION_SCHEME_INPLACE;
+            IS(multiply(&p, &offers[k].algo, offers[k].workspaceSize), SUCCESS);
+            const float *got = result_of(&p), *want = wanted(&p);
+            for (int j = 0; j < N; j++) {
+                const int at = j * (M + GAP);
+                check_close("a column of d", got + at, want + at, M, meets ? 0.06 : 3e-5, 0x1p-8);
+                check_same_bits("behind a column", got + at + M, p.c_values + at + M, GAP);
+            }
+            n_meeting += meets;
+            n_once += !meets;
+        }
+        assert_true(n_meeting == 1 && n_once >= 6);
+        product_close(&p);
+    }
+    // not of operands in fp32, and an algorithm is for one type of d
+    product p = {.is_bf16 = true, .alpha = 1}, other = {.is_bf16 = true, .is_rounded = true, .alpha = 1},
+            plain = {.is_rounded = true, .alpha = 1};
+    cublasLtMatmulHeuristicResult_t offers[MOST];
+    int n = 0;
+    product_open(&p);
+    product_open(&other);
+    product_open(&plain);
+    IS(offers_of(&p, offers, &n), SUCCESS);
+    IS(multiply(&other, &offers[0].algo, SPACE), INVALID_VALUE);
+    IS(offers_of(&plain, offers, &n), NOT_SUPPORTED);
+    product_close(&plain);
+    product_close(&other);
+    product_close(&p);
 }
 
 // Sums beyond a bound on the workspace, or of a scheme that was not asked for, are not offered.
@@ -587,7 +659,7 @@ int main(void) {
         cuda_test(test_algorithms),   cuda_test(test_destroyed),
         cuda_test(test_ends),         cuda_test(test_no_offers),
         cuda_test(test_no_handle),    cuda_test(test_no_algorithm_for_all),
-        cuda_test(test_refused_rows),
+        cuda_test(test_refused_rows), cuda_test(test_rounded_results),
     };
     dr_log_set_level(DR_LOG_INFO);
     return cmocka_run_group_tests(tests, op_group_setup, op_group_teardown);
