@@ -173,6 +173,30 @@ static void test_library_logits(void **state) {
     dr_backend_cpu_destroy(b);
 }
 
+// Under bf16 gate and up take two bytes less a value, in each layer and once for their gradient, which shares
+// its place with that of queries, keys and values.
+static void test_gate_and_up(void **state) {
+    (void)state;
+    enum { T = 64 };
+    static const dr_precision precisions[] = {DR_FP32, DR_BF16};
+    dr_lm_config config = policy_config();
+    int64_t values = 2 * T * (int64_t)config.intermediate, kept[2], decoding[2];
+    int64_t wide = T * (int64_t)(config.n_heads + 2 * config.n_kv_heads) * config.head_size;
+    for (int i = 0; i < 2; i++) {
+        dr_backend *b = NULL;
+        dr_lm *outline = NULL;
+        check_ok(dr_backend_cpu_create(precisions[i], 1, &b));
+        check_ok(dr_lm_outline(b, &config, &outline));
+        kept[i] = dr_lm_workspace_memory(outline, T, DR_KEEP_ACTIVATIONS);
+        decoding[i] = dr_lm_decode_memory(outline, T);
+        dr_lm_destroy(outline);
+        dr_backend_cpu_destroy(b);
+    }
+    assert_true(values >= 2 * wide); // so that the gradient of gate and up is the larger one in both
+    assert_int_equal(kept[0] - kept[1], 2 * values * (config.n_layers + 1));
+    assert_int_equal(decoding[0] - decoding[1], 2 * values + 2 * values / 4);
+}
+
 static int64_t part(const dr_memory_plan *plan, const char *name) {
     for (int i = 0; i < DR_MEMORY_PARTS; i++)
         if (strcmp(plan->parts[i].name, name) == 0) return plan->parts[i].bytes;
@@ -488,15 +512,11 @@ static void test_free_here(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_taken),
-        cmocka_unit_test(test_parts),
-        cmocka_unit_test(test_library_logits),
-        cmocka_unit_test(test_host_copies),
-        cmocka_unit_test(test_retrievals),
-        cmocka_unit_test(test_refusal),
-        cmocka_unit_test(test_free_without_limits),
-        cmocka_unit_test(test_free_in_groups),
-        cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_taken),          cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_gate_and_up),    cmocka_unit_test(test_library_logits),
+        cmocka_unit_test(test_host_copies),    cmocka_unit_test(test_retrievals),
+        cmocka_unit_test(test_refusal),        cmocka_unit_test(test_free_without_limits),
+        cmocka_unit_test(test_free_in_groups), cmocka_unit_test(test_cache),
         cmocka_unit_test(test_free_here),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
