@@ -230,7 +230,7 @@ static dr_status note_texts(const dr_text_encoder *self, const char *const *text
 }
 
 static dr_status encode_films(int32_t n_items, noted *notes) {
-    const dr_text_encoder_ops ops = {"noted", note_texts, NULL};
+    const dr_text_encoder_ops ops = {.name = "noted", .encode = note_texts};
     dr_text_encoder noting = {.ops = &ops, .dim = 3, .state = notes};
     dr_dataset films = {.n_items = n_items};
     dr_reward_context *of_films = NULL;
