@@ -170,7 +170,8 @@ static int64_t operand_memory(const dr_backend *b, const dr_pass_shape *s) {
 // and bursts. The loss head counts its own (head_memory): kept sets are the most that goes through the
 // others.
 static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s, int64_t *out_host) {
-    int64_t ids = 2 * s->n_draws * s->V, n_drawn = s->n_draws * larger(s->n_steps, 1);
+    int64_t ids = s->n_draws * s->V + dr_burst_listed_ids(s->n_draws, s->V),
+            n_drawn = s->n_draws * larger(s->n_steps, 1);
     *out_host = dr_passes_on_host(s);
     return (dr_partials_floats(s) + ids) * (int64_t)sizeof(float) + n_drawn * (int64_t)sizeof(dr_cuda_drawn) +
            operand_memory(b, s) + dr_stages_memory(s);

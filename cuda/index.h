@@ -170,7 +170,8 @@ DR_INDEX bool dr_settle_row(dr_burst_row *row, const dr_stop_table *stops, int32
                             int64_t before, int64_t room) {
     if (row->is_finished) return false;
     row->has_failed = id < 0;
-    row->is_finished = row->has_failed || (n_kept > 0 && before + n_kept > room);
+    row->found_no_room = !row->has_failed && n_kept > 0 && before + n_kept > room;
+    row->is_finished = row->has_failed || row->found_no_room;
     if (row->is_finished) return false;
     dr_burst_count(row, stops, id);
     return true;

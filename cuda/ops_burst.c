@@ -36,13 +36,18 @@ static bool keeps_parts(const dr_burst *burst) {
     return false;
 }
 
-// The list has room for one step's kept ids, whatever they are, and so for the first draw of every row.
+static int64_t listed_ids(const dr_burst *burst) {
+    return dr_burst_listed_ids(burst->n_rows, burst->V);
+}
+
 static dr_status reserve(dr_cuda_state *state, const dr_burst *burst) {
     const int64_t ids_bytes = burst->n_rows * burst->V * (int64_t)sizeof(int32_t),
                   n_drawn = burst->n_steps * burst->n_rows;
     dr_cuda_burst *own = &state->burst;
     DR_TRY(dr_cuda_reserve(state, &state->kept_ids, "kept ids", ids_bytes));
-    if (own->lists) DR_TRY(dr_cuda_reserve(state, &own->list, "kept ids of a burst", ids_bytes));
+    if (own->lists)
+        DR_TRY(dr_cuda_reserve(state, &own->list, "kept ids of a burst",
+                               listed_ids(burst) * (int64_t)sizeof(int32_t)));
     DR_TRY(dr_cuda_reserve(state, &state->drawn, "draws", n_drawn * (int64_t)sizeof(dr_cuda_drawn)));
     DR_TRY(dr_cuda_reserve_drawn(state, n_drawn, 0));
     if (burst->n_rows > own->n_rows_host) {
@@ -85,7 +90,7 @@ static dr_cuda_settling settling_of(const dr_cuda_state *state, int32_t step, in
                                  .rows = (dr_burst_row *)(device + at.rows),
                                  .drawn = (dr_cuda_drawn *)state->drawn.data + step * n,
                                  .n_listed = (int64_t *)device,
-                                 .room = n * burst->V,
+                                 .room = listed_ids(burst),
                                  .ids = ids,
                                  .positions = positions,
                                  .pool = (const int32_t *)(device + at.pool),
@@ -161,7 +166,15 @@ static void keep_taken(const dr_cuda_state *state, const dr_burst *burst, const 
             pages->lists[r][pages->counts[r]++] = taken[r * row_pages + i];
 }
 
-static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
+static dr_burst_room room_of(const dr_cuda_state *state, const dr_burst *burst) {
+    const dr_burst_row *rows = state->burst.rows_host;
+    dr_burst_room room = {burst->n_steps, listed_ids(burst)};
+    for (int64_t r = 0; r < burst->n_rows; r++)
+        if (rows[r].found_no_room && rows[r].n_drawn < room.n_fitted) room.n_fitted = rows[r].n_drawn;
+    return room;
+}
+
+static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts, dr_burst_room *out_room) {
     dr_cuda_state *state;
     int64_t n_listed = 0;
     DR_TRY(dr_cuda_enter(b, &state));
@@ -181,6 +194,7 @@ static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
     DR_TRY(refuse_failed(state, burst));
     if (n_listed > 0) DR_TRY(fetch_list(state, n_drawn, n_listed));
     keep_taken(state, burst, &at);
+    *out_room = room_of(state, burst);
     for (int64_t r = 0; r < n; r++) {
         counts[r] = own->rows_host[r].n_drawn;
         for (int32_t step = 0; step < counts[r]; step++) {

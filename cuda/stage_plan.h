@@ -61,6 +61,19 @@ static inline int64_t dr_plan_stride(const dr_plan_layout *at) {
     return dr_ceil_div(at->bytes, PLACE) * PLACE;
 }
 
+// Ids that a burst's list of kept sets has room for: one step's worst case, so that every row's first draw
+// fits, and as many steps' as DR_CUDA_LISTED_IDS and DR_CUDA_LISTED_STEPS allow. Not fewer for a shorter
+// burst: whoever shortened it learns how long the next one may be.
+#ifndef DR_CUDA_LISTED_IDS
+#define DR_CUDA_LISTED_IDS (16 << 20) // 64 MiB
+#endif
+enum { DR_CUDA_LISTED_STEPS = 64 };
+static inline int64_t dr_burst_listed_ids(int64_t n_rows, int64_t V) {
+    const int64_t step = n_rows * V, most = DR_CUDA_LISTED_STEPS * step;
+    const int64_t room = most < DR_CUDA_LISTED_IDS ? most : DR_CUDA_LISTED_IDS;
+    return room > step ? room : step;
+}
+
 // Pages that a row takes in a burst at most: the one of the token that gave its first logits is there.
 static inline int64_t dr_burst_row_pages(int64_t n_steps) {
     return n_steps > 1 ? dr_ceil_div(n_steps - 1, DR_CUDA_PAGE) : 0;
@@ -158,7 +171,7 @@ static inline int64_t dr_passes_on_host(const dr_pass_shape *s) {
     int64_t n_drawn = s->n_draws * (s->n_steps > 1 ? s->n_steps : 1);
     return dr_stages_memory(s) + dr_turns_memory(s->V) + s->n_draws * (int64_t)sizeof(dr_burst_row) +
            n_drawn * (int64_t)sizeof(dr_cuda_drawn) +
-           dr_kept_capacity(s->n_draws * s->V) * (int64_t)sizeof(int32_t);
+           dr_kept_capacity(dr_burst_listed_ids(s->n_draws, s->V)) * (int64_t)sizeof(int32_t);
 }
 
 // Floats of the scratch for sums of several blocks, the largest of: columns over rows, a norm's gradient (of

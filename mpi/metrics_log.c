@@ -161,9 +161,10 @@ dr_status dr_metrics_log_step(dr_metrics_log *log, const dr_step_metrics *s, con
     for (int p = 0; p < DR_REWARD_PARTS; p++)
         json_object_set_new(parts, dr_reward_names[p], json_real(m.parts[p]));
     json_t *timing =
-        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "wall_time", wall_time(), "step_s", s->step_s,
-                  "rollout_s", s->rollout_s, "reward_s", s->reward_s, "retrieval_s", sum[14], "train_s",
-                  s->train_s, "sampled_tokens_per_s", sum[12] / (s->rollout_s > 0 ? s->rollout_s : 1),
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "wall_time", wall_time(), "step_s",
+                  s->step_s, "rollout_s", s->rollout_s, "reward_s", s->reward_s, "retrieval_s", sum[14],
+                  "short_bursts", sum[16], "idle_rows", sum[17], "train_s", s->train_s,
+                  "sampled_tokens_per_s", sum[12] / (s->rollout_s > 0 ? s->rollout_s : 1),
                   "train_tokens_per_s", sum[1] / (s->train_s > 0 ? s->train_s : 1));
     json_t *line =
         json_pack("{s:I, s:s, s:I, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o}",

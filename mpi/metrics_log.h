@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { DR_METRIC_SUMS = 16, DR_METRIC_WORKERS = 1024 };
+enum { DR_METRIC_SUMS = 18, DR_METRIC_WORKERS = 1024 };
 
 // One trajectory as the coordinator sees it. flags: 1 takes part in the loss, 2 valid format.
 typedef struct dr_metric_record {
@@ -26,7 +26,8 @@ typedef struct dr_step_metrics {
     const char *stage;
     double step_s, rollout_s, reward_s, train_s;
     // of each worker: tokens, run tokens, loss, entropy, ratio, clipped, kl, log-prob gap, gradient norm,
-    // rate, train s, rollout s, sampled tokens, prompt and tool tokens, retrieval s, retrievals
+    // rate, train s, rollout s, sampled tokens, prompt and tool tokens, retrieval s, retrievals, short
+    // bursts, idle rows
     double worker[DR_METRIC_WORKERS][DR_METRIC_SUMS];
 } dr_step_metrics;
 

@@ -11,7 +11,7 @@
 #include "core/learn/checkpoint.h"
 #include "mpi/run.h"
 
-enum { STATS = 16 };
+enum { STATS = 18 };
 
 typedef struct worker {
     dr_role base;
@@ -188,7 +188,9 @@ static dr_status send_trained(worker *w, const dr_learn_stats *s, double norm, d
                             (double)now.sampled_tokens,
                             (double)(now.prompt_tokens + now.tool_tokens),
                             now.retrieve_s,
-                            (double)now.retrievals};
+                            (double)now.retrievals,
+                            (double)now.short_bursts,
+                            (double)now.idle_rows};
     DR_TRY(dr_message_begin(&w->box.out, DR_MSG_TRAINED, w->step));
     for (int i = 0; i < STATS; i++) DR_TRY(dr_put_f64(&w->box.out, values[i]));
     return dr_mailbox_send(&w->box, 0, (uint64_t)dr_optimizer_updates(w->optimizer));

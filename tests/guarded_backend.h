@@ -487,15 +487,15 @@ static dr_status g_burst_draw(dr_backend *b, const float *logits, int32_t *ids, 
     return status;
 }
 
-static dr_status g_burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
+static dr_status g_burst_end(dr_backend *b, dr_sampled *out, int32_t *counts, dr_burst_room *out_room) {
     (void)b;
-    HOSTS(out), HOSTS(counts);
+    HOSTS(out), HOSTS(counts), HOSTS(out_room);
     assert_int_equal(guard_burst_pass, guard_burst->n_steps - 1);
     const int64_t n_rows = guard_burst->n_rows;
     const dr_burst_pages *pages = guard_burst->pages;
     guard_burst = NULL;
     guard_protect(PROT_READ | PROT_WRITE);
-    dr_status status = guard_inner->ops->burst_end(guard_inner, out, counts);
+    dr_status status = guard_inner->ops->burst_end(guard_inner, out, counts, out_room);
     guard_protect(PROT_NONE);
     if (pages && status == DR_OK) guard_taken(pages, n_rows);
     for (int64_t r = 0; guard_finishes_early && r < n_rows; r++)

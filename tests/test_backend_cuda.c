@@ -369,7 +369,11 @@ static dr_status run_burst(dr_backend *b, const burst_case *c, dr_sampled *out, 
         b->ops->copy_out(b, ids + step * BURST_ROWS, next_ids, bytes);
         b->ops->copy_out(b, positions + step * BURST_ROWS, next_positions, bytes);
     }
-    return b->ops->burst_end(b, out, counts);
+    dr_burst_room room;
+    DR_TRY(b->ops->burst_end(b, out, counts, &room));
+    assert_int_equal(room.n_fitted, BURST_STEPS);
+    assert_true(room.n_ids >= BURST_ROWS * BURST_V);
+    return DR_OK;
 }
 
 static void test_burst(void **state) {

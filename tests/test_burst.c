@@ -103,7 +103,9 @@ static void check_op(uint64_t stream, bool has_stops) {
             assert_int_equal(positions[r], first_positions[r] + (step + 1 < n ? step + 1 : n - 1));
         }
     }
-    check_ok(op_two->ops->burst_end(op_two, got, counts));
+    dr_burst_room room;
+    check_ok(op_two->ops->burst_end(op_two, got, counts, &room));
+    assert_true(room.n_fitted == STEPS && room.n_ids == INT64_MAX);
     for (int r = 0; r < ROWS; r++) {
         assert_int_equal(counts[r], expected_count(want[r], &t, has_stops, limits[r], texts, states[r] == 1));
         for (int step = 0; step < counts[r]; step++) check_same_draw(&got[step * ROWS + r], &want[r][step]);
@@ -140,7 +142,8 @@ static void test_op_refusals(void **state) {
     check_ok(op_one->ops->burst_begin(op_one, &burst));
     check_ok(op_one->ops->burst_draw(op_one, logits, ids, positions));
     check_ok(op_one->ops->burst_draw(op_one, logits + 2 * VOCAB, ids, positions));
-    check_ok(op_one->ops->burst_end(op_one, out, counts));
+    dr_burst_room room;
+    check_ok(op_one->ops->burst_end(op_one, out, counts, &room));
     assert_true(counts[0] == 2 && counts[1] == 1);
     most[0] = 3;
     check_error(op_one->ops->burst_begin(op_one, &burst), DR_ERR_ARGUMENT, "row 0 may draw 3 tokens");
@@ -220,7 +223,7 @@ static void run_burst(decoder *d, int32_t n, const int32_t fewer[3]) {
         for (int32_t step = 0; step < n_steps; step++)
             bits[step * n_rows + r] = dr_draw(&(dr_draw_key){
                 .seed = 5, .sample = (uint32_t)rows[r], .position = (uint32_t)(d->n_ids[rows[r]] + step)});
-    dr_lm_drawn out = {drawn, counts, 0};
+    dr_lm_drawn out = {.tokens = drawn, .counts = counts};
     const dr_lm_burst burst = {.chunks = chunks,
                                .n_chunks = n_chunks,
                                .n_steps = n_steps,
@@ -301,7 +304,7 @@ static void test_lm_refusals(void **state) {
     decoder_open(&d, op_one);
     const dr_sampling how = {1, 1};
     const dr_lm_chunk chunk = {d.seqs[2], 8, d.ids[2], true};
-    dr_lm_drawn out = {drawn, counts, 0};
+    dr_lm_drawn out = {.tokens = drawn, .counts = counts};
     dr_lm_burst burst = {.chunks = &chunk,
                          .n_chunks = 1,
                          .n_steps = 40,

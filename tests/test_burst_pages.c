@@ -128,7 +128,8 @@ static int check_op(int round) {
         n_short += op_expect(&c, step, rows, &n_taken);
         check_step(rows, ids, positions, step < STEPS - 1 ? chunks[step] : NULL);
     }
-    check_ok(op_two->ops->burst_end(op_two, out, counts));
+    dr_burst_room room;
+    check_ok(op_two->ops->burst_end(op_two, out, counts, &room));
     for (int r = 0; r < ROWS; r++) {
         assert_int_equal(counts[r], rows[r].n_drawn);
         assert_int_equal(n_pages[r], rows[r].n_pages);
@@ -265,7 +266,7 @@ static void run_burst(decoder *d, int32_t n, int32_t counts_out[SEQUENCES]) {
         for (int32_t step = 0; step < n_steps; step++)
             bits[step * n_rows + r] = dr_draw(&(dr_draw_key){
                 .seed = 3, .sample = (uint32_t)rows[r], .position = (uint32_t)(d->n_ids[rows[r]] + step)});
-    dr_lm_drawn out = {drawn, counts, 0};
+    dr_lm_drawn out = {.tokens = drawn, .counts = counts};
     const dr_lm_burst burst = {.chunks = chunks,
                                .n_chunks = n_rows,
                                .n_steps = n_steps,

@@ -7,6 +7,10 @@
 
 #include "core/model/lm.h"
 
+#ifndef DR_IS_EMULATED
+#define DR_IS_EMULATED 0
+#endif
+
 enum { SEQUENCES = 5, STEPS = sized(90, 9), VOCAB = 384, PAGES = 110 };
 
 typedef struct decoder {
@@ -151,14 +155,17 @@ static int draw_tokens(dr_backend *b, const dr_lm_config *config, int32_t n, boo
         if (few_pages) hold_pages(&d, first_pages(&d, chunks, n_rows) + n_bursts++ % 4);
         check_ok(dr_lm_decode_burst(d.lm, d.kv, &burst, &result));
         give_back(&d);
+        int n_short_here = 0;
         for (int32_t r = 0; r < n_rows; r++) {
             int s = rows[r];
             assert_true(counts[r] >= 1 &&
                         counts[r] <= limits[r]); // less when kept sets or pages find no room
             n_short += counts[r] < limits[r];
+            n_short_here += counts[r] < limits[r];
             for (int32_t step = 0; step < counts[r]; step++)
                 keep_token(out, s, n_drawn[s]++, &drawn[step * n_rows + r]);
         }
+        if (!few_pages) assert_int_equal(n_short_here > 0, result.room.n_fitted < most);
     }
     for (int s = 0; s < SEQUENCES; s++) dr_kv_close(d.kv, d.seqs[s]);
     assert_int_equal(dr_kv_free_pages(d.kv), PAGES);
@@ -178,7 +185,11 @@ static void check_bursts(dr_backend *plain, dr_backend *recording, int32_t head_
         memset(&got, 0, sizeof got);
         op_stream = stream;
         const int n_short = draw_tokens(i % 2 ? recording : plain, &config, BURST, i >= 2, &got);
-        if (i >= 2) assert_true(n_short > 0);
+        // the emulated device's list of kept ids has room for little more than a step
+        if (i >= 2)
+            assert_true(n_short > 0);
+        else
+            assert_int_equal(n_short > 0, DR_IS_EMULATED);
         assert_memory_equal(got.ids, want.ids, sizeof want.ids);
         assert_memory_equal(got.n_kept, want.n_kept, sizeof want.n_kept);
         check_same_bits("logprob", got.logprob[0], want.logprob[0], SEQUENCES * DRAWS);

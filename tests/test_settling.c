@@ -27,6 +27,7 @@ static int64_t settle(dr_burst_row *rows, int32_t n, const int32_t *ids, const i
         assert_int_equal(rows[r].has_failed, ids[r] < 0);
         assert_int_equal(rows[r].n_drawn, was.n_drawn + drew);
         if (ids[r] >= 0) assert_int_equal(drew, kept[r] == 0 || place + kept[r] <= room);
+        assert_int_equal(rows[r].found_no_room, !drew && ids[r] >= 0);
         if (drew) dr_burst_go_on(&rows[r], ids[r]);
         if (!drew)
             assert_true(rows[r].is_finished && rows[r].id == was.id && rows[r].position == was.position);

@@ -66,8 +66,16 @@ static void test_stages(void **state) {
     shape.V = 4096;
     int64_t turns = DR_CUDA_STAGES * dr_kept_bytes(DR_CUDA_HEAD_ROWS, DR_CUDA_HEAD_ROWS * (int64_t)4096);
     int64_t least = dr_stages_memory(&shape) + turns +
-                    LIVE * (4096 * (int64_t)sizeof(int32_t) + 65 * (int64_t)sizeof(dr_cuda_drawn));
+                    dr_burst_listed_ids(LIVE, 4096) * (int64_t)sizeof(int32_t) +
+                    LIVE * 65 * (int64_t)sizeof(dr_cuda_drawn);
     assert_in_range(dr_passes_on_host(&shape), least, least + least / 2);
+    // room for one step always, for 64 of a small vocabulary, and never less for more rows
+    for (int64_t rows = 1, before = 0; rows <= 512; rows++) {
+        int64_t small = dr_burst_listed_ids(rows, 300), large = dr_burst_listed_ids(rows, 151936);
+        assert_true(small == 64 * 300 * rows && large >= rows * 151936 && large >= before);
+        assert_true(large == rows * 151936 || large <= 16 << 20);
+        before = large;
+    }
     dr_burst_layout burst = dr_burst_layout_of(LIVE, 65);
     assert_true(burst.draws >= burst.rows + LIVE * (int64_t)sizeof(dr_burst_row) && burst.draws % 16 == 0);
     assert_int_equal(burst.pool - burst.draws, 65 * LIVE * (int64_t)sizeof(dr_cuda_draw));

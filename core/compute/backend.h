@@ -162,6 +162,13 @@ typedef struct dr_burst {
 // first position.
 dr_status dr_burst_check(const dr_burst *burst);
 
+// Of a burst that has ended: what its kept sets found of the memory that its body sets aside for those of all
+// steps together.
+typedef struct dr_burst_room {
+    int32_t n_fitted; // its first steps whose sets all found room
+    int64_t n_ids;    // that there is room for, whatever n_steps is; INT64_MAX: no bound
+} dr_burst_room;
+
 // A column of a row of scores.
 typedef struct dr_hit {
     int32_t item; // -1: nothing
@@ -409,11 +416,12 @@ typedef struct dr_backend_ops {
     // at the next position, or for a finished row what it ran last. burst_end: out [n_steps, n_rows], of row
     // r the first counts[r], and what the rows took of burst->pages; kept ids are the backend's until its
     // next draw. A body may finish a row early, not before its first draw, when kept sets take more memory
-    // than it has set aside. DR_ERR_NUMERIC as `sample`'s, of burst_draw or of burst_end. By an error, one
-    // of a pass between two draws too, the burst has ended: what follows it is not its end but another begin.
+    // than it has set aside, and says so in *out_room. DR_ERR_NUMERIC as `sample`'s, of burst_draw or of
+    // burst_end. By an error, one of a pass between two draws too, the burst has ended: what follows it is
+    // not its end but another begin.
     dr_status (*burst_begin)(dr_backend *b, const dr_burst *burst);
     dr_status (*burst_draw)(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions);
-    dr_status (*burst_end)(dr_backend *b, dr_sampled *out, int32_t *counts);
+    dr_status (*burst_end)(dr_backend *b, dr_sampled *out, int32_t *counts, dr_burst_room *out_room);
     // lse, entropy [T] of softmax(logits / temperature), logits [T, V]; kept_lse: lse [T] over each row's
     // kept set, rows with an empty one left as they are. head_forward goes through the same code:
     // dr_logprob_of(logits[t][id], temperature, lse[t]) is its logprob, bit for bit. Row-exact.

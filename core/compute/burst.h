@@ -11,7 +11,9 @@ typedef struct dr_burst_row {
     int32_t room, n_taken; // positions that its pages hold, and how many of these it took in this burst
     uint8_t state;         // of the stop table's automaton
     bool is_finished;
-    bool has_failed; // its draw n_drawn had no numbers to draw from; for bodies that say so at the end
+    // For bodies that say so at the end: its draw n_drawn had no numbers to draw from, or its kept set no
+    // room.
+    bool has_failed, found_no_room;
 } dr_burst_row;
 
 static inline dr_burst_row dr_burst_row_at(const dr_burst *burst, int64_t r) {
@@ -23,7 +25,7 @@ static inline dr_burst_row dr_burst_row_at(const dr_burst *burst, int64_t r) {
     row.room = burst->pages ? burst->pages->counts[r] * burst->pages->page_size : INT32_MAX;
     row.n_taken = 0;
     row.state = burst->stops ? burst->states[r] : (uint8_t)0;
-    row.is_finished = row.has_failed = false;
+    row.is_finished = row.has_failed = row.found_no_room = false;
     return row;
 }
 

@@ -76,7 +76,7 @@ static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, in
     return DR_OK;
 }
 
-static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
+static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts, dr_burst_room *out_room) {
     dr_cpu_state *state = dr_cpu_state_of(b);
     const dr_burst *burst = state->burst;
     DR_ASSERT(burst && state->burst_step == burst->n_steps);
@@ -85,6 +85,7 @@ static dr_status burst_end(dr_backend *b, dr_sampled *out, int32_t *counts) {
         if (burst->pages) burst->pages->counts[r] += state->burst_rows[r].n_taken;
     }
     memcpy(out, state->burst_drawn, (size_t)(burst->n_steps * burst->n_rows) * sizeof *out);
+    *out_room = (dr_burst_room){burst->n_steps, INT64_MAX};
     state->burst = NULL;
     return DR_OK;
 }

@@ -42,6 +42,7 @@ static dr_status create_buffers(dr_rollout *r) {
     dr_backend *b = dr_lm_backend(r->parts.lm);
     DR_TRY(dr_memory_create(b, &r->logits, "logits", n * r->vocab, sizeof *r->logits));
     if (r->parts.burst == 0) r->parts.burst = b->ops->host_view(b, r->logits) ? 1 : DR_ROLLOUT_BURST;
+    r->fitting = r->parts.burst;
     DR_TRY(dr_alloc(&r->sampling, "draws", n, sizeof *r->sampling));
     DR_TRY(dr_alloc(&r->bits, "draws", n * r->parts.burst, sizeof *r->bits));
     DR_TRY(dr_alloc(&r->states, "draws", n, sizeof *r->states));

@@ -59,8 +59,10 @@ typedef struct dr_rollout_stats {
     int64_t retrievals, ticks, passes; // passes of the policy: several a tick in bursts
     int64_t decode_rows;               // token positions run, re-run and idle ones included
     int64_t preemptions;               // episodes that gave up their cache pages
-    double decode_s, retrieve_s;       // of the host: decode_s queues passes where a device runs them
-    double sample_s;                   // and there this waits for a burst's passes and draws
+    int64_t short_bursts; // in which rows were finished before their limits: kept sets found no room
+    int64_t idle_rows;    // rows of passes that were finished before: by that, a stop, their limit, no page
+    double decode_s, retrieve_s; // of the host: decode_s queues passes where a device runs them
+    double sample_s;             // and there this waits for a burst's passes and draws
 } dr_rollout_stats;
 
 typedef struct dr_rollout dr_rollout;

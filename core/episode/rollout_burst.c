@@ -1,14 +1,17 @@
 // What a tick runs: one pass of all chunks, and passes and draws behind it of the episodes that got logits,
 // as many as a burst has. Everything but who gets which page is decided before; then each episode is given
 // what it drew, in order, and says itself where it stops.
+#include <stdatomic.h>
+
 #include "core/base/clock.h"
+#include "core/base/log.h"
 #include "core/episode/rollout_internal.h"
 
 // Most tokens that live may draw: what its caps leave, and what fits if it gets all pages that are free
 // behind this tick's chunks. Who gets them is decided as rows come to them: no page of these is promised to
 // anybody, and an older episode that finds none left has the younger ones' in the next tick.
 static int32_t limit_of(const dr_rollout *r, const rollout_live *live) {
-    int32_t room = dr_episode_room(&live->episode, &r->rules), most = r->parts.burst;
+    int32_t room = dr_episode_room(&live->episode, &r->rules), most = r->fitting;
     if (room < most) most = room;
     int64_t length = live->episode.trajectory.n_tokens, // in the cache after the first pass
         inside = (length + DR_KV_PAGE - 1) / DR_KV_PAGE * DR_KV_PAGE - length,
@@ -50,6 +53,34 @@ static dr_status give_tokens(dr_rollout *r, int32_t i) {
     return DR_OK;
 }
 
+static void warn_once(const dr_rollout *r, const dr_burst_room *room, int32_t n_steps) {
+    static atomic_flag is_said = ATOMIC_FLAG_INIT; // a run makes an engine for each of its steps
+    if (atomic_flag_test_and_set(&is_said)) return;
+    dr_warn("rollout: what top-p left of %d rows found room for %d of a burst's %d steps; such bursts are "
+            "shortened from now on (the policy is flat, or rollout.burst is long)",
+            r->n_rows, room->n_fitted, n_steps);
+}
+
+// How long the next bursts may be: as long as kept sets of the size that they have now find room, and where
+// some did not, no longer than those were that did. Only speed depends on it.
+static void look_at_room(dr_rollout *r, const dr_burst_room *room, int32_t n_steps) {
+    int64_t n_draws = 0, n_kept = 0;
+    for (int32_t i = 0; i < r->n_rows; i++) {
+        n_draws += r->counts[i];
+        for (int32_t step = 0; step < r->counts[i]; step++)
+            n_kept += r->drawn[(int64_t)step * r->n_rows + i].kept.n;
+    }
+    r->stats.idle_rows += (int64_t)n_steps * r->n_rows - n_draws;
+    double fits = r->parts.burst;
+    if (n_kept > 0) fits = (double)room->n_ids * (double)n_draws / ((double)n_kept * r->n_rows);
+    if (room->n_fitted < n_steps) {
+        r->stats.short_bursts++;
+        warn_once(r, room, n_steps);
+        if (room->n_fitted < fits) fits = room->n_fitted;
+    }
+    r->fitting = fits >= r->parts.burst ? r->parts.burst : fits >= 1 ? (int32_t)fits : 1;
+}
+
 dr_status dr_rollout_burst(dr_rollout *r) {
     double begun = dr_clock_seconds();
     const int32_t n_steps = decide_limits(r);
@@ -69,6 +100,7 @@ dr_status dr_rollout_burst(dr_rollout *r) {
     for (int32_t i = 0; i < r->n_chunks; i++) r->stats.decode_rows += r->chunks[i].n;
     r->stats.decode_rows += (int64_t)(n_steps - 1) * r->n_rows;
     r->stats.passes += n_steps;
+    if (r->n_rows > 0) look_at_room(r, &drawn.room, n_steps);
     for (int32_t i = 0; i < r->n_rows; i++) DR_TRY(give_tokens(r, i));
     r->stats.decode_s += ended - begun - drawn.draw_s;
     r->stats.sample_s += dr_clock_seconds() - ended + drawn.draw_s;

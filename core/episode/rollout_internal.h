@@ -72,6 +72,7 @@ struct dr_rollout {
     uint8_t *states;
     int32_t *limits, *counts;
     dr_sampled *drawn;
+    int32_t fitting; // steps of a burst whose kept sets find room, as far as is known; at most parts.burst
     rollout_retrieval retrievals[ROLLOUT_RETRIEVALS];
     int32_t first_retrieval, n_retrievals; // under way: these, from the first on, around the end
     const char **texts;                    // [max_live] of a batch that begins

@@ -198,6 +198,7 @@ typedef struct dr_lm_drawn {
     dr_sampled *tokens; // [n_steps, n_rows], of row r the first counts[r]; kept ids until the next draw
     int32_t *counts;    // [n_rows]
     double draw_s;      // seconds that the host spent on draws, and at the end waiting for them
+    dr_burst_room room; // what kept sets found
 } dr_lm_drawn;
 // The arrays of *out are the caller's. Afterwards a sequence holds its chunk and all that its row drew but
 // the last token. A row draws at least once. Errors are those of dr_lm_decode and of the burst's ops; after

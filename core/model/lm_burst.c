@@ -86,7 +86,7 @@ static dr_status run_steps(lm_pass *pass, const dr_burst *draws, dr_lm_drawn *ou
         }
         DR_TRY(b->ops->burst_draw(b, pass->logits, lm->numbers.ids, lm->numbers.positions));
     }
-    DR_TRY(b->ops->burst_end(b, out->tokens, out->counts));
+    DR_TRY(b->ops->burst_end(b, out->tokens, out->counts, &out->room));
     out->draw_s += dr_clock_seconds() - begun;
     return DR_OK;
 }
@@ -115,6 +115,7 @@ dr_status dr_lm_decode_burst(dr_lm *lm, dr_kv_cache *kv, const dr_lm_burst *burs
     describe_later(kv, burst, n_rows);
     DR_TRY(dr_lm_pass_run(&pass));
     out->draw_s = 0;
+    out->room = (dr_burst_room){burst->n_steps, INT64_MAX};
     if (n_rows > 0) DR_TRY(run_steps(&pass, &draws, out));
     settle(kv, burst, out->counts);
     return DR_OK;
