@@ -38,6 +38,7 @@ dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend 
 // Backends made while it is set run the decode loop's passes as CUDA graphs (passes.c). Off at first. Where
 // the device does not take a recording, a warning says so and passes are launched op by op from then on.
 void dr_cuda_record_passes(bool record);
+int64_t dr_cuda_recordings_made(const dr_backend *backend); // graphs since it was made, for tests
 
 // Tests only: bf16 backends made from now on multiply with the own kernels (true), or again through the
 // library where there is one.

@@ -90,7 +90,7 @@ typedef struct dr_cuda_state {
     bool wgmma;   // packed attention through the kernels of compute capability 9.0, of heads that they take
     bool records; // passes of the decode loop
     dr_cuda_recording recordings[DR_CUDA_RECORDINGS];
-    int64_t n_passes;
+    int64_t n_passes, n_recorded;
 } dr_cuda_state;
 
 struct dr_weight {
@@ -171,7 +171,8 @@ dr_status dr_cuda_linear_backward(dr_backend *b, const dr_weight *w, const float
 // Runs a pass over the cache whose plan is sent: plainly, recording it, or as it was recorded.
 dr_status dr_cuda_run_pass(dr_backend *b, const dr_cached_pass *pass, const dr_cuda_attention *plan,
                            dr_pass_ops *ops, void *context);
-void dr_cuda_forget_recordings(dr_cuda_state *state); // the stream has nothing to do any more
+int32_t dr_cuda_pass_rows(dr_backend *b, int32_t n_rows); // the op
+void dr_cuda_forget_recordings(dr_cuda_state *state);     // the stream has nothing to do any more
 
 dr_status dr_cuda_check_page(int32_t page_size); // that the kernels know this size (ops_attention.c)
 // Plans for the passes of a burst, sent at once; the stage of `cached` is made large enough for each of them

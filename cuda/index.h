@@ -158,6 +158,13 @@ DR_INDEX int64_t dr_asking_of(bool last_only, int32_t length, int64_t position) 
 
 // ---- bursts ----
 
+// Rows of a pass that is recorded: few sizes, so that a rollout whose rows become fewer records few graphs,
+// and not many more rows than there are.
+DR_INDEX int32_t dr_pass_bucket(int32_t n_rows) {
+    const int32_t size = n_rows <= 4 ? 2 : n_rows <= 64 ? 8 : 16;
+    return n_rows <= 1 ? n_rows : (n_rows + size - 1) / size * size;
+}
+
 // Kept ids that a row adds to a burst's list: those of a draw of this step.
 DR_INDEX int64_t dr_listed_by(const dr_burst_row *row, int32_t id, int32_t n_kept) {
     return row->is_finished || id < 0 ? 0 : (int64_t)n_kept;

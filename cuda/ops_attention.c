@@ -465,4 +465,5 @@ void dr_cuda_fill_attention(dr_backend_ops *ops) {
     ops->kv_store = kv_store;
     ops->attention_cached = attention_cached;
     ops->cached_pass = cached_pass;
+    ops->pass_rows = dr_cuda_pass_rows;
 }

@@ -1,11 +1,13 @@
 // Passes of the decode loop as CUDA graphs. The first pass for its places runs plainly and lets scratch grow,
 // the second is recorded, and from then on a pass is one launch: what changes from one to the next (ids,
-// positions, spans, pages) is read from device memory that the host wrote before.
+// positions, spans, pages) is read from device memory that the host wrote before. Passes of bursts come in
+// few numbers of rows, with idle ones, so that few are recorded.
 #include <string.h>
 
 #include <cuda_runtime_api.h>
 
 #include "core/base/log.h"
+#include "cuda/backend_cuda.h"
 #include "cuda/cuda_internal.h"
 
 // Everything that a launch of the pass is made from, weights and scratch aside: scratch that grows, and
@@ -65,7 +67,18 @@ static dr_status record(dr_backend *b, dr_cuda_recording *r, dr_pass_ops *ops, v
     if (graph) cudaGraphDestroy(graph);
     DR_TRY(status);
     DR_CUDA_TRY(DR_ERR_INTERNAL, error, "recording of a pass of %d rows", n);
+    state->n_recorded++;
     return DR_OK;
+}
+
+int32_t dr_cuda_pass_rows(dr_backend *b, int32_t n_rows) {
+    const dr_cuda_state *state = b->state;
+    return state->records ? dr_pass_bucket(n_rows) : n_rows;
+}
+
+int64_t dr_cuda_recordings_made(const dr_backend *b) {
+    const dr_cuda_state *state = b->state;
+    return state->n_recorded;
 }
 
 dr_status dr_cuda_run_pass(dr_backend *b, const dr_cached_pass *pass, const dr_cuda_attention *plan,

@@ -142,15 +142,22 @@ static inline dr_plan_counts dr_most_of_packed(int64_t T, int32_t group) {
     return n;
 }
 
+// Rows of a pass of single rows, idle ones among them: at most two for each sequence that draws.
+static inline int64_t dr_most_pass_rows(const dr_pass_shape *s) {
+    return dr_pass_bucket((int32_t)s->n_draws);
+}
+
 // Bytes on the device of all stages that plans and bursts go through. The plans of a burst's later passes
-// hold one row of each sequence that draws.
+// hold one row of each sequence that draws, and idle ones.
 static inline int64_t dr_stages_memory(const dr_pass_shape *s) {
     if (s->is_plain && s->H == 0) return 0;
     int32_t group = s->H / s->G <= DR_CUDA_MMA_ROWS ? s->H / s->G : DR_CUDA_MMA_ROWS;
+    const int64_t rows = dr_most_pass_rows(s);
     dr_plan_counts packed = dr_most_of_packed(s->T, group),
-                   cached = dr_most_of_cached(2 * s->n_draws + 1, s->n_cached, s->longest, group),
-                   later = dr_most_of_cached(s->n_draws, s->n_draws, s->longest, group);
-    int64_t n_later = s->n_steps > 1 ? s->n_steps - 1 : 0;
+                   cached = dr_most_of_cached(2 * s->n_draws + 1, s->n_cached > rows ? s->n_cached : rows,
+                                              s->longest, group),
+                   later = dr_most_of_cached(rows, rows, s->longest, group);
+    const int64_t n_later = s->n_steps > 1 ? s->n_steps - 1 : 0;
     if (s->is_plain) return dr_cuda_stage_capacity(dr_plan_layout_of(&packed, false).bytes);
     dr_plan_layout of_packed = dr_plan_layout_of(&packed, false),
                    of_cached = dr_plan_layout_of(&cached, true), of_later = dr_plan_layout_of(&later, true);
@@ -191,7 +198,7 @@ static inline int64_t dr_partials_floats(const dr_pass_shape *s) {
         dr_norm_parts(s->T * s->H) * s->d,
         dr_square_blocks(s->row_macs + s->V * s->n_in) * (int64_t)(sizeof(double) / sizeof(float)),
         s->T * s->H,
-        dr_plan_room(s->n_draws * dr_splits_of((int32_t)s->longest), true) * s->H * (s->d + 2)};
+        dr_plan_room(dr_most_pass_rows(s) * dr_splits_of((int32_t)s->longest), true) * s->H * (s->d + 2)};
     int64_t largest = 0;
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
         if (floats[i] > largest) largest = floats[i];

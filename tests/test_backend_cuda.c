@@ -343,7 +343,7 @@ static dr_status run_burst(dr_backend *b, const burst_case *c, dr_sampled *out, 
         list_of[r] = lists->pages[r];
         lists->counts[r] = c->first[r] / DR_KV_PAGE + 1;
     }
-    const dr_burst_pages pages = {DR_KV_PAGE, BURST_POOL, pool, list_of, lists->counts, NULL};
+    const dr_burst_pages pages = {DR_KV_PAGE, BURST_POOL, pool, list_of, lists->counts, NULL, 0};
     const dr_stop_table stops = {{7, -1, -1, -1},
                                  put_bytes(b, c->next, sizeof c->next),
                                  put_bytes(b, c->first_byte, sizeof c->first_byte),

@@ -178,7 +178,8 @@ static void decoder_open(decoder *d, dr_backend *b) {
     config.tied_head = false;
     check_ok(dr_lm_create(b, &config, 5, &d->lm));
     check_ok(dr_kv_create(d->lm, PAGES, CHUNKS, &d->kv));
-    check_ok(dr_memory_create(b, &d->logits, "logits", CHUNKS * LM_VOCAB, sizeof(float)));
+    check_ok(
+        dr_memory_create(b, &d->logits, "logits", dr_lm_burst_rows(d->lm, CHUNKS) * LM_VOCAB, sizeof(float)));
     for (int s = 0; s < CHUNKS; s++)
         for (int i = 0; i < 8 + DRAWS; i++) d->ids[s][i] = (s * 31 + i * 7 + 3) % LM_VOCAB;
     const dr_lm_chunk prompt = {0, 5, d->ids[0], false};

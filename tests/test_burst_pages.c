@@ -110,7 +110,7 @@ static int check_op(int round) {
         for (int step = 0; step < STEPS - 1; step++)
             chunks[step][r] = (dr_attention_chunk){r, 1, row->position + step + 1, lists[r]};
     }
-    const dr_burst_pages pages = {c.page_size, c.n_pool, c.pool, list_of, n_pages, chunks[0]};
+    const dr_burst_pages pages = {c.page_size, c.n_pool, c.pool, list_of, n_pages, chunks[0], ROWS};
     const dr_burst burst = {.n_rows = ROWS,
                             .V = VOCAB,
                             .n_steps = STEPS,
@@ -173,6 +173,10 @@ static void test_op_refusals(void **state) {
     check_error(op_one->ops->burst_begin(op_one, &burst), DR_ERR_ARGUMENT, "pool of -1 pages");
     pages = (dr_burst_pages){.lists = lists, .counts = &n_pages};
     check_error(op_one->ops->burst_begin(op_one, &burst), DR_ERR_ARGUMENT, "pages of 0 positions");
+    dr_attention_chunk chunk = {0, 1, 4, list};
+    n_pages = 2;
+    pages = (dr_burst_pages){.page_size = 4, .lists = lists, .counts = &n_pages, .chunks = &chunk};
+    check_error(op_one->ops->burst_begin(op_one, &burst), DR_ERR_ARGUMENT, "1 rows, 0 chunks a pass");
 }
 
 // ---- the model over its cache ----
@@ -205,7 +209,8 @@ static void decoder_open(decoder *d, dr_backend *b, int32_t n_prompt) {
     check_ok(dr_lm_preset("tiny", LM_VOCAB, &config));
     check_ok(dr_lm_create(b, &config, 5, &d->lm));
     check_ok(dr_kv_create(d->lm, PAGES, SEQUENCES + 1, &d->kv));
-    check_ok(dr_memory_create(b, &d->logits, "logits", SEQUENCES * LM_VOCAB, sizeof(float)));
+    check_ok(dr_memory_create(b, &d->logits, "logits", dr_lm_burst_rows(d->lm, SEQUENCES) * LM_VOCAB,
+                              sizeof(float)));
     check_ok(dr_kv_open(d->kv, &d->seqs[0]));
     for (int s = 0; s < SEQUENCES; s++) {
         for (int32_t i = 0; i < n_prompt; i++)

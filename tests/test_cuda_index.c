@@ -427,6 +427,24 @@ static void test_packed_plans(void **state) {
 
 // ---- kept sets ----
 
+// Rows of recorded passes: no fewer than there are, few sizes, never more than twice as many or 15 more.
+static void test_pass_buckets(void **state) {
+    (void)state;
+    int n_buckets = 0;
+    assert_int_equal(dr_pass_bucket(0), 0);
+    for (int32_t n = 1, last = 0; n <= 1000; n++) {
+        const int32_t rows = dr_pass_bucket(n);
+        assert_true(rows >= n && rows >= last && rows <= 2 * n && rows < n + 16);
+        assert_int_equal(dr_pass_bucket(rows), rows);
+        n_buckets += rows != last && n <= 256;
+        last = rows;
+    }
+    static const int32_t first[] = {1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96};
+    for (size_t i = 0; i + 1 < sizeof first / sizeof *first; i++)
+        assert_int_equal(dr_pass_bucket(first[i] + 1), first[i + 1]);
+    assert_int_equal(n_buckets, 23);
+}
+
 static void test_ids(void **state) {
     (void)state;
     static const int32_t ids[] = {0, 3, 4, 9, 17, 18, 40};
@@ -527,6 +545,7 @@ int main(void) {
         cmocka_unit_test(test_swizzle),      cmocka_unit_test(test_cached_plans),
         cmocka_unit_test(test_packed_plans), cmocka_unit_test(test_ids),
         cmocka_unit_test(test_best),         cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_pass_buckets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

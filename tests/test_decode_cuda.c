@@ -26,7 +26,8 @@ static decoder decoder_open(dr_backend *b, const dr_lm_config *config) {
     decoder d = {.b = b};
     check_ok(dr_lm_create(b, config, 7, &d.lm));
     check_ok(dr_kv_create(d.lm, PAGES, SEQUENCES + PAGES, &d.kv));
-    check_ok(dr_memory_create(b, &d.logits, "logits", SEQUENCES * VOCAB, sizeof(float)));
+    check_ok(
+        dr_memory_create(b, &d.logits, "logits", dr_lm_burst_rows(d.lm, SEQUENCES) * VOCAB, sizeof(float)));
     for (int s = 0; s < SEQUENCES; s++) check_ok(dr_kv_open(d.kv, &d.seqs[s]));
     return d;
 }
@@ -35,6 +36,16 @@ static void decoder_close(decoder *d) {
     d->b->ops->memory_destroy(d->b, d->logits);
     dr_kv_destroy(d->kv);
     dr_lm_destroy(d->lm);
+}
+
+// Graphs that a backend made so far.
+static int64_t recordings_of(const dr_backend *b) {
+#if DR_HAVE_CUDA_KERNELS
+    return dr_cuda_recordings_made(b);
+#else
+    (void)b;
+    return 0;
+#endif
 }
 
 static void decode(decoder *d, const int32_t *ids, const int32_t *n, int32_t n_seqs, float *out) {
@@ -197,6 +208,88 @@ static void check_bursts(dr_backend *plain, dr_backend *recording, int32_t head_
     }
 }
 
+// ---- a batch that drains ----
+
+// Sequence s draws DRAIN_BURST · (s + 1) tokens: in each burst one row fewer.
+enum { DRAIN = 19, DRAIN_BURST = 3, DRAIN_MOST = DRAIN * DRAIN_BURST, DRAIN_PAGES = DRAIN * 4 };
+static const int32_t drain_buckets = 6; // 1, 2, 4, 8, 16, 24 rows
+
+typedef struct drained {
+    int32_t ids[DRAIN][DRAIN_MOST + 1];
+    float logprob[DRAIN][DRAIN_MOST];
+} drained;
+
+static void drain_burst(dr_lm *lm, dr_kv_cache *kv, float *logits, const int32_t *seqs, int32_t done,
+                        drained *out) {
+    const int32_t gone = done / DRAIN_BURST, n_rows = DRAIN - gone;
+    dr_lm_chunk chunks[DRAIN];
+    dr_sampling how[DRAIN];
+    dr_sampled drawn[DRAIN * DRAIN_BURST];
+    uint32_t bits[DRAIN * DRAIN_BURST];
+    int32_t limits[DRAIN], counts[DRAIN];
+    for (int32_t r = 0; r < n_rows; r++) {
+        const int32_t s = gone + r;
+        chunks[r] = (dr_lm_chunk){seqs[s], 1, &out->ids[s][done], true};
+        how[r] = (dr_sampling){1, 1};
+        limits[r] = DRAIN_BURST;
+        for (int32_t step = 0; step < DRAIN_BURST; step++)
+            bits[step * n_rows + r] =
+                dr_draw(&(dr_draw_key){.sample = (uint32_t)s, .position = (uint32_t)(done + step)});
+    }
+    const dr_lm_burst burst = {.chunks = chunks,
+                               .n_chunks = n_rows,
+                               .n_steps = DRAIN_BURST,
+                               .sampling = how,
+                               .bits = bits,
+                               .limits = limits,
+                               .logits = logits};
+    dr_lm_drawn result = {.tokens = drawn, .counts = counts};
+    check_ok(dr_lm_decode_burst(lm, kv, &burst, &result));
+    for (int32_t r = 0; r < n_rows; r++) {
+        assert_int_equal(counts[r], DRAIN_BURST);
+        for (int32_t step = 0; step < DRAIN_BURST; step++) {
+            out->ids[gone + r][done + step + 1] = drawn[step * n_rows + r].id;
+            out->logprob[gone + r][done + step] = drawn[step * n_rows + r].logprob;
+        }
+    }
+}
+
+static void drain(dr_backend *b, const dr_lm_config *config, drained *out) {
+    dr_lm *lm = NULL;
+    dr_kv_cache *kv = NULL;
+    float *logits = NULL;
+    int32_t seqs[DRAIN];
+    memset(out, 0, sizeof *out);
+    check_ok(dr_lm_create(b, config, 7, &lm));
+    check_ok(dr_kv_create(lm, DRAIN_PAGES, DRAIN, &kv));
+    check_ok(dr_memory_create(b, &logits, "logits", dr_lm_burst_rows(lm, DRAIN) * VOCAB, sizeof(float)));
+    for (int32_t s = 0; s < DRAIN; s++) {
+        check_ok(dr_kv_open(kv, &seqs[s]));
+        out->ids[s][0] = s + 3;
+    }
+    for (int32_t done = 0; done < DRAIN_MOST; done += DRAIN_BURST)
+        drain_burst(lm, kv, logits, seqs, done, out);
+    b->ops->memory_destroy(b, logits);
+    dr_kv_destroy(kv);
+    dr_lm_destroy(lm);
+}
+
+// As few graphs as there are sizes of passes, not one for each number of rows, and idle rows change no bit.
+static void check_draining(dr_backend *plain, dr_backend *recording, int32_t head_size) {
+    static drained want, got;
+    dr_lm_config config;
+    check_ok(dr_lm_preset("tiny", VOCAB, &config));
+    config.head_size = head_size;
+    const int64_t before = recordings_of(recording);
+    drain(plain, &config, &want);
+    drain(recording, &config, &got);
+    assert_memory_equal(got.ids, want.ids, sizeof want.ids);
+    check_same_bits("logprob", got.logprob[0], want.logprob[0], DRAIN * DRAIN_MOST);
+    const int64_t n = recordings_of(recording) - before;
+    print_message("%d rows drain: %d graphs\n", DRAIN, (int)n);
+    assert_in_range(n, 1, drain_buckets);
+}
+
 // ---- passes whose plans grow ----
 
 // Rows of their own pages, enough that one split more of each takes more tiles than one split of all was
@@ -337,6 +430,7 @@ static void check_precision(dr_backend *plain) {
     for (size_t i = first; i < first + n; i++) {
         check_decoding(plain, recording, head_sizes[i]);
         check_bursts(plain, recording, head_sizes[i]);
+        check_draining(plain, recording, head_sizes[i]);
     }
     check_growth(plain, recording);
     free_all();

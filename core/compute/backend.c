@@ -77,6 +77,8 @@ dr_status dr_burst_check(const dr_burst *burst) {
         DR_CHECK((int64_t)pages->counts[r] * pages->page_size > burst->positions[r], DR_ERR_ARGUMENT,
                  "burst: row %lld stands at position %d, its pages hold %lld", (long long)r,
                  burst->positions[r], (long long)pages->counts[r] * pages->page_size);
+    DR_CHECK(!pages->chunks || pages->n_chunks >= burst->n_rows, DR_ERR_ARGUMENT,
+             "burst: %lld rows, %d chunks a pass", (long long)burst->n_rows, pages->n_chunks);
     return DR_OK;
 }
 

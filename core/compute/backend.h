@@ -136,9 +136,11 @@ typedef struct dr_burst_pages {
     // and adds them to the counts; after an error the counts are what they were.
     int32_t *const *lists;
     int32_t *counts;
-    // [n_steps - 1, n_rows] those of the burst's passes, with lists[r] for pages, as if no row were finished
-    // before its limit: a body that goes by them moves n_past of the rows that are. NULL: no passes.
+    // [n_steps - 1, n_chunks] those of the burst's passes, with lists[r] for pages of row r, as if no row
+    // were finished before its limit: a body that goes by them moves n_past of the rows that are. Behind the
+    // burst's rows stand idle ones (pass_rows). NULL: no passes.
     dr_attention_chunk *chunks;
+    int32_t n_chunks; // of a pass, at least n_rows
 } dr_burst_pages;
 
 // A burst: n_steps draws in turn for the same rows, a pass between two of them, decided beforehand, so that a
@@ -154,8 +156,8 @@ typedef struct dr_burst {
     const int32_t *ids, *positions; // [n_rows]: the token that gave a row's first logits
     const uint8_t *states; // [n_rows] of the automaton before the first draw; not looked at without stops
     const dr_stop_table *stops;   // NULL: the limits alone end a row
-    const dr_cached_pass *passes; // [n_steps - 1]: what will run between two draws, chunk r row r; NULL: not
-                                  // said
+    const dr_cached_pass *passes; // [n_steps - 1]: what will run between two draws, chunk r row r, and idle
+                                  // rows behind them; NULL: not said
     const dr_burst_pages *pages;  // NULL: rows have all that they need
 } dr_burst;
 // DR_ERR_ARGUMENT: no rows or steps, settings or limits outside their bounds, or too few pages for a row's
@@ -400,6 +402,9 @@ typedef struct dr_backend_ops {
     // Runs a pass: calls `ops` for all its rows, at once or in parts, or repeats what an earlier call for the
     // same places made the device do.
     dr_status (*cached_pass)(dr_backend *b, const dr_cached_pass *pass, dr_pass_ops *ops, void *context);
+    // Rows that a pass of n_rows should be run with, idle ones behind its own: n_rows, or more where a body
+    // repeats passes of few sizes only. Rises with n_rows, and is 0 for none.
+    int32_t (*pass_rows)(dr_backend *b, int32_t n_rows);
 
     // One draw for each row of logits [T, V]: from the smallest set of most probable ids whose mass reaches
     // top_p, ties at its end to smaller ids; those of less than 2^-32 of the largest probability are never in

@@ -42,7 +42,8 @@ static void take_page(dr_cpu_state *state, int64_t r) {
 static void place_rows(const dr_cpu_state *state) {
     const dr_burst *burst = state->burst;
     if (!burst->pages || !burst->pages->chunks || state->burst_step == burst->n_steps) return;
-    dr_attention_chunk *chunks = burst->pages->chunks + (state->burst_step - 1) * burst->n_rows;
+    dr_attention_chunk *chunks =
+        burst->pages->chunks + (int64_t)(state->burst_step - 1) * burst->pages->n_chunks;
     for (int64_t r = 0; r < burst->n_rows; r++) chunks[r].n_past = state->burst_rows[r].position;
 }
 

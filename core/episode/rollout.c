@@ -40,7 +40,8 @@ static dr_status create_buffers(dr_rollout *r) {
     DR_TRY(dr_alloc(&r->chunks, "chunks", 2 * n + 1, sizeof *r->chunks));
     DR_TRY(dr_alloc(&r->rows, "rows", n, sizeof *r->rows));
     dr_backend *b = dr_lm_backend(r->parts.lm);
-    DR_TRY(dr_memory_create(b, &r->logits, "logits", n * r->vocab, sizeof *r->logits));
+    const int64_t n_logits = (int64_t)dr_lm_burst_rows(r->parts.lm, r->parts.max_live) * r->vocab;
+    DR_TRY(dr_memory_create(b, &r->logits, "logits", n_logits, sizeof *r->logits));
     if (r->parts.burst == 0) r->parts.burst = b->ops->host_view(b, r->logits) ? 1 : DR_ROLLOUT_BURST;
     r->fitting = r->parts.burst;
     DR_TRY(dr_alloc(&r->sampling, "draws", n, sizeof *r->sampling));
@@ -80,8 +81,9 @@ dr_status dr_rollout_memory(const dr_rollout_parts *p, int64_t *out_cache, int64
     int32_t pages = 0;
     DR_TRY(count_pages(p, &pages));
     *out_cache = dr_kv_memory(p->lm, pages);
-    *out_passes = dr_lm_decode_memory(p->lm, (int64_t)p->max_live + p->prefill_tokens) +
-                  (int64_t)p->max_live * dr_lm_config_of(p->lm)->vocab * (int64_t)sizeof(float) +
+    const int64_t rows = dr_lm_burst_rows(p->lm, p->max_live);
+    *out_passes = dr_lm_decode_memory(p->lm, rows + p->prefill_tokens) +
+                  rows * dr_lm_config_of(p->lm)->vocab * (int64_t)sizeof(float) +
                   dr_stops_memory(dr_lm_config_of(p->lm)->vocab);
     return DR_OK;
 }

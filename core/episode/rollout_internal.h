@@ -65,7 +65,7 @@ struct dr_rollout {
     rollout_live **rows; // [n_rows] episodes that get logits, in the order of their chunks
     int32_t n_chunks, n_rows;
     int64_t reserved_pages; // that the chunks of this tick will take
-    float *logits;          // [max_live, vocab], backend memory
+    float *logits;          // [dr_lm_burst_rows(max_live), vocab], backend memory
     // the draws of one tick, of the rows: [max_live], bits and drawn [burst, max_live]
     dr_sampling *sampling;
     uint32_t *bits;

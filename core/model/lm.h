@@ -192,7 +192,7 @@ typedef struct dr_lm_burst {
     const int32_t *limits;       // [n_rows], 1 … n_steps: most tokens that a row draws
     const dr_stop_table *stops;  // or NULL
     const uint8_t *states;       // [n_rows], with stops
-    float *logits;               // [n_rows, vocab], backend memory: scratch
+    float *logits;               // [dr_lm_burst_rows(n_rows), vocab], backend memory: scratch
 } dr_lm_burst;
 typedef struct dr_lm_drawn {
     dr_sampled *tokens; // [n_steps, n_rows], of row r the first counts[r]; kept ids until the next draw
@@ -200,6 +200,9 @@ typedef struct dr_lm_drawn {
     double draw_s;      // seconds that the host spent on draws, and at the end waiting for them
     dr_burst_room room; // what kept sets found
 } dr_lm_drawn;
+// Rows that passes of n_rows single rows run in a burst: idle ones with them where the backend repeats passes
+// of few sizes only. Rises with n_rows.
+int32_t dr_lm_burst_rows(const dr_lm *lm, int32_t n_rows);
 // The arrays of *out are the caller's. Afterwards a sequence holds its chunk and all that its row drew but
 // the last token. A row draws at least once. Errors are those of dr_lm_decode and of the burst's ops; after
 // them no sequence has grown.

@@ -3,7 +3,7 @@
 #include "core/base/clock.h"
 #include "core/model/lm_cache.h"
 
-// Host memory for n_rows rows and the n_steps - 1 passes behind the first one.
+// Host memory for n_rows rows, idle ones among them, and the n_steps - 1 passes behind the first one.
 static dr_status reserve_later(dr_kv_cache *kv, int32_t n_rows, int32_t n_steps) {
     DR_CHECK(n_steps >= 1 && (int64_t)n_steps * n_rows <= INT32_MAX, DR_ERR_ARGUMENT,
              "burst of %d rows, %d steps", n_rows, n_steps);
@@ -32,6 +32,10 @@ static int32_t rows_of(const dr_lm_burst *burst) {
     return n;
 }
 
+int32_t dr_lm_burst_rows(const dr_lm *lm, int32_t n_rows) {
+    return lm->backend->ops->pass_rows(lm->backend, n_rows);
+}
+
 static dr_burst draws_of(const dr_lm *lm, const dr_kv_cache *kv, const dr_lm_burst *burst, int32_t n_rows) {
     return (dr_burst){.n_rows = n_rows,
                       .V = lm->config.vocab,
@@ -46,9 +50,9 @@ static dr_burst draws_of(const dr_lm *lm, const dr_kv_cache *kv, const dr_lm_bur
                       .passes = kv->passes};
 }
 
-// The rows, from the prepared first pass, and where each stands in the passes behind it. A row at its limit
-// runs its last token again.
-static void describe_later(dr_kv_cache *kv, const dr_lm_burst *burst, int32_t n_rows) {
+// The rows, from the prepared first pass, and where each stands in the n_pass_rows of the passes behind it. A
+// row at its limit runs its last token again.
+static void describe_later(dr_kv_cache *kv, const dr_lm_burst *burst, int32_t n_pass_rows) {
     int32_t r = 0;
     for (int32_t c = 0; c < burst->n_chunks; c++) {
         const dr_lm_chunk *chunk = &burst->chunks[c];
@@ -59,10 +63,22 @@ static void describe_later(dr_kv_cache *kv, const dr_lm_burst *burst, int32_t n_
         kv->row_positions[r] = last;
         for (int32_t step = 1; step < burst->n_steps; step++) {
             int32_t ahead = step < burst->limits[r] ? step : burst->limits[r] - 1;
-            kv->later[(int64_t)(step - 1) * n_rows + r] = (dr_attention_chunk){r, 1, last + ahead, s->pages};
+            kv->later[(int64_t)(step - 1) * n_pass_rows + r] =
+                (dr_attention_chunk){r, 1, last + ahead, s->pages};
         }
         r++;
     }
+    for (; r < n_pass_rows; r++)
+        for (int32_t step = 1; step < burst->n_steps; step++)
+            kv->later[(int64_t)(step - 1) * n_pass_rows + r] = dr_kv_idle_chunk(kv, r);
+}
+
+// What idle rows run; draws write the ids and positions before theirs only.
+static void place_idle_rows(dr_lm *lm, int32_t n_rows, int32_t n_pass_rows) {
+    const size_t bytes = (size_t)(n_pass_rows - n_rows) * sizeof(int32_t);
+    if (bytes == 0) return;
+    lm->backend->ops->zero(lm->backend, lm->numbers.ids + n_rows, bytes);
+    lm->backend->ops->zero(lm->backend, lm->numbers.positions + n_rows, bytes);
 }
 
 // Draws and passes in turn; pass: the first one, which has run.
@@ -70,17 +86,18 @@ static dr_status run_steps(lm_pass *pass, const dr_burst *draws, dr_lm_drawn *ou
     dr_kv_cache *kv = pass->kv;
     dr_lm *lm = pass->lm;
     dr_backend *b = lm->backend;
-    const int32_t n_rows = (int32_t)draws->n_rows;
+    const int32_t n = draws->pages->n_chunks;
     for (int32_t step = 1; step < draws->n_steps; step++) {
-        dr_lm_pass_of_rows(pass, kv->later + (int64_t)(step - 1) * n_rows, n_rows);
+        dr_lm_pass_of_rows(pass, kv->later + (int64_t)(step - 1) * n, n);
         kv->passes[step - 1] = dr_lm_cached_pass(pass);
     }
+    if (draws->n_steps > 1) place_idle_rows(lm, (int32_t)draws->n_rows, n);
     double begun = dr_clock_seconds();
     DR_TRY(b->ops->burst_begin(b, draws));
     for (int32_t step = 0; step < draws->n_steps; step++) {
         if (step > 0) {
             out->draw_s += dr_clock_seconds() - begun;
-            dr_lm_pass_of_rows(pass, kv->later + (int64_t)(step - 1) * n_rows, n_rows);
+            dr_lm_pass_of_rows(pass, kv->later + (int64_t)(step - 1) * n, n);
             DR_TRY(dr_lm_pass_run(pass));
             begun = dr_clock_seconds();
         }
@@ -103,16 +120,17 @@ static void settle(dr_kv_cache *kv, const dr_lm_burst *burst, const int32_t *cou
 }
 
 dr_status dr_lm_decode_burst(dr_lm *lm, dr_kv_cache *kv, const dr_lm_burst *burst, dr_lm_drawn *out) {
-    lm_pass pass = {.lm = lm, .kv = kv, .logits = burst->logits};
-    const int32_t n_rows = rows_of(burst);
-    DR_TRY(reserve_later(kv, n_rows, burst->n_steps));
+    const int32_t n_rows = rows_of(burst), n_pass_rows = dr_lm_burst_rows(lm, n_rows);
+    lm_pass pass = {.lm = lm, .kv = kv, .least_rows = n_pass_rows, .logits = burst->logits};
+    DR_TRY(reserve_later(kv, n_pass_rows, burst->n_steps));
     dr_burst draws = draws_of(lm, kv, burst, n_rows);
     if (n_rows > 0) DR_TRY(dr_burst_check(&draws));
     DR_TRY(dr_lm_pass_prepare(&pass, burst->chunks, burst->n_chunks, burst->limits));
     dr_burst_pages pages = dr_kv_offer(kv, burst->chunks, burst->n_chunks, burst->limits);
     pages.chunks = kv->later;
+    pages.n_chunks = n_pass_rows;
     draws.pages = &pages;
-    describe_later(kv, burst, n_rows);
+    describe_later(kv, burst, n_pass_rows);
     DR_TRY(dr_lm_pass_run(&pass));
     out->draw_s = 0;
     out->room = (dr_burst_room){burst->n_steps, INT64_MAX};

@@ -9,7 +9,7 @@ static size_t page_bytes(const dr_lm *lm) { // of keys, and of values, in one la
 }
 
 int64_t dr_kv_memory(const dr_lm *lm, int64_t n_pages) {
-    return 2 * lm->config.n_layers * n_pages * (int64_t)page_bytes(lm);
+    return 2 * lm->config.n_layers * (n_pages + 1) * (int64_t)page_bytes(lm);
 }
 
 static dr_status kv_allocate(dr_kv_cache *kv) {
@@ -22,8 +22,8 @@ static dr_status kv_allocate(dr_kv_cache *kv) {
     DR_TRY(dr_alloc(&kv->pool, "pool of a burst", kv->n_pages, sizeof *kv->pool));
     DR_TRY(dr_alloc(&kv->sequences, "sequences", kv->max_seqs, sizeof *kv->sequences));
     for (int32_t i = 0; i < n_layers; i++) {
-        DR_TRY(dr_memory_create(b, &kv->k[i], "keys", kv->n_pages, page_bytes(kv->lm)));
-        DR_TRY(dr_memory_create(b, &kv->v[i], "values", kv->n_pages, page_bytes(kv->lm)));
+        DR_TRY(dr_memory_create(b, &kv->k[i], "keys", (int64_t)kv->n_pages + 1, page_bytes(kv->lm)));
+        DR_TRY(dr_memory_create(b, &kv->v[i], "values", (int64_t)kv->n_pages + 1, page_bytes(kv->lm)));
     }
     for (int32_t i = 0; i < kv->n_pages; i++) kv->free_pages[kv->n_free++] = kv->n_pages - 1 - i;
     return DR_OK;
@@ -35,7 +35,7 @@ dr_status dr_kv_create(dr_lm *lm, int32_t n_pages, int32_t max_seqs, dr_kv_cache
     dr_kv_cache *kv = NULL;
     DR_TRY(dr_alloc(&kv, "key/value cache", 1, sizeof *kv));
     kv->lm = lm;
-    kv->n_pages = n_pages;
+    kv->n_pages = kv->idle_page = n_pages;
     kv->max_seqs = max_seqs;
     dr_status status = kv_allocate(kv);
     if (status != DR_OK) {

@@ -16,7 +16,8 @@ typedef struct kv_sequence {
 struct dr_kv_cache {
     dr_lm *lm;
     int32_t n_pages, max_seqs;
-    void **k, **v;       // one block a layer: (n_pages, DR_KV_PAGE, G, d), laid out as the backend likes
+    void **k, **v;       // one block a layer: (n_pages + 1, DR_KV_PAGE, G, d), laid out as the backend likes
+    int32_t idle_page;   // the last one: no sequence's, for idle rows
     int32_t *references; // of each page
     int32_t *free_pages; // stack
     int32_t n_free;
@@ -47,6 +48,12 @@ dr_burst_pages dr_kv_offer(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n
                            const int32_t *limits);
 void dr_kv_keep(dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks); // what the rows took is theirs
 
+// Row `row` of a pass is idle: token 0, alone in its context. All idle rows write the same to the same place,
+// and nobody else reads it.
+static inline dr_attention_chunk dr_kv_idle_chunk(const dr_kv_cache *kv, int64_t row) {
+    return (dr_attention_chunk){row, 1, 0, &kv->idle_page};
+}
+
 // Scratch of T tokens carved from one block; legend as in lm_train.c.
 typedef struct lm_pass_scratch {
     float *x, *norm, *qkv, *att, *out;
@@ -64,14 +71,15 @@ typedef struct lm_pass {
     const dr_attention_chunk *chunks; // [n_chunks]; unless every_row, n_rows of one row each behind them
     int64_t first;                    // row that the chunks count from 0 on and the scratch begins behind
     int32_t n_chunks, n_rows;
+    int32_t least_rows; // of a pass of single rows: idle ones stand behind its chunks' own; 0: no matter
     bool every_row;
     int64_t T;
     lm_pass_scratch s;
     float *logits; // [n_rows, vocab]
 } lm_pass;
 
-// Everything that the host decides about a pass whose lm, kv, every_row and logits are filled in: after it
-// the pass is ops alone. limits: as in dr_kv_reserve.
+// Everything that the host decides about a pass whose lm, kv, least_rows, every_row and logits are filled in:
+// after it the pass is ops alone, and there is scratch for least_rows rows. limits: as in dr_kv_reserve.
 dr_status dr_lm_pass_prepare(lm_pass *pass, const dr_lm_chunk *chunks, int32_t n_chunks,
                              const int32_t *limits);
 // A pass of a row for each of n_rows chunks, which need no preparation, in the scratch of an earlier one.

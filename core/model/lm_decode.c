@@ -124,11 +124,13 @@ static dr_status check_chunks(const dr_lm *lm, dr_kv_cache *kv, const dr_lm_chun
     return DR_OK;
 }
 
-static dr_status describe_chunks(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks) {
-    if (2 * n_chunks > kv->chunks_capacity) { // and as many for the last layer
-        DR_TRY(
-            dr_grow(&kv->chunks, "attention chunks", kv->chunks_capacity, 4 * n_chunks, sizeof *kv->chunks));
-        kv->chunks_capacity = 4 * n_chunks;
+// n_idle: idle rows behind those of the chunks.
+static dr_status describe_chunks(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *chunks, int32_t n_chunks,
+                                 int32_t n_idle) {
+    const int32_t n = n_chunks + n_idle;
+    if (2 * n > kv->chunks_capacity) { // and as many for the last layer
+        DR_TRY(dr_grow(&kv->chunks, "attention chunks", kv->chunks_capacity, 4 * n, sizeof *kv->chunks));
+        kv->chunks_capacity = 4 * n;
     }
     int64_t row = 0;
     for (int32_t c = 0; c < n_chunks; c++) {
@@ -139,6 +141,10 @@ static dr_status describe_chunks(dr_lm *lm, dr_kv_cache *kv, const dr_lm_chunk *
             lm->numbers.host_positions[row + i] = s->length + i;
         }
         row += chunks[c].n;
+    }
+    for (int32_t c = n_chunks; c < n; c++, row++) {
+        kv->chunks[c] = dr_kv_idle_chunk(kv, row);
+        lm->numbers.host_ids[row] = lm->numbers.host_positions[row] = 0;
     }
     lm_send(lm->backend, lm->numbers.ids, lm->numbers.host_ids, row);
     lm_send(lm->backend, lm->numbers.positions, lm->numbers.host_positions, row);
@@ -184,19 +190,22 @@ dr_status dr_lm_pass_prepare(lm_pass *pass, const dr_lm_chunk *chunks, int32_t n
                              const int32_t *limits) {
     dr_lm *lm = pass->lm;
     DR_TRY(check_chunks(lm, pass->kv, chunks, n_chunks, limits, &pass->T));
-    DR_TRY(scratch_reserve(lm, pass->T));
+    const bool is_single = are_single_rows(chunks, n_chunks, pass->T);
+    const int32_t n_idle = is_single && pass->least_rows > n_chunks ? pass->least_rows - n_chunks : 0;
+    DR_TRY(scratch_reserve(lm, pass->T > pass->least_rows ? pass->T : pass->least_rows));
+    pass->T += n_idle;
     carve(lm, pass->T, &pass->s);
     DR_TRY(dr_kv_reserve(pass->kv, chunks, n_chunks, limits));
-    DR_TRY(describe_chunks(lm, pass->kv, chunks, n_chunks));
+    DR_TRY(describe_chunks(lm, pass->kv, chunks, n_chunks, n_idle));
     pass->chunks = pass->kv->chunks;
-    pass->n_chunks = n_chunks;
-    pass->every_row = pass->every_row || are_single_rows(chunks, n_chunks, pass->T);
+    pass->n_chunks = n_chunks + n_idle;
+    pass->every_row = pass->every_row || is_single;
     pass->n_rows = pass->every_row ? (int32_t)pass->T : wanted_rows(lm, pass->kv, chunks, n_chunks);
     return DR_OK;
 }
 
 void dr_lm_pass_of_rows(lm_pass *pass, const dr_attention_chunk *chunks, int32_t n_rows) {
-    DR_ASSERT(n_rows <= pass->T);
+    DR_ASSERT(n_rows <= pass->T || n_rows <= pass->least_rows);
     pass->chunks = chunks;
     pass->n_chunks = pass->n_rows = n_rows;
     pass->T = n_rows;
