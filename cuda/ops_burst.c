@@ -20,14 +20,15 @@ static int64_t pool_of(const dr_burst *burst) {
 static void write_burst(const dr_burst *burst, const dr_burst_layout *at, char *host) {
     dr_burst_row *rows = (dr_burst_row *)(host + at->rows);
     dr_cuda_draw *draws = (dr_cuda_draw *)(host + at->draws);
+    dr_draw_key *keys = (dr_draw_key *)(host + at->keys);
     int32_t *pool = (int32_t *)(host + at->pool);
     *(int64_t *)host = *(int64_t *)(host + at->n_taken) = 0;
     for (int64_t i = 0; i < pool_of(burst); i++) pool[i] = burst->pages->pool[i];
-    for (int64_t r = 0; r < burst->n_rows; r++) rows[r] = dr_burst_row_at(burst, r);
-    for (int32_t step = 0; step < burst->n_steps; step++)
-        for (int64_t r = 0; r < burst->n_rows; r++)
-            draws[step * burst->n_rows + r] =
-                dr_cuda_draw_of(&burst->settings[r], burst->bits[step * burst->n_rows + r]);
+    for (int64_t r = 0; r < burst->n_rows; r++) {
+        rows[r] = dr_burst_row_at(burst, r);
+        draws[r] = dr_cuda_draw_of(&burst->settings[r], 0); // bits are made of the key
+        keys[r] = burst->keys[r];
+    }
 }
 
 static bool keeps_parts(const dr_burst *burst) {
@@ -106,14 +107,16 @@ static dr_cuda_settling settling_of(const dr_cuda_state *state, int32_t step, in
 static dr_status draw_step(dr_cuda_state *state, const float *logits, int32_t *ids, int32_t *positions) {
     dr_cuda_burst *own = &state->burst;
     const dr_burst *burst = own->burst;
-    const int64_t n = burst->n_rows, first = own->step * n;
-    const dr_cuda_draw *draws = (const dr_cuda_draw *)(own->stage.device + layout_of(burst).draws) + first;
+    const int64_t n = burst->n_rows;
+    const dr_burst_layout at = layout_of(burst);
+    const dr_cuda_draw *draws = (const dr_cuda_draw *)(own->stage.device + at.draws);
+    const dr_draw_key *keys = (const dr_draw_key *)(own->stage.device + at.keys);
     const dr_cuda_settling settling = settling_of(state, own->step++, ids, positions);
     const bool is_followed = burst->pages && burst->pages->chunks && own->step < burst->n_steps;
     DR_CHECK(!is_followed || settling.next.spans, DR_ERR_INTERNAL,
              "burst: pages are taken before pass %d, which has no plan that could name them", own->step);
-    DR_TRY(dr_cuda_sample(logits, n, burst->V, draws, settling.rows, state->kept_ids.data, settling.drawn,
-                          state->stream));
+    DR_TRY(dr_cuda_sample(logits, n, burst->V, draws, keys, settling.rows, state->kept_ids.data,
+                          settling.drawn, state->stream));
     DR_TRY(dr_cuda_settle(&settling, state->stream));
     if (!own->lists) return DR_OK;
     return dr_cuda_list_kept(&settling, state->kept_ids.data, own->list.data, state->stream);

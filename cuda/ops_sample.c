@@ -73,7 +73,8 @@ static dr_status sample(dr_backend *b, const float *logits, int64_t T, int64_t V
     DR_TRY(dr_cuda_reserve(state, &state->kept_ids, "kept ids", ids_bytes));
     DR_TRY(dr_cuda_reserve(state, &state->drawn, "draws", drawn_bytes));
     DR_TRY(dr_cuda_reserve_drawn(state, T, 0));
-    DR_TRY(dr_cuda_sample(logits, T, V, draws, NULL, state->kept_ids.data, state->drawn.data, state->stream));
+    DR_TRY(dr_cuda_sample(logits, T, V, draws, NULL, NULL, state->kept_ids.data, state->drawn.data,
+                          state->stream));
     DR_TRY(dr_cuda_fetch(state, state->drawn_host, state->drawn.data, (size_t)drawn_bytes));
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamSynchronize(state->stream), "%lld draws", (long long)T);
     for (int64_t t = 0; t < T; t++) {

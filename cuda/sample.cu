@@ -101,12 +101,14 @@ static __device__ double whole_mass(const float *z, int64_t V, float top, float 
 }
 
 static __global__ void __launch_bounds__(THREADS)
-    sample_kernel(const float *logits, int64_t V, const dr_cuda_draw *draws, const dr_burst_row *rows,
-                  int32_t *kept_ids, dr_cuda_drawn *drawn) {
+    sample_kernel(const float *logits, int64_t V, const dr_cuda_draw *draws, const dr_draw_key *keys,
+                  const dr_burst_row *rows, int32_t *kept_ids, dr_cuda_drawn *drawn) {
     __shared__ search s;
     if (rows && rows[blockIdx.x].is_finished) return;
     const float *z = logits + blockIdx.x * V;
     const dr_cuda_draw draw = draws[blockIdx.x];
+    const uint32_t bits =
+        keys ? dr_draw_ahead(&keys[blockIdx.x], (uint32_t)rows[blockIdx.x].n_drawn) : draw.bits;
     const dr_row_stats stats = dr_row_softmax<THREADS>(z, V, draw.inv_temperature);
     dr_cuda_drawn out = {-1, 0, 0.0f, 0.0f, 0};
     if (threadIdx.x == 0) s = search{0.0, 0.0, 0u, 0, 0};
@@ -117,12 +119,12 @@ static __global__ void __launch_bounds__(THREADS)
         if (draw.greedy) {
             out.id = first_largest(z, V, stats.top);
         } else if (draw.top_p >= 1.0f) {
-            walk(z, V, stats.top, draw.inv_temperature, true, draw.bits * 0x1p-32 * mass, NULL, &s);
+            walk(z, V, stats.top, draw.inv_temperature, true, bits * 0x1p-32 * mass, NULL, &s);
             out.id = s.chosen;
         } else {
             find_nucleus(z, V, stats.top, draw.inv_temperature, (double)draw.top_p * mass, &s);
             __syncthreads();
-            out.n_kept = walk(z, V, stats.top, draw.inv_temperature, false, draw.bits * 0x1p-32 * s.mass,
+            out.n_kept = walk(z, V, stats.top, draw.inv_temperature, false, bits * 0x1p-32 * s.mass,
                               kept_ids + blockIdx.x * V, &s);
             out.id = s.chosen;
             kept_set_lse = dr_lse_of(stats.top, draw.inv_temperature, (float)s.mass);
@@ -139,12 +141,12 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" dr_status dr_cuda_sample(const float *logits, int64_t T, int64_t V, const dr_cuda_draw *draws,
-                                    const dr_burst_row *rows, int32_t *kept_ids, dr_cuda_drawn *drawn,
-                                    dr_cuda_stream stream) {
+                                    const dr_draw_key *keys, const dr_burst_row *rows, int32_t *kept_ids,
+                                    dr_cuda_drawn *drawn, dr_cuda_stream stream) {
     unsigned int blocks = 0;
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_grid("sample", T, 1, &blocks));
-    DR_CUDA_LAUNCH(sample_kernel, blocks, THREADS, 0, stream)(logits, V, draws, rows, kept_ids, drawn);
+    DR_CUDA_LAUNCH(sample_kernel, blocks, THREADS, 0, stream)(logits, V, draws, keys, rows, kept_ids, drawn);
     DR_CUDA_LAUNCHED("sample of %lld x %lld", (long long)T, (long long)V);
     return DR_OK;
 }

@@ -79,10 +79,11 @@ static inline int64_t dr_burst_row_pages(int64_t n_steps) {
     return n_steps > 1 ? dr_ceil_div(n_steps - 1, DR_CUDA_PAGE) : 0;
 }
 
-// Places of a burst's parts in its stage: the numbers of ids listed and of pages taken at 0, then the rows,
-// the draws of all steps, the pool of pages, and, not sent, the pages that each row takes.
+// Places of a burst's parts in its stage: the numbers of ids listed and of pages taken at 0, then of each row
+// what it is, how it draws and the key of its first draw, the pool of pages, and, not sent, the pages that
+// each row takes.
 typedef struct dr_burst_layout {
-    int64_t n_taken, rows, draws, pool, taken, bytes;
+    int64_t n_taken, rows, draws, keys, pool, taken, bytes;
 } dr_burst_layout;
 
 static inline dr_burst_layout dr_burst_layout_of(int64_t n_rows, int64_t n_steps) {
@@ -92,7 +93,8 @@ static inline dr_burst_layout dr_burst_layout_of(int64_t n_rows, int64_t n_steps
     at.n_taken = (int64_t)sizeof(int64_t);
     at.rows = PLACE;
     at.draws = dr_ceil_div(at.rows + n_rows * (int64_t)sizeof(dr_burst_row), PLACE) * PLACE;
-    at.pool = at.draws + n_steps * n_rows * (int64_t)sizeof(dr_cuda_draw);
+    at.keys = dr_ceil_div(at.draws + n_rows * (int64_t)sizeof(dr_cuda_draw), PLACE) * PLACE;
+    at.pool = at.keys + n_rows * (int64_t)sizeof(dr_draw_key);
     at.taken = at.pool + pages;
     at.bytes = at.taken + pages;
     return at;

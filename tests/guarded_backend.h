@@ -474,7 +474,7 @@ static inline void guard_taken(const dr_burst_pages *pages, int64_t n_rows) {
 
 static dr_status g_burst_begin(dr_backend *b, const dr_burst *burst) {
     (void)b;
-    HOSTS(burst->settings), HOSTS(burst->bits), HOSTS(burst->limits), HOSTS(burst->ids);
+    HOSTS(burst->settings), HOSTS(burst->keys), HOSTS(burst->limits), HOSTS(burst->ids);
     HOSTS(burst->positions), HOSTS(burst->states), HOSTS(burst->passes), HOSTS(burst->stops);
     if (burst->stops) OURS(burst->stops->next), OURS(burst->stops->first_byte), OURS(burst->stops->bytes);
     if (burst->pages) guard_pool(burst->pages, burst->n_rows);

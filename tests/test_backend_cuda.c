@@ -306,7 +306,7 @@ enum { BURST_ROWS = 300, BURST_STEPS = 4, BURST_V = 64, BURST_LIST = 8, BURST_PO
 typedef struct burst_case {
     float *logits; // (BURST_STEPS, BURST_ROWS, BURST_V), host memory
     dr_sampling how[BURST_ROWS];
-    uint32_t bits[BURST_STEPS * BURST_ROWS];
+    dr_draw_key keys[BURST_ROWS];
     int32_t limits[BURST_ROWS], first[BURST_ROWS], first_byte[BURST_V + 1];
     uint8_t states[BURST_ROWS], next[2][256], bytes[BURST_V];
 } burst_case;
@@ -327,9 +327,12 @@ static void burst_case_fill(burst_case *c) {
         c->limits[r] = 1 + r % BURST_STEPS;
         c->first[r] = r % BURST_V;
         c->states[r] = (uint8_t)(r / 2 % 2);
-        for (int32_t step = 0; step < BURST_STEPS; step++)
-            c->bits[step * BURST_ROWS + r] =
-                dr_draw(&(dr_draw_key){.sample = (uint32_t)r, .position = (uint32_t)step});
+        c->keys[r] = (dr_draw_key){.seed = (uint64_t)r << 32 | 5,
+                                   .step = 3,
+                                   .prompt = (uint32_t)r % 7,
+                                   .sample = (uint32_t)r,
+                                   .turn = (uint32_t)r % 4,
+                                   .position = (uint32_t)r * 3};
     }
 }
 
@@ -352,7 +355,7 @@ static dr_status run_burst(dr_backend *b, const burst_case *c, dr_sampled *out, 
                             .V = BURST_V,
                             .n_steps = BURST_STEPS,
                             .settings = c->how,
-                            .bits = c->bits,
+                            .keys = c->keys,
                             .limits = c->limits,
                             .ids = c->first,
                             .positions = c->first,

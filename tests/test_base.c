@@ -34,6 +34,25 @@ static void test_philox_vectors(void **state) {
     }
 }
 
+// The same vectors through a draw's key, and draws of positions ahead.
+static void test_draw_vectors(void **state) {
+    (void)state;
+    static const dr_draw_key keys[3] = {
+        {0},
+        {UINT64_MAX, UINT32_MAX, UINT32_MAX, 0xffff, 0xffff, UINT32_MAX},
+        {0x299f31d0a4093822u, 0x03707344, 0x13198a2e, 0x08d3, 0x85a3, 0x243f6a88},
+    };
+    static const uint32_t want[3] = {0x6627e8d5, 0x408f276d, 0xd16cfe09};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(dr_draw(&keys[i]), want[i]);
+        for (uint32_t ahead = 0; ahead < 70; ahead++) {
+            dr_draw_key moved = keys[i];
+            moved.position -= ahead;
+            assert_int_equal(dr_draw_ahead(&moved, ahead), want[i]);
+        }
+    }
+}
+
 // A draw depends on every part of its key and on nothing else.
 static void test_draw_key(void **state) {
     (void)state;
@@ -364,6 +383,7 @@ static void test_json_syntax(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox_vectors),
+        cmocka_unit_test(test_draw_vectors),
         cmocka_unit_test(test_draw_key),
         cmocka_unit_test(test_rng_stream),
         cmocka_unit_test(test_rng_skip),

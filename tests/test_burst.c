@@ -70,10 +70,11 @@ static void check_op(uint64_t stream, bool has_stops) {
     table_fill(&t, texts, 7);
     op_stream = stream;
     float *logits = op_normal(STEPS * ROWS * VOCAB, 0, 2);
-    uint32_t bits[STEPS * ROWS];
+    dr_draw_key keys[ROWS];
     uint8_t states[ROWS] = {0, 0, 1, 1, 0};
-    dr_rng rng = dr_rng_make(4, stream);
-    for (int i = 0; i < STEPS * ROWS; i++) bits[i] = dr_rng_bits(&rng);
+    for (uint32_t r = 0; r < ROWS; r++)
+        keys[r] =
+            (dr_draw_key){.seed = 4, .prompt = (uint32_t)stream, .sample = r, .turn = 2, .position = 3 * r};
     for (int i = 0; i < STEPS * ROWS; i++) // stops are drawn often
         for (int id = 1; id < 8; id++) logits[i * VOCAB + id] += 1.5f;
     static int32_t sets[ROWS][STEPS][VOCAB];
@@ -82,13 +83,16 @@ static void check_op(uint64_t stream, bool has_stops) {
     for (int step = 0; step < STEPS; step++)
         for (int r = 0; r < ROWS; r++) {
             int at = step * ROWS + r;
-            check_ok(op_one->ops->sample(op_one, logits + at * VOCAB, 1, VOCAB, &mixed[r], &bits[at],
-                                         &want[r][step]));
+            dr_draw_key key = keys[r];
+            key.position += (uint32_t)step;
+            const uint32_t bits = dr_draw(&key);
+            check_ok(
+                op_one->ops->sample(op_one, logits + at * VOCAB, 1, VOCAB, &mixed[r], &bits, &want[r][step]));
             dr_kept *kept = &want[r][step].kept; // a copy that the next draw leaves alone
             memcpy(sets[r][step], kept->n > 0 ? kept->ids : sets[r][step], (size_t)kept->n * 4);
             kept->ids = sets[r][step];
         }
-    const dr_burst burst = {ROWS,   VOCAB,     STEPS,           mixed,  bits,
+    const dr_burst burst = {ROWS,   VOCAB,     STEPS,           mixed,  keys,
                             limits, first_ids, first_positions, states, has_stops ? &t.stops : NULL,
                             NULL,   NULL};
     int32_t running[ROWS];
@@ -122,14 +126,14 @@ static void test_op_refusals(void **state) {
     (void)state;
     float *logits = op_normal(2 * 2 * VOCAB, 0, 1);
     const dr_sampling how[2] = {{1, 0.9f}, {1, 0.9f}};
-    const uint32_t bits[4] = {1, 2, 3, 4};
+    const dr_draw_key keys[2] = {{.sample = 1}, {.sample = 2}};
     int32_t most[2] = {2, 2}, ids[2], positions[2], counts[2];
     dr_sampled out[4];
     dr_burst burst = {.n_rows = 2,
                       .V = VOCAB,
                       .n_steps = 2,
                       .settings = how,
-                      .bits = bits,
+                      .keys = keys,
                       .limits = most,
                       .ids = first_ids,
                       .positions = first_positions};
@@ -203,7 +207,7 @@ static void run_burst(decoder *d, int32_t n, const int32_t fewer[3]) {
     static const dr_sampling how[3] = {{1, 1}, {1, 0.8f}, {0, 1}};
     dr_lm_chunk chunks[CHUNKS];
     int32_t most[3], n_steps = 0, n_chunks = 0, rows[3], n_rows = 0, counts[3];
-    uint32_t bits[3 * DRAWS];
+    dr_draw_key keys[3];
     dr_sampling of_rows[3];
     dr_sampled drawn[3 * DRAWS];
     for (int s = 0; s < CHUNKS; s++) {
@@ -221,15 +225,14 @@ static void run_burst(decoder *d, int32_t n, const int32_t fewer[3]) {
         rows[n_rows++] = s;
     }
     for (int32_t r = 0; r < n_rows; r++)
-        for (int32_t step = 0; step < n_steps; step++)
-            bits[step * n_rows + r] = dr_draw(&(dr_draw_key){
-                .seed = 5, .sample = (uint32_t)rows[r], .position = (uint32_t)(d->n_ids[rows[r]] + step)});
+        keys[r] =
+            (dr_draw_key){.seed = 5, .sample = (uint32_t)rows[r], .position = (uint32_t)d->n_ids[rows[r]]};
     dr_lm_drawn out = {.tokens = drawn, .counts = counts};
     const dr_lm_burst burst = {.chunks = chunks,
                                .n_chunks = n_chunks,
                                .n_steps = n_steps,
                                .sampling = of_rows,
-                               .bits = bits,
+                               .keys = keys,
                                .limits = most,
                                .logits = d->logits};
     check_ok(dr_lm_decode_burst(d->lm, d->kv, &burst, &out));
@@ -300,7 +303,7 @@ static void test_lm_refusals(void **state) {
     decoder d;
     dr_sampled drawn[40];
     int32_t counts[1], most = 40;
-    uint32_t bits[40] = {0};
+    const dr_draw_key key = {0};
     const int32_t long_ids[40] = {0};
     decoder_open(&d, op_one);
     const dr_sampling how = {1, 1};
@@ -310,7 +313,7 @@ static void test_lm_refusals(void **state) {
                          .n_chunks = 1,
                          .n_steps = 40,
                          .sampling = &how,
-                         .bits = bits,
+                         .keys = &key,
                          .limits = &most,
                          .logits = d.logits};
     dr_kv_cache *whole = d.kv, *small = NULL;

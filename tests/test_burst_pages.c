@@ -14,7 +14,7 @@ enum { ROWS = 6, STEPS = 9, VOCAB = 20, STOP_ID = 7, MOST_PAGES = 32 };
 
 typedef struct op_case {
     float *logits; // (STEPS, ROWS, VOCAB)
-    uint32_t bits[STEPS * ROWS];
+    dr_draw_key keys[ROWS];
     dr_sampling how[ROWS];
     int32_t limits[ROWS], first_ids[ROWS], first_positions[ROWS];
     int32_t page_size, n_pool, pool[64];
@@ -33,16 +33,17 @@ static void op_case_fill(op_case *c, int round) {
     for (int32_t i = 0; i < 64; i++) c->pool[i] = 1000 + (i * 37 + round) % 64;
     for (int r = 0; r < ROWS; r++) {
         c->how[r] = (dr_sampling){r % 2 ? 1 : 0, 1};
+        c->keys[r] = (dr_draw_key){.seed = 9, .prompt = (uint32_t)round, .sample = (uint32_t)r};
         c->limits[r] = r == 0 ? STEPS : 1 + (int32_t)dr_rng_below(&rng, STEPS);
         c->first_ids[r] = 10 + r;
         c->first_positions[r] = round % 4 == 0 ? c->page_size - 1 : (int32_t)dr_rng_below(&rng, 12);
     }
     for (int i = 0; i < STEPS * ROWS; i++) {
-        c->bits[i] = dr_rng_bits(&rng);
+        const uint32_t bits = dr_draw_ahead(&c->keys[i % ROWS], (uint32_t)(i / ROWS));
         c->logits[i * VOCAB + STOP_ID] += 0.5f;
         dr_sampled one;
-        check_ok(op_one->ops->sample(op_one, c->logits + i * VOCAB, 1, VOCAB, &c->how[i % ROWS], &c->bits[i],
-                                     &one));
+        check_ok(
+            op_one->ops->sample(op_one, c->logits + i * VOCAB, 1, VOCAB, &c->how[i % ROWS], &bits, &one));
         c->drawn[i / ROWS][i % ROWS] = one.id;
     }
 }
@@ -115,7 +116,7 @@ static int check_op(int round) {
                             .V = VOCAB,
                             .n_steps = STEPS,
                             .settings = c.how,
-                            .bits = c.bits,
+                            .keys = c.keys,
                             .limits = c.limits,
                             .ids = c.first_ids,
                             .positions = c.first_positions,
@@ -156,13 +157,13 @@ static void test_op_refusals(void **state) {
     (void)state;
     int32_t list[4] = {0}, *lists[1] = {list}, n_pages = 1, position = 4, limit = 1, id = 0;
     const dr_sampling how = {1, 1};
-    const uint32_t bits = 0;
+    const dr_draw_key key = {0};
     dr_burst_pages pages = {.page_size = 4, .lists = lists, .counts = &n_pages};
     const dr_burst burst = {.n_rows = 1,
                             .V = VOCAB,
                             .n_steps = 1,
                             .settings = &how,
-                            .bits = &bits,
+                            .keys = &key,
                             .limits = &limit,
                             .ids = &id,
                             .positions = &position,
@@ -255,7 +256,7 @@ static void run_burst(decoder *d, int32_t n, int32_t counts_out[SEQUENCES]) {
     dr_lm_chunk chunks[SEQUENCES];
     dr_sampling how[SEQUENCES];
     dr_sampled drawn[SEQUENCES * DRAWS];
-    uint32_t bits[SEQUENCES * DRAWS];
+    dr_draw_key keys[SEQUENCES];
     int32_t limits[SEQUENCES], counts[SEQUENCES], rows[SEQUENCES], n_rows = 0, n_steps = 0;
     for (int s = 0; s < SEQUENCES; s++) {
         const int32_t length = dr_kv_length(d->kv, d->seqs[s]), left = d->n_prompt + DRAWS - d->n_ids[s];
@@ -268,15 +269,14 @@ static void run_burst(decoder *d, int32_t n, int32_t counts_out[SEQUENCES]) {
         rows[n_rows++] = s;
     }
     for (int32_t r = 0; r < n_rows; r++)
-        for (int32_t step = 0; step < n_steps; step++)
-            bits[step * n_rows + r] = dr_draw(&(dr_draw_key){
-                .seed = 3, .sample = (uint32_t)rows[r], .position = (uint32_t)(d->n_ids[rows[r]] + step)});
+        keys[r] =
+            (dr_draw_key){.seed = 3, .sample = (uint32_t)rows[r], .position = (uint32_t)d->n_ids[rows[r]]};
     dr_lm_drawn out = {.tokens = drawn, .counts = counts};
     const dr_lm_burst burst = {.chunks = chunks,
                                .n_chunks = n_rows,
                                .n_steps = n_steps,
                                .sampling = how,
-                               .bits = bits,
+                               .keys = keys,
                                .limits = limits,
                                .logits = d->logits};
     check_ok(dr_lm_decode_burst(d->lm, d->kv, &burst, &out));

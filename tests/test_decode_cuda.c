@@ -136,7 +136,7 @@ static int draw_tokens(dr_backend *b, const dr_lm_config *config, int32_t n, boo
         dr_lm_chunk chunks[SEQUENCES];
         dr_sampling settings[SEQUENCES];
         dr_sampled drawn[BURST * SEQUENCES];
-        uint32_t bits[BURST * SEQUENCES];
+        dr_draw_key keys[SEQUENCES];
         int32_t rows[SEQUENCES], limits[SEQUENCES], counts[SEQUENCES], n_rows = 0, most = 0;
         for (int s = 0; s < SEQUENCES; s++) {
             int32_t left = DRAWS - n_drawn[s], own = n > 2 && s % 3 == 1 ? n - 2 : n;
@@ -152,14 +152,12 @@ static int draw_tokens(dr_backend *b, const dr_lm_config *config, int32_t n, boo
         goes_on = n_rows > 0;
         if (!goes_on) break;
         for (int32_t r = 0; r < n_rows; r++)
-            for (int32_t step = 0; step < most; step++)
-                bits[step * n_rows + r] = dr_draw(&(dr_draw_key){
-                    .sample = (uint32_t)rows[r], .position = (uint32_t)(n_drawn[rows[r]] + step)});
+            keys[r] = (dr_draw_key){.sample = (uint32_t)rows[r], .position = (uint32_t)n_drawn[rows[r]]};
         const dr_lm_burst burst = {.chunks = chunks,
                                    .n_chunks = n_rows,
                                    .n_steps = most,
                                    .sampling = settings,
-                                   .bits = bits,
+                                   .keys = keys,
                                    .limits = limits,
                                    .logits = d.logits};
         dr_lm_drawn result = {.tokens = drawn, .counts = counts};
@@ -225,22 +223,20 @@ static void drain_burst(dr_lm *lm, dr_kv_cache *kv, float *logits, const int32_t
     dr_lm_chunk chunks[DRAIN];
     dr_sampling how[DRAIN];
     dr_sampled drawn[DRAIN * DRAIN_BURST];
-    uint32_t bits[DRAIN * DRAIN_BURST];
+    dr_draw_key keys[DRAIN];
     int32_t limits[DRAIN], counts[DRAIN];
     for (int32_t r = 0; r < n_rows; r++) {
         const int32_t s = gone + r;
         chunks[r] = (dr_lm_chunk){seqs[s], 1, &out->ids[s][done], true};
         how[r] = (dr_sampling){1, 1};
         limits[r] = DRAIN_BURST;
-        for (int32_t step = 0; step < DRAIN_BURST; step++)
-            bits[step * n_rows + r] =
-                dr_draw(&(dr_draw_key){.sample = (uint32_t)s, .position = (uint32_t)(done + step)});
+        keys[r] = (dr_draw_key){.sample = (uint32_t)s, .position = (uint32_t)done};
     }
     const dr_lm_burst burst = {.chunks = chunks,
                                .n_chunks = n_rows,
                                .n_steps = DRAIN_BURST,
                                .sampling = how,
-                               .bits = bits,
+                               .keys = keys,
                                .limits = limits,
                                .logits = logits};
     dr_lm_drawn result = {.tokens = drawn, .counts = counts};
@@ -372,7 +368,7 @@ static float *attend_one(dr_backend *b, const float *q, const void *keys, const 
 // chunk says; the pass fails. Whoever then names that chunk must get what the chunk says.
 static void check_broken_burst(dr_backend *b) {
     static const int32_t pages[] = {1, 0}, zeros[257] = {0}, id = 3, position = 4, limit = 3;
-    static const uint32_t bits[3] = {0};
+    static const dr_draw_key key = {0};
     static const uint8_t begin = 0;
     static const float logits[4] = {0, 9, 0, 0};
     const dr_sampling greedy = {0, 1};
@@ -401,7 +397,7 @@ static void check_broken_burst(dr_backend *b) {
                             .V = 4,
                             .n_steps = 3,
                             .settings = &greedy,
-                            .bits = bits,
+                            .keys = &key,
                             .limits = &limit,
                             .ids = &id,
                             .positions = &position,

@@ -78,7 +78,8 @@ static void test_stages(void **state) {
     }
     dr_burst_layout burst = dr_burst_layout_of(LIVE, 65);
     assert_true(burst.draws >= burst.rows + LIVE * (int64_t)sizeof(dr_burst_row) && burst.draws % 16 == 0);
-    assert_int_equal(burst.pool - burst.draws, 65 * LIVE * (int64_t)sizeof(dr_cuda_draw));
+    assert_true(burst.keys >= burst.draws + LIVE * (int64_t)sizeof(dr_cuda_draw) && burst.keys % 16 == 0);
+    assert_int_equal(burst.pool - burst.keys, LIVE * (int64_t)sizeof(dr_draw_key));
     // 64 passes behind the first: four pages a row, in the pool and taken
     assert_int_equal(burst.taken - burst.pool, 4 * LIVE * (int64_t)sizeof(int32_t));
     assert_int_equal(burst.bytes - burst.taken, burst.taken - burst.pool);

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/base/rng.h"
 #include "core/base/status.h"
 
 #ifdef __cplusplus
@@ -151,7 +152,7 @@ typedef struct dr_burst {
     int64_t n_rows, V;
     int32_t n_steps;
     const dr_sampling *settings;    // [n_rows]
-    const uint32_t *bits;           // [n_steps, n_rows]
+    const dr_draw_key *keys;        // [n_rows] of a row's first draw; each that follows is a position behind
     const int32_t *limits;          // [n_rows], 1 … n_steps
     const int32_t *ids, *positions; // [n_rows]: the token that gave a row's first logits
     const uint8_t *states; // [n_rows] of the automaton before the first draw; not looked at without stops
@@ -416,14 +417,14 @@ typedef struct dr_backend_ops {
     dr_status (*sample)(dr_backend *b, const float *logits, int64_t T, int64_t V, const dr_sampling *settings,
                         const uint32_t *bits, dr_sampled *out);
     // A burst: begin, then for each step a draw and, but after the last, one of its passes; end. One at a
-    // time. burst_draw: one draw, as `sample` makes it, for each row that is not finished, from its logits
-    // [n_rows, V]; then ids, positions [n_rows] (backend memory) are what the next pass runs: the token drawn
-    // at the next position, or for a finished row what it ran last. burst_end: out [n_steps, n_rows], of row
-    // r the first counts[r], and what the rows took of burst->pages; kept ids are the backend's until its
-    // next draw. A body may finish a row early, not before its first draw, when kept sets take more memory
-    // than it has set aside, and says so in *out_room. DR_ERR_NUMERIC as `sample`'s, of burst_draw or of
-    // burst_end. By an error, one of a pass between two draws too, the burst has ended: what follows it is
-    // not its end but another begin.
+    // time. burst_draw: one draw, as `sample` makes it of the bits of dr_draw_ahead, for each row that is not
+    // finished, from its logits [n_rows, V]; then ids, positions [n_rows] (backend memory) are what the next
+    // pass runs: the token drawn at the next position, or for a finished row what it ran last. burst_end: out
+    // [n_steps, n_rows], of row r the first counts[r], and what the rows took of burst->pages; kept ids are
+    // the backend's until its next draw. A body may finish a row early, not before its first draw, when kept
+    // sets take more memory than it has set aside, and says so in *out_room. DR_ERR_NUMERIC as `sample`'s, of
+    // burst_draw or of burst_end. By an error, one of a pass between two draws too, the burst has ended: what
+    // follows it is not its end but another begin.
     dr_status (*burst_begin)(dr_backend *b, const dr_burst *burst);
     dr_status (*burst_draw)(dr_backend *b, const float *logits, int32_t *ids, int32_t *positions);
     dr_status (*burst_end)(dr_backend *b, dr_sampled *out, int32_t *counts, dr_burst_room *out_room);

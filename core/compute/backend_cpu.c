@@ -253,6 +253,7 @@ void dr_backend_cpu_destroy(dr_backend *backend) {
     dr_free(state->kept);
     dr_free(state->burst_rows);
     dr_free(state->burst_drawn);
+    dr_free(state->burst_bits);
     dr_free(state);
     dr_free(backend);
 }

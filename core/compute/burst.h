@@ -2,8 +2,8 @@
 #ifndef DR_CORE_COMPUTE_BURST_H
 #define DR_CORE_COMPUTE_BURST_H
 
+#include "core/base/every_body.h"
 #include "core/compute/backend.h"
-#include "core/compute/every_body.h"
 
 typedef struct dr_burst_row {
     int32_t id, position; // what the next pass runs

@@ -6,6 +6,8 @@ static dr_status reserve(dr_cpu_state *state, int64_t n_rows, int64_t n_drawn) {
     if (n_rows > state->n_burst_rows) {
         DR_TRY(dr_grow(&state->burst_rows, "rows of a burst", state->n_burst_rows, n_rows,
                        sizeof *state->burst_rows));
+        DR_TRY(dr_grow(&state->burst_bits, "rows of a burst", state->n_burst_rows, n_rows,
+                       sizeof *state->burst_bits));
         state->n_burst_rows = n_rows;
     }
     if (n_drawn > state->n_burst_drawn) {
@@ -52,8 +54,10 @@ static dr_status burst_draw(dr_backend *b, const float *logits, int32_t *ids, in
     const dr_burst *burst = state->burst;
     DR_ASSERT(burst && state->burst_step < burst->n_steps);
     const int64_t n = burst->n_rows, first = state->burst_step * n;
+    for (int64_t r = 0; r < n; r++)
+        state->burst_bits[r] = dr_draw_ahead(&burst->keys[r], (uint32_t)state->burst_step);
     const dr_cpu_draws draws = {.settings = burst->settings,
-                                .bits = burst->bits + first,
+                                .bits = state->burst_bits,
                                 .rows = state->burst_rows,
                                 .step = state->burst_step++,
                                 .kept = state->kept + first,

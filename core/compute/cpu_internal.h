@@ -72,6 +72,7 @@ typedef struct dr_cpu_state {
     int32_t burst_step, burst_taken; // draws made; pages taken of the pool
     dr_burst_row *burst_rows;        // [n_burst_rows]
     dr_sampled *burst_drawn;         // [n_burst_drawn], of which the burst has n_steps times n_rows
+    uint32_t *burst_bits;            // [n_burst_rows], of one step
     int64_t n_burst_rows, n_burst_drawn;
     dr_scratch operands[2]; // of a product, as floats, where they are rounded for it
     dr_scratch gated;       // silu(gate) · up of a chunk, where the gradient there stood before

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "core/compute/every_body.h"
+#include "core/base/every_body.h"
 
 typedef struct dr_dropout_mask {
     uint32_t key, threshold;

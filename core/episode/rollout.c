@@ -45,7 +45,7 @@ static dr_status create_buffers(dr_rollout *r) {
     if (r->parts.burst == 0) r->parts.burst = b->ops->host_view(b, r->logits) ? 1 : DR_ROLLOUT_BURST;
     r->fitting = r->parts.burst;
     DR_TRY(dr_alloc(&r->sampling, "draws", n, sizeof *r->sampling));
-    DR_TRY(dr_alloc(&r->bits, "draws", n * r->parts.burst, sizeof *r->bits));
+    DR_TRY(dr_alloc(&r->keys, "draws", n, sizeof *r->keys));
     DR_TRY(dr_alloc(&r->states, "draws", n, sizeof *r->states));
     DR_TRY(dr_alloc(&r->limits, "draws", n, sizeof *r->limits));
     DR_TRY(dr_alloc(&r->counts, "draws", n, sizeof *r->counts));
@@ -128,7 +128,7 @@ void dr_rollout_destroy(dr_rollout *r) {
     for (int32_t i = 0; i < r->n_groups; i++) destroy_group(r->groups[i]);
     for (int32_t i = 0; i < r->n_finished; i++) dr_trajectory_reset(&r->finished[r->first_finished + i]);
     dr_rollout_retrievals_destroy(r);
-    void *blocks[] = {r->slots,  r->live,   r->spare,  r->chunks, r->rows,   r->sampling, r->bits,
+    void *blocks[] = {r->slots,  r->live,   r->spare,  r->chunks, r->rows,   r->sampling, r->keys,
                       r->states, r->limits, r->counts, r->drawn,  r->groups, r->finished};
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) dr_free(blocks[i]);
     dr_episode_scratch_reset(&r->scratch);

@@ -29,14 +29,12 @@ static int32_t decide_limits(dr_rollout *r) {
     return n_steps;
 }
 
-static void decide_draws(dr_rollout *r, int32_t n_steps) {
+static void decide_draws(dr_rollout *r) {
     for (int32_t i = 0; i < r->n_rows; i++) {
         const dr_episode *e = &r->rows[i]->episode;
-        dr_draw_key key = dr_episode_draw_key(e);
+        r->keys[i] = dr_episode_draw_key(e);
         r->sampling[i] = r->rows[i]->sampling;
         r->states[i] = dr_stops_state(r->stops, e->turn_text.data, e->turn_text.length);
-        for (int32_t step = 0; step < n_steps; step++, key.position++)
-            r->bits[(int64_t)step * r->n_rows + i] = dr_draw(&key);
     }
 }
 
@@ -84,12 +82,12 @@ static void look_at_room(dr_rollout *r, const dr_burst_room *room, int32_t n_ste
 dr_status dr_rollout_burst(dr_rollout *r) {
     double begun = dr_clock_seconds();
     const int32_t n_steps = decide_limits(r);
-    decide_draws(r, n_steps);
+    decide_draws(r);
     const dr_lm_burst burst = {.chunks = r->chunks,
                                .n_chunks = r->n_chunks,
                                .n_steps = n_steps,
                                .sampling = r->sampling,
-                               .bits = r->bits,
+                               .keys = r->keys,
                                .limits = r->limits,
                                .stops = dr_stops_table(r->stops),
                                .states = r->states,

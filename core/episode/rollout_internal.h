@@ -66,9 +66,9 @@ struct dr_rollout {
     int32_t n_chunks, n_rows;
     int64_t reserved_pages; // that the chunks of this tick will take
     float *logits;          // [dr_lm_burst_rows(max_live), vocab], backend memory
-    // the draws of one tick, of the rows: [max_live], bits and drawn [burst, max_live]
+    // the draws of one tick, of the rows: [max_live], drawn [burst, max_live]
     dr_sampling *sampling;
-    uint32_t *bits;
+    dr_draw_key *keys;
     uint8_t *states;
     int32_t *limits, *counts;
     dr_sampled *drawn;

@@ -188,7 +188,7 @@ typedef struct dr_lm_burst {
     const dr_lm_chunk *chunks;
     int32_t n_chunks, n_steps;
     const dr_sampling *sampling; // [n_rows]
-    const uint32_t *bits;        // [n_steps, n_rows]
+    const dr_draw_key *keys;     // [n_rows] of each row's first draw
     const int32_t *limits;       // [n_rows], 1 … n_steps: most tokens that a row draws
     const dr_stop_table *stops;  // or NULL
     const uint8_t *states;       // [n_rows], with stops

@@ -41,7 +41,7 @@ static dr_burst draws_of(const dr_lm *lm, const dr_kv_cache *kv, const dr_lm_bur
                       .V = lm->config.vocab,
                       .n_steps = burst->n_steps,
                       .settings = burst->sampling,
-                      .bits = burst->bits,
+                      .keys = burst->keys,
                       .limits = burst->limits,
                       .ids = kv->row_ids,
                       .positions = kv->row_positions,
