@@ -2,17 +2,13 @@
 // labels: cpu
 #include "tests/check.h"
 
-#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/episode/episode.h"
 #include "tests/delayed_backend.h"
-#include "tests/narrow_backend.h"
+#include "tests/rollout_outcome.h"
 #include "tests/tiny_rollout.h"
-
-enum { PROMPTS = 4, SAMPLES = 6 };
 
 static dr_lm *lm;
 
@@ -30,31 +26,6 @@ static int teardown(void **state) {
 
 static dr_rollout_parts usual_parts(void) {
     return tiny_rollout_parts(lm);
-}
-
-// Trajectories by prompt and sample, as their wire bytes: equal bytes are equal bits.
-typedef struct outcome {
-    dr_buf bytes[PROMPTS][SAMPLES];
-    int32_t n;
-    dr_rollout_stats stats;
-} outcome;
-
-static void outcome_reset(outcome *o) {
-    for (int p = 0; p < PROMPTS; p++)
-        for (int s = 0; s < SAMPLES; s++) dr_buf_reset(&o->bytes[p][s]);
-    memset(o, 0, sizeof *o);
-}
-
-static void drain(dr_rollout *rollout, outcome *o) {
-    dr_trajectory t;
-    while (dr_rollout_take(rollout, &t)) {
-        assert_true(t.prompt < PROMPTS && t.sample < SAMPLES);
-        dr_buf *slot = &o->bytes[t.prompt][t.sample];
-        assert_int_equal(slot->length, 0); // once
-        check_ok(dr_trajectory_encode(&t, slot));
-        dr_trajectory_reset(&t);
-        o->n++;
-    }
 }
 
 static void run(const dr_rollout_parts *parts, const dr_rollout_request *requests, int n, outcome *o) {
@@ -76,15 +47,6 @@ static void run_all(const dr_rollout_parts *parts, outcome *o) {
     for (int p = 0; p < PROMPTS; p++) requests[p] = tiny_rollout_request(p, 0, SAMPLES);
     run(parts, requests, PROMPTS, o);
     assert_int_equal(o->n, PROMPTS * SAMPLES);
-}
-
-static void check_equal(const outcome *a, const outcome *b, const char *what) {
-    for (int p = 0; p < PROMPTS; p++)
-        for (int s = 0; s < SAMPLES; s++) {
-            const dr_buf *x = &a->bytes[p][s], *y = &b->bytes[p][s];
-            if (x->length != y->length || memcmp(x->data, y->data, x->length) != 0)
-                fail_msg("%s: prompt %d sample %d differs", what, p, s);
-        }
 }
 
 static dr_trajectory decoded(const dr_buf *bytes) {
@@ -351,80 +313,6 @@ static void test_bursts(void **state) {
     check_bursts(&parts, &(dr_sampling){0.8f, 0.9f});
     parts.protocol.max_turn_tokens = 5;
     check_bursts(&parts, &(dr_sampling){1.0f, 0.95f});
-}
-
-static int lines_with(FILE *file, const char *text) {
-    char line[1024];
-    int n = 0;
-    rewind(file);
-    while (fgets(line, sizeof line, file)) n += strstr(line, text) != NULL;
-    return n;
-}
-
-// The policy's draws on a body with room for so many kept ids; requests of two temperatures, one after the
-// other, in one engine.
-static void run_narrow(int64_t n_ids, const float temperatures[2], outcome *o, dr_rollout_stats stats[2]) {
-    dr_backend narrow = narrow_backend(backend, n_ids);
-    dr_lm *own = NULL;
-    dr_rollout *rollout = NULL;
-    check_ok(tiny_policy(&narrow, tokenizer, &own));
-    dr_rollout_parts parts = tiny_rollout_parts(own);
-    parts.burst = 8;
-    check_ok(dr_rollout_create(&parts, &rollout));
-    for (int i = 0; i < 2; i++) {
-        for (int p = 2 * i; p < 2 * i + 2; p++) {
-            dr_rollout_request q = tiny_rollout_request(p, 0, SAMPLES);
-            q.sampling = (dr_sampling){temperatures[i], 0.95f};
-            check_ok(dr_rollout_submit(rollout, &q));
-        }
-        while (dr_rollout_pending(rollout) > 0) {
-            check_ok(dr_rollout_tick(rollout));
-            drain(rollout, o);
-        }
-        dr_rollout_stats_get(rollout, &stats[i]);
-    }
-    dr_rollout_destroy(rollout);
-    dr_lm_destroy(own);
-}
-
-// Rows that are finished early for want of room change no bit. While the policy is flat few passes are run in
-// vain, and bursts are long again when it is not.
-static void test_room_for_kept_sets(void **state) {
-    (void)state;
-    static const float flat_first[2] = {30.0f, 0.5f}, usual[2] = {1.0f, 0.8f};
-    dr_rollout_stats wide[2], narrow[2];
-    outcome want = {0}, got = {0};
-    FILE *log = tmpfile();
-    assert_non_null(log);
-    const int terminal = dup(STDERR_FILENO);
-    assert_true(dup2(fileno(log), STDERR_FILENO) >= 0);
-    run_narrow(INT64_MAX, flat_first, &want, wide);
-    assert_true(wide[1].short_bursts == 0 && lines_with(log, "found room") == 0);
-    run_narrow(0, flat_first, &got, narrow); // one step's worst case
-    check_equal(&want, &got, "kept sets without room");
-    assert_int_equal(narrow[1].sampled_tokens, wide[1].sampled_tokens);
-    assert_true(narrow[0].short_bursts > 0 && lines_with(log, "found room") == 1);
-    // all rows draw in nearly every pass that they are in
-    assert_true(narrow[0].idle_rows < narrow[0].sampled_tokens / 4);
-    assert_true(narrow[0].passes < narrow[0].ticks * 3 / 2);
-    const int64_t ticks = narrow[1].ticks - narrow[0].ticks, passes = narrow[1].passes - narrow[0].passes;
-    print_message("flat: %d passes in %d ticks, %d idle rows, %d short bursts; then %d passes in %d ticks\n",
-                  (int)narrow[0].passes, (int)narrow[0].ticks, (int)narrow[0].idle_rows,
-                  (int)narrow[0].short_bursts, (int)passes, (int)ticks);
-    assert_true(passes > 4 * ticks);
-    outcome_reset(&got);
-    outcome_reset(&want);
-    run_narrow(INT64_MAX, usual, &want, wide);
-    for (int64_t n_ids = 0; n_ids <= 8000; n_ids += 4000) {
-        run_narrow(n_ids, usual, &got, narrow);
-        check_equal(&want, &got, "kept sets with some room");
-        outcome_reset(&got);
-    }
-    assert_int_equal(lines_with(log, "found room"), 1); // one a run
-    assert_true(dup2(terminal, STDERR_FILENO) >= 0);
-    close(terminal);
-    fclose(log);
-    outcome_reset(&want);
 }
 
 // A vocabulary that does not know the tags: they are found in the bytes of many tokens.
@@ -720,14 +608,21 @@ static void test_no_allocation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_episodes),        cmocka_unit_test(test_batching),
-        cmocka_unit_test(test_few_pages),       cmocka_unit_test(test_order_and_split),
-        cmocka_unit_test(test_late_requests),   cmocka_unit_test(test_keys_and_sampling),
-        cmocka_unit_test(test_bursts),          cmocka_unit_test(test_room_for_kept_sets),
-        cmocka_unit_test(test_plain_text_tags), cmocka_unit_test(test_late_lists),
-        cmocka_unit_test(test_others_go_on),    cmocka_unit_test(test_retrieval_deadline),
-        cmocka_unit_test(test_caught_up),       cmocka_unit_test(test_caps),
-        cmocka_unit_test(test_no_allocation),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_episodes),
+        cmocka_unit_test(test_batching),
+        cmocka_unit_test(test_few_pages),
+        cmocka_unit_test(test_order_and_split),
+        cmocka_unit_test(test_late_requests),
+        cmocka_unit_test(test_keys_and_sampling),
+        cmocka_unit_test(test_bursts),
+        cmocka_unit_test(test_plain_text_tags),
+        cmocka_unit_test(test_late_lists),
+        cmocka_unit_test(test_others_go_on),
+        cmocka_unit_test(test_retrieval_deadline),
+        cmocka_unit_test(test_caught_up),
+        cmocka_unit_test(test_caps),
+        cmocka_unit_test(test_no_allocation),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
