@@ -136,16 +136,19 @@ static __device__ __forceinline__ uint32_t dr_device_nanoseconds() {
 }
 
 // Until the phase of this parity is over; a barrier that was just set up is behind its phase of parity 1. A
-// wait of more than 3 s is a fault of the kernel: it then ends as one, and a later op reports it. By the
-// clock: how long a try takes is the device's choice.
+// wait of more than 60 s is a fault of the kernel: it then ends as one, and a later op reports it. By the
+// clock, as how long a try takes is the device's choice, but in periods with a try in each: while a debugger or
+// another process has the device the clock runs on, and such a gap counts as one period however long it is.
 static __device__ __forceinline__ void dr_barrier_wait(uint32_t barrier, uint32_t parity) {
-    const uint32_t most = 3000000000u;
-    uint32_t begun = 0, now = 0;
+    const uint32_t period = 100000000u, most = 600;
+    if (dr_barrier_is_over(barrier, parity)) return;
+    uint32_t begun = dr_device_nanoseconds(), n = 0;
 #pragma unroll 1
-    for (bool is_first = true; now - begun <= most; is_first = false) {
+    while (n < most) {
         if (dr_barrier_is_over(barrier, parity)) return;
-        now = dr_device_nanoseconds();
-        if (is_first) begun = now;
+        if (dr_device_nanoseconds() - begun < period) continue;
+        begun = dr_device_nanoseconds();
+        n++;
     }
     __trap();
 }
