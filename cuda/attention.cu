@@ -81,7 +81,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
         if (own + i >= tile.n) continue;
-        int64_t at = tile.row(span, own + i) * a.H + tile.head(own + i);
+        int64_t at = dr_head_place(tile.row(span, own + i), a.H, tile.head(own + i));
         float inv = 1.0f / state.total[i];
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++)
@@ -133,11 +133,11 @@ static __global__ void __launch_bounds__(THREADS)
     const float *k = (const float *)a.k, *v = (const float *)a.v;
     const int32_t s = dr_find_part(a.rows, a.n_spans, blockIdx.x);
     const dr_span span = a.spans[s];
-    const int64_t i = blockIdx.x - a.rows[s], from = (span.row + i) * a.kv_stride;
-    const int64_t to = dr_cache_offset(a.pages + span.first_page, span.n_before + i, a.G, 0, a.d);
+    const dr_store_place place =
+        dr_store_place_of(&span, a.pages, blockIdx.x - a.rows[s], a.kv_stride, a.G, a.d);
     for (int32_t e = threadIdx.x; e < a.G * a.d; e += THREADS) {
-        put(k[from + e], k_cache + to + e);
-        put(v[from + e], v_cache + to + e);
+        put(k[place.from + e], k_cache + place.to + e);
+        put(v[place.from + e], v_cache + place.to + e);
     }
 }
 
@@ -157,7 +157,7 @@ extern "C" dr_status dr_cuda_kv_store(const dr_cuda_attention *attention, void *
 
 static __global__ void __launch_bounds__(THREADS)
     kv_round_kernel(float *k, float *v, int64_t stride, int64_t n, int64_t width) {
-    const int64_t i = dr_cuda_item(), at = i / width * stride + i % width;
+    const int64_t i = dr_cuda_item(), at = dr_strided_at(i, width, stride);
     if (i >= n) return;
     k[at] = __bfloat162float(__float2bfloat16_rn(k[at]));
     v[at] = __bfloat162float(__float2bfloat16_rn(v[at]));

@@ -23,10 +23,10 @@ struct query_tile {
     int32_t n, group, g;
 
     __device__ int64_t row(const dr_span &span, int r) const {
-        return span.row + (first + r) / group;
+        return dr_flat_row(&span, first + r, group);
     }
     __device__ int32_t head(int r) const {
-        return g * group + (int32_t)((first + r) % group);
+        return dr_flat_head(first + r, group, g);
     }
 };
 
@@ -36,7 +36,7 @@ static __device__ __forceinline__ query_tile query_tile_at(const dr_cuda_attenti
     tile.first = first;
     tile.group = a.H / a.G;
     tile.g = g;
-    tile.n = (int32_t)min((int64_t)QUERIES, (int64_t)span.n_rows * tile.group - first);
+    tile.n = dr_flat_count(&span, first, tile.group);
     return tile;
 }
 
@@ -47,7 +47,8 @@ static __device__ __forceinline__ void load_queries(const dr_cuda_attention &a, 
     const int pitch = dr_head_pitch(a.d);
     for (int r = threadIdx.x / 32; r < QUERIES; r += THREADS / 32) {
         const bool is_there = r < tile.n;
-        const float *row = from + (is_there ? tile.row(span, r) * stride + tile.head(r) * a.d : 0);
+        const float *row =
+            from + (is_there ? dr_head_offset(tile.row(span, r), stride, tile.head(r), a.d) : 0);
         for (int e = threadIdx.x % 32; e < a.d; e += 32) to[r * pitch + e] = is_there ? row[e] : 0.0f;
     }
 }
@@ -62,7 +63,7 @@ static __device__ __forceinline__ void load_keys(const dr_cuda_attention &a, con
         if (j < n && a.pages)
             offset = dr_cache_offset(a.pages + span.first_page, first + j, a.G, g, a.d);
         else if (j < n)
-            offset = dr_span_key_row(&span, first + j) * a.kv_stride + g * a.d;
+            offset = dr_head_offset(dr_span_key_row(&span, first + j), a.kv_stride, g, a.d);
         for (int e = threadIdx.x % 32; e < a.d; e += 32) {
             float value = 0.0f;
             if (j < n)

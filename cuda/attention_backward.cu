@@ -36,7 +36,7 @@ struct weight_pair {
 
 static __device__ __forceinline__ weight_pair weight_of(const backward_arguments &c, const dr_span &span,
                                                         const query_tile &tile, int r, float qk, float dv) {
-    const int64_t at = tile.row(span, r) * c.in.H + tile.head(r);
+    const int64_t at = dr_head_place(tile.row(span, r), c.in.H, tile.head(r));
     weight_pair pair;
     pair.p = expf(fmaf(qk, c.in.scale, -c.lse[at]));
     pair.ds = pair.p * (dv - c.delta[at]) * c.in.scale;
@@ -109,7 +109,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS) dq_kernel(backward_arg
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
         if (own + i >= tile.n) continue;
-        float *row = c.dq + tile.row(span, own + i) * a.q_stride + tile.head(own + i) * a.d;
+        float *row = c.dq + dr_head_offset(tile.row(span, own + i), a.q_stride, tile.head(own + i), a.d);
 #pragma unroll
         for (int x = 0; x < COLUMNS; x++)
             if (lane + 32 * x < a.d) row[lane + 32 * x] = sum[i][x];
@@ -181,7 +181,7 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_kernel(backward_ar
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
         if (own + i >= n) continue;
-        const int64_t row = (span.row + first + own + i) * a.kv_stride + g * a.d;
+        const int64_t row = dr_head_offset(span.row + first + own + i, a.kv_stride, g, a.d);
 #pragma unroll
         for (int x = 0; x < COLUMNS; x++) {
             if (lane + 32 * x >= a.d) continue;

@@ -18,12 +18,14 @@ struct backward_arguments {
 template <int D>
 static __device__ __forceinline__ void load_rows(const dr_cuda_attention &a, const __nv_bfloat16 *from,
                                                  int64_t first, int32_t n, int32_t g, __nv_bfloat16 *to) {
-    const int column = threadIdx.x % (D / 8), group = a.H / a.G;
+    const int column = dr_copy_column(threadIdx.x, D / 8), group = a.H / a.G;
 #pragma unroll
-    for (int r = threadIdx.x / (D / 8); r < ROWS; r += THREADS / (D / 8)) {
-        const bool is_there = r / group < n && column * 8 < a.d;
-        const int64_t row = (first + r / group) * a.H + g * group + r % group;
-        dr_copy_async_16(at_tile<D>(to, r, column), from + (is_there ? row * a.d + column * 8 : 0), is_there);
+    for (int i = 0; i < dr_copies_of(ROWS, D / 8); i++) {
+        const int r = dr_copy_row(threadIdx.x, i, D / 8);
+        const bool is_there = dr_tile_query(r, group) < n && column * 8 < a.d;
+        const int64_t item = dr_tile_place(first, r, a.H, group, g);
+        dr_copy_async_16(at_tile<D>(to, r, column), from + (is_there ? item * a.d + column * 8 : 0),
+                         is_there);
     }
 }
 
@@ -47,13 +49,13 @@ static __device__ __forceinline__ query_row query_row_of(const backward_argument
                                                          const dr_query_tile &tile, int32_t g, int r) {
     const int32_t group = c.in.H / c.in.G;
     query_row of = {0, 0, 0, 0.0f, 0.0f};
-    if (r / group < tile.n_queries) {
-        const dr_query query = c.in.queries[tile.query + r / group];
+    if (dr_tile_query(r, group) < tile.n_queries) {
+        const dr_query query = c.in.queries[tile.query + dr_tile_query(r, group)];
         of.row = query.row;
-        of.head = g * group + r % group;
+        of.head = dr_tile_head(r, group, g);
         of.limit = query.seen;
-        of.lse = c.lse[of.row * c.in.H + of.head];
-        of.delta = c.delta[of.row * c.in.H + of.head];
+        of.lse = c.lse[dr_head_place(of.row, c.in.H, of.head)];
+        of.delta = c.delta[dr_head_place(of.row, c.in.H, of.head)];
     }
     return of;
 }
@@ -64,7 +66,7 @@ static __device__ __forceinline__ void add_keys(const backward_arguments &c, con
                                                 const __nv_bfloat16 *douts, const __nv_bfloat16 *keys,
                                                 const __nv_bfloat16 *values, int32_t first,
                                                 const query_row (&of)[2], float (&sum)[D / 8][4]) {
-    const int strip = threadIdx.x / 32 * STRIP, column = threadIdx.x % 4 * 2;
+    const int strip = dr_strip_of(threadIdx.x, 1), lane = threadIdx.x % 32;
     const float scale = __fmul_rn(c.in.scale, DR_LOG2_E);
     float score[KEYS / 8][4] = {}, dot[KEYS / 8][4] = {};
     dot_rows<D>(queries, strip, keys, 0, score);
@@ -74,22 +76,23 @@ static __device__ __forceinline__ void add_keys(const backward_arguments &c, con
 #pragma unroll
         for (int x = 0; x < 4; x++) {
             const query_row &row = of[x / 2];
-            const bool is_seen = first + 8 * n + column + x % 2 < row.limit;
+            const bool is_seen = first + 8 * n + dr_mma_column(lane, x) < row.limit;
             const float weight = is_seen ? weight_of(score[n][x], scale, row.lse) : 0.0f;
             score[n][x] = gradient_of(weight, dot[n][x], row.delta, c.in.scale);
         }
-    weigh_rows<D, KEYS / 16>(score, keys, 0, sum);
+    weigh_rows<D, KEYS / 16>(score, keys, 0, 0, sum);
 }
 
 template <int D> static __global__ void __launch_bounds__(THREADS, BLOCKS) dq_kernel(backward_arguments c) {
     const dr_cuda_attention &a = c.in;
-    const int32_t g = blockIdx.x % a.G, lane = threadIdx.x % 32, top = threadIdx.x / 32 * STRIP + lane / 4;
+    const int32_t g = blockIdx.x % a.G, lane = threadIdx.x % 32, strip = dr_strip_of(threadIdx.x, 1);
     const dr_query_tile tile = a.mma_query_tiles[blockIdx.x / a.G];
     const dr_span span = a.spans[tile.span];
     const int64_t row = a.queries[tile.query].row;
     __nv_bfloat16 *queries = (__nv_bfloat16 *)dr_shared, *douts = queries + ROWS * D,
                   *pairs = douts + ROWS * D;
-    const query_row of[2] = {query_row_of(c, tile, g, top), query_row_of(c, tile, g, top + 8)};
+    const query_row of[2] = {query_row_of(c, tile, g, strip + dr_mma_row(lane, 0)),
+                             query_row_of(c, tile, g, strip + dr_mma_row(lane, 2))};
     const int32_t most = __reduce_max_sync(0xffffffffu, max(of[0].limit, of[1].limit)); // of the warp
     float sum[D / 8][4] = {};
     load_rows<D>(a, c.q, row, tile.n_queries, g, queries);
@@ -109,7 +112,7 @@ template <int D> static __global__ void __launch_bounds__(THREADS, BLOCKS) dq_ke
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (of[i].limit == 0) continue;
-        float *to = c.dq + of[i].row * a.q_stride + (int64_t)of[i].head * a.d + lane % 4 * 2;
+        float *to = c.dq + dr_head_offset(of[i].row, a.q_stride, of[i].head, a.d) + dr_mma_column(lane, 0);
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
             if (8 * n < a.d) {
@@ -137,8 +140,8 @@ static __device__ __forceinline__ void load_view(const backward_arguments &c, co
                                                  const query_stage<D> &to) {
     const int32_t group = c.in.H / c.in.G, r = threadIdx.x % ROWS;
     const int64_t row = c.in.spans[at.viewer].row + at.first;
-    const bool is_there = r / group < at.n;
-    const int64_t item = is_there ? (row + r / group) * c.in.H + g * group + r % group : 0;
+    const bool is_there = dr_tile_query(r, group) < at.n;
+    const int64_t item = is_there ? dr_tile_place(row, r, c.in.H, group, g) : 0;
     load_rows<D>(c.in, c.q, row, at.n, g, to.queries);
     load_rows<D>(c.in, c.dout, row, at.n, g, to.douts);
     if (threadIdx.x < ROWS)
@@ -155,7 +158,7 @@ static __device__ __forceinline__ void
 add_queries(const backward_arguments &c, const query_stage<D> &from, int begin, const int32_t (&low)[2],
             const int32_t (&high)[2], float (&dk)[D / 8][4], float (&dv)[D / 8][4]) {
     const __nv_bfloat16 *keys = (const __nv_bfloat16 *)dr_shared, *values = keys + KEYS * D;
-    const int strip = threadIdx.x / 32 * STRIP, column = threadIdx.x % 4 * 2;
+    const int strip = dr_strip_of(threadIdx.x, 1), lane = threadIdx.x % 32;
     const float scale = __fmul_rn(c.in.scale, DR_LOG2_E);
     float score[HALF / 8][4] = {}, dot[HALF / 8][4] = {};
     dot_rows<D>(keys, strip, from.queries, begin, score);
@@ -164,13 +167,13 @@ add_queries(const backward_arguments &c, const query_stage<D> &from, int begin, 
     for (int n = 0; n < HALF / 8; n++)
 #pragma unroll
         for (int x = 0; x < 4; x++) {
-            const int r = begin + 8 * n + column + x % 2;
+            const int r = begin + 8 * n + dr_mma_column(lane, x);
             const bool is_seen = low[x / 2] <= r && r < high[x / 2];
             score[n][x] = is_seen ? weight_of(score[n][x], scale, from.lse[r]) : 0.0f;
             dot[n][x] = gradient_of(score[n][x], dot[n][x], from.delta[r], c.in.scale);
         }
-    weigh_rows<D, HALF / 16>(score, from.douts, begin, dv);
-    weigh_rows<D, HALF / 16>(dot, from.queries, begin, dk);
+    weigh_rows<D, HALF / 16>(score, from.douts, begin, 0, dv);
+    weigh_rows<D, HALF / 16>(dot, from.queries, begin, 0, dk);
 }
 
 // Block: a tile of a span's own keys and a key head.
@@ -180,7 +183,7 @@ template <int D> static __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_k
     const dr_key_tile tile = a.mma_key_tiles[blockIdx.x / a.G];
     const dr_span span = a.spans[tile.span];
     const int32_t last = tile.span + span.n_sharers, n = min((int32_t)KEYS, span.n_rows - tile.first);
-    const int32_t key = threadIdx.x / 32 * STRIP + lane / 4; // the first of two
+    const int32_t key = dr_strip_of(threadIdx.x, 1) + dr_mma_row(lane, 0); // the first of two
     __nv_bfloat16 *keys = (__nv_bfloat16 *)dr_shared;
     float dk[D / 8][4] = {}, dv[D / 8][4] = {};
     dr_view at = dr_view_from(a.spans, tile.span, tile.first, last, ROWS / group);
@@ -209,7 +212,7 @@ template <int D> static __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_k
     for (int i = 0; i < 2; i++) {
         if (key + 8 * i >= n) continue;
         const int64_t to =
-            (span.row + tile.first + key + 8 * i) * a.kv_stride + (int64_t)g * a.d + lane % 4 * 2;
+            dr_head_offset(span.row + tile.first + key + 8 * i, a.kv_stride, g, a.d) + dr_mma_column(lane, 0);
 #pragma unroll
         for (int m = 0; m < D / 8; m++)
             if (8 * m < a.d) {

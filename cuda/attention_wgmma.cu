@@ -20,28 +20,28 @@ template <int D> using forward_shared = key_stages<D, 1>;
 template <int D>
 static __device__ __forceinline__ void load_queries(const dr_cuda_attention &a, const dr_query_tile &tile,
                                                     int32_t g, int first, unsigned char *to) {
-    enum { PAIRS = DR_WGMMA_ROWS * D / 2 / DR_WGMMA_THREADS, AHEAD = 16 };
+    enum { AHEAD = 16 }; // divides a thread's pairs
     const int32_t group = a.H / a.G;
     const int64_t row = a.queries[tile.query].row; // the others' follow
 #pragma unroll 1
-    for (int begin = 0; begin < PAIRS; begin += AHEAD) {
+    for (int begin = 0; begin < dr_wgmma_pairs(D); begin += AHEAD) {
         float pair[AHEAD][2];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int item = own_thread() + (begin + i) * DR_WGMMA_THREADS;
-            const int r = first + item / (D / 2), column = item % (D / 2) * 2;
+            const int r = first + dr_wgmma_pair_row(own_thread(), begin + i, D),
+                      column = dr_wgmma_pair_column(own_thread(), begin + i, D);
             pair[i][0] = pair[i][1] = 0.0f;
-            if (r / group < tile.n_queries) {
-                const float *from =
-                    a.q + (row + r / group) * a.q_stride + (int64_t)(g * group + r % group) * D;
+            if (dr_tile_query(r, group) < tile.n_queries) {
+                const float *from = a.q + dr_head_offset(row + dr_tile_query(r, group), a.q_stride,
+                                                         dr_tile_head(r, group, g), D);
                 pair[i][0] = from[column];
                 pair[i][1] = from[column + 1];
             }
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int item = own_thread() + (begin + i) * DR_WGMMA_THREADS;
-            const int r = first + item / (D / 2), column = item % (D / 2) * 2;
+            const int r = first + dr_wgmma_pair_row(own_thread(), begin + i, D),
+                      column = dr_wgmma_pair_column(own_thread(), begin + i, D);
             *(uint32_t *)(to + dr_panel_offset(r, column, ROWS)) = dr_pack_bf16(pair[i][0], pair[i][1]);
         }
     }

@@ -130,9 +130,9 @@ static __device__ __forceinline__ row_place place_of(const dr_cuda_attention &a,
                                                      int32_t g, int r) {
     const int32_t group = a.H / a.G;
     row_place at = {0, 0};
-    if (r / group < tile.n_queries) {
-        const dr_query query = a.queries[tile.query + r / group];
-        at.row = (int64_t)query.row * a.H + g * group + r % group;
+    if (dr_tile_query(r, group) < tile.n_queries) {
+        const dr_query query = a.queries[tile.query + dr_tile_query(r, group)];
+        at.row = dr_head_place(query.row, a.H, dr_tile_head(r, group, g));
         at.seen = query.seen;
     }
     return at;

@@ -232,8 +232,8 @@ static __device__ __forceinline__ void copy_views(const backward_arguments &c, c
         }
 #pragma unroll
         for (int r = threadIdx.x; r < STAGE_ROWS; r += 32) {
-            const bool is_there = r / group < at.n;
-            const int64_t item = is_there ? (row + r / group) * c.in.H + g * group + r % group : 0;
+            const bool is_there = dr_tile_query(r, group) < at.n;
+            const int64_t item = is_there ? dr_tile_place(row, r, c.in.H, group, g) : 0;
             dr_copy_async_4(shared.lse(stage) + r, c.lse + item, is_there);
             dr_copy_async_4(shared.delta(stage) + r, c.delta + item, is_there);
         }

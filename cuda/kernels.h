@@ -5,7 +5,8 @@
 #define DR_CUDA_KERNELS_H
 
 #include "core/compute/dropout.h"
-#include "cuda/index.h"
+#include "cuda/attention_index.h"
+#include "cuda/retrieval_index.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -9,7 +9,7 @@
 #ifndef DR_CUDA_WGMMA_INDEX_H
 #define DR_CUDA_WGMMA_INDEX_H
 
-#include "cuda/index.h"
+#include "cuda/attention_index.h"
 
 enum {
     DR_WGMMA_ROWS = 64,      // of a result, one warpgroup's
@@ -66,6 +66,20 @@ DR_INDEX int dr_fragment_row(int thread, int i) {
 
 DR_INDEX int dr_fragment_column(int thread, int i) {
     return i / 4 * 8 + thread % 4 * 2 + i % 2;
+}
+
+// A warpgroup's rows of q, two columns at a time: how many pairs a thread brings of `columns` a row, and row
+// and first column of its i-th.
+DR_INDEX int dr_wgmma_pairs(int columns) {
+    return DR_WGMMA_ROWS * columns / 2 / DR_WGMMA_THREADS;
+}
+
+DR_INDEX int dr_wgmma_pair_row(int thread, int i, int columns) {
+    return (thread + i * DR_WGMMA_THREADS) / (columns / 2);
+}
+
+DR_INDEX int dr_wgmma_pair_column(int thread, int i, int columns) {
+    return (thread + i * DR_WGMMA_THREADS) % (columns / 2) * 2;
 }
 
 // ---- stages ----

@@ -1,28 +1,13 @@
-// What tests of plans share: counts of who owns an element, and a call on the cache as a plan with what must
-// hold of it.
+// What tests of plans share: a call on the cache as a plan, with what must hold of it.
 #ifndef DR_TESTS_CACHED_PLAN_H
 #define DR_TESTS_CACHED_PLAN_H
 
-#include "tests/check.h"
-
 #include <string.h>
 
-#include "core/base/alloc.h"
 #include "cuda/attention_plan.h"
+#include "tests/owners.h"
 
 enum { MAX_SPANS = 9, MAX_ROWS = 300 };
-
-static inline int32_t *counters(int64_t n) {
-    int32_t *counts = NULL;
-    check_ok(dr_alloc(&counts, "counters", n, sizeof *counts));
-    return counts;
-}
-
-static inline void check_each_once(const char *name, int32_t *counts, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (counts[i] != 1) fail_msg("%s: element %lld has %d owners", name, (long long)i, counts[i]);
-    dr_free(counts);
-}
 
 enum { MAX_TILES = 256, MAX_PLAN_PAGES = 512 };
 

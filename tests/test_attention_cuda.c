@@ -255,6 +255,51 @@ static void test_long_rows(void **state) {
     }
 }
 
+// Calls on the cache whose tiles have 1 to 33 rows and more, which warps share by fours, by twos or not:
+// single rows of sequences on the same pages, whose first split is one tile, and as many rows of one
+// sequence.
+static void check_few_rows(int32_t group, int32_t G, int32_t d) {
+    enum { SEEN = 290, MOST = 33 };
+    const int32_t n_pages = (SEEN + PAGE - 1) / PAGE;
+    whole w = whole_of(cuda_bf16, SEEN, group * G, G, d);
+    int32_t pages[MAX_PAGES];
+    const size_t bytes = (size_t)(n_pages * PAGE * G * d) * dr_kv_bytes(w.b);
+    char *nans = op_array((int64_t)bytes, 1);
+    memset(nans, 0xFF, bytes);
+    void *keys = put_bytes(w.b, nans, bytes), *values = put_bytes(w.b, nans, bytes);
+    for (int32_t i = 0; i < n_pages; i++) pages[i] = (i * 5 + 3) % n_pages;
+    const dr_attention_chunk all = {0, SEEN, 0, pages};
+    w.b->ops->kv_store(w.b, w.k, w.v, w.stride, &all, 1, PAGE, G, d, keys, values);
+    float *q = put_poison(w.b, MOST * w.stride), *out = put_poison(w.b, MOST * w.width);
+    for (int32_t n = 1; n == 1 || n * group < MOST + group; n++) {
+        dr_attention_chunk chunks[MOST];
+        for (int32_t c = 0; c < n; c++) {
+            chunks[c] = (dr_attention_chunk){c, 1, SEEN - 1 - c, pages};
+            w.b->ops->copy(w.b, q + c * w.stride, w.q + chunks[c].n_past * w.stride,
+                           (size_t)w.stride * sizeof(float));
+        }
+        cached(&w, chunks, n, q, keys, values, out);
+        const float *got = get(w.b, out, n * w.width);
+        for (int32_t c = 0; c < n; c++)
+            check_same_bits("a row of one of few sequences", got + c * w.width,
+                            w.want + chunks[c].n_past * w.width, w.width);
+        const dr_attention_chunk one = {0, n, SEEN - n, pages};
+        cached(&w, &one, 1, w.q + one.n_past * w.stride, keys, values, out);
+        check_same_bits("few rows of one sequence", get(w.b, out, n * w.width), w.want + one.n_past * w.width,
+                        n * w.width);
+    }
+    free_all();
+}
+
+static void test_few_rows(void **state) {
+    (void)state;
+    if (!cuda) skip();
+    static const int32_t groups[] = {1, 2, 4, 7, 8, 16, 17, 33}, head_sizes[] = {64, 80, 128};
+    for (int i = 0; i < 8; i++)
+        for (int j = sized(0, i % 3); j < 3; j += sized(1, 3))
+            check_few_rows(groups[i], groups[i] == 7 ? 2 : 1, head_sizes[j]);
+}
+
 static int attention_setup(void **state) {
     if (setup(state) != 0) return -1;
 #if DR_HAVE_CUDA_KERNELS
@@ -280,7 +325,8 @@ static int attention_teardown(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cuda_test(test_attention),      cuda_test(test_bf16_attention), cuda_test(test_wgmma_attention),
-        cuda_test(test_attention_rows), cuda_test(test_long_rows),      cuda_test(test_bidirectional),
+        cuda_test(test_attention_rows), cuda_test(test_long_rows),      cuda_test(test_few_rows),
+        cuda_test(test_bidirectional),
     };
     int n_failed = cmocka_run_group_tests(tests, attention_setup, attention_teardown);
     return n_failed != 0 || cuda ? n_failed : 77; // 77: skipped

@@ -81,6 +81,25 @@ static void test_fragments(void **state) {
     }
 }
 
+// A warpgroup's rows of q: each pair of columns has one thread.
+static void test_query_pairs(void **state) {
+    (void)state;
+    for (int columns = 64; columns <= 128; columns += 64) {
+        int owners[RESULT_ROWS][MOST_COLUMNS] = {{0}};
+        assert_int_equal(dr_wgmma_pairs(columns) % 16, 0); // the kernel's loads ahead
+        for (int thread = 0; thread < GROUP_THREADS; thread++)
+            for (int i = 0; i < dr_wgmma_pairs(columns); i++) {
+                int row = dr_wgmma_pair_row(thread, i, columns),
+                    column = dr_wgmma_pair_column(thread, i, columns);
+                assert_true(row >= 0 && row < RESULT_ROWS && column >= 0 && column + 1 < columns);
+                assert_int_equal(column % 2, 0);
+                owners[row][column]++;
+                owners[row][column + 1]++;
+            }
+        for (int i = 0; i < RESULT_ROWS * columns; i++) assert_int_equal(owners[i / columns][i % columns], 1);
+    }
+}
+
 // ---- steps and tiles ----
 
 // The rows of k that row t sees, by the words of backend.h; returns their number.
@@ -189,8 +208,9 @@ static void test_views(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_panels), cmocka_unit_test(test_descriptors), cmocka_unit_test(test_fragments),
-        cmocka_unit_test(test_tiles),  cmocka_unit_test(test_views),
+        cmocka_unit_test(test_panels),    cmocka_unit_test(test_descriptors),
+        cmocka_unit_test(test_fragments), cmocka_unit_test(test_query_pairs),
+        cmocka_unit_test(test_tiles),     cmocka_unit_test(test_views),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
