@@ -24,21 +24,24 @@ static __device__ __forceinline__ void complex_product(float re, float im, float
 
 // One thread a column: the transforms mix positions only.
 static __device__ void filter_column(const dr_fusion &f, int64_t q, int64_t d) {
-    const int64_t L = f.L, D = f.D, K = L / 2 + 1, spectrum = q * 2 * K * D + d, first = q * L * D + d;
+    const int64_t L = f.L, D = f.D, K = dr_frequencies(L);
     float product[2][2 * (DR_FUSION_POSITIONS / 2 + 1)]; // of both filters
     for (int64_t k = 0; k < 2 * K; k++)
         for (int i = 0; i < 2; i++)
-            f.spectra[i][spectrum + k * D] = column_product(f.dft + k * L, L, f.x[i] + first, D);
+            f.spectra[i][dr_spectrum_at(q, k, L, d, D)] =
+                column_product(f.dft + k * L, L, f.x[i] + dr_position_at(q, 0, L, d, D), D);
     for (int64_t k = 0; k < K; k++) {
-        const float re = f.spectra[0][spectrum + k * D], im = f.spectra[0][spectrum + (K + k) * D];
-        const float *w = f.filter + 2 * (k * D + d);
+        const int64_t real = dr_spectrum_at(q, k, L, d, D), imaginary = dr_spectrum_at(q, K + k, L, d, D);
+        const float re = f.spectra[0][real], im = f.spectra[0][imaginary];
+        const float *w = f.filter + dr_filter_at(k, d, D);
         complex_product(re, im, w[0], w[1], &product[0][k], &product[0][K + k]);
-        complex_product(f.spectra[1][spectrum + k * D], f.spectra[1][spectrum + (K + k) * D], re, im,
-                        &product[1][k], &product[1][K + k]);
+        complex_product(f.spectra[1][real], f.spectra[1][imaginary], re, im, &product[1][k],
+                        &product[1][K + k]);
     }
     for (int64_t l = 0; l < L; l++)
         for (int i = 0; i < 2; i++)
-            f.filtered[i][first + l * D] = column_product(f.inverse + l * 2 * K, 2 * K, product[i], 1);
+            f.filtered[i][dr_position_at(q, l, L, d, D)] =
+                column_product(f.inverse + l * 2 * K, 2 * K, product[i], 1);
 }
 
 static __global__ void __launch_bounds__(THREADS) fusion_kernel(dr_fusion f) {
@@ -46,7 +49,7 @@ static __global__ void __launch_bounds__(THREADS) fusion_kernel(dr_fusion f) {
     const bool has_column = d < f.D;
     if (has_column) filter_column(f, q, d);
     for (int64_t l = 0; l < f.L; l++) { // every thread takes part in the sums
-        const int64_t row = q * f.L + l, at = row * f.D + d;
+        const int64_t row = q * f.L + l, at = dr_position_at(q, l, f.L, d, f.D);
         float value[2] = {0.0f, 0.0f}, open[2];
         for (int i = 0; i < 2; i++) {
             if (has_column) value[i] = f.filtered[i][at];
@@ -80,11 +83,12 @@ extern "C" dr_status dr_cuda_fusion(const dr_fusion *fusion, dr_cuda_stream stre
 static __global__ void __launch_bounds__(DR_FUSION_POSITIONS)
     padded_attention_kernel(dr_padded_attention a, int64_t n_asking, float scale) {
     __shared__ float scores[DR_FUSION_POSITIONS];
-    const int64_t L = a.L, D = (int64_t)a.H * a.d, i = blockIdx.x % n_asking;
-    const int64_t h = blockIdx.x / n_asking % a.H, q = blockIdx.x / n_asking / a.H;
-    const int n = a.lengths[q], j = threadIdx.x;
-    const float *head = a.qkv + q * L * 3 * D + h * a.d;
-    const float *query = head + (a.last_only ? n - 1 : i) * 3 * D;
+    const int64_t L = a.L, D = (int64_t)a.H * a.d;
+    const dr_padded_block of = dr_padded_block_of(blockIdx.x, n_asking, a.H);
+    const int n = a.lengths[of.q], j = threadIdx.x;
+    const float *head = a.qkv + dr_padded_query_at(of.q, 0, L, of.h, a.H, a.d);
+    const float *query =
+        a.qkv + dr_padded_query_at(of.q, dr_asking_position(a.last_only, n, of.i), L, of.h, a.H, a.d);
     if (j < L)
         scores[j] = fmaf(column_product(query, a.d, head + j * 3 * D + D, 1), scale, j < n ? 0.0f : -10000.0f);
     __syncthreads();
@@ -94,11 +98,11 @@ static __global__ void __launch_bounds__(DR_FUSION_POSITIONS)
     __syncthreads(); // all have read the scores
     if (j < L) {
         scores[j] = expf(scores[j] - top) / total;
-        a.weights[blockIdx.x * L + j] = scores[j];
+        a.weights[dr_padded_weights_at(of.q, of.h, a.H, of.i, n_asking, L) + j] = scores[j];
     }
     __syncthreads();
     for (int e = threadIdx.x; e < a.d; e += DR_FUSION_POSITIONS)
-        a.out[(q * n_asking + i) * D + h * a.d + e] =
+        a.out[dr_padded_out_at(of.q, of.i, n_asking, of.h, a.H, a.d) + e] =
             column_product(scores, L, head + 2 * D + e, 3 * D);
 }
 
@@ -131,7 +135,7 @@ static __global__ void __launch_bounds__(THREADS)
     __syncthreads(); // all have read the gate
     if (threadIdx.x < E) gate[t * E + threadIdx.x] = weights[threadIdx.x];
     for (int64_t d = threadIdx.x; d < D; d += THREADS)
-        y[t * D + d] = column_product(weights, E, z + t * E * D + d, D);
+        y[t * D + d] = column_product(weights, E, z + dr_mixture_at(t, 0, E, d, D), D);
 }
 
 extern "C" dr_status dr_cuda_mixture(float *gate, const float *z, int64_t T, int64_t E, int64_t D, float *y,

@@ -73,10 +73,10 @@ static __device__ __forceinline__ void add_conjugate_product(float2 dg, float2 w
     d->y = fmaf(dg.y, w.x, fmaf(-dg.x, w.y, d->y));
 }
 
-static __device__ __forceinline__ float2 spectrum_at(const float *spectra, int64_t q, int64_t k, int64_t K,
+static __device__ __forceinline__ float2 spectrum_at(const float *spectra, int64_t q, int64_t k, int64_t L,
                                                      int64_t d, int64_t D) {
-    const float *at = spectra + q * 2 * K * D + d;
-    return make_float2(at[k * D], at[(K + k) * D]);
+    return make_float2(spectra[dr_spectrum_at(q, k, L, d, D)],
+                       spectra[dr_spectrum_at(q, dr_frequencies(L) + k, L, d, D)]);
 }
 
 // From the gradients at both filtered inputs to those at the inputs, for one column of one request, and what
@@ -84,16 +84,16 @@ static __device__ __forceinline__ float2 spectrum_at(const float *spectra, int64
 static __device__ void filter_column_backward(const dr_fusion &f, const dr_fusion_gradient &out, int64_t q,
                                               int64_t d, float (*dfiltered)[DR_FUSION_POSITIONS],
                                               float *filter_part) {
-    const int64_t L = f.L, D = f.D, K = L / 2 + 1, first = q * L * D + d;
+    const int64_t L = f.L, D = f.D, K = dr_frequencies(L);
     float spectrum[2][2 * (DR_FUSION_POSITIONS / 2 + 1)]; // gradients at both
     for (int64_t k = 0; k < K; k++) {
         float2 dg[2], at[2], dat[2] = {make_float2(0.0f, 0.0f), make_float2(0.0f, 0.0f)}, dw = dat[0];
         for (int i = 0; i < 2; i++) {
-            at[i] = spectrum_at(f.spectra[i], q, k, K, d, D);
+            at[i] = spectrum_at(f.spectra[i], q, k, L, d, D);
             dg[i].x = strided_product(f.inverse + k, 2 * K, L, dfiltered[i]);
             dg[i].y = strided_product(f.inverse + K + k, 2 * K, L, dfiltered[i]);
         }
-        const float *w = f.filter + 2 * (k * D + d);
+        const float *w = f.filter + dr_filter_at(k, d, D);
         add_conjugate_product(dg[0], make_float2(w[0], w[1]), &dat[0]);
         add_conjugate_product(dg[1], at[1], &dat[0]);
         add_conjugate_product(dg[1], at[0], &dat[1]);
@@ -102,12 +102,12 @@ static __device__ void filter_column_backward(const dr_fusion &f, const dr_fusio
             spectrum[i][k] = dat[i].x;
             spectrum[i][K + k] = dat[i].y;
         }
-        filter_part[2 * (k * D + d)] = dw.x;
-        filter_part[2 * (k * D + d) + 1] = dw.y;
+        filter_part[dr_filter_at(k, d, D)] = dw.x;
+        filter_part[dr_filter_at(k, d, D) + 1] = dw.y;
     }
     for (int64_t l = 0; l < L; l++)
         for (int i = 0; i < 2; i++)
-            out.dx[i][first + l * D] = strided_product(f.dft + l, L, 2 * K, spectrum[i]);
+            out.dx[i][dr_position_at(q, l, L, d, D)] = strided_product(f.dft + l, L, 2 * K, spectrum[i]);
 }
 
 // One block a request, one thread a column: the transforms mix positions only.
@@ -117,7 +117,7 @@ static __global__ void __launch_bounds__(THREADS)
     const bool has_column = d < f.D;
     float dfiltered[2][DR_FUSION_POSITIONS], dgate[2] = {0.0f, 0.0f}, dbias[2] = {0.0f, 0.0f};
     for (int64_t l = 0; l < f.L; l++) { // every thread takes part in the sums
-        const int64_t row = q * f.L + l, at = row * f.D + d;
+        const int64_t row = q * f.L + l, at = dr_position_at(q, l, f.L, d, f.D);
         const float dh = has_column ? out.dout[at] : 0.0f;
         for (int i = 0; i < 2; i++) {
             const float value = has_column ? f.filtered[i][at] : 0.0f, open = f.openness[i][row];
@@ -176,7 +176,7 @@ typedef struct head_rows {
 
 static __device__ head_rows rows_of_head(const dr_padded_attention &a, int64_t n_asking, int64_t q, int64_t h,
                                          const float *dout, float *dqkv) {
-    const int64_t D = (int64_t)a.H * a.d, first = q * a.L * 3 * D + h * a.d;
+    const int64_t D = (int64_t)a.H * a.d, first = dr_padded_query_at(q, 0, a.L, h, a.H, a.d);
     head_rows rows;
     rows.query = a.qkv + first;
     rows.key = rows.query + D;
@@ -184,8 +184,8 @@ static __device__ head_rows rows_of_head(const dr_padded_attention &a, int64_t n
     rows.dquery = dqkv + first;
     rows.dkey = rows.dquery + D;
     rows.dvalue = rows.dkey + D;
-    rows.dout = dout + q * n_asking * D + h * a.d;
-    rows.weights = a.weights + (q * a.H + h) * n_asking * a.L;
+    rows.dout = dout + dr_padded_out_at(q, 0, n_asking, h, a.H, a.d);
+    rows.weights = a.weights + dr_padded_weights_at(q, h, a.H, 0, n_asking, a.L);
     rows.stride = 3 * D;
     return rows;
 }
@@ -211,7 +211,8 @@ static __global__ void __launch_bounds__(THREADS)
     padded_attention_backward_kernel(dr_padded_attention a, int64_t n_asking, float scale, const float *dout,
                                      float *dqkv) {
     __shared__ float scores[DR_FUSION_POSITIONS * DR_FUSION_POSITIONS];
-    const int64_t q = blockIdx.x / a.H, h = blockIdx.x % a.H, L = a.L, D = (int64_t)a.H * a.d;
+    const dr_padded_block of = dr_padded_block_of(blockIdx.x, 1, a.H); // all asking positions
+    const int64_t q = of.q, h = of.h, L = a.L, D = (int64_t)a.H * a.d;
     const head_rows rows = rows_of_head(a, n_asking, q, h, dout, dqkv);
     const int32_t length = a.lengths[q];
     score_gradients(a, rows, n_asking, scale, scores);
@@ -261,7 +262,8 @@ static __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x < E) w[threadIdx.x] = weights[t * E + threadIdx.x];
     for (int64_t e = threadIdx.x / 32; e < E; e += WARPS) {
         float sum = 0.0f;
-        for (int64_t d = threadIdx.x % 32; d < D; d += 32) sum = fmaf(z[(t * E + e) * D + d], g[d], sum);
+        for (int64_t d = threadIdx.x % 32; d < D; d += 32)
+            sum = fmaf(z[dr_mixture_at(t, e, E, d, D)], g[d], sum);
         sum = dr_warp_sum(sum);
         if (threadIdx.x % 32 == 0) dw[e] = sum;
     }
@@ -269,7 +271,7 @@ static __global__ void __launch_bounds__(THREADS)
     const float mean = strided_product(dw, 1, E, w);
     if (threadIdx.x < E) dgate[t * E + threadIdx.x] = w[threadIdx.x] * (dw[threadIdx.x] - mean);
     for (int64_t item = threadIdx.x; item < E * D; item += THREADS)
-        dz[t * E * D + item] = w[item / D] * g[item % D];
+        dz[dr_mixture_at(t, 0, E, item, D)] = w[item / D] * g[item % D];
 }
 
 extern "C" dr_status dr_cuda_mixture_backward(const float *dy, const float *weights, const float *z,
