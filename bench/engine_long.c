@@ -104,7 +104,8 @@ static dr_status long_figure(bench_engine *engine, long_case *c) {
     bench_mfu_note(engine, flops / seconds, mfu, sizeof mfu);
     snprintf(note, sizeof note, "%.3g s once; activations %.0f MB recomputed, loss head %.1f MB%s", seconds,
              (double)bytes * 1e-6,
-             (double)engine->backend->ops->head_memory(engine->backend, V, config->hidden) * 1e-6, mfu);
+             (double)engine->backend->ops->head_memory(engine->backend, N_ROWS, V, config->hidden) * 1e-6,
+             mfu);
     return bench_report_add(engine->report, &figure);
 }
 

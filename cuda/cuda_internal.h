@@ -76,7 +76,7 @@ typedef struct dr_cuda_state {
     dr_cuda_buffer rounded;         // attention's operands in bf16
     dr_cuda_buffer gated;           // silu(gate) · up, a product's operand: bf16 where products round
     dr_cuda_buffer dgated;          // the gradient there, fp32; in fp32 then silu(gate) · up
-    dr_cuda_buffer dy;              // the gradient that a layer's both products read, as bf16
+    dr_cuda_buffer dy;              // the gradient that a layer's, or the head's, both products read, as bf16
     dr_cuda_buffer logits;          // one block of rows of the head
     dr_cuda_buffer kept_ids, drawn; // of one call of sample or one burst, and the same in host memory
     int32_t *kept_host;
@@ -162,11 +162,12 @@ void dr_cuda_lt_close(dr_cuda_state *state); // without one: nothing
 // *out_served false: the own kernels must do it. Exact precisions: the same answer for every T but 0.
 dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *product, bool *out_served);
 
-// linear_forward and linear_backward.
+// linear_forward, and the two products of linear_backward from a dy that is rounded where products round.
 dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,
                          float *y);
-dr_status dr_cuda_linear_backward(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
-                                  int64_t T, float *dx, bool accumulate, float *dw, float *dbias);
+dr_status dr_cuda_gradient_products(dr_backend *b, const char *op, const dr_weight *w, const float *x,
+                                    const dr_lt_operand *dy, int64_t T, float *dx, bool accumulate,
+                                    float *dw);
 
 // Runs a pass over the cache whose plan is sent: plainly, recording it, or as it was recorded.
 dr_status dr_cuda_run_pass(dr_backend *b, const dr_cached_pass *pass, const dr_cuda_attention *plan,

@@ -36,8 +36,15 @@ enum {
     DR_CUDA_CHUNK_ROWS = 64,   // least rows of such a part
     DR_CUDA_NORM_PARTS = 1024, // the same for the gradient of RMSNorm, where a block goes through a part
     DR_CUDA_NORM_ROWS = 4,
-    DR_CUDA_HEAD_WARPS = 4 // of a block that goes through a part of the heads of a norm by head
+    DR_CUDA_HEAD_WARPS = 4,   // of a block that goes through a part of the heads of a norm by head
+    DR_CUDA_HEAD_STEP = 128,  // rows of a block of the loss head are a multiple of this,
+    DR_CUDA_HEAD_MOST = 2048, // at most this,
+    DR_CUDA_KEPT_ROWS = 128   // and whole vocabularies that kept sets sent at once may hold
 };
+
+#ifndef DR_CUDA_HEAD_BYTES // of a block's logits; tests have less
+#define DR_CUDA_HEAD_BYTES (1 << 30)
+#endif
 
 typedef struct dr_place {
     int64_t row, column;
@@ -149,19 +156,35 @@ DR_INDEX bool dr_settle_row(dr_burst_row *row, const dr_stop_table *stops, int32
     return true;
 }
 
-// ---- kept sets ----
+// ---- the loss head ----
 
-// Whether the rising ids hold this one.
-DR_INDEX bool dr_ids_hold(const int32_t *ids, int64_t n, int64_t id) {
-    int64_t low = 0, high = n;
-    while (low < high) {
-        int64_t middle = low + (high - low) / 2;
-        if (ids[middle] < id)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < n && ids[low] == id;
+// Rows of a block whose logits take about `bytes`, where the limits allow it: by V alone, since sums over
+// rows are cut where blocks end.
+DR_INDEX int64_t dr_head_rows_within(int64_t V, int64_t bytes) {
+    int64_t rows = bytes / (V * (int64_t)sizeof(float)) / DR_CUDA_HEAD_STEP * DR_CUDA_HEAD_STEP;
+    if (rows < DR_CUDA_HEAD_STEP) rows = DR_CUDA_HEAD_STEP;
+    return rows > DR_CUDA_HEAD_MOST ? (int64_t)DR_CUDA_HEAD_MOST : rows;
+}
+
+// Rows of the block that begins at row t0 of T; of the largest block when t0 is 0.
+DR_INDEX int64_t dr_head_block(int64_t T, int64_t V, int64_t t0) {
+    const int64_t rows = dr_head_rows_within(V, DR_CUDA_HEAD_BYTES);
+    return T - t0 < rows ? T - t0 : rows;
+}
+
+// A row's kept ids, which rise, go by in tiles: n_ids of them from ids[first] on, and the columns begin …
+// end - 1 that are cleared before the tile's gradient is written. They reach up to its last id, in the last
+// tile to the end of the row, so that ids of later tiles still have their logits where these are overwritten.
+typedef struct dr_kept_tile {
+    int64_t n_ids, begin, end;
+} dr_kept_tile;
+
+DR_INDEX dr_kept_tile dr_kept_tile_at(const int32_t *ids, int64_t n, int64_t V, int64_t first, int64_t size) {
+    dr_kept_tile tile;
+    tile.n_ids = n - first < size ? n - first : size;
+    tile.begin = first == 0 ? 0 : (int64_t)ids[first - 1] + 1;
+    tile.end = first + size < n ? (int64_t)ids[first + size - 1] + 1 : V;
+    return tile;
 }
 
 #endif

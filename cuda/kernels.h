@@ -183,10 +183,14 @@ dr_status dr_cuda_kept_lse(const float *logits, int64_t T, int64_t V, float temp
 // dr_logprob_of each row's target.
 dr_status dr_cuda_logprobs(const float *logits, const int32_t *targets, int64_t T, int64_t V,
                            float temperature, const float *lse, float *logprob, dr_cuda_stream stream);
-// logits → gradient of Σ_t dlogprob[t] · logprob[t] at the logits, in place.
-dr_status dr_cuda_head_gradient(float *logits, const int32_t *targets, dr_cuda_kept kept, int64_t T,
+// gradient [T, V] of Σ_t dlogprob[t] · logprob[t] at the logits: fp32, where it may be logits, or as
+// dr_cuda_round_bf16 rounds it. A row's target is among its ids; what is left out gets 0 and is not read.
+dr_status dr_cuda_head_gradient(const float *logits, const int32_t *targets, dr_cuda_kept kept, int64_t T,
                                 int64_t V, float temperature, const float *lse, const float *dlogprob,
-                                dr_cuda_stream stream);
+                                float *gradient, dr_cuda_stream stream);
+dr_status dr_cuda_head_gradient_bf16(const float *logits, const int32_t *targets, dr_cuda_kept kept,
+                                     int64_t T, int64_t V, float temperature, const float *lse,
+                                     const float *dlogprob, uint16_t *gradient, dr_cuda_stream stream);
 
 // ---- draws (sample.cu) ----
 

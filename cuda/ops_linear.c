@@ -170,6 +170,14 @@ static dr_status weight_gradient(dr_backend *b, const char *op, const dr_weight 
     return multiply(b, &by_library, &product);
 }
 
+dr_status dr_cuda_gradient_products(dr_backend *b, const char *op, const dr_weight *w, const float *x,
+                                    const dr_lt_operand *dy, int64_t T, float *dx, bool accumulate,
+                                    float *dw) {
+    const dr_lt_operand rows = {x, NULL, T * w->n_in};
+    if (dx) DR_TRY(input_gradient(b, op, w, dy, T, dx, accumulate));
+    return weight_gradient(b, op, w, &rows, dy, T, dw);
+}
+
 // dy of a layer's both products: rounded once, where products round.
 static dr_status shared_gradient(dr_backend *b, const float *dy, int64_t n, dr_lt_operand *out) {
     dr_cuda_state *state;
@@ -181,16 +189,14 @@ static dr_status shared_gradient(dr_backend *b, const float *dy, int64_t n, dr_l
     return dr_cuda_round_bf16(dy, n, state->dy.data, state->stream);
 }
 
-dr_status dr_cuda_linear_backward(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
-                                  int64_t T, float *dx, bool accumulate, float *dw, float *dbias) {
+static dr_status linear_backward(dr_backend *b, const dr_weight *w, const float *x, const float *dy,
+                                 int64_t T, float *dx, bool accumulate, float *dw, float *dbias) {
     static const char op[] = "linear_backward";
-    const dr_lt_operand rows = {x, NULL, T * w->n_in};
     dr_cuda_state *state;
     dr_lt_operand gradient;
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(shared_gradient(b, dy, T * w->n_out, &gradient));
-    if (dx) DR_TRY(input_gradient(b, op, w, &gradient, T, dx, accumulate));
-    DR_TRY(weight_gradient(b, op, w, &rows, &gradient, T, dw));
+    DR_TRY(dr_cuda_gradient_products(b, op, w, x, &gradient, T, dx, accumulate, dw));
     if (!dbias) return DR_OK;
     DR_TRY(dr_cuda_reserve(state, &state->partials, "partial sums",
                            dr_chunk_count(T) * w->n_out * (int64_t)sizeof(float)));
@@ -201,12 +207,9 @@ dr_status dr_cuda_linear_backward(dr_backend *b, const dr_weight *w, const float
 // The gradient's bf16 values are the operand of both products.
 static dr_status gate_up_backward(dr_backend *b, const dr_weight *w, const float *x, const void *dgate_up,
                                   int64_t T, float *dx, float *dw) {
-    static const char op[] = "gate_up_backward";
     const bool rounds = dr_rounds_to_bf16(b->precision);
-    const dr_lt_operand rows = {x, NULL, T * w->n_in},
-                        gradient = {rounds ? NULL : dgate_up, rounds ? dgate_up : NULL, T * w->n_out};
-    DR_TRY(input_gradient(b, op, w, &gradient, T, dx, false));
-    return weight_gradient(b, op, w, &rows, &gradient, T, dw);
+    const dr_lt_operand gradient = {rounds ? NULL : dgate_up, rounds ? dgate_up : NULL, T * w->n_out};
+    return dr_cuda_gradient_products(b, "gate_up_backward", w, x, &gradient, T, dx, false, dw);
 }
 
 // dgate_up from dact [T, F], and silu(gate) · up as an operand: in dact's place, or as bf16.
@@ -259,7 +262,7 @@ void dr_cuda_fill_linear(dr_backend_ops *ops) {
     ops->weight_pack = weight_pack;
     ops->weight_rows = weight_rows;
     ops->linear_forward = dr_cuda_linear;
-    ops->linear_backward = dr_cuda_linear_backward;
+    ops->linear_backward = linear_backward;
     ops->gate_up_forward = gate_up_forward;
     ops->gate_up_backward = gate_up_backward;
     ops->swiglu_linear_forward = swiglu_linear_forward;

@@ -2,7 +2,7 @@
 // then one walk through the row in the order of ids that lists the kept ones and finds the one drawn.
 #include "cuda/softmax.cuh"
 
-enum { THREADS = 512, BINS = 1024 }; // ten bits of a float at a time
+enum { THREADS = DR_SOFTMAX_THREADS, BINS = 1024 }; // ten bits of a float at a time
 
 static const float LEAST = 0x1p-32f; // less than this part of the top is never kept
 
@@ -109,7 +109,7 @@ static __global__ void __launch_bounds__(THREADS)
     const dr_cuda_draw draw = draws[blockIdx.x];
     const uint32_t bits =
         keys ? dr_draw_ahead(&keys[blockIdx.x], (uint32_t)rows[blockIdx.x].n_drawn) : draw.bits;
-    const dr_row_stats stats = dr_row_softmax<THREADS>(z, V, draw.inv_temperature);
+    const dr_row_stats stats = dr_row_softmax(z, V, draw.inv_temperature);
     dr_cuda_drawn out = {-1, 0, 0.0f, 0.0f, 0};
     if (threadIdx.x == 0) s = search{0.0, 0.0, 0u, 0, 0};
     __syncthreads();

@@ -6,6 +6,9 @@
 
 #include "cuda/launch.cuh"
 
+// Of a row's block, in every kernel: what sampling and the head both sum up must be summed up in one order.
+enum { DR_SOFTMAX_THREADS = 512 };
+
 static __device__ __forceinline__ double dr_mass_of(float p) {
     return __dsub_rn(__dadd_rn((double)p, 0x1.8p20), 0x1.8p20); // whose last bit is 2^-32
 }
@@ -31,19 +34,18 @@ typedef struct dr_row_stats {
 } dr_row_stats;
 
 // The same in every thread of the block.
-template <int THREADS>
 static __device__ __forceinline__ dr_row_stats dr_row_softmax(const float *z, int64_t V,
                                                               float inv_temperature) {
     float top = -INFINITY, total = 0.0f, weighted = 0.0f;
-    for (int64_t j = threadIdx.x; j < V; j += THREADS) top = fmaxf(top, z[j]);
-    top = dr_block_max<THREADS>(top);
-    for (int64_t j = threadIdx.x; j < V; j += THREADS) {
+    for (int64_t j = threadIdx.x; j < V; j += DR_SOFTMAX_THREADS) top = fmaxf(top, z[j]);
+    top = dr_block_max<DR_SOFTMAX_THREADS>(top);
+    for (int64_t j = threadIdx.x; j < V; j += DR_SOFTMAX_THREADS) {
         float x = dr_exponent_of(z[j], top, inv_temperature), p = expf(x);
         total += p;
         weighted = fmaf(p, x, weighted);
     }
-    total = dr_block_sum<THREADS>(total);
-    weighted = dr_block_sum<THREADS>(weighted);
+    total = dr_block_sum<DR_SOFTMAX_THREADS>(total);
+    weighted = dr_block_sum<DR_SOFTMAX_THREADS>(weighted);
     dr_row_stats stats;
     stats.top = top;
     stats.total = total;

@@ -7,9 +7,8 @@
 #include "cuda/attention_plan.h"
 #include "cuda/kernels.h"
 
-// Stages that what is sent for one op takes turns with, and rows of a block of the loss head, whose kept sets
-// are the largest of that.
-enum { DR_CUDA_STAGES = 2, DR_CUDA_HEAD_ROWS = 128 };
+// Stages that what is sent for one op takes turns with. Kept sets of the loss head are the largest of that.
+enum { DR_CUDA_STAGES = 2 };
 
 // What a plan holds.
 typedef struct dr_plan_counts {
@@ -105,6 +104,15 @@ static inline int64_t dr_kept_bytes(int64_t rows, int64_t n_ids) {
     return (rows + 1) * (int64_t)sizeof(int64_t) + n_ids * (int64_t)sizeof(int32_t);
 }
 
+// Of T rows, those at the beginning whose kept sets are sent at once: few whole vocabularies' ids, or all
+// rows of a block where top-p left little. *out_ids: how many ids they hold.
+static inline int64_t dr_kept_rows(const dr_kept *kept, int64_t T, int64_t V, int64_t *out_ids) {
+    int64_t rows = 0, n_ids = 0;
+    while (rows < T && n_ids + kept[rows].n <= DR_CUDA_KEPT_ROWS * V) n_ids += kept[rows++].n;
+    *out_ids = n_ids;
+    return rows;
+}
+
 // What a stage takes that grows to hold `bytes`, on the device and pinned on the host.
 static inline int64_t dr_cuda_stage_capacity(int64_t bytes) {
     return bytes < 65536 ? 65536 : bytes + bytes / 4;
@@ -168,9 +176,12 @@ static inline int64_t dr_stages_memory(const dr_pass_shape *s) {
            dr_cuda_stage_capacity(dr_burst_layout_of(s->n_draws, s->n_steps).bytes);
 }
 
-// Bytes on the device of the stages that ops take turns with: kept sets that are each the whole vocabulary.
-static inline int64_t dr_turns_memory(int64_t V) {
-    return DR_CUDA_STAGES * dr_cuda_stage_capacity(dr_kept_bytes(DR_CUDA_HEAD_ROWS, DR_CUDA_HEAD_ROWS * V));
+// Bytes on the device of the stages that ops take turns with: kept sets of a block of T rows at most, as many
+// ids as are sent at once.
+static inline int64_t dr_turns_memory(int64_t T, int64_t V) {
+    const int64_t rows = dr_head_block(T, V, 0), most = DR_CUDA_KEPT_ROWS,
+                  n_ids = (rows < most ? rows : most) * V;
+    return DR_CUDA_STAGES * dr_cuda_stage_capacity(dr_kept_bytes(rows, n_ids));
 }
 
 // Bytes on the host: the pinned twins of all stages, and what comes back of draws, kept sets of the whole
@@ -178,7 +189,7 @@ static inline int64_t dr_turns_memory(int64_t V) {
 static inline int64_t dr_passes_on_host(const dr_pass_shape *s) {
     if (s->is_plain) return dr_stages_memory(s);
     int64_t n_drawn = s->n_draws * (s->n_steps > 1 ? s->n_steps : 1);
-    return dr_stages_memory(s) + dr_turns_memory(s->V) + s->n_draws * (int64_t)sizeof(dr_burst_row) +
+    return dr_stages_memory(s) + dr_turns_memory(s->T, s->V) + s->n_draws * (int64_t)sizeof(dr_burst_row) +
            n_drawn * (int64_t)sizeof(dr_cuda_drawn) +
            dr_kept_capacity(dr_burst_listed_ids(s->n_draws, s->V)) * (int64_t)sizeof(int32_t);
 }

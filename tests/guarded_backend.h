@@ -534,9 +534,9 @@ static dr_status g_head_forward(dr_backend *b, const dr_weight *w, const float *
     GUARDED_STATUS(head_forward(guard_inner, w, h, targets, kept, T, temperature, logprob, entropy, lse));
 }
 
-static int64_t g_head_memory(dr_backend *b, int64_t V, int64_t D) {
+static int64_t g_head_memory(dr_backend *b, int64_t T, int64_t V, int64_t D) {
     (void)b;
-    return guard_inner->ops->head_memory(guard_inner, V, D);
+    return guard_inner->ops->head_memory(guard_inner, T, V, D);
 }
 
 static dr_status g_head_backward(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,

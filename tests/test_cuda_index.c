@@ -1,5 +1,6 @@
 // The index arithmetic of the CUDA kernels, run on the host: every element of an output has one owner.
 // labels: cpu
+#include "core/base/rng.h"
 #include "cuda/index.h"
 #include "tests/owners.h"
 
@@ -107,7 +108,7 @@ static void test_heads(void **state) {
     }
 }
 
-// ---- kept sets ----
+// ---- passes of a burst ----
 
 // Rows of recorded passes: no fewer than there are, few sizes, never more than twice as many or 15 more.
 static void test_pass_buckets(void **state) {
@@ -127,22 +128,72 @@ static void test_pass_buckets(void **state) {
     assert_int_equal(n_buckets, 23);
 }
 
-static void test_ids(void **state) {
+// ---- the loss head ----
+
+// As many rows as fit, in steps and within limits; cuts do not depend on how many rows there are.
+static void test_head_blocks(void **state) {
     (void)state;
-    static const int32_t ids[] = {0, 3, 4, 9, 17, 18, 40};
-    for (int32_t n = 0; n <= 7; n++)
-        for (int32_t id = 0; id < 50; id++) {
-            bool is_there = false;
-            for (int32_t i = 0; i < n; i++) is_there |= ids[i] == id;
-            assert_int_equal(dr_ids_hold(ids, n, id), is_there);
+    static const int64_t vocabularies[] = {1,      97,     4096,   32000,   65536,
+                                           131072, 151936, 262144, 1 << 20, 1 << 22};
+    for (size_t i = 0; i < sizeof vocabularies / sizeof *vocabularies; i++) {
+        const int64_t V = vocabularies[i], limit = DR_CUDA_HEAD_BYTES, row = V * (int64_t)sizeof(float),
+                      rows = dr_head_block(1 << 20, V, 0);
+        assert_true(rows >= DR_CUDA_HEAD_STEP && rows <= DR_CUDA_HEAD_MOST && rows % DR_CUDA_HEAD_STEP == 0);
+        assert_true(rows == DR_CUDA_HEAD_STEP || rows * row <= limit);
+        assert_true(rows == DR_CUDA_HEAD_MOST || (rows + DR_CUDA_HEAD_STEP) * row > limit);
+        for (int64_t T = 1; T < 3 * rows; T = 2 * T + 1) {
+            int64_t n = 0;
+            for (int64_t t0 = 0, block = 0; t0 < T; t0 += block) {
+                block = dr_head_block(T, V, t0);
+                assert_int_equal(t0 % rows, 0);
+                assert_int_equal(block, T - t0 < rows ? T - t0 : rows);
+                n += block;
+            }
+            assert_int_equal(n, T);
         }
+    }
+    assert_in_range(dr_head_block(8192, 151936, 0) * 151936 * 4, 1 << 29, 1 << 30);
+    assert_int_equal(dr_head_rows_within(97, 131072), 256);
+    assert_int_equal(dr_head_rows_within(601, 131072), 128);
+}
+
+// Tile by tile in place, as a block of `size` threads goes: each id's value comes from what stood there, all
+// else becomes 0, every column is written.
+static void test_kept_tiles(void **state) {
+    (void)state;
+    enum { V = 700 };
+    static const int64_t sizes[] = {1, 3, 64, 512, 1000};
+    static const uint32_t one_in[] = {1, 2, 30, 300};
+    dr_rng rng = dr_rng_make(8, 8);
+    for (int round = 0; round < 200; round++) {
+        const int64_t size = sizes[round % 5];
+        int32_t ids[V], row[V], own[V];
+        bool is_kept[V] = {false};
+        int64_t n = 0, cleared = 0;
+        for (int32_t j = 0; j < V; j++) {
+            row[j] = 1 + j;
+            is_kept[j] = dr_rng_below(&rng, one_in[round % 4]) == 0 || (n == 0 && j == V - 1);
+            if (is_kept[j]) ids[n++] = j;
+        }
+        for (int64_t first = 0; first < n; first += size) {
+            const dr_kept_tile tile = dr_kept_tile_at(ids, n, V, first, size);
+            assert_true(tile.n_ids > 0 && tile.n_ids <= size && first + tile.n_ids <= n);
+            assert_int_equal(tile.begin, cleared);
+            for (int64_t i = 0; i < tile.n_ids; i++) own[i] = -row[ids[first + i]];
+            for (int64_t j = tile.begin; j < tile.end; j++) row[j] = 0;
+            for (int64_t i = 0; i < tile.n_ids; i++) row[ids[first + i]] = own[i];
+            cleared = tile.end;
+        }
+        assert_int_equal(cleared, V);
+        for (int32_t j = 0; j < V; j++) assert_int_equal(row[j], is_kept[j] ? -1 - j : 0);
+    }
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tiles),        cmocka_unit_test(test_tile_items), cmocka_unit_test(test_pieces),
-        cmocka_unit_test(test_chunks),       cmocka_unit_test(test_ids),        cmocka_unit_test(test_heads),
-        cmocka_unit_test(test_pass_buckets),
+        cmocka_unit_test(test_tiles),  cmocka_unit_test(test_tile_items),   cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_chunks), cmocka_unit_test(test_head_blocks),  cmocka_unit_test(test_kept_tiles),
+        cmocka_unit_test(test_heads),  cmocka_unit_test(test_pass_buckets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

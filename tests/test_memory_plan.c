@@ -169,7 +169,8 @@ static void test_library_logits(void **state) {
     check_ok(dr_backend_cpu_create(DR_BF16, 1, &b));
     dr_cpu_state *own = dr_cpu_state_of(b); // a processor that does not multiply bf16 has no library there
     if (!own->bf16) check_ok(dr_bf16_create(1, &own->bf16));
-    assert_true(b->ops->head_memory(b, V, D) >= BLOCK * V * (int64_t)(2 * sizeof(float) + sizeof(bf16)));
+    assert_true(b->ops->head_memory(b, BLOCK, V, D) >=
+                BLOCK * V * (int64_t)(2 * sizeof(float) + sizeof(bf16)));
     dr_backend_cpu_destroy(b);
 }
 

@@ -64,7 +64,7 @@ static void test_stages(void **state) {
     assert_true(dr_stages_memory(&shape) - alone >= 64 * taken);
     // on the host: each stage once more, those that ops take turns with, and the ids of the widest draws
     shape.V = 4096;
-    int64_t turns = DR_CUDA_STAGES * dr_kept_bytes(DR_CUDA_HEAD_ROWS, DR_CUDA_HEAD_ROWS * (int64_t)4096);
+    int64_t turns = DR_CUDA_STAGES * dr_kept_bytes(T, DR_CUDA_KEPT_ROWS * (int64_t)4096);
     int64_t least = dr_stages_memory(&shape) + turns +
                     dr_burst_listed_ids(LIVE, 4096) * (int64_t)sizeof(int32_t) +
                     LIVE * 65 * (int64_t)sizeof(dr_cuda_drawn);
@@ -93,6 +93,36 @@ static void test_stages(void **state) {
         }
         assert_int_equal(dr_burst_row_pages(steps), most);
     }
+}
+
+// Kept sets go in parts that hold as many rows as the stage has room for, and at least the rows that it was
+// planned for when each is the whole vocabulary.
+static void test_kept_sets(void **state) {
+    (void)state;
+    enum { V = 50, T = 1000 };
+    static dr_kept kept[T];
+    const int64_t most = DR_CUDA_KEPT_ROWS * V;
+    dr_rng rng = dr_rng_make(4, 4);
+    for (int round = 0; round < 100; round++) {
+        const uint32_t widest = round % 3 ? V : 4;
+        int64_t n_parts = 0;
+        for (int t = 0; t < T; t++)
+            kept[t].n = round % 5 ? (int32_t)dr_rng_below(&rng, widest + 1) : (int32_t)widest;
+        for (int64_t t = 0, rows = 0; t < T; t += rows) {
+            int64_t n_ids = -1, counted = 0;
+            rows = dr_kept_rows(kept + t, T - t, V, &n_ids);
+            for (int64_t r = t; r < t + rows; r++) counted += kept[r].n;
+            assert_int_equal(n_ids, counted);
+            assert_true(n_ids <= most && rows >= (T - t < DR_CUDA_KEPT_ROWS ? T - t : DR_CUDA_KEPT_ROWS));
+            assert_true(t + rows == T || n_ids + kept[t + rows].n > most);
+            assert_true(DR_CUDA_STAGES * dr_cuda_stage_capacity(dr_kept_bytes(rows, n_ids)) <=
+                        dr_turns_memory(T, V));
+            n_parts++;
+        }
+        assert_true(widest == V ? n_parts > 1 : n_parts == 1);
+    }
+    assert_true(dr_turns_memory(5, 100000) < dr_turns_memory(50, 100000));
+    assert_true(dr_turns_memory(1 << 20, 100000) < dr_turns_memory(DR_CUDA_KEPT_ROWS, 100000) * 1.01);
 }
 
 // What each op asks of the scratch for sums in a model's passes is at most what is planned.
@@ -128,6 +158,7 @@ static void test_partials(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stages), cmocka_unit_test(test_partials)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stages), cmocka_unit_test(test_kept_sets),
+                                       cmocka_unit_test(test_partials)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

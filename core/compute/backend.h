@@ -441,8 +441,8 @@ typedef struct dr_backend_ops {
     dr_status (*head_forward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,
                               const dr_kept *kept, int64_t T, float temperature, float *logprob,
                               float *entropy, float *lse);
-    // Bytes that either of the two takes beside its arguments, whatever T is.
-    int64_t (*head_memory)(dr_backend *b, int64_t V, int64_t D);
+    // Bytes that either of the two takes beside its arguments, for T rows or fewer.
+    int64_t (*head_memory)(dr_backend *b, int64_t T, int64_t V, int64_t D);
     // Gradient of Σ_t dlogprob[t]·logprob[t]: dh [T, D] overwritten, dw [V, D] +=. A target is in its kept
     // set.
     dr_status (*head_backward)(dr_backend *b, const dr_weight *w, const float *h, const int32_t *targets,

@@ -30,8 +30,10 @@ static DR_HOT void row_kept_gradient(float *z, int64_t V, float inv_temperature,
 }
 
 // A block of logits, its rows as each thread packs them, and what the product of its gradient with the weight
-// packs or rounds; through oneDNN the logits once more where a block is filled up with rows.
-static int64_t head_memory(dr_backend *b, int64_t V, int64_t D) {
+// packs or rounds; through oneDNN the logits once more where a block is filled up with rows. A block has its
+// room whatever T is.
+static int64_t head_memory(dr_backend *b, int64_t T, int64_t V, int64_t D) {
+    (void)T;
     int64_t logits = HEAD_ROWS * V * (int64_t)sizeof(float),
             rows = HEAD_ROWS * D * (2 + b->n_threads) * (int64_t)sizeof(float);
     if (b->precision == DR_BF16)

@@ -4,14 +4,19 @@
 #include "core/learn/learner.h"
 #include "core/model/optimizer.h"
 
+// Of a training pass at most, loss rows too: a sequence longer than a pack has one of its own.
+static int64_t pass_tokens(const dr_memory_needs *needs) {
+    const int64_t pack = needs->pack_tokens, longest = needs->rollout->protocol.max_total_tokens;
+    return pack > longest ? pack : longest;
+}
+
 static int64_t scratch_of(const dr_memory_needs *needs, int64_t *out_host) {
     dr_lm *lm = needs->rollout->lm;
     dr_backend *b = dr_lm_backend(lm);
-    int64_t longest = needs->rollout->protocol.max_total_tokens;
-    dr_pass_shape shape = dr_lm_pass_shape(lm, needs->pack_tokens > longest ? needs->pack_tokens : longest);
+    dr_pass_shape shape = dr_lm_pass_shape(lm, pass_tokens(needs));
     shape.n_draws = needs->rollout->max_live;
     shape.n_cached = shape.n_draws + needs->rollout->prefill_tokens;
-    shape.longest = longest;
+    shape.longest = needs->rollout->protocol.max_total_tokens;
     shape.n_steps = needs->rollout->burst > 0 ? needs->rollout->burst : DR_ROLLOUT_BURST;
     shape.n_sharing = needs->n_samples + 1;
     return b->ops->pass_memory(b, &shape, out_host);
@@ -33,7 +38,8 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
     DR_TRY(dr_rollout_memory(needs->rollout, &cache, &passes));
     DR_TRY(dr_memory_is_host(b, &is_host));
     dr_rollout_retrieval_memory(needs->rollout, &lists_on_host, &lists);
-    int64_t scratch = scratch_of(needs, &scratch_on_host);
+    int64_t scratch = scratch_of(needs, &scratch_on_host),
+            head = b->ops->head_memory(b, pass_tokens(needs), c->vocab, c->hidden);
     dr_memory_plan plan = {
         .advice = "Smaller learn.pack_tokens, rollout.max_live or protocol.max_total_tokens, or "
                   "learn.recompute, take less",
@@ -45,7 +51,7 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
                   {.name = "activations",
                    .bytes = dr_learner_memory(lm, needs->has_reference, needs->pack_tokens,
                                               needs->rollout->protocol.max_total_tokens, needs->activations)},
-                  {.name = "loss head", .bytes = b->ops->head_memory(b, c->vocab, c->hidden)},
+                  {.name = "loss head", .bytes = head},
                   {.name = "keys and values", .bytes = cache},
                   {.name = "decoding", .bytes = passes},
                   {.name = "scratch of operations", .bytes = scratch},
