@@ -5,7 +5,8 @@ static double element(const bench_call *c) {
     return c->b->precision == DR_BF16 ? 2 : 4;
 }
 
-// x[0] h, x[1] logprob, x[2] entropy, x[3] lse, x[4] dlogprob, x[5] dh, x[6] dw
+// x[0] h, x[1] logprob, x[2] entropy, x[3] lse, x[4] dlogprob, x[5] dh, x[6] dw. Logits are a body's own
+// business: the bytes are those of one pass over weights and rows, whatever its blocks are.
 static dr_status prepare_head(bench_call *c) {
     int64_t D = c->m->hidden, V = c->m->vocab;
     float *values = NULL;
@@ -37,13 +38,57 @@ static dr_status prepare_head_backward(bench_call *c) {
     c->out[1].values = c->x[6];
     c->out[1].n = V * D;
     c->product.count = 3; // logits again, dh, dw
-    c->bytes += 8.0 * (double)(V * D);
+    c->bytes += 8.0 * (double)(V * D) + 4.0 * (double)(c->T * D);
     return DR_OK;
 }
 
 static dr_status run_head_backward(bench_call *c) {
     return c->b->ops->head_backward(c->b, c->w, c->x[0], c->ids, NULL, c->T, 1, c->x[3], c->x[4], c->x[5],
                                     c->x[6]);
+}
+
+// One id in a thousand is kept, about what top-p leaves, and each row's target is one of them.
+static dr_status keep_few(bench_call *c) {
+    enum { ONE_IN = 1000 };
+    int32_t n = (c->m->vocab + ONE_IN - 1) / ONE_IN, *ids = NULL, *targets = NULL;
+    dr_kept *kept = NULL;
+    DR_TRY(bench_call_host(c, 0, c->T, sizeof *kept, &kept));
+    DR_TRY(bench_call_host(c, 1, n, sizeof *ids, &ids));
+    DR_TRY(bench_call_host(c, 2, c->T, sizeof *targets, &targets));
+    for (int32_t i = 0; i < n; i++) ids[i] = ONE_IN * i;
+    for (int64_t t = 0; t < c->T; t++) {
+        kept[t] = (dr_kept){ids, n};
+        targets[t] = ids[t % n];
+    }
+    c->b->ops->copy_in(c->b, c->ids, targets, (size_t)c->T * sizeof *targets);
+    return DR_OK;
+}
+
+static dr_status prepare_kept_head(bench_call *c) {
+    DR_TRY(prepare_head(c));
+    return keep_few(c);
+}
+
+static dr_status run_kept_head(bench_call *c) {
+    return c->b->ops->head_forward(c->b, c->w, c->x[0], c->ids, c->host[0], c->T, 1, c->x[1], c->x[2],
+                                   c->x[3]);
+}
+
+static dr_status prepare_kept_backward(bench_call *c) {
+    DR_TRY(prepare_head_backward(c));
+    DR_TRY(keep_few(c));
+    // the processor's fp32 body multiplies by the kept ids alone, the others by the whole vocabulary
+    if (bench_is_cpu(c->b) && c->b->precision == DR_FP32) {
+        const dr_kept *kept = c->host[0];
+        c->product.n = kept[0].n;
+        c->bytes = 12.0 * (double)(c->product.n * c->m->hidden) + 8.0 * (double)(c->T * c->m->hidden);
+    }
+    return run_kept_head(c); // the log-sum-exps of the sets
+}
+
+static dr_status run_kept_backward(bench_call *c) {
+    return c->b->ops->head_backward(c->b, c->w, c->x[0], c->ids, c->host[0], c->T, 1, c->x[3], c->x[4],
+                                    c->x[5], c->x[6]);
 }
 
 // x[0] logits, x[1] lse, x[2] entropy
@@ -116,9 +161,12 @@ static dr_status run_sample(bench_call *c) {
     return DR_OK;
 }
 
-static const bench_op ops[] = {{"head_forward", prepare_head, run_head, NULL, false, true},
-                               {"head_backward", prepare_head_backward, run_head_backward, NULL, false, true},
-                               {"softmax_stats", prepare_stats, run_stats, NULL, true, false},
-                               {"kept_lse", prepare_kept, run_kept, NULL, true, false},
-                               {"sample", prepare_sample, run_sample, NULL, true, false}};
+static const bench_op ops[] = {
+    {"head_forward", prepare_head, run_head, NULL, false, true},
+    {"head_backward", prepare_head_backward, run_head_backward, NULL, false, true},
+    {"head_forward_kept", prepare_kept_head, run_kept_head, NULL, false, true},
+    {"head_backward_kept", prepare_kept_backward, run_kept_backward, NULL, false, true},
+    {"softmax_stats", prepare_stats, run_stats, NULL, true, false},
+    {"kept_lse", prepare_kept, run_kept, NULL, true, false},
+    {"sample", prepare_sample, run_sample, NULL, true, false}};
 const bench_ops_part bench_ops_head = {"head", "Head, softmax and draws", ops, sizeof ops / sizeof *ops};

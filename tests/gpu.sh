@@ -293,13 +293,13 @@ is_wgmma() {
 }
 
 step_goal_ops() {
-    local t=$large.t$op_rows
+    local t=$large.t$op_rows h=$large.t$head_rows
     ops rows --backend "$backend" --shape "$large" --rows "$op_rows" \
         --only "attention_forward.$t,attention_backward.$t,rmsnorm_residual_forward.$t,rmsnorm_backward.$t,adamw.$t" &&
         ops cached --backend "$backend" --shape "$large" --part attention --batch "$batch" \
             --only "attention_cached.c4096.$large.t$batch" &&
         ops head --backend "$backend" --shape "$large" --part head --rows "$head_rows" \
-            --only "head_forward.$large.t$head_rows,head_backward.$large.t$head_rows"
+            --only "head_forward.$h,head_backward.$h,head_forward_kept.$h,head_backward_kept.$h"
 }
 
 step_goal_wgmma() {
