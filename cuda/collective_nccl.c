@@ -1,8 +1,8 @@
 // The NCCL body of the collective seam: a sum goes chunk by chunk to the rank that owns it, which copies and
 // adds in rank order, on a stream of its own. NCCL's own sum would be faster, but its order depends on
 // topology and size. What may begin early goes from the end of the values to their start, one owner at a
-// time; the rest goes to all owners at once, which is faster. Shards go to everyone as broadcasts of one
-// group: they need not be equal, as an all-gather of NCCL's wants them.
+// time; the rest goes to all owners at once, which is faster. An all-gather is broadcasts of one group: the
+// ranks' parts need not be equal, as NCCL's own wants them.
 //
 // Order. A sum of n values over `size` ranks is one sequence of exchanges, the same on every rank whatever
 // was final when: the early chunks, as many as an empty stream has room for, then the rest. Between begin and
@@ -142,9 +142,9 @@ static void give_up(group *g) {
     g->n = 0;
 }
 
-static dr_status check_connected(const group *g, const char *what, int64_t n) {
-    DR_CHECK(g->comm, DR_ERR_PEER, "learner %d of %d: NCCL %s of %lld values: given up after a failure",
-             g->base.rank, g->base.size, what, (long long)n);
+static dr_status check_connected(const group *g, const char *what, int64_t n, const char *unit) {
+    DR_CHECK(g->comm, DR_ERR_PEER, "learner %d of %d: NCCL %s of %lld %s: given up after a failure",
+             g->base.rank, g->base.size, what, (long long)n, unit);
     return DR_OK;
 }
 
@@ -267,7 +267,7 @@ static dr_status finish_sum(group *g) {
 
 // A sum of these values, which is under way or begins here, is final from `from` on.
 static dr_status note_final(group *g, float *values, int64_t n, int64_t from) {
-    DR_TRY(check_connected(g, "sum", n));
+    DR_TRY(check_connected(g, "sum", n, "values"));
     bool is_first = g->n == 0;
     bool fits = is_first ? from <= n : n == g->n && values == g->values && from <= g->final;
     DR_CHECK(fits && from >= 0, DR_ERR_ARGUMENT,
@@ -308,37 +308,44 @@ static dr_status reduce_scatter_sum(dr_collective *c, float *values, int64_t n) 
 
 // ---- the other operations ----
 
-static ncclResult_t queue_shards(const group *g, float *values, int64_t n, cudaStream_t stream) {
+static ncclResult_t queue_bytes(const group *g, char *bytes, const dr_shard *parts, cudaStream_t stream) {
     ncclResult_t result = g->nccl.group_start();
     for (int r = 0; r < g->base.size && result == ncclSuccess; r++) {
-        dr_shard shard = dr_shard_of(n, r, g->base.size);
-        if (shard.begin == shard.end) continue;
-        result = g->nccl.broadcast(values + shard.begin, values + shard.begin,
-                                   (size_t)(shard.end - shard.begin), ncclFloat32, r, g->comm, stream);
+        char *part = bytes + parts[r].begin;
+        if (parts[r].begin == parts[r].end) continue;
+        result = g->nccl.broadcast(part, part, (size_t)(parts[r].end - parts[r].begin), ncclUint8, r, g->comm,
+                                   stream);
         if (result == ncclInProgress) result = ncclSuccess; // the group's end settles what is under way
     }
     ncclResult_t ended = g->nccl.group_end();
     return result == ncclSuccess ? ended : result;
 }
 
-static dr_status gather_shards(const group *g, float *values, int64_t n) {
-    const call k = begin(g, "all-gather", n, "values");
+static dr_status gather_parts(const group *g, char *bytes, const dr_shard *parts, int64_t n) {
+    const call k = begin(g, "all-gather", n, "bytes");
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(g->backend, &state));
-    DR_TRY(judge(g, &k, settle(g, queue_shards(g, values, n, state->stream), k.end)));
+    DR_TRY(judge(g, &k, settle(g, queue_bytes(g, bytes, parts, state->stream), k.end)));
     return wait_for_stream(g, state->stream, &k);
 }
 
-static dr_status all_gather(dr_collective *c, float *values, int64_t n) {
+static dr_status all_gather(dr_collective *c, void *bytes, const dr_shard *parts) {
     group *g = c->state;
-    if (n <= 0) return DR_OK;
-    DR_TRY(check_connected(g, "all-gather", n));
+    int64_t n = 0;
+    for (int r = 0; r < c->size; r++) n += parts[r].end - parts[r].begin;
+    if (n == 0) return DR_OK;
+    DR_TRY(check_connected(g, "all-gather", n, "bytes"));
     DR_CHECK(g->n == 0, DR_ERR_ARGUMENT,
              "learner %d of %d: all-gather while a sum of %lld values is under way", c->rank, c->size,
              (long long)g->n);
-    dr_status status = gather_shards(g, values, n);
+    dr_status status = gather_parts(g, bytes, parts, n);
     if (status != DR_OK) give_up(g);
     return status;
+}
+
+static dr_status all_gather_host(dr_collective *c, void *bytes, const dr_shard *parts) {
+    dr_collective *host = ((group *)c->state)->host;
+    return host->ops->all_gather(host, bytes, parts);
 }
 
 static dr_status sum_double(dr_collective *c, double *values, int64_t n) {
@@ -450,7 +457,7 @@ static void destroy(dr_collective *c) {
 }
 
 static const dr_collective_ops ops = {
-    reduce_scatter_sum, reduce_scatter_begin, all_gather, sum_double, broadcast, destroy};
+    reduce_scatter_sum, reduce_scatter_begin, all_gather, all_gather_host, sum_double, broadcast, destroy};
 
 dr_status dr_collective_nccl_create(dr_backend *backend, dr_collective *host,
                                     dr_collective **out_collective) {

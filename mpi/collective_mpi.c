@@ -16,7 +16,7 @@ enum {
     PIECE = 1 << 18,         // values of one message of a sum, at most
     WINDOW = 8,              // such messages under way from one rank to another, at most
     MOST_RECEIVED = 1 << 24, // values under way to one rank, at most
-    WHOLE_PIECE = 1 << 24,   // values of one message where nothing is added
+    WHOLE_PIECE = 1 << 26,   // bytes of one message where nothing is added
     SUM_TAG = 1
 };
 
@@ -49,15 +49,15 @@ static void rest(int spins) {
 }
 
 static dr_status wait_for(dr_collective *c, int n_requests, MPI_Request *requests, const char *what,
-                          int64_t n) {
+                          int64_t n, const char *unit) {
     double start = dr_clock_seconds();
     for (int spins = 0;; spins++) {
         int done = 0;
         DR_MPI(MPI_Testall(n_requests, requests, &done, MPI_STATUSES_IGNORE));
         if (done) return DR_OK;
         DR_CHECK(dr_clock_seconds() - start < c->deadline_s, DR_ERR_TIMEOUT,
-                 "learner %d of %d: %s of %lld values did not finish within %.0f s", c->rank, c->size, what,
-                 (long long)n, c->deadline_s);
+                 "learner %d of %d: %s of %lld %s did not finish within %.0f s", c->rank, c->size, what,
+                 (long long)n, unit, c->deadline_s);
         rest(spins);
     }
 }
@@ -226,27 +226,32 @@ static dr_status check_idle(const dr_collective *c, const char *what) {
     return DR_OK;
 }
 
-static dr_status exchange_shards(dr_collective *c, float *values, int64_t n, int64_t k) {
+static dr_status exchange_parts(dr_collective *c, char *bytes, const dr_shard *parts, int64_t k, int64_t n) {
     group *g = c->state;
-    dr_shard own = dr_shard_piece(dr_shard_of(n, c->rank, c->size), k, WHOLE_PIECE);
+    dr_shard own = dr_shard_piece(parts[c->rank], k, WHOLE_PIECE);
     g->n_requests = 0;
     for (int r = 0; r < c->size; r++) {
-        dr_shard theirs = dr_shard_piece(dr_shard_of(n, r, c->size), k, WHOLE_PIECE);
+        dr_shard theirs = dr_shard_piece(parts[r], k, WHOLE_PIECE);
         if (r == c->rank) continue;
         if (!is_empty(theirs))
-            DR_MPI(MPI_Irecv(values + theirs.begin, (int)(theirs.end - theirs.begin), MPI_FLOAT, r, 0,
-                             g->comm, &g->requests[g->n_requests++]));
+            DR_MPI(MPI_Irecv(bytes + theirs.begin, (int)(theirs.end - theirs.begin), MPI_BYTE, r, 0, g->comm,
+                             &g->requests[g->n_requests++]));
         if (!is_empty(own))
-            DR_MPI(MPI_Isend(values + own.begin, (int)(own.end - own.begin), MPI_FLOAT, r, 0, g->comm,
+            DR_MPI(MPI_Isend(bytes + own.begin, (int)(own.end - own.begin), MPI_BYTE, r, 0, g->comm,
                              &g->requests[g->n_requests++]));
     }
-    return wait_for(c, g->n_requests, g->requests, "all-gather", n);
+    return wait_for(c, g->n_requests, g->requests, "all-gather", n, "bytes");
 }
 
-static dr_status all_gather(dr_collective *c, float *values, int64_t n) {
-    int64_t longest = dr_shard_of(n, 0, c->size).end;
+static dr_status all_gather(dr_collective *c, void *bytes, const dr_shard *parts) {
+    int64_t longest = 0, n = 0;
     DR_TRY(check_idle(c, "all-gather"));
-    for (int64_t k = 0; k * WHOLE_PIECE < longest; k++) DR_TRY(exchange_shards(c, values, n, k));
+    for (int r = 0; r < c->size; r++) {
+        int64_t length = parts[r].end - parts[r].begin;
+        longest = length > longest ? length : longest;
+        n += length;
+    }
+    for (int64_t k = 0; k * WHOLE_PIECE < longest; k++) DR_TRY(exchange_parts(c, bytes, parts, k, n));
     return DR_OK;
 }
 
@@ -260,7 +265,7 @@ static dr_status sum_double(dr_collective *c, double *values, int64_t n) {
         MPI_Request request;
         DR_MPI(MPI_Iallgather(values + at, (int)count, MPI_DOUBLE, g->gathered, (int)count, MPI_DOUBLE,
                               g->comm, &request));
-        DR_TRY(wait_for(c, 1, &request, "sum", n));
+        DR_TRY(wait_for(c, 1, &request, "sum", n, "values"));
         memcpy(values + at, all, (size_t)count * sizeof(double));
         for (int r = 1; r < c->size; r++)
             for (int64_t i = 0; i < count; i++) values[at + i] += all[r * count + i];
@@ -274,7 +279,7 @@ static dr_status broadcast(dr_collective *c, void *bytes, int64_t n_bytes, int r
         int64_t count = n_bytes - at < 1 << 28 ? n_bytes - at : 1 << 28;
         MPI_Request request;
         DR_MPI(MPI_Ibcast((char *)bytes + at, (int)count, MPI_BYTE, root, g->comm, &request));
-        DR_TRY(wait_for(c, 1, &request, "broadcast", n_bytes));
+        DR_TRY(wait_for(c, 1, &request, "broadcast", n_bytes, "bytes"));
     }
     return DR_OK;
 }
@@ -304,7 +309,7 @@ static void destroy(dr_collective *c) {
 }
 
 static const dr_collective_ops ops = {
-    reduce_scatter_sum, reduce_scatter_begin, all_gather, sum_double, broadcast, destroy};
+    reduce_scatter_sum, reduce_scatter_begin, all_gather, all_gather, sum_double, broadcast, destroy};
 
 static dr_status allocate(group *g, int size) {
     int64_t window = (int64_t)WINDOW * size;

@@ -47,6 +47,47 @@ static dr_status write_and_begin(dr_backend *b, dr_collective *group, const floa
     return group->rank == 0 ? grow_scratch(b) : DR_OK;
 }
 
+// Values [n], each from the rank that has their sum.
+static dr_status gather(dr_collective *group, float *memory, int64_t n) {
+    dr_shard parts[MOST_RANKS];
+    for (int rank = 0; rank < group->size; rank++) {
+        dr_shard shard = dr_shard_of(n, rank, group->size);
+        parts[rank] = (dr_shard){shard.begin * (int64_t)sizeof *memory, shard.end * (int64_t)sizeof *memory};
+    }
+    return group->ops->all_gather(group, memory, parts);
+}
+
+// Parts of odd lengths, of which rank 1 has none, with bytes between them that stay; then the same in the
+// host's memory.
+static dr_status check_bytes(dr_backend *b, dr_collective *group) {
+    enum { EACH = 1001, ROOM = EACH + 3 };
+    unsigned char host[MOST_RANKS * ROOM], got[MOST_RANKS * ROOM];
+    dr_shard parts[MOST_RANKS];
+    void *memory = NULL;
+    DR_TRY(b->ops->memory_create(b, "bytes", sizeof host, &memory));
+    memset(host, 255, sizeof host);
+    for (int rank = 0; rank < group->size; rank++) {
+        int64_t begin = (int64_t)rank * ROOM;
+        parts[rank] = (dr_shard){begin, rank == 1 ? begin : begin + EACH - rank};
+    }
+    for (int64_t i = parts[group->rank].begin; i < parts[group->rank].end; i++)
+        host[i] = (unsigned char)(i % 251);
+    b->ops->copy_in(b, memory, host, sizeof host);
+    dr_status status = group->ops->all_gather(group, memory, parts);
+    if (status == DR_OK) status = group->ops->all_gather_host(group, host, parts);
+    if (status == DR_OK) b->ops->copy_out(b, got, memory, sizeof got);
+    b->ops->memory_destroy(b, memory);
+    DR_TRY(status);
+    for (int64_t i = 0; i < (int64_t)sizeof host; i++) {
+        unsigned char want = 255;
+        for (int rank = 0; rank < group->size; rank++)
+            if (i >= parts[rank].begin && i < parts[rank].end) want = (unsigned char)(i % 251);
+        DR_CHECK(got[i] == want && host[i] == want, DR_ERR_INTERNAL,
+                 "byte %lld is %d, on the host %d, not %d", (long long)i, got[i], host[i], want);
+    }
+    return DR_OK;
+}
+
 // host [n] is overwritten.
 static dr_status check_sum(dr_backend *b, dr_collective *group, float *host, int64_t n, bool is_begun) {
     float *memory = NULL;
@@ -59,7 +100,7 @@ static dr_status check_sum(dr_backend *b, dr_collective *group, float *host, int
     else
         b->ops->copy_in(b, memory, host, bytes);
     if (status == DR_OK) status = group->ops->reduce_scatter_sum(group, memory, n);
-    if (status == DR_OK) status = group->ops->all_gather(group, memory, n);
+    if (status == DR_OK) status = gather(group, memory, n);
     if (status == DR_OK) b->ops->copy_out(b, host, memory, bytes);
     b->ops->memory_destroy(b, memory);
     DR_TRY(status);
@@ -92,6 +133,7 @@ static dr_status sum_up(const dr_world *world, double deadline_s) {
     DR_TRY_GOTO(status, dr_collective_nccl_create(backend, host, &devices), release);
     DR_TRY_GOTO(status, dr_alloc(&values, "values", is_long ? LONG_N : N, sizeof *values), release);
     DR_TRY_GOTO(status, check_sum(backend, devices, values, N, false), release);
+    DR_TRY_GOTO(status, check_bytes(backend, devices), release);
     DR_TRY_GOTO(status, check_sum(backend, devices, values, N, true), release);
     if (is_long) status = check_sum(backend, devices, values, LONG_N, true);
 release:

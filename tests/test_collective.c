@@ -54,6 +54,16 @@ static void sum_of_ranks(float *sum, float *part, int64_t n) {
     }
 }
 
+// Values [n], each from the rank that has their sum.
+static dr_status gather(float *values, int64_t n) {
+    dr_shard parts[MOST];
+    for (int r = 0; r < group->size; r++) {
+        dr_shard shard = dr_shard_of(n, r, group->size);
+        parts[r] = (dr_shard){shard.begin * (int64_t)sizeof *values, shard.end * (int64_t)sizeof *values};
+    }
+    return group->ops->all_gather(group, values, parts);
+}
+
 // Around shards, around what is sent at a time (256 Ki values), shards that are empty, and shards of more
 // than what one rank may have under way to another (8 times that).
 static const int64_t counts[] = {0,     1,       4095,    4096,    4097,    12289,  16384,
@@ -73,7 +83,7 @@ static void test_sum_and_gather(void **state) {
         check_same_bits("before the shard", values, own, shard.begin);
         check_same_bits("shard", values + shard.begin, want + shard.begin, shard.end - shard.begin);
         check_same_bits("behind the shard", values + shard.end, own + shard.end, n - shard.end);
-        check_ok(group->ops->all_gather(group, values, n));
+        check_ok(gather(values, n));
         check_same_bits("gathered", values, want, n);
         dr_free(values);
         dr_free(want);
@@ -172,11 +182,11 @@ static void test_refused_in_a_sum(void **state) {
                 "sum of 12288 values from 5001 on, under way is one of 12288 from 5000 on");
     check_error(group->ops->reduce_scatter_begin(group, others, N, 0), DR_ERR_ARGUMENT, "under way is one");
     check_error(group->ops->reduce_scatter_sum(group, values, N - 1), DR_ERR_ARGUMENT, "under way is one");
-    check_error(group->ops->all_gather(group, others, N), DR_ERR_ARGUMENT, "while a sum of 12288 values");
+    check_error(gather(others, N), DR_ERR_ARGUMENT, "while a sum of 12288 values");
     check_error(group->ops->allreduce_sum_double(group, &number, 1), DR_ERR_ARGUMENT, "while a sum");
     dr_log_set_level(DR_LOG_INFO);
     check_ok(group->ops->reduce_scatter_sum(group, values, N));
-    check_ok(group->ops->all_gather(group, values, N));
+    check_ok(gather(values, N));
     check_ok(group->ops->allreduce_sum_double(group, &number, 1));
     assert_true(number == group->size);
     float *want = floats(N), *part = floats(N);
@@ -184,6 +194,36 @@ static void test_refused_in_a_sum(void **state) {
     check_same_bits("sum", values, want, N);
     dr_free(want);
     dr_free(part);
+}
+
+// Parts of any lengths, in any order, with bytes between them that stay, and longer than a message.
+static void test_gather_of_bytes(void **state) {
+    (void)state;
+    static const int64_t lengths[][MOST] = {
+        {1, 2, 3, 4}, {0, 7, 0, 9}, {5, 0, 0, 0}, {0, 0, 0, 0}, {4097, 1, 0, (1 << 26) + 3}};
+    for (size_t k = 0; k < sizeof lengths / sizeof *lengths; k++) {
+        dr_shard parts[MOST];
+        int64_t at = 1;
+        for (int r = group->size - 1; r >= 0; r--) {
+            parts[r] = (dr_shard){at, at + lengths[k][r]};
+            at = parts[r].end + 1;
+        }
+        unsigned char *bytes = NULL;
+        check_ok(dr_alloc(&bytes, "test array", at, 1));
+        memset(bytes, 255, (size_t)at);
+        for (int64_t i = parts[group->rank].begin; i < parts[group->rank].end; i++)
+            bytes[i] = (unsigned char)((i + group->rank) % 251);
+        sent_bytes = 0;
+        check_ok((k % 2 ? group->ops->all_gather_host : group->ops->all_gather)(group, bytes, parts));
+        assert_int_equal(sent_bytes, (group->size - 1) * lengths[k][group->rank]);
+        for (int64_t i = 0, r = group->size - 1; i < at; i++) {
+            if (r > 0 && i >= parts[r].end) r--;
+            int want = i >= parts[r].begin && i < parts[r].end ? (int)((i + r) % 251) : 255;
+            if (bytes[i] != want)
+                fail_msg("byte %lld of %lld is %d, not %d", (long long)i, (long long)at, bytes[i], want);
+        }
+        dr_free(bytes);
+    }
 }
 
 static void test_sum_of_doubles(void **state) {
@@ -211,7 +251,7 @@ static void test_bytes(void **state) {
     sent_bytes = 0;
     check_ok(group->ops->reduce_scatter_sum(group, values, N));
     assert_int_equal(sent_bytes, others * shard);
-    check_ok(group->ops->all_gather(group, values, N));
+    check_ok(gather(values, N));
     assert_int_equal(sent_bytes, 2 * others * shard);
     int64_t all_of_everything = others * N * (int64_t)sizeof(float);
     if (group->rank == 0)
@@ -231,8 +271,8 @@ static void test_deadline(void **state) {
     if (group->rank == 0) {
         group->deadline_s = 0.2;
         dr_log_set_level(DR_LOG_ERROR + 1);
-        check_error(group->ops->all_gather(group, values, 2 * DR_SHARD_MULTIPLE), DR_ERR_TIMEOUT,
-                    "all-gather of 8192 values did not finish within 0 s");
+        check_error(gather(values, 2 * DR_SHARD_MULTIPLE), DR_ERR_TIMEOUT,
+                    "all-gather of 32768 bytes did not finish within 0 s");
         dr_log_set_level(DR_LOG_INFO);
         group->deadline_s = deadline_s;
     }
@@ -352,6 +392,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_begun_sums),
         cmocka_unit_test(test_begin_is_early),
         cmocka_unit_test(test_refused_in_a_sum),
+        cmocka_unit_test(test_gather_of_bytes),
         cmocka_unit_test(test_sum_of_doubles),
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_steps),

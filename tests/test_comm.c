@@ -500,7 +500,8 @@ static void test_alone(void **state) {
     check_ok(alone->ops->reduce_scatter_begin(alone, values, 5, 2));
     check_ok(alone->ops->reduce_scatter_sum(alone, values, 5));
     check_ok(alone->ops->reduce_scatter_sum(alone, values, 0));
-    check_ok(alone->ops->all_gather(alone, values, 5));
+    check_ok(alone->ops->all_gather(alone, values, &(dr_shard){0, 20}));
+    check_ok(alone->ops->all_gather_host(alone, doubles, &(dr_shard){8, 16}));
     check_ok(alone->ops->allreduce_sum_double(alone, doubles, 3));
     check_ok(alone->ops->broadcast(alone, bytes, 4, 0));
     check_same_bits("sum of one", values, kept, 5);

@@ -39,8 +39,11 @@ typedef struct dr_collective_ops {
     // calls, values from `begin` on are neither read nor written, and nothing else is called but this.
     // DR_ERR_ARGUMENT: other values than those under way, or a `begin` that rises.
     dr_status (*reduce_scatter_begin)(dr_collective *collective, float *values, int64_t n, int64_t begin);
-    // Each rank's shard of values [n] to every other rank, in place.
-    dr_status (*all_gather)(dr_collective *collective, float *values, int64_t n);
+    // Bytes parts[r].begin … parts[r].end - 1 of `bytes` from rank r to every other rank, in place. parts
+    // [size] are the same on every rank, apart from each other, and may be empty.
+    dr_status (*all_gather)(dr_collective *collective, void *bytes, const dr_shard *parts);
+    // The same in host memory, wherever sums are.
+    dr_status (*all_gather_host)(dr_collective *collective, void *bytes, const dr_shard *parts);
     // The sum in rank order on every rank, in place. Host memory.
     dr_status (*allreduce_sum_double)(dr_collective *collective, double *values, int64_t n);
     // Host memory.
@@ -52,8 +55,8 @@ struct dr_collective {
     const dr_collective_ops *ops;
     int rank, size;            // in the group
     double deadline_s;         // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
-    bool takes_backend_memory; // the values of sums and of all_gather are memory of the learners' backend,
-                               // not the host's
+    bool takes_backend_memory; // what sums and all_gather work on is memory of the learners' backend, not the
+                               // host's
     int64_t memory;            // bytes of its own buffers
     void *state;
 };

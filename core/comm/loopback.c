@@ -103,6 +103,11 @@ static dr_status alone_exchange(dr_collective *c, float *values, int64_t n) {
     return DR_OK;
 }
 
+static dr_status alone_gather(dr_collective *c, void *bytes, const dr_shard *parts) {
+    (void)c, (void)bytes, (void)parts;
+    return DR_OK;
+}
+
 static dr_status alone_begin(dr_collective *c, float *values, int64_t n, int64_t begin) {
     (void)c, (void)values, (void)n, (void)begin;
     return DR_OK;
@@ -122,7 +127,7 @@ static void alone_destroy(dr_collective *c) {
     dr_free(c);
 }
 
-static const dr_collective_ops alone_ops = {alone_exchange,   alone_begin,     alone_exchange,
+static const dr_collective_ops alone_ops = {alone_exchange,   alone_begin,     alone_gather, alone_gather,
                                             alone_sum_double, alone_broadcast, alone_destroy};
 
 dr_status dr_collective_alone_create(dr_collective **out_collective) {

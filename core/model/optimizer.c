@@ -3,7 +3,6 @@
 
 #include <assert.h>
 #include <math.h>
-#include <string.h>
 
 #include "core/base/alloc.h"
 
@@ -15,6 +14,7 @@ struct dr_optimizer {
     dr_collective *learners; // NULL: alone
     dr_optimizer_settings settings;
     dr_shard shard;
+    dr_shard *parts;      // [learners] bytes of each in an exchange
     float *m, *v;         // of the shard
     double *squares;      // [dr_square_blocks(n_params)] of the gradient
     float *host;          // of a sum under way, where the learners cannot read the backend's memory: a copy
@@ -45,6 +45,9 @@ dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings, 
     int64_t own = o->shard.end - o->shard.begin;
     dr_backend *b = o->backend = dr_lm_backend(lm);
     dr_status status;
+    DR_TRY_GOTO(status,
+                dr_alloc(&o->parts, "learners' parts", learners ? learners->size : 1, sizeof *o->parts),
+                destroy);
     DR_TRY_GOTO(status, dr_memory_create(b, &o->m, "first moments", own, sizeof(float)), destroy);
     DR_TRY_GOTO(status, dr_memory_create(b, &o->v, "second moments", own, sizeof(float)), destroy);
     DR_TRY_GOTO(status, dr_alloc(&o->squares, "sums of squares", dr_square_blocks(n), sizeof *o->squares),
@@ -65,6 +68,7 @@ void dr_optimizer_destroy(dr_optimizer *optimizer) {
     dr_backend *b = optimizer->backend;
     b->ops->memory_destroy(b, optimizer->m);
     b->ops->memory_destroy(b, optimizer->v);
+    dr_free(optimizer->parts);
     dr_free(optimizer->squares);
     dr_free(optimizer->host);
     dr_free(optimizer);
@@ -119,22 +123,35 @@ dr_status dr_optimizer_reduce(dr_optimizer *o, float *gradient) {
 // memory.
 static dr_status gather_weights(dr_optimizer *o) {
     float *weights = dr_lm_params(o->lm), *host = NULL;
-    int64_t n = dr_lm_n_params(o->lm);
-    if (o->learners->takes_backend_memory) return o->learners->ops->all_gather(o->learners, weights, n);
+    int64_t n = dr_lm_n_params(o->lm), size = sizeof *weights;
+    for (int r = 0; r < o->learners->size; r++) {
+        dr_shard shard = dr_shard_of(n, r, o->learners->size);
+        o->parts[r] = (dr_shard){shard.begin * size, shard.end * size};
+    }
+    if (o->learners->takes_backend_memory)
+        return o->learners->ops->all_gather(o->learners, weights, o->parts);
     DR_TRY(dr_host_open(o->backend, weights, n, DR_HOST_CHANGES, &host));
-    dr_status status = o->learners->ops->all_gather(o->learners, host, n);
+    dr_status status = o->learners->ops->all_gather(o->learners, host, o->parts);
     dr_host_close(o->backend, weights, n, DR_HOST_CHANGES, host);
     return status;
 }
 
-// Every block's sum has one owner; zeros added to it do not change it.
+// Every block of the gradient has one owner, who tells its sum to all.
+static dr_status gather_squares(dr_optimizer *o) {
+    int64_t n = dr_lm_n_params(o->lm), size = sizeof *o->squares;
+    for (int r = 0; r < o->learners->size; r++) {
+        dr_shard shard = dr_shard_of(n, r, o->learners->size);
+        o->parts[r] = (dr_shard){dr_square_blocks(shard.begin) * size, dr_square_blocks(shard.end) * size};
+    }
+    return o->learners->ops->all_gather_host(o->learners, o->squares, o->parts);
+}
+
 static dr_status gradient_norm(dr_optimizer *o, const float *gradient, double *out_norm) {
     dr_backend *b = o->backend;
     int64_t n_blocks = dr_square_blocks(dr_lm_n_params(o->lm)), begin = o->shard.begin;
     double total = 0;
-    memset(o->squares, 0, (size_t)n_blocks * sizeof *o->squares);
     b->ops->sums_of_squares(b, gradient + begin, o->shard.end - begin, o->squares + dr_square_blocks(begin));
-    if (!is_alone(o)) DR_TRY(o->learners->ops->allreduce_sum_double(o->learners, o->squares, n_blocks));
+    if (!is_alone(o)) DR_TRY(gather_squares(o));
     for (int64_t i = 0; i < n_blocks; i++) total += o->squares[i];
     *out_norm = sqrt(total);
     return DR_OK;

@@ -305,6 +305,10 @@ ncclResult_t add(ncclComm_t comm, cudaStream_t stream, std::vector<transfer> tra
     return result == ncclSuccess ? ended : result;
 }
 
+size_t bytes_of(size_t count, ncclDataType_t type) {
+    return count * (type == ncclFloat32 ? sizeof(float) : 1);
+}
+
 ncclResult_t check(ncclComm_t comm, const void *values, size_t count, ncclDataType_t type, int peer) {
     auto c = known(comm);
     if (!c) return told(ncclInvalidArgument, "no such communicator");
@@ -312,10 +316,11 @@ ncclResult_t check(ncclComm_t comm, const void *values, size_t count, ncclDataTy
         return told(ncclInvalidArgument, "the operation before is still in progress");
     if (c->error != ncclSuccess) return c->error;
     if (c->at != IDLE) return told(ncclInvalidArgument, "the communicator was finalized");
-    if (type != ncclFloat32) return told(ncclInvalidArgument, "emulated: floats only");
+    if (type != ncclFloat32 && type != ncclUint8)
+        return told(ncclInvalidArgument, "emulated: floats and bytes only");
     if (peer < 0 || peer >= c->own.n_ranks)
         return told(ncclInvalidArgument, "rank %d of %d", peer, c->own.n_ranks);
-    if (!is_device_memory(values, count * sizeof(float)))
+    if (!is_device_memory(values, bytes_of(count, type)))
         return told(ncclInvalidArgument, "%zu values are not the device's memory", count);
     return ncclSuccess;
 }
@@ -464,7 +469,7 @@ ncclResult_t ncclSend(const void *values, size_t count, ncclDataType_t type, int
     if (result == ncclSuccess && peer == known(comm)->own.rank)
         result = told(ncclInvalidUsage, "emulated: rank %d sends to itself", peer);
     if (result != ncclSuccess) return noted(result);
-    return add(comm, stream, {{true, peer, 0, (char *)values, count * sizeof(float), false, false, 0}});
+    return add(comm, stream, {{true, peer, 0, (char *)values, bytes_of(count, type), false, false, 0}});
 }
 
 ncclResult_t ncclRecv(void *values, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
@@ -474,13 +479,13 @@ ncclResult_t ncclRecv(void *values, size_t count, ncclDataType_t type, int peer,
     if (result == ncclSuccess && peer == known(comm)->own.rank)
         result = told(ncclInvalidUsage, "emulated: rank %d receives from itself", peer);
     if (result != ncclSuccess) return noted(result);
-    return add(comm, stream, {{false, peer, 0, (char *)values, count * sizeof(float), false, false, 0}});
+    return add(comm, stream, {{false, peer, 0, (char *)values, bytes_of(count, type), false, false, 0}});
 }
 
 ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type, int root,
                            ncclComm_t comm, cudaStream_t stream) {
     call one(calls);
-    const size_t bytes = count * sizeof(float);
+    const size_t bytes = bytes_of(count, type);
     ncclResult_t result = check(comm, to, count, type, root);
     if (result == ncclSuccess && from != to)
         result = told(ncclInvalidUsage, "emulated: broadcasts in place only");

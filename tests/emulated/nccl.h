@@ -29,7 +29,7 @@ typedef enum ncclResult_t {
     ncclInProgress = 7
 } ncclResult_t;
 
-typedef enum ncclDataType_t { ncclFloat32 = 7 } ncclDataType_t;
+typedef enum ncclDataType_t { ncclUint8 = 1, ncclFloat32 = 7 } ncclDataType_t;
 
 typedef struct ncclConfig_t {
     size_t size;
