@@ -43,6 +43,18 @@ static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     return dr_cuda_round_bf16(values, w->n_out * w->n_in, w->rounded, state->stream);
 }
 
+static dr_status weight_round(dr_backend *b, const float *values, int64_t n, uint16_t *rounded) {
+    dr_cuda_state *state;
+    DR_TRY(dr_cuda_enter(b, &state));
+    return dr_cuda_round_bf16(values, n, rounded, state->stream);
+}
+
+static dr_status weight_take(dr_backend *b, dr_weight *w, int64_t first, int64_t n, const uint16_t *rounded) {
+    DR_TRY(dr_weight_part_check(b, w->n_out * w->n_in, first, n));
+    b->ops->copy(b, w->rounded + first, rounded, (size_t)n * sizeof *rounded);
+    return DR_OK;
+}
+
 static dr_status weight_rows(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out) {
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(b, &state));
@@ -260,6 +272,8 @@ void dr_cuda_fill_linear(dr_backend_ops *ops) {
     ops->weight_destroy = weight_destroy;
     ops->weight_memory = weight_memory;
     ops->weight_pack = weight_pack;
+    ops->weight_round = weight_round;
+    ops->weight_take = weight_take;
     ops->weight_rows = weight_rows;
     ops->linear_forward = dr_cuda_linear;
     ops->linear_backward = linear_backward;

@@ -213,6 +213,19 @@ static dr_status g_weight_pack(dr_backend *b, dr_weight *w, const float *values)
     GUARDED_STATUS(weight_pack(guard_inner, w, values));
 }
 
+static dr_status g_weight_round(dr_backend *b, const float *values, int64_t n, uint16_t *rounded) {
+    (void)b;
+    OURS(values), OURS(rounded);
+    GUARDED_STATUS(weight_round(guard_inner, values, n, rounded));
+}
+
+static dr_status g_weight_take(dr_backend *b, dr_weight *w, int64_t first, int64_t n,
+                               const uint16_t *rounded) {
+    (void)b;
+    OURS(rounded);
+    GUARDED_STATUS(weight_take(guard_inner, w, first, n, rounded));
+}
+
 static dr_status g_weight_rows(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out) {
     (void)b;
     OURS(ids), OURS(out);
@@ -586,6 +599,8 @@ static inline dr_backend guarded_backend(dr_backend *inner) {
                                        .weight_destroy = g_weight_destroy,
                                        .weight_memory = g_weight_memory,
                                        .weight_pack = g_weight_pack,
+                                       .weight_round = g_weight_round,
+                                       .weight_take = g_weight_take,
                                        .weight_rows = g_weight_rows,
                                        .linear_forward = g_linear_forward,
                                        .linear_backward = g_linear_backward,

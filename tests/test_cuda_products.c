@@ -1,7 +1,7 @@
 // Products of the CUDA body in bf16, through cuBLASLt and with the own kernels: values, rows alone, the same
 // bits twice; the loose precisions: values. No device: skipped.
 // labels: gpu
-#include "tests/cuda_memory.h"
+#include "tests/weight_take_check.h"
 
 #ifndef DR_IS_EMULATED // the emulated device has the library
 #define DR_IS_EMULATED 0
@@ -127,6 +127,17 @@ static void test_weight_rows(void **state) {
         b->ops->weight_destroy(b, w);
         free_all();
     }
+}
+
+static void test_weight_taken(void **state) {
+    (void)state;
+    if (!bodies[OWN]) skip();
+    for (int body = 0; body < N_BODIES; body++)
+        for (int i = 0; i < TAKE_SHAPES; i++) {
+            check_weight_taken(bodies[body], take_shapes[i][0], take_shapes[i][1]);
+            free_all();
+        }
+    check_weight_not_taken(plain);
 }
 
 // ---- silu(gate) · up as an operand ----
@@ -472,9 +483,10 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_values),     cuda_test(test_loose),         cuda_test(test_weight_rows),
-        cuda_test(test_rows_alone), cuda_test(test_odd_addresses), cuda_test(test_swiglu),
-        cuda_test(test_gate_up),    cuda_test(test_weight_memory), cuda_test(test_gradient_memory),
+        cuda_test(test_values),       cuda_test(test_loose),         cuda_test(test_weight_rows),
+        cuda_test(test_rows_alone),   cuda_test(test_odd_addresses), cuda_test(test_swiglu),
+        cuda_test(test_gate_up),      cuda_test(test_weight_memory), cuda_test(test_gradient_memory),
+        cuda_test(test_weight_taken),
     };
     int n_failed = cmocka_run_group_tests(tests, setup, teardown);
     return n_failed != 0 || bodies[OWN] ? n_failed : 77; // 77: skipped

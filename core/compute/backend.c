@@ -15,6 +15,15 @@ dr_status dr_memory_create(dr_backend *b, void *out_pointer, const char *label, 
     return DR_OK;
 }
 
+dr_status dr_weight_part_check(const dr_backend *b, int64_t n_values, int64_t first, int64_t n) {
+    DR_CHECK(dr_rounds_to_bf16(b->precision), DR_ERR_UNSUPPORTED,
+             "rounded values are no weights where products do not round");
+    DR_CHECK(first >= 0 && n >= 0 && first <= n_values - n, DR_ERR_RANGE,
+             "values %lld to %lld of a weight of %lld", (long long)first, (long long)(first + n),
+             (long long)n_values);
+    return DR_OK;
+}
+
 dr_status dr_host_open(dr_backend *b, float *memory, int64_t n, dr_host_use use, float **out_host) {
     float *host = b->ops->host_view(b, memory);
     if (!host) {

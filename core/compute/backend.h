@@ -41,7 +41,8 @@ static inline bool dr_is_loose(dr_precision precision) {
 
 // A weight matrix [n_out, n_in] as the backend wants it. Filled by weight_pack from fp32 values in backend
 // memory, which stay in their place and may go on being read until the next weight_pack or weight_destroy; in
-// bf16 the weight keeps its own rounded values, and they may go as soon as weight_pack returns.
+// bf16 the weight keeps its own rounded values, and they may go as soon as weight_pack returns. There
+// weight_take fills it too.
 typedef struct dr_weight dr_weight;
 typedef struct dr_backend dr_backend;
 
@@ -300,6 +301,12 @@ typedef struct dr_backend_ops {
     // Bytes that a packed weight takes beside the fp32 values.
     int64_t (*weight_memory)(dr_backend *b, int64_t n_out, int64_t n_in);
     dr_status (*weight_pack)(dr_backend *b, dr_weight *w, const float *values); // again after every update
+    // weight_pack in parts and from elsewhere, where products round to bf16: values [n] rounded as it rounds
+    // them, and values first … first + n - 1 of W, row after row, set to such rounded ones. Values of W that
+    // nothing has set are zeros. DR_ERR_UNSUPPORTED where products do not round, DR_ERR_RANGE: no such
+    // values.
+    dr_status (*weight_round)(dr_backend *b, const float *values, int64_t n, uint16_t *rounded);
+    dr_status (*weight_take)(dr_backend *b, dr_weight *w, int64_t first, int64_t n, const uint16_t *rounded);
     // out [T, n_in] = rows of W as the products see them: W[ids[t]].
     dr_status (*weight_rows)(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out);
     dr_status (*linear_forward)(dr_backend *b, const dr_weight *w, const float *x, int64_t T,
@@ -540,6 +547,9 @@ static inline size_t dr_gated_bytes(const dr_backend *b) {
 static inline void dr_backend_destroy(dr_backend *backend) { // NULL is fine
     if (backend) backend->ops->destroy(backend);
 }
+
+// What every body's weight_take refuses of a weight of n_values.
+dr_status dr_weight_part_check(const dr_backend *b, int64_t n_values, int64_t first, int64_t n);
 
 // Memory of `count` elements of `size` bytes, zeroed, for memory_destroy. out_pointer: address of the
 // caller's pointer, as of dr_alloc.

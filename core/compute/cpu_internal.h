@@ -186,6 +186,7 @@ void dr_bf16_round_floats(const float *x, int64_t n, int n_threads, float *out);
 
 // bf16 products of any processor (gemm_bf16_lanes.c): rounded operands, in fp32, each output one chain.
 dr_status dr_bf16_lanes_pack(dr_backend *b, dr_weight *w, const float *values);
+dr_status dr_bf16_lanes_take(dr_backend *b, dr_weight *w, int64_t first, int64_t n, const bf16 *rounded);
 void dr_bf16_lanes_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
 dr_status dr_bf16_lanes_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T,
                                 const dr_result *y);
@@ -201,6 +202,7 @@ int64_t dr_bf16_lanes_memory(const dr_backend *b, int64_t T, int64_t n_out, int6
 dr_status dr_bf16_create(int n_threads, struct dr_bf16 **out);
 void dr_bf16_destroy(struct dr_bf16 *bf16);
 dr_status dr_bf16_weight_pack(struct dr_bf16 *bf16, dr_weight *w, const float *values);
+dr_status dr_bf16_weight_take(dr_weight *w, int64_t first, int64_t n, const bf16 *rounded);
 void dr_bf16_row(const dr_weight *w, int64_t row, float *out); // out [n_in]
 dr_status dr_bf16_forward(dr_backend *b, const dr_weight *w, const dr_rows *x, int64_t T, const dr_result *y);
 dr_status dr_bf16_backward_input(dr_backend *b, const dr_weight *w, const dr_rows *dy, int64_t T, float *dx,

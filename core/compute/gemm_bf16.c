@@ -169,10 +169,19 @@ static int64_t bucket(int64_t rows) {
     return size;
 }
 
+static dr_status weight_reserve(dr_weight *w) {
+    return w->bf16 ? DR_OK : dr_alloc(&w->bf16, "bf16 weight", w->n_out * w->n_in, sizeof(bf16));
+}
+
 dr_status dr_bf16_weight_pack(struct dr_bf16 *self, dr_weight *w, const float *values) {
-    int64_t n = w->n_out * w->n_in;
-    if (!w->bf16) DR_TRY(dr_alloc(&w->bf16, "bf16 weight", n, sizeof(bf16)));
-    dr_bf16_round(values, n, self->n_threads, w->bf16);
+    DR_TRY(weight_reserve(w));
+    dr_bf16_round(values, w->n_out * w->n_in, self->n_threads, w->bf16);
+    return DR_OK;
+}
+
+dr_status dr_bf16_weight_take(dr_weight *w, int64_t first, int64_t n, const bf16 *rounded) {
+    DR_TRY(weight_reserve(w));
+    memcpy((bf16 *)w->bf16 + first, rounded, (size_t)n * sizeof *rounded);
     return DR_OK;
 }
 

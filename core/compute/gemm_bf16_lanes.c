@@ -225,9 +225,14 @@ static dr_status reserve_panels(dr_backend *b, int64_t n_in) {
 }
 
 // Outputs that are not there are zeros.
+static dr_status weight_reserve(dr_weight *w, int64_t n_panels) {
+    if (w->bf16) return DR_OK;
+    return dr_alloc(&w->bf16, "bf16 weight", n_panels * w->n_in * WORDS, sizeof(uint32_t));
+}
+
 dr_status dr_bf16_lanes_pack(dr_backend *b, dr_weight *w, const float *values) {
     int64_t n_panels = (w->n_out + DR_PANEL - 1) / DR_PANEL, n_in = w->n_in;
-    if (!w->bf16) DR_TRY(dr_alloc(&w->bf16, "bf16 weight", n_panels * n_in * WORDS, sizeof(uint32_t)));
+    DR_TRY(weight_reserve(w, n_panels));
     DR_TRY(reserve_panels(b, n_in));
 #pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1)
     for (int64_t p = 0; p < n_panels; p++) {
@@ -238,6 +243,33 @@ dr_status dr_bf16_lanes_pack(dr_backend *b, dr_weight *w, const float *values) {
         dr_bf16_round_floats(turned, DR_PANEL * n_in, 1, turned);
         join(turned, n_in, (uint32_t *)w->bf16 + p * n_in * WORDS);
     }
+    return DR_OK;
+}
+
+// Of values first … end - 1 those in one panel. A few columns of all its rows at a time: a column's values
+// stand side by side there, and a row's far apart.
+static void take_panel(const dr_weight *w, int64_t panel, int64_t first, int64_t end, const bf16 *values) {
+    enum { COLUMNS = 64 };
+    typedef uint16_t half __attribute__((may_alias));
+    int64_t n_in = w->n_in, from = panel * DR_PANEL, to = from + DR_PANEL;
+    half *halves = (half *)((uint32_t *)w->bf16 + panel * n_in * WORDS);
+    if (from < first / n_in) from = first / n_in;
+    if (to > (end + n_in - 1) / n_in) to = (end + n_in - 1) / n_in;
+    for (int64_t k0 = 0; k0 < n_in; k0 += COLUMNS)
+        for (int64_t row = from; row < to; row++) {
+            int64_t o = row % DR_PANEL, at = 2 * (o / 16 * 8 + o % 8) + (o % 16 < 8 ? 0 : 1), k = k0,
+                    k_end = k0 + COLUMNS < n_in ? k0 + COLUMNS : n_in;
+            if (k < first - row * n_in) k = first - row * n_in;
+            if (k_end > end - row * n_in) k_end = end - row * n_in;
+            for (; k < k_end; k++) halves[k * 2 * WORDS + at] = values[row * n_in + k - first];
+        }
+}
+
+dr_status dr_bf16_lanes_take(dr_backend *b, dr_weight *w, int64_t first, int64_t n, const bf16 *rounded) {
+    int64_t n_panels = (w->n_out + DR_PANEL - 1) / DR_PANEL, each = DR_PANEL * w->n_in, end = first + n;
+    DR_TRY(weight_reserve(w, n_panels));
+#pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && n > each)
+    for (int64_t p = first / each; p < (end + each - 1) / each; p++) take_panel(w, p, first, end, rounded);
     return DR_OK;
 }
 

@@ -38,6 +38,17 @@ static dr_status weight_pack(dr_backend *b, dr_weight *w, const float *values) {
     return units ? dr_bf16_weight_pack(units, w, values) : dr_bf16_lanes_pack(b, w, values);
 }
 
+static dr_status weight_round(dr_backend *b, const float *values, int64_t n, uint16_t *rounded) {
+    dr_bf16_round(values, n, b->n_threads, rounded);
+    return DR_OK;
+}
+
+static dr_status weight_take(dr_backend *b, dr_weight *w, int64_t first, int64_t n, const uint16_t *rounded) {
+    DR_TRY(dr_weight_part_check(b, w->n_out * w->n_in, first, n));
+    return dr_cpu_state_of(b)->bf16 ? dr_bf16_weight_take(w, first, n, rounded)
+                                    : dr_bf16_lanes_take(b, w, first, n, rounded);
+}
+
 static dr_status weight_rows(dr_backend *b, const dr_weight *w, const int32_t *ids, int64_t T, float *out) {
     int64_t n = w->n_in;
 #pragma omp parallel for num_threads(b->n_threads) schedule(static) if (b->n_threads > 1 && T > 64)
@@ -184,6 +195,8 @@ void dr_cpu_fill_linear(dr_backend_ops *ops) {
     ops->weight_destroy = weight_destroy;
     ops->weight_memory = weight_memory;
     ops->weight_pack = weight_pack;
+    ops->weight_round = weight_round;
+    ops->weight_take = weight_take;
     ops->weight_rows = weight_rows;
     ops->linear_forward = linear_forward;
     ops->linear_backward = linear_backward;
