@@ -5,9 +5,11 @@
 
 #include "core/base/alloc.h"
 #include "core/base/config.h"
+#include "core/model/lm_shard.h"
 
 dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out) {
-    dr_policy_parts parts = {.protocol = choice->protocol, .max_live = choice->max_live, .use = choice->use};
+    dr_policy_parts parts = {
+        .protocol = choice->protocol, .max_live = choice->max_live, .use = choice->use, .n_learners = 1};
     dr_status status;
     DR_TRY_GOTO(status, dr_dataset_load(choice->dataset, &parts.dataset), close_parts);
     DR_TRY_GOTO(status, dr_template_load(choice->prompt_template, &parts.prompt_template), close_parts);
@@ -61,12 +63,21 @@ static dr_status use_chat(dr_policy_parts *parts, const char *model_dir, const d
     return status;
 }
 
+static dr_status open_model(const dr_policy_parts *parts, const char *dir, dr_lm **out_lm) {
+    switch (parts->use) {
+    case DR_POLICY_LEARNS:
+        return dr_lm_load_shard(parts->backend, dir, parts->learner, parts->n_learners, out_lm);
+    case DR_POLICY_ANSWERS:
+        return dr_lm_load_frozen(parts->backend, dir, out_lm);
+    default:
+        return dr_lm_outline_of(parts->backend, dir, out_lm);
+    }
+}
+
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir) {
     dr_lm *lm = NULL;
     dr_tokenizer *tokenizer = NULL;
-    typedef dr_status opener(dr_backend *, const char *, dr_lm **);
-    static opener *const open[] = {dr_lm_load, dr_lm_load_frozen, dr_lm_outline_of}; // in the enum's order
-    DR_TRY(open[parts->use](parts->backend, model_dir, &lm));
+    DR_TRY(open_model(parts, model_dir, &lm));
     dr_status status;
     DR_TRY_GOTO(status, dr_tokenizer_load(model_dir, &tokenizer), destroy_lm);
     DR_CHECK_GOTO(

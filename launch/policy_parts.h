@@ -32,8 +32,8 @@
         DR_CHOICE("backend", "cpu", DR_BACKEND_CHOICES, "what computes the policy"),                         \
         DR_INT("threads", "0", 0, 1024, "", "processor threads, 0: all")
 
-// What is done with the policy: it learns; it only answers (dr_lm_load_frozen); other ranks run it
-// (dr_lm_outline).
+// What is done with the policy: it learns (dr_lm_load_shard); it only answers (dr_lm_load_frozen); other
+// ranks run it (dr_lm_outline).
 typedef enum dr_policy_use { DR_POLICY_LEARNS, DR_POLICY_ANSWERS, DR_POLICY_IS_ELSEWHERE } dr_policy_use;
 
 typedef struct dr_policy_parts {
@@ -44,6 +44,7 @@ typedef struct dr_policy_parts {
     dr_template *prompt_template;
     char *chat; // off, auto or a file; taken up with the model
     dr_policy_use use;
+    int learner, n_learners; // of a policy that learns: which of how many (lm_shard.h); 0 of 1 unless set
     dr_lm *lm;               // NULL until dr_policy_parts_model
     dr_tokenizer *tokenizer; // likewise
     dr_protocol protocol;

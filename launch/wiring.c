@@ -264,6 +264,10 @@ static dr_status prepare(const dr_config *c, const placement *p, const dr_run_se
 
 static dr_status run_prepared(const dr_config *c, const placement *p, const dr_run_settings *settings,
                               process_parts *own, int *out_interrupted) {
+    if (own->learners) {
+        own->policy.learner = own->learners->rank;
+        own->policy.n_learners = own->learners->size;
+    }
     DR_TRY(dr_policy_parts_model(&own->policy, dr_config_string(c, "model.policy")));
     DR_TRY(meet(c, p)); // deadlines begin when the slowest has its weights
     dr_run_assets assets = {.rollout = rollout_of(c, &own->policy), .backend = own->policy.backend};

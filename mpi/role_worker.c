@@ -253,11 +253,18 @@ static dr_status on_load(worker *w, uint32_t step) {
     return reply_done(w, step);
 }
 
+// A policy's folder comes behind its checkpoint, which has the weights that this worker does not.
 static dr_status on_export(worker *w, uint32_t step, dr_reader *reader) {
+    dr_lm *lm = w->assets->rollout.lm;
     dr_buf dir = {0};
+    char *checkpoint = NULL;
     dr_status status = dr_get_text(reader, &dir);
     if (status == DR_OK) status = dr_tokenizer_save(w->assets->rollout.tokenizer, dir.data);
-    if (status == DR_OK) status = dr_lm_save(w->assets->rollout.lm, dir.data, DR_SAVE_FP32);
+    if (status == DR_OK) status = dr_checkpoint_dir(w->settings->dir, step, &checkpoint);
+    if (status == DR_OK)
+        status = dr_lm_params(lm) ? dr_lm_save(lm, dir.data, DR_SAVE_FP32)
+                                  : dr_checkpoint_export(lm, checkpoint, dir.data);
+    dr_free(checkpoint);
     dr_buf_reset(&dir);
     DR_TRY(status);
     return reply_done(w, step);

@@ -348,22 +348,23 @@ static void test_foreign_manifests(void **state) {
     check_manifest_refused(run, "", "manifest.json");
     check_manifest_refused(run, "[]", "manifest.json");
     check_manifest_refused(run, "{}", "version");
-    check_manifest_refused(run, "{\"version\": 5}", "version");
+    check_manifest_refused(run, "{\"version\": 6}", "version");
     check_manifest_refused(run, "{\"version\": 3}", "version"); // whole moments, by tensor
-    check_manifest_refused(run, "{\"version\": 4, \"step\": -1}", "step");
+    check_manifest_refused(run, "{\"version\": 4}", "version"); // whole weights, by tensor
+    check_manifest_refused(run, "{\"version\": 5, \"step\": -1}", "step");
     check_manifest_refused(
-        run, "{\"version\": 4, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": 3}", "files");
+        run, "{\"version\": 5, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": 3}", "files");
     check_manifest_refused(run,
-                           "{\"version\": 4, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+                           "{\"version\": 5, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
                            "[{\"name\": \"../step_000001/rank_0.h5\", \"bytes\": 1, \"xxh3\": \"\"}]}",
                            "bad name");
     check_manifest_refused(
         run,
-        "{\"version\": 4, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+        "{\"version\": 5, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
         "[{\"name\": \"a_name_that_is_longer_than_any_of_ours\", \"bytes\": 1, \"xxh3\": \"\"}]}",
         "bad name");
     check_manifest_refused(run,
-                           "{\"version\": 4, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
+                           "{\"version\": 5, \"step\": 1, \"updates\": 1, \"config_hash\": \"\", \"files\": "
                            "[{\"name\": \"rank_0.h5\", \"xxh3\": \"\"}]}",
                            "bytes");
 }

@@ -313,7 +313,7 @@ static void test_views(void **state) {
     int64_t shape[2] = {3, 2}, second[2] = {1, 2};
     dr_h5 *file = create(path);
     check_ok(dr_h5_write_view(file, "w/layer", DR_H5_F32, 2, shape, rows, 2));
-    check_ok(dr_h5_write_virtual(file, "second", DR_H5_F32, 2, second, "rank_1.h5", "w/layer"));
+    check_ok(dr_h5_write_view(file, "second", DR_H5_F32, 2, second, &rows[1], 1));
     check_error(dr_h5_write_view(file, "bad", DR_H5_F32, 2, second, rows, 2), DR_ERR_ARGUMENT,
                 "has 1 rows, its parts 3");
     check_ok(dr_h5_commit(file));
@@ -330,6 +330,43 @@ static void test_views(void **state) {
     file = open_file(path);
     check_error(dr_h5_read(file, "w/layer", DR_H5_F32, 2, shape, &back), DR_ERR_IO, "rank_1.h5");
     dr_h5_close(file);
+}
+
+// Matrices and vectors out of two flat datasets that are cut anywhere, within rows too.
+static void test_runs(void **state) {
+    (void)state;
+    enum { N = 60, ROWS = 7, COLUMNS = 5, BEGIN = 11 };
+    const char *dir = check_scratch_dir(), *names[] = {"a.h5", "b.h5"};
+    int64_t shape[2] = {ROWS, COLUMNS}, length = 8;
+    float values[N], *back = NULL;
+    for (int i = 0; i < N; i++) values[i] = (float)(i + 1);
+    for (int64_t cut = BEGIN; cut <= BEGIN + ROWS * COLUMNS; cut++) {
+        const int64_t lengths[] = {cut, N - cut};
+        for (int i = 0; i < 2; i++) {
+            dr_h5 *part = create(check_path(dir, names[i]));
+            check_ok(dr_h5_write(part, "flat", DR_H5_F32, 1, &lengths[i], values + i * cut, "", ""));
+            check_ok(dr_h5_commit(part));
+        }
+        const dr_h5_run runs[] = {{names[0], "flat", cut, BEGIN, cut - BEGIN},
+                                  {names[1], "flat", N - cut, 0, BEGIN + ROWS * COLUMNS - cut}},
+                        vector[] = {{names[0], "flat", cut, cut - 3, 3}, {names[1], "flat", N - cut, 0, 5}};
+        dr_h5 *file = create(check_path(dir, "runs.h5"));
+        check_ok(dr_h5_write_runs(file, "w/matrix", DR_H5_F32, 2, shape, runs, 2));
+        check_ok(dr_h5_write_runs(file, "w/vector", DR_H5_F32, 1, &length, vector, 2));
+        dr_log_set_level(DR_LOG_ERROR + 1);
+        check_error(dr_h5_write_runs(file, "bad", DR_H5_F32, 2, shape, runs, 0), DR_ERR_ARGUMENT,
+                    "has 35 values, its runs 0");
+        dr_log_set_level(DR_LOG_INFO);
+        check_ok(dr_h5_commit(file));
+        file = open_file(check_path(dir, "runs.h5"));
+        check_ok(dr_h5_read(file, "w/matrix", DR_H5_F32, 2, shape, &back));
+        check_same_bits("matrix", back, values + BEGIN, ROWS * COLUMNS);
+        dr_free(back);
+        check_ok(dr_h5_read(file, "w/vector", DR_H5_F32, 1, &length, &back));
+        check_same_bits("vector", back, values + cut - 3, length);
+        dr_free(back);
+        dr_h5_close(file);
+    }
 }
 
 // Reads all of damaged's contents; true when they are what write_victim wrote.
@@ -533,7 +570,7 @@ int main(void) {
         cmocka_unit_test(test_same_bytes),    cmocka_unit_test(test_views),
         cmocka_unit_test(test_flipped_bytes), cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_page_of_ones),  cmocka_unit_test(test_file_size_limit),
-        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_full_disk),     cmocka_unit_test(test_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -427,8 +427,8 @@ static void write_logits(dr_lm *lm, const char *dir) {
     for (int i = 0; i < N; i++) values[i] = (float)(ids[i] = (i * i * 7 + 3) % vocab);
     check_ok(dr_alloc(&logits, "logits", (int64_t)N * vocab, sizeof(float)));
     reference_logits(lm, ids, N, logits);
-    dr_safetensor_source sources[] = {{"ids", 1, {N}, values, DR_DTYPE_F32},
-                                      {"logits", 2, {N, vocab}, logits, DR_DTYPE_F32}};
+    dr_safetensor_source sources[] = {{"ids", 1, {N}, values, DR_DTYPE_F32, NULL},
+                                      {"logits", 2, {N, vocab}, logits, DR_DTYPE_F32, NULL}};
     check_ok(dr_safetensors_write(check_path(dir, "check.safetensors"), sources, 2));
     dr_free(logits);
 }
@@ -538,7 +538,7 @@ static void test_bad_folders(void **state) {
                        "\"intermediate_size\": 4000000, \"vocab_size\": 16000000}";
     const char *dir = check_scratch_dir();
     float value = 1;
-    dr_safetensor_source source = {"model.embed_tokens.weight", 1, {1}, &value, DR_DTYPE_F32};
+    dr_safetensor_source source = {"model.embed_tokens.weight", 1, {1}, &value, DR_DTYPE_F32, NULL};
     check_write_file(check_path(dir, "config.json"), huge, strlen(huge));
     check_ok(dr_safetensors_write(check_path(dir, "model.safetensors"), &source, 1));
     check_error(dr_lm_load(backend, dir, &lm), DR_ERR_FORMAT, "has shape [1], expected [16000000, 1000000]");
@@ -554,11 +554,11 @@ static void write_weights(dr_lm *lm, const char *path, int32_t n_less, const cha
     for (int32_t i = 0; i < n; i++) {
         bool vector = tensors[i].rows == 1;
         sources[i] = (dr_safetensor_source){
-            tensors[i].name, vector ? 1 : 2, {0}, dr_lm_params(lm) + tensors[i].offset, DR_DTYPE_F32};
+            tensors[i].name, vector ? 1 : 2, {0}, dr_lm_params(lm) + tensors[i].offset, DR_DTYPE_F32, NULL};
         sources[i].shape[0] = vector ? tensors[i].cols : tensors[i].rows;
         sources[i].shape[1] = tensors[i].cols;
     }
-    if (extra) sources[n++] = (dr_safetensor_source){extra, 1, {1}, dr_lm_params(lm), DR_DTYPE_F32};
+    if (extra) sources[n++] = (dr_safetensor_source){extra, 1, {1}, dr_lm_params(lm), DR_DTYPE_F32, NULL};
     check_ok(dr_safetensors_write(path, sources, n));
 }
 

@@ -210,7 +210,7 @@ static void test_conversion(void **state) {
 }
 
 static void write_value(const char *path, float value) {
-    dr_safetensor_source source = {"v", 1, {1}, &value, DR_DTYPE_F32};
+    dr_safetensor_source source = {"v", 1, {1}, &value, DR_DTYPE_F32, NULL};
     check_ok(dr_safetensors_write(path, &source, 1));
 }
 
@@ -230,9 +230,9 @@ static void check_value(const char *path, float expected) {
 static void test_written(void **state) {
     (void)state;
     float a[6] = {1, -2, NAN, 4, INFINITY, 0}, scalar = 7, none = 0, back[6];
-    dr_safetensor_source sources[] = {{"x.weight", 2, {2, 3}, a, DR_DTYPE_F32},
-                                      {"scalar", 0, {0}, &scalar, DR_DTYPE_F32},
-                                      {"empty", 2, {0, 5}, &none, DR_DTYPE_F32}};
+    dr_safetensor_source sources[] = {{"x.weight", 2, {2, 3}, a, DR_DTYPE_F32, NULL},
+                                      {"scalar", 0, {0}, &scalar, DR_DTYPE_F32, NULL},
+                                      {"empty", 2, {0, 5}, &none, DR_DTYPE_F32, NULL}};
     const char *path = check_path(check_scratch_dir(), "w.safetensors");
     check_ok(dr_safetensors_write(path, sources, 3));
     dr_safetensors *file = NULL;
@@ -290,7 +290,7 @@ static void check_short_type(dr_dtype dtype, uint16_t infinity) {
             double step = has_next ? (double)values[i + 1] - values[i] : 0;
             between[i] = (float)(values[i] + shares[round] * step);
         }
-        dr_safetensor_source source = {"v", 1, {N}, between, dtype};
+        dr_safetensor_source source = {"v", 1, {N}, between, dtype, NULL};
         assert_int_equal(dr_safetensor_source_bytes(&source), 2 * N);
         check_ok(dr_safetensors_write(path, &source, 1));
         check_ok(dr_safetensors_open(path, &file));
@@ -305,7 +305,7 @@ static void check_short_type(dr_dtype dtype, uint16_t infinity) {
         }
     }
     float large = 3.4e38f; // the nearest value of both types is infinity
-    dr_safetensor_source source = {"v", 1, {1}, &large, dtype};
+    dr_safetensor_source source = {"v", 1, {1}, &large, dtype, NULL};
     check_error(dr_safetensors_write(path, &source, 1), DR_ERR_NUMERIC, "value 0, 3.4e+38, is too large for");
     source.dtype = DR_DTYPE_OTHER;
     check_error(dr_safetensors_write(path, &source, 1), DR_ERR_ARGUMENT, "a type that is not written");
@@ -323,7 +323,7 @@ static void test_short_types(void **state) {
 static void write_too_much(const char *path, const char *reason) {
     float *values = NULL;
     check_ok(dr_alloc(&values, "values", 1 << 20, sizeof(float)));
-    dr_safetensor_source source = {"v", 1, {1 << 20}, values, DR_DTYPE_F32};
+    dr_safetensor_source source = {"v", 1, {1 << 20}, values, DR_DTYPE_F32, NULL};
     check_error(dr_safetensors_write(path, &source, 1), DR_ERR_IO, reason);
     if (!strstr(dr_last_error(), path)) fail_msg("the error \"%s\" does not name %s", dr_last_error(), path);
     dr_free(values);
@@ -365,8 +365,8 @@ static void test_full_disk(void **state) {
 static void test_damage(void **state) {
     (void)state;
     float a[10] = {0};
-    dr_safetensor_source sources[] = {{"model.a", 2, {2, 3}, a, DR_DTYPE_F32},
-                                      {"model.b", 1, {4}, a, DR_DTYPE_F32}};
+    dr_safetensor_source sources[] = {{"model.a", 2, {2, 3}, a, DR_DTYPE_F32, NULL},
+                                      {"model.b", 1, {4}, a, DR_DTYPE_F32, NULL}};
     const char *path = check_path(check_scratch_dir(), "d.safetensors");
     check_ok(dr_safetensors_write(path, sources, 2));
     size_t total;
@@ -397,7 +397,7 @@ static void test_damage(void **state) {
 }
 
 static void write_named(const char *dir, const char *file, const char *tensor, float value) {
-    dr_safetensor_source source = {tensor, 1, {1}, &value, DR_DTYPE_F32};
+    dr_safetensor_source source = {tensor, 1, {1}, &value, DR_DTYPE_F32, NULL};
     check_ok(dr_safetensors_write(check_path(dir, file), &source, 1));
 }
 
@@ -450,7 +450,8 @@ static void test_index(void **state) {
     write_named(dir, "s3.safetensors", "a", 3);
     refuse_index(dir, "{\"weight_map\": {\"a\": \"s1.safetensors\", \"b\": \"s3.safetensors\"}}",
                  DR_ERR_FORMAT, "tensor b is in no shard");
-    dr_safetensor_source both[] = {{"a", 1, {1}, &value, DR_DTYPE_F32}, {"b", 1, {1}, &value, DR_DTYPE_F32}};
+    dr_safetensor_source both[] = {{"a", 1, {1}, &value, DR_DTYPE_F32, NULL},
+                                   {"b", 1, {1}, &value, DR_DTYPE_F32, NULL}};
     check_ok(dr_safetensors_write(check_path(dir, "s3.safetensors"), both, 2));
     refuse_index(dir, "{\"weight_map\": {\"a\": \"s1.safetensors\", \"b\": \"s3.safetensors\"}}",
                  DR_ERR_FORMAT, "tensor a is in shard s3.safetensors too, the index says s1.safetensors");
@@ -499,16 +500,16 @@ static void check_folder(const char *dir, const dr_safetensor_source *sources, i
 static void test_shards(void **state) {
     (void)state;
     float a[8] = {1, 2, 3, 4, 5, 6, 7, 8}, b[8] = {9, 10, 11, 12, 13, 14, 15, 16};
-    dr_safetensor_source first[] = {{"p", 1, {4}, a, DR_DTYPE_F32},
-                                    {"q", 1, {4}, a + 4, DR_DTYPE_F32},
-                                    {"r", 1, {8}, b, DR_DTYPE_F32},
-                                    {"s", 1, {1}, a, DR_DTYPE_F32},
-                                    {"t", 1, {2}, b, DR_DTYPE_F32}};
-    dr_safetensor_source second[] = {{"p", 1, {4}, b, DR_DTYPE_F32},
-                                     {"q", 1, {4}, b + 4, DR_DTYPE_F32},
-                                     {"r", 1, {8}, a, DR_DTYPE_F32},
-                                     {"s", 1, {1}, b, DR_DTYPE_F32},
-                                     {"t", 1, {2}, a, DR_DTYPE_F32}};
+    dr_safetensor_source first[] = {{"p", 1, {4}, a, DR_DTYPE_F32, NULL},
+                                    {"q", 1, {4}, a + 4, DR_DTYPE_F32, NULL},
+                                    {"r", 1, {8}, b, DR_DTYPE_F32, NULL},
+                                    {"s", 1, {1}, a, DR_DTYPE_F32, NULL},
+                                    {"t", 1, {2}, b, DR_DTYPE_F32, NULL}};
+    dr_safetensor_source second[] = {{"p", 1, {4}, b, DR_DTYPE_F32, NULL},
+                                     {"q", 1, {4}, b + 4, DR_DTYPE_F32, NULL},
+                                     {"r", 1, {8}, a, DR_DTYPE_F32, NULL},
+                                     {"s", 1, {1}, b, DR_DTYPE_F32, NULL},
+                                     {"t", 1, {2}, a, DR_DTYPE_F32, NULL}};
     const char *dir = check_scratch_dir();
     check_error(dr_safetensors_folder_write(dir, first, 5, 0), DR_ERR_ARGUMENT, "shards of 0 bytes");
     check_ok(dr_safetensors_folder_write(dir, first, 5, 76)); // 76 bytes in all

@@ -26,7 +26,8 @@ typedef enum dr_message_type {
     DR_MSG_TRAINED, // worker → coordinator: sums for the metrics
     DR_MSG_SAVE,    // coordinator → worker: write your part of a checkpoint; answer DR_MSG_SAVED
     DR_MSG_SAVED,   // worker → coordinator: file, size, digest
-    DR_MSG_EXPORT,  // coordinator → first worker: write a policy folder; answer DR_MSG_DONE
+    DR_MSG_EXPORT,  // coordinator → first worker: write a policy folder of the step, whose checkpoint is
+                    // there; answer DR_MSG_DONE
     DR_MSG_DONE,    // answer without content
     DR_MSG_STOP,    // coordinator → all: orderly end
     DR_MSG_TYPES

@@ -1,5 +1,5 @@
-// Bodies of checkpoint.h.
-#include "core/learn/checkpoint.h"
+// Bodies of checkpoint.h: folders, manifests and digests. What the files hold is checkpoint_contents.c's.
+#include "core/learn/checkpoint_internal.h"
 
 #include <dirent.h>
 #include <jansson.h>
@@ -13,12 +13,9 @@
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
-#include "core/store/h5.h"
 
 #define STEP_NAME "step_%lld"
-enum { MANIFEST_VERSION = 4, MAX_STEPS = 100000 };
-static const char VIEW[] = "view.h5";
-static const char *const moments[] = {"first_moment", "second_moment"};
+enum { MANIFEST_VERSION = 5, MAX_STEPS = 100000 };
 
 void dr_checkpoint_info_reset(dr_checkpoint_info *info) {
     dr_free(info->files);
@@ -43,153 +40,11 @@ static dr_status file_digest(const char *path, int64_t *out_bytes, char out[24])
     return status;
 }
 
-static void tensor_path(const char *tensor, char out[160]) {
-    snprintf(out, 160, "weights/%s", tensor);
-}
-
-static int32_t tensor_shape(const dr_lm_tensor *t, int64_t shape[2]) {
-    bool vector = strstr(t->name, "norm.weight") || strstr(t->name, ".bias");
-    shape[0] = vector ? t->cols : t->rows;
-    shape[1] = t->cols;
-    return vector ? 1 : 2;
-}
-
-static dr_status write_values(dr_h5 *file, dr_backend *b, const char *name, int32_t n_dims,
-                              const int64_t *shape, float *memory, const char *description) {
-    int64_t n = shape[0] * (n_dims == 2 ? shape[1] : 1);
-    float *values;
-    DR_TRY(dr_host_open(b, memory, n, DR_HOST_READS, &values));
-    dr_status status = dr_h5_write(file, name, DR_H5_F32, n_dims, shape, values, description, "");
-    dr_host_close(b, memory, n, DR_HOST_READS, values);
-    return status;
-}
-
-static dr_status write_weights(dr_h5 *file, dr_lm *lm, int32_t part, int32_t n_parts) {
-    const dr_lm_tensor *tensors;
-    int32_t n = dr_lm_tensors(lm, &tensors);
-    for (int32_t i = part; i < n; i += n_parts) {
-        int64_t shape[2];
-        int32_t n_dims = tensor_shape(&tensors[i], shape);
-        char name[160];
-        tensor_path(tensors[i].name, name);
-        DR_TRY(write_values(file, dr_lm_backend(lm), name, n_dims, shape,
-                            dr_lm_params(lm) + tensors[i].offset,
-                            "whole tensor; flat_offset is its place in the moments"));
-        DR_TRY(dr_h5_set_i64(file, name, "flat_offset", tensors[i].offset));
-    }
-    return DR_OK;
-}
-
-static dr_status write_moments(dr_h5 *file, dr_lm *lm, dr_optimizer *optimizer) {
-    float *sources[] = {dr_optimizer_first(optimizer), dr_optimizer_second(optimizer)};
-    dr_shard shard = dr_optimizer_shard(optimizer);
-    int64_t count = shard.end - shard.begin;
-    for (int g = 0; g < 2 && count > 0; g++) {
-        DR_TRY(write_values(file, dr_lm_backend(lm), moments[g], 1, &count, sources[g],
-                            "this part's share of the flat parameters, from global_offset on"));
-        DR_TRY(dr_h5_set_i64(file, moments[g], "global_offset", shard.begin));
-    }
-    return DR_OK;
-}
-
-static dr_status write_contents(dr_h5 *file, dr_lm *lm, dr_optimizer *optimizer, int32_t part,
-                                int32_t n_parts) {
-    DR_TRY(write_weights(file, lm, part, n_parts));
-    DR_TRY(write_moments(file, lm, optimizer));
-    DR_TRY(dr_h5_set_string(file, "/", "format", "deeprec-checkpoint"));
-    DR_TRY(dr_h5_set_i64(file, "/", "part", part));
-    DR_TRY(dr_h5_set_i64(file, "/", "n_parts", n_parts));
-    DR_TRY(dr_h5_set_i64(file, "/", "updates", dr_optimizer_updates(optimizer)));
-    return dr_h5_set_i64(file, "/", "updates_since_restart", dr_optimizer_age(optimizer));
-}
-
-dr_status dr_checkpoint_write_part(dr_lm *lm, dr_optimizer *optimizer, const char *dir, int32_t part,
-                                   int32_t n_parts, dr_checkpoint_file *out_file) {
-    char *path = NULL;
-    dr_h5 *file = NULL;
-    dr_checkpoint_file written = {0};
-    dr_shard shard = dr_optimizer_shard(optimizer), want = dr_shard_of(dr_lm_n_params(lm), part, n_parts);
-    DR_CHECK(shard.begin == want.begin && shard.end == want.end, DR_ERR_ARGUMENT,
-             "checkpoint part %d of %d: expected moments %lld to %lld, the optimizer has %lld to %lld", part,
-             n_parts, (long long)want.begin, (long long)want.end, (long long)shard.begin,
-             (long long)shard.end);
-    snprintf(written.name, sizeof written.name, "rank_%d.h5", part);
-    DR_TRY(dr_dir_make(dir));
-    DR_TRY(dr_path_join(&path, dir, written.name));
-    dr_status status = dr_h5_create(path, &file);
-    if (status == DR_OK) {
-        status = write_contents(file, lm, optimizer, part, n_parts);
-        if (status == DR_OK)
-            status = dr_h5_commit(file);
-        else
-            dr_h5_abort(file);
-    }
-    if (status == DR_OK) status = file_digest(path, &written.bytes, written.digest);
-    dr_free(path);
-    if (status == DR_OK) *out_file = written;
-    return status;
-}
-
-static dr_status digest_file(const char *dir, dr_checkpoint_file *file) {
+dr_status dr_checkpoint_digest(const char *dir, dr_checkpoint_file *file) {
     char *path = NULL;
     DR_TRY(dr_path_join(&path, dir, file->name));
     dr_status status = file_digest(path, &file->bytes, file->digest);
     dr_free(path);
-    return status;
-}
-
-static dr_status view_weights(dr_h5 *view, int32_t n_parts, const dr_lm_tensor *tensors, int32_t n_tensors) {
-    for (int32_t i = 0; i < n_tensors; i++) {
-        int64_t shape[2];
-        int32_t n_dims = tensor_shape(&tensors[i], shape);
-        char name[160], source[32];
-        tensor_path(tensors[i].name, name);
-        snprintf(source, sizeof source, "rank_%d.h5", i % n_parts);
-        DR_TRY(dr_h5_write_virtual(view, name, DR_H5_F32, n_dims, shape, source, name));
-        DR_TRY(dr_h5_set_i64(view, name, "flat_offset", tensors[i].offset));
-    }
-    return DR_OK;
-}
-
-// names: room for n_parts; empty shards, the last ones, are in no file.
-static dr_status view_moments(dr_h5 *view, int32_t n_parts, int64_t n_params, dr_h5_part *parts,
-                              char (*names)[32]) {
-    for (int g = 0; g < 2; g++) {
-        int32_t n = 0;
-        for (int32_t i = 0; i < n_parts; i++) {
-            dr_shard shard = dr_shard_of(n_params, i, n_parts);
-            if (shard.begin == shard.end) continue;
-            snprintf(names[n], sizeof names[n], "rank_%d.h5", i);
-            parts[n] = (dr_h5_part){names[n], moments[g], shard.end - shard.begin};
-            n++;
-        }
-        DR_TRY(dr_h5_write_view(view, moments[g], DR_H5_F32, 1, &n_params, parts, n));
-    }
-    return DR_OK;
-}
-
-// Every tensor of every rank file under the same name, and the flat moments put together.
-static dr_status write_view(const char *dir, int32_t n_parts, const dr_lm *shape) {
-    const dr_lm_tensor *tensors;
-    int32_t n_tensors = dr_lm_tensors(shape, &tensors);
-    char *path = NULL, (*names)[32] = NULL;
-    dr_h5_part *parts = NULL;
-    dr_h5 *view = NULL;
-    DR_TRY(dr_path_join(&path, dir, VIEW));
-    dr_status status = dr_alloc(&parts, "parts of a view", n_parts, sizeof *parts);
-    if (status == DR_OK) status = dr_alloc(&names, "parts of a view", n_parts, sizeof *names);
-    if (status == DR_OK) status = dr_h5_create(path, &view);
-    if (status == DR_OK) {
-        status = view_weights(view, n_parts, tensors, n_tensors);
-        if (status == DR_OK) status = view_moments(view, n_parts, dr_lm_n_params(shape), parts, names);
-        if (status == DR_OK)
-            status = dr_h5_commit(view);
-        else
-            dr_h5_abort(view);
-    }
-    dr_free(path);
-    dr_free(parts);
-    dr_free(names);
     return status;
 }
 
@@ -217,19 +72,19 @@ dr_status dr_checkpoint_commit(const dr_lm_config *config, const char *dir, cons
     dr_lm *shape = NULL;
     DR_TRY(dr_backend_cpu_create(DR_FP32, 1, &backend));
     dr_status status = dr_lm_outline(backend, config, &shape);
-    if (status == DR_OK) status = write_view(dir, info->n_files, shape);
+    if (status == DR_OK) status = dr_checkpoint_write_view(dir, info->n_files, shape);
     dr_lm_destroy(shape);
     dr_backend_cpu_destroy(backend);
     DR_TRY(status);
-    dr_checkpoint_file view = {.name = "view.h5"};
-    DR_TRY(digest_file(dir, &view));
+    dr_checkpoint_file view = {.name = DR_CHECKPOINT_VIEW};
+    DR_TRY(dr_checkpoint_digest(dir, &view));
     json_t *files = json_array();
     for (int32_t i = 0; i < info->n_files; i++) json_array_append_new(files, file_entry(&info->files[i]));
     json_t *root =
         json_pack("{s:s, s:i, s:I, s:I, s:s, s:s, s:o, s:o}", "format", "deeprec-checkpoint", "version",
                   MANIFEST_VERSION, "step", (json_int_t)info->step, "updates", (json_int_t)info->updates,
-                  "layout", "tensor i of the model is in rank file i mod n, moments are in equal flat shards",
-                  "config_hash", info->config_hash, "files", files, "view", file_entry(&view));
+                  "layout", "parameters and moments are in equal flat shards, one a rank file", "config_hash",
+                  info->config_hash, "files", files, "view", file_entry(&view));
     DR_CHECK(root, DR_ERR_MEMORY, "%s: cannot build the manifest", dir);
     char digest[24];
     status = manifest_digest(root, digest);
@@ -327,7 +182,7 @@ free_path:
 
 static dr_status check_file(const char *dir, const dr_checkpoint_file *said) {
     dr_checkpoint_file found = *said;
-    DR_TRY(digest_file(dir, &found));
+    DR_TRY(dr_checkpoint_digest(dir, &found));
     DR_CHECK(found.bytes == said->bytes && strcmp(found.digest, said->digest) == 0, DR_ERR_FORMAT,
              "%s/%s is damaged: %lld bytes with digest %s, the manifest says %lld with %s", dir, said->name,
              (long long)found.bytes, found.digest, (long long)said->bytes, said->digest);
@@ -438,91 +293,4 @@ dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep) {
     dr_free(complete_dirs);
     dr_free(steps);
     return status;
-}
-
-static dr_status load_weights(dr_h5 *file, dr_lm *lm, uint8_t *seen) {
-    dr_backend *b = dr_lm_backend(lm);
-    const dr_lm_tensor *tensors;
-    int32_t n = dr_lm_tensors(lm, &tensors);
-    for (int32_t i = 0; i < n; i++) {
-        int64_t shape[2];
-        int32_t n_dims = tensor_shape(&tensors[i], shape);
-        char name[160];
-        float *values = NULL;
-        tensor_path(tensors[i].name, name);
-        if (!dr_h5_has(file, name)) continue;
-        DR_TRY(dr_h5_read(file, name, DR_H5_F32, n_dims, shape, &values));
-        b->ops->copy_in(b, dr_lm_params(lm) + tensors[i].offset, values,
-                        (size_t)(tensors[i].rows * tensors[i].cols) * sizeof(float));
-        dr_free(values);
-        seen[i] = 1;
-    }
-    return DR_OK;
-}
-
-// What a file's share of a moment has of the optimizer's own; *at is where the files before ended.
-static dr_status load_moment(dr_h5 *file, dr_lm *lm, dr_shard own, const char *name, float *memory,
-                             int64_t *at) {
-    dr_backend *b = dr_lm_backend(lm);
-    int64_t offset = 0, shape[4], count = -1;
-    int32_t n_dims = 0;
-    float *values = NULL;
-    if (!dr_h5_has(file, name)) return DR_OK;
-    DR_TRY(dr_h5_get_i64(file, name, "global_offset", &offset));
-    DR_TRY(dr_h5_shape(file, name, &n_dims, shape));
-    DR_CHECK(n_dims == 1 && offset == *at && shape[0] <= dr_lm_n_params(lm) - offset, DR_ERR_FORMAT,
-             "%s: %lld values of %s from %lld on, expected them from %lld on and %lld in all",
-             dr_h5_path(file), (long long)shape[0], name, (long long)offset, (long long)*at,
-             (long long)dr_lm_n_params(lm));
-    *at += shape[0];
-    int64_t begin = own.begin > offset ? own.begin : offset, end = own.end < *at ? own.end : *at;
-    if (begin >= end) return DR_OK;
-    DR_TRY(dr_h5_read_rows(file, name, DR_H5_F32, 1, &count, begin - offset, end - begin, &values));
-    b->ops->copy_in(b, memory + (begin - own.begin), values, (size_t)(end - begin) * sizeof(float));
-    dr_free(values);
-    return DR_OK;
-}
-
-// optimizer NULL: weights only. at [2]: where the moments of the files before ended.
-static dr_status load_file(const char *path, dr_lm *lm, dr_optimizer *optimizer, uint8_t *seen, int64_t *at) {
-    dr_h5 *file = NULL;
-    int64_t updates = 0, age = 0;
-    DR_TRY(dr_h5_open(path, &file));
-    dr_status status = dr_h5_get_i64(file, "/", "updates", &updates);
-    if (status == DR_OK) status = dr_h5_get_i64(file, "/", "updates_since_restart", &age);
-    if (status == DR_OK) status = load_weights(file, lm, seen);
-    if (optimizer) {
-        float *targets[] = {dr_optimizer_first(optimizer), dr_optimizer_second(optimizer)};
-        for (int g = 0; g < 2 && status == DR_OK; g++)
-            status = load_moment(file, lm, dr_optimizer_shard(optimizer), moments[g], targets[g], &at[g]);
-        if (status == DR_OK) dr_optimizer_set_updates(optimizer, updates, age);
-    }
-    dr_h5_close(file);
-    return status;
-}
-
-dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir) {
-    dr_checkpoint_info info = {0};
-    const dr_lm_tensor *tensors;
-    int32_t n = dr_lm_tensors(lm, &tensors);
-    int64_t at[2] = {0};
-    uint8_t *seen = NULL;
-    DR_TRY(dr_checkpoint_verify(dir, &info));
-    dr_status status = dr_alloc(&seen, "loaded tensors", n, 1);
-    for (int32_t i = 0; i < info.n_files && status == DR_OK; i++) {
-        char *path = NULL;
-        status = dr_path_join(&path, dir, info.files[i].name);
-        if (status == DR_OK) status = load_file(path, lm, optimizer, seen, at);
-        dr_free(path);
-    }
-    for (int32_t i = 0; i < n && status == DR_OK; i++)
-        if (!seen[i]) status = DR_FAIL(DR_ERR_FORMAT, "%s: tensor %s is missing", dir, tensors[i].name);
-    for (int g = 0; optimizer && g < 2 && status == DR_OK; g++)
-        if (at[g] != dr_lm_n_params(lm))
-            status = DR_FAIL(DR_ERR_FORMAT, "%s: %lld values of %s, expected %lld", dir, (long long)at[g],
-                             moments[g], (long long)dr_lm_n_params(lm));
-    dr_free(seen);
-    dr_checkpoint_info_reset(&info);
-    DR_TRY(status);
-    return dr_lm_weights_changed(lm);
 }

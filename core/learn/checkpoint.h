@@ -1,6 +1,7 @@
-// Checkpoints: checkpoints/step_N/{rank_R.h5, view.h5, manifest.json}. Rank files hold named weights, whole
-// tensors, and the rank's own shard of both moments, flat, with its place in the whole; view.h5 shows them
-// together. Only a manifest, written last, makes a checkpoint real. Any number of learners can load one.
+// Checkpoints: checkpoints/step_N/{rank_R.h5, view.h5, manifest.json}. Rank files hold the rank's own shard
+// of the fp32 weights and of both moments, flat, with its place in the whole; view.h5 shows them together,
+// and every tensor by its name. Only a manifest, written last, makes a checkpoint real. Any number of
+// learners can load one.
 #ifndef DR_CORE_LEARN_CHECKPOINT_H
 #define DR_CORE_LEARN_CHECKPOINT_H
 
@@ -31,8 +32,8 @@ void dr_checkpoint_info_reset(dr_checkpoint_info *info);
 // "RUN/checkpoints/step_000012" into a new string.
 dr_status dr_checkpoint_dir(const char *run_dir, int64_t step, char **out_dir);
 
-// Learner `part` of n_parts writes its tensors (every n_parts-th one) and its optimizer's moments into
-// dir/rank_PART.h5 and tells what it wrote. DR_ERR_ARGUMENT: the optimizer has another part's moments.
+// Learner `part` of n_parts writes its optimizer's shard of weights and moments into dir/rank_PART.h5 and
+// tells what it wrote. DR_ERR_ARGUMENT: the optimizer has another part's moments.
 dr_status dr_checkpoint_write_part(dr_lm *lm, dr_optimizer *optimizer, const char *dir, int32_t part,
                                    int32_t n_parts, dr_checkpoint_file *out_file);
 // view.h5 (virtual datasets over all rank files), then manifest.json.
@@ -48,9 +49,12 @@ dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep);
 dr_status dr_checkpoint_find(const char *run_dir, int64_t *out_step);
 // manifest.json with the digests of all files checked, and its step against the folder's name.
 dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info);
-// Fills weights and, when optimizer is not NULL, the moments of its shard and the update count; then repacks
-// the weights.
+// Fills weights, those that this model keeps, and, when optimizer is not NULL, the moments of its shard and
+// the update count; then repacks the weights. DR_ERR_FORMAT: of another model, by the name of a tensor.
 dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir);
+// dr_lm_save of a checkpoint's weights as DR_SAVE_FP32, in pieces from its files: memory for them is not
+// wanted. lm: of the same shape; an outline is enough. Digests are checked first.
+dr_status dr_checkpoint_export(const dr_lm *lm, const char *dir, const char *out_dir);
 
 #ifdef __cplusplus
 }

@@ -2,6 +2,7 @@
 #include "core/learn/memory_plan.h"
 
 #include "core/learn/learner.h"
+#include "core/model/lm_shard.h"
 #include "core/model/optimizer.h"
 
 // Of a training pass at most, loss rows too: a sequence longer than a pack has one of its own.
@@ -32,11 +33,13 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
     dr_lm *lm = needs->rollout->lm;
     dr_backend *b = dr_lm_backend(lm);
     const dr_lm_config *c = dr_lm_config_of(lm);
-    int64_t cache = 0, passes = 0, weights = dr_lm_weights_memory(lm), products = dr_lm_products_memory(lm);
+    int64_t cache = 0, passes = 0, products = dr_lm_products_memory(lm);
     int64_t lists = 0, lists_on_host = 0, scratch_on_host = 0;
     bool is_host = false;
     DR_TRY(dr_rollout_memory(needs->rollout, &cache, &passes));
     DR_TRY(dr_memory_is_host(b, &is_host));
+    int64_t weights = dr_lm_weights_memory(lm, needs->n_learners),
+            frozen = dr_lm_weights_memory(lm, 1) + products;
     dr_rollout_retrieval_memory(needs->rollout, &lists_on_host, &lists);
     int64_t scratch = scratch_of(needs, &scratch_on_host),
             head = b->ops->head_memory(b, pass_tokens(needs), c->vocab, c->hidden);
@@ -47,7 +50,7 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
                   {.name = "weights in bf16", .bytes = products},
                   {.name = "gradient", .bytes = dr_lm_n_params(lm) * (int64_t)sizeof(float)},
                   {.name = "moments", .bytes = dr_optimizer_memory(lm, needs->n_learners)},
-                  {.name = "frozen policy", .bytes = needs->has_reference ? weights + products : 0},
+                  {.name = "frozen policy", .bytes = needs->has_reference ? frozen : 0},
                   {.name = "activations",
                    .bytes = dr_learner_memory(lm, needs->has_reference, needs->pack_tokens,
                                               needs->rollout->protocol.max_total_tokens, needs->activations)},

@@ -22,7 +22,7 @@ typedef struct dr_memory_needs {
     dr_activations activations;
     bool has_reference; // a frozen policy of the same shape
     int32_t n_samples;  // of one prompt at most
-    int n_learners;     // that share the moments
+    int n_learners;     // that share moments, and in bf16 weights
     int64_t collective; // bytes of the collective's buffers
 } dr_memory_needs;
 

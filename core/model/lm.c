@@ -11,7 +11,7 @@
 
 typedef struct layout {
     dr_lm *lm;
-    int64_t at, vectors; // floats placed: all of them, or matrices and vectors apart
+    int64_t at, vectors; // values placed; those of vectors among them
 } layout;
 
 static int64_t place(layout *l, int32_t layer, const char *name, int64_t rows, int64_t cols) {
@@ -20,12 +20,12 @@ static int64_t place(layout *l, int32_t layer, const char *name, int64_t rows, i
         snprintf(tensor->name, sizeof tensor->name, "%s", name);
     else
         snprintf(tensor->name, sizeof tensor->name, "model.layers.%d.%s", layer, name);
-    int64_t *at = l->lm->is_frozen && dr_lm_is_vector(tensor) ? &l->vectors : &l->at;
-    tensor->offset = *at;
+    l->lm->vectors_before[tensor - l->lm->tensors] = l->vectors;
+    tensor->offset = l->at;
     tensor->rows = rows;
     tensor->cols = cols;
-    *at += rows * cols;
-    l->lm->n_params += rows * cols;
+    l->at += rows * cols;
+    if (dr_lm_is_vector(tensor)) l->vectors += cols;
     return tensor->offset;
 }
 
@@ -61,7 +61,8 @@ static void place_all(dr_lm *lm) {
     for (int32_t i = 0; i < c->n_layers; i++) place_layer(&l, i);
     lm->final_norm = place(&l, -1, "model.norm.weight", 1, c->hidden);
     lm->head = c->tied_head ? lm->embed : place(&l, -1, "lm_head.weight", c->vocab, c->hidden);
-    lm->n_floats = lm->is_frozen ? l.vectors : l.at;
+    lm->n_params = l.at;
+    lm->own = (dr_shard){0, l.at};
 }
 
 static void add_product(dr_lm *lm, dr_weight **w, int64_t at, int64_t rows, int64_t cols) {
@@ -89,19 +90,21 @@ static dr_status create_weights(dr_lm *lm) {
     return DR_OK;
 }
 
-static dr_status outline(dr_backend *backend, const dr_lm_config *config, bool is_frozen, dr_lm **out_lm) {
+dr_status dr_lm_outline(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
+    const int64_t most_tensors = 14 * (int64_t)config->n_layers + 3;
     dr_lm *lm = NULL;
     DR_TRY(dr_lm_config_check(config, "model"));
     DR_TRY(dr_alloc(&lm, "model", 1, sizeof *lm));
     lm->backend = backend;
     lm->config = *config;
-    lm->is_frozen = is_frozen;
+    lm->n_learners = 1;
     dr_status status;
     DR_TRY_GOTO(status, dr_alloc(&lm->layers, "layers", config->n_layers, sizeof *lm->layers), destroy_lm);
-    DR_TRY_GOTO(
-        status,
-        dr_alloc(&lm->tensors, "tensor names", 14 * (int64_t)config->n_layers + 3, sizeof *lm->tensors),
-        destroy_lm);
+    DR_TRY_GOTO(status, dr_alloc(&lm->tensors, "tensor names", most_tensors, sizeof *lm->tensors),
+                destroy_lm);
+    DR_TRY_GOTO(status,
+                dr_alloc(&lm->vectors_before, "tensor places", most_tensors, sizeof *lm->vectors_before),
+                destroy_lm);
     DR_TRY_GOTO(status,
                 dr_alloc(&lm->products, "matrices", 4 * (int64_t)config->n_layers + 2, sizeof *lm->products),
                 destroy_lm);
@@ -118,18 +121,11 @@ destroy_lm:
     return status;
 }
 
-dr_status dr_lm_outline(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
-    return outline(backend, config, false, out_lm);
-}
-
-dr_status dr_lm_outline_frozen(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm) {
-    return outline(backend, config, true, out_lm);
-}
-
 dr_status dr_lm_allocate(dr_lm *lm) {
     dr_backend *b = lm->backend;
     int64_t half = lm->config.head_size / 2;
-    DR_TRY(dr_memory_create(b, &lm->params, "parameters", lm->n_floats, sizeof(float)));
+    DR_TRY(dr_memory_create(b, &lm->params, "parameters", lm->own.end - lm->own.begin, sizeof(float)));
+    if (lm->is_frozen || lm->n_learners > 1) DR_TRY(dr_lm_parts_create(lm));
     DR_TRY(dr_memory_create(b, &lm->inv_freq, "rotary frequencies", half, sizeof(float)));
     b->ops->copy_in(b, lm->inv_freq, lm->frequencies, (size_t)half * sizeof(float));
     return create_weights(lm);
@@ -199,8 +195,11 @@ void dr_lm_destroy(dr_lm *lm) {
     for (int32_t p = 0; p < lm->n_products; p++) b->ops->weight_destroy(b, *lm->products[p].w);
     dr_free(lm->products);
     b->ops->memory_destroy(b, lm->params);
+    b->ops->memory_destroy(b, lm->vectors);
+    dr_lm_passing_destroy(lm);
     dr_free(lm->layers);
     dr_free(lm->tensors);
+    dr_free(lm->vectors_before);
     b->ops->memory_destroy(b, lm->inv_freq);
     b->ops->memory_destroy(b, lm->scratch);
     dr_lm_numbers_destroy(b, &lm->numbers);
@@ -236,10 +235,6 @@ destroy:
 
 int64_t dr_lm_numbers_memory(int64_t capacity) {
     return capacity * (int64_t)(6 * sizeof(int32_t));
-}
-
-int64_t dr_lm_weights_memory(const dr_lm *lm) {
-    return lm->n_floats * (int64_t)sizeof(float);
 }
 
 int64_t dr_lm_products_memory(const dr_lm *lm) {
@@ -282,7 +277,7 @@ dr_pass_shape dr_lm_pass_shape(const dr_lm *lm, int64_t T) {
 dr_status dr_lm_weights_changed(dr_lm *lm) {
     dr_backend *b = lm->backend;
     DR_CHECK(!lm->is_frozen, DR_ERR_UNSUPPORTED, "a model that was loaded for reading cannot be changed");
-    for (int32_t p = 0; p < lm->n_products; p++)
+    for (int32_t p = 0; p < lm->n_products && !lm->vectors; p++) // else products have taken what changed
         DR_TRY(b->ops->weight_pack(b, *lm->products[p].w, lm->params + lm->products[p].at));
     lm->version++;
     return DR_OK;
@@ -307,7 +302,7 @@ int64_t dr_lm_n_params(const dr_lm *lm) {
 }
 
 float *dr_lm_params(dr_lm *lm) {
-    return lm->is_frozen ? NULL : lm->params;
+    return lm->vectors ? NULL : lm->params;
 }
 
 int32_t dr_lm_tensors(const dr_lm *lm, const dr_lm_tensor **out_list) {

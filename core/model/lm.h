@@ -1,6 +1,7 @@
 // A decoder language model of the Qwen2, Qwen3, Llama and Mistral families on one page: configuration,
 // weights, training pass, cached pass. One flat fp32 buffer holds every weight: rollout reads what the
-// optimizer wrote, there is no second copy to sync (a frozen model has no such buffer). Weights, gradients
+// optimizer wrote, there is no second copy to sync (a frozen model has no such buffer, and of a policy that
+// several learners train in bf16 each has a part of it: lm_shard.h). Weights, gradients
 // and logits are backend memory; ids, packs, chunks and what comes out a number a token are the host's.
 #ifndef DR_CORE_MODEL_LM_H
 #define DR_CORE_MODEL_LM_H
@@ -37,7 +38,7 @@ typedef struct dr_lm_config {
 // One named tensor inside the flat buffer, under its Hugging Face name.
 typedef struct dr_lm_tensor {
     char name[96];
-    int64_t offset;     // in floats
+    int64_t offset;     // in the flat parameters, in floats
     int64_t rows, cols; // rows = 1 for vectors ([cols])
     dr_dtype dtype;     // of the file that it was loaded from; F32 in a fresh model
 } dr_lm_tensor;
@@ -83,11 +84,18 @@ dr_status dr_lm_load_frozen(dr_backend *backend, const char *dir, dr_lm **out_lm
 typedef enum dr_save_type { DR_SAVE_FP32, DR_SAVE_AS_LOADED } dr_save_type;
 dr_status dr_lm_save(const dr_lm *lm, const char *dir, dr_save_type type);
 dr_status dr_lm_save_in_shards(const dr_lm *lm, const char *dir, dr_save_type type, int64_t max_shard_bytes);
+// dr_lm_save of values from elsewhere, in pieces: read gives values first … first + n - 1 of the flat
+// parameters. An outline is enough.
+typedef struct dr_lm_source {
+    dr_status (*read)(void *context, int64_t first, int64_t n, float *out);
+    void *context;
+} dr_lm_source;
+dr_status dr_lm_save_from(const dr_lm *lm, const char *dir, dr_save_type type, const dr_lm_source *source);
 
 const dr_lm_config *dr_lm_config_of(const dr_lm *lm);
 dr_backend *dr_lm_backend(dr_lm *lm); // borrowed
 int64_t dr_lm_n_params(const dr_lm *lm);
-float *dr_lm_params(dr_lm *lm);                                        // [n_params], backend memory
+float *dr_lm_params(dr_lm *lm); // [n_params], backend memory; NULL: not all of them are here
 int32_t dr_lm_tensors(const dr_lm *lm, const dr_lm_tensor **out_list); // returns the count
 // Must follow every change of the parameters: repacks what the linear ops read, and bumps the weight version.
 dr_status dr_lm_weights_changed(dr_lm *lm);
@@ -210,7 +218,7 @@ dr_status dr_lm_decode_burst(dr_lm *lm, dr_kv_cache *kv, const dr_lm_burst *burs
 
 // ---- memory: what the above takes, in bytes; an outline is enough ----
 
-int64_t dr_lm_weights_memory(const dr_lm *lm); // the flat fp32 buffer
+// dr_lm_weights_memory, of what is kept as fp32, is lm_shard.h's.
 // On the host, where the backend's memory is not the host's: the copy of all values that saving takes, and an
 // optimizer whose learners meet on the host. Loading and checkpoints hold less at a time.
 int64_t dr_lm_copy_memory(const dr_lm *lm);

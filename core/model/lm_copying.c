@@ -115,7 +115,8 @@ dr_status dr_lm_start_copying(dr_lm *lm, uint64_t seed) {
     const dr_lm_config *config = &lm->config;
     circuit c = {.lm = lm, .rng = dr_rng_make(seed, 0xC0B1), .D = config->hidden, .d = config->head_size};
     c.half = c.d / 2;
-    DR_CHECK(!lm->is_frozen, DR_ERR_UNSUPPORTED, "a model that was loaded for reading cannot be changed");
+    DR_CHECK(!lm->vectors, DR_ERR_UNSUPPORTED,
+             "a model that was loaded for reading, or in shards, cannot be changed");
     DR_CHECK(config->n_layers >= 2 && config->qkv_bias && config->tied_head, DR_ERR_UNSUPPORTED,
              "the copying start needs two layers, biases of queries and keys, and a tied head");
     DR_TRY(dr_host_open(lm->backend, lm->params, lm->n_params, DR_HOST_CHANGES, &c.params));

@@ -81,8 +81,8 @@ static dr_status layer_attend(const lm_pass *pass, int32_t i, const dr_attention
 static void add_and_norm(const lm_pass *pass, int64_t weight, int64_t n, float *x) {
     dr_backend *b = pass->backend;
     const dr_lm_config *c = &pass->lm->config;
-    b->ops->rmsnorm_residual_forward(b, pass->s.out, pass->lm->params + weight, n, c->hidden, c->rms_eps, x,
-                                     pass->s.norm, NULL);
+    b->ops->rmsnorm_residual_forward(b, pass->s.out, dr_lm_vector(pass->lm, weight), n, c->hidden, c->rms_eps,
+                                     x, pass->s.norm, NULL);
 }
 
 // What follows attention in layer i, on n rows: x (n, D) is the residual stream, att (n, A) may lie in
@@ -219,7 +219,7 @@ static dr_status run_ops(const lm_pass *pass) {
     dr_backend *b = pass->backend;
     const lm_pass_scratch *s = &pass->s;
     DR_TRY(b->ops->weight_rows(b, lm->w_embed, lm->numbers.ids + pass->first, pass->T, s->x));
-    b->ops->rmsnorm_forward(b, s->x, lm->params + lm->layers[0].norm1, pass->T, lm->config.hidden,
+    b->ops->rmsnorm_forward(b, s->x, dr_lm_vector(lm, lm->layers[0].norm1), pass->T, lm->config.hidden,
                             lm->config.rms_eps, s->norm, NULL);
     for (int32_t i = 0; i < lm->config.n_layers; i++) {
         DR_TRY(layer_store(pass, i));

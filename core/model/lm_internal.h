@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-#include "core/model/lm.h"
+#include "core/model/lm_shard.h"
 
 // Offsets in floats, -1: none. q, k, v stand one after another, so do their biases, and gate and up: each of
 // the two is one product.
@@ -30,10 +30,18 @@ typedef struct lm_numbers {
 struct dr_lm {
     dr_backend *backend;
     dr_lm_config config;
-    int64_t n_params, n_floats; // of the model; of params
-    bool is_frozen;             // the matrices live in their products alone, params holds the vectors
-    float *params;              // backend memory
+    int64_t n_params;
+    dr_shard own;   // the parameters whose fp32 values are here: all, a learner's shard, or none
+    bool is_frozen; // none
+    int n_learners; // that share them out; 1: nothing is shared
+    float *params;  // [own], backend memory
+    // Where own is not everything (lm_shard.c); else NULL.
+    float *vectors;    // all of them, one behind the other, backend memory
+    float *passing;    // fp32 values on their way to products, backend memory
+    uint16_t *rounded; // [n_rounded] rounded ones, backend memory: [n_learners, piece]
+    int64_t n_rounded, piece;
     dr_lm_tensor *tensors;
+    int64_t *vectors_before; // [n_tensors] values of vectors that stand before each tensor
     int32_t n_tensors;
     lm_layer *layers;
     int64_t embed, final_norm, head; // head == embed when tied
@@ -96,11 +104,20 @@ static inline void lm_send(dr_backend *b, int32_t *to_backend, const int32_t *fr
 // inv_freq [head_size / 2] of the rotary embedding (lm_rope.c).
 void dr_lm_rope_frequencies(const dr_lm_config *config, float *out_inv_freq);
 
-// An outline whose matrices do not keep their values: their offsets count matrices only, those of vectors
-// vectors only (lm.c).
-dr_status dr_lm_outline_frozen(dr_backend *backend, const dr_lm_config *config, dr_lm **out_lm);
-// Memory for the weights of an outline, zeroed, and their packed forms (lm.c).
+// Memory for the weights of an outline, zeroed, and their packed forms (lm.c); own, is_frozen and n_learners
+// say what it is for.
 dr_status dr_lm_allocate(dr_lm *lm);
+// The part of it for a model whose own is not everything, and the end of what only dr_lm_put and dr_lm_share
+// use (lm_shard.c).
+dr_status dr_lm_parts_create(dr_lm *lm);
+void dr_lm_passing_destroy(dr_lm *lm);
+// Whether a group of n shares the fp32 values out.
+bool dr_lm_is_shared(const dr_backend *b, int n_learners);
+// Values of vectors among the flat parameters before `at`.
+int64_t dr_lm_vectors_before(const dr_lm *lm, int64_t at);
+// Where the passes find the vector, or the vectors in a row, that begin at `at` of the flat parameters;
+// backend memory.
+const float *dr_lm_vector(const dr_lm *lm, int64_t at);
 
 // config.json and back, generation_config.json beside it (lm_config.c).
 dr_status dr_lm_config_read(const char *dir, dr_lm_config *out);

@@ -12,9 +12,9 @@ static void norms_forward(const dr_lm *lm, dr_backend *b, const lm_layer *layer,
                           float *raw, float *inv) {
     const dr_lm_config *c = &lm->config;
     int64_t H = c->n_heads, G = c->n_kv_heads, d = c->head_size;
-    b->ops->head_norm_forward(b, at->q, lm->params + layer->q_norm, T, H, d, at->stride, c->rms_eps, raw,
+    b->ops->head_norm_forward(b, at->q, dr_lm_vector(lm, layer->q_norm), T, H, d, at->stride, c->rms_eps, raw,
                               inv);
-    b->ops->head_norm_forward(b, at->k, lm->params + layer->k_norm, T, G, d, at->stride, c->rms_eps,
+    b->ops->head_norm_forward(b, at->k, dr_lm_vector(lm, layer->k_norm), T, G, d, at->stride, c->rms_eps,
                               raw ? raw + T * H * d : NULL, inv ? inv + T * H : NULL);
 }
 
@@ -23,10 +23,10 @@ static void norms_backward(dr_lm *lm, const lm_layer *layer, int64_t T, const lm
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     int64_t H = c->n_heads, G = c->n_kv_heads, d = c->head_size;
-    b->ops->head_norm_backward(b, dqkv->q, raw, lm->params + layer->q_norm, inv, T, H, d, dqkv->stride,
+    b->ops->head_norm_backward(b, dqkv->q, raw, dr_lm_vector(lm, layer->q_norm), inv, T, H, d, dqkv->stride,
                                gradient + layer->q_norm);
-    b->ops->head_norm_backward(b, dqkv->k, raw + T * H * d, lm->params + layer->k_norm, inv + T * H, T, G, d,
-                               dqkv->stride, gradient + layer->k_norm);
+    b->ops->head_norm_backward(b, dqkv->k, raw + T * H * d, dr_lm_vector(lm, layer->k_norm), inv + T * H, T,
+                               G, d, dqkv->stride, gradient + layer->k_norm);
 }
 
 // Queries and keys stand side by side and are turned together.
@@ -39,7 +39,7 @@ static void rotate(const dr_lm *lm, dr_backend *b, const lm_qkv *at, const int32
 
 dr_status dr_lm_qkv_forward(const dr_lm *lm, dr_backend *b, const lm_layer *layer, const float *x,
                             const int32_t *positions, int64_t T, float *qkv, float *raw, float *inv) {
-    const float *bias = layer->qkv_bias < 0 ? NULL : lm->params + layer->qkv_bias;
+    const float *bias = layer->qkv_bias < 0 ? NULL : dr_lm_vector(lm, layer->qkv_bias);
     lm_qkv at = dr_lm_qkv_at(&lm->config, qkv);
     DR_TRY(b->ops->linear_forward(b, layer->w_qkv, x, T, bias, qkv));
     if (lm->config.qk_norm) norms_forward(lm, b, layer, T, &at, raw, inv);

@@ -170,7 +170,8 @@ static dr_status check_pack(const dr_lm *lm, const dr_lm_workspace *w, const dr_
 static void layer_norm(dr_lm *lm, const lm_layer *layer, const layer_activations *a, int64_t T) {
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
-    b->ops->rmsnorm_forward(b, a->x, lm->params + layer->norm1, T, c->hidden, c->rms_eps, a->norm1, a->inv1);
+    b->ops->rmsnorm_forward(b, a->x, dr_lm_vector(lm, layer->norm1), T, c->hidden, c->rms_eps, a->norm1,
+                            a->inv1);
 }
 
 // From a layer's normalised input a->norm1 to what attention gives for each row.
@@ -193,7 +194,7 @@ static dr_status layer_activate(dr_lm *lm, const lm_layer *layer, layer_activati
     const dr_lm_config *c = &lm->config;
     int64_t D = c->hidden;
     DR_TRY(b->ops->linear_forward(b, layer->w_o, att, n, NULL, a->mid));
-    b->ops->rmsnorm_residual_forward(b, x, lm->params + layer->norm2, n, D, c->rms_eps, a->mid, a->norm2,
+    b->ops->rmsnorm_residual_forward(b, x, dr_lm_vector(lm, layer->norm2), n, D, c->rms_eps, a->mid, a->norm2,
                                      a->inv2);
     return b->ops->gate_up_forward(b, layer->w_gate_up, a->norm2, n, a->gate_up);
 }
@@ -209,7 +210,7 @@ static dr_status layer_finish(dr_lm *lm, const lm_layer *layer, const layer_acti
     dr_backend *b = lm->backend;
     const dr_lm_config *c = &lm->config;
     DR_TRY(b->ops->swiglu_linear_forward(b, layer->w_down, a->gate_up, n, to->x));
-    b->ops->rmsnorm_residual_forward(b, a->mid, lm->params + to->weight, n, c->hidden, c->rms_eps, to->x,
+    b->ops->rmsnorm_residual_forward(b, a->mid, dr_lm_vector(lm, to->weight), n, c->hidden, c->rms_eps, to->x,
                                      to->norm, to->inv);
     return DR_OK;
 }
@@ -315,7 +316,7 @@ static dr_status layer_backward_second(dr_lm *lm, const lm_layer *layer, const l
                                           gradient + layer->down));
     DR_TRY(b->ops->gate_up_backward(b, layer->w_gate_up, a->norm2, w->dwide, n, w->dnorm,
                                     gradient + layer->gate_up));
-    b->ops->rmsnorm_backward(b, w->dnorm, a->mid, lm->params + layer->norm2, a->inv2, n, D, dx,
+    b->ops->rmsnorm_backward(b, w->dnorm, a->mid, dr_lm_vector(lm, layer->norm2), a->inv2, n, D, dx,
                              gradient + layer->norm2);
     return b->ops->linear_backward(b, layer->w_o, att, dx, n, datt, false, gradient + layer->o, NULL);
 }
@@ -332,7 +333,7 @@ static dr_status layer_backward_first(dr_lm *lm, const lm_layer *layer, const la
                                       &sequences, c->n_heads, c->n_kv_heads, c->head_size, to.q, to.k, to.v));
     DR_TRY(dr_lm_qkv_backward(lm, layer, a->norm1, w->numbers.positions, T, w->dwide, a->qk_raw, a->qk_inv,
                               w->dnorm, gradient));
-    b->ops->rmsnorm_backward(b, w->dnorm, a->x, lm->params + layer->norm1, a->inv1, T, c->hidden, w->dx,
+    b->ops->rmsnorm_backward(b, w->dnorm, a->x, dr_lm_vector(lm, layer->norm1), a->inv1, T, c->hidden, w->dx,
                              gradient + layer->norm1);
     return DR_OK;
 }
@@ -349,8 +350,8 @@ static dr_status top_backward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
     int64_t T = pack->n_tokens, R = pack->n_rows, D = c->hidden, A = (int64_t)c->n_heads * c->head_size;
     int32_t last = c->n_layers - 1;
     b->ops->zero(b, w->top, (size_t)(R * D) * sizeof(float));
-    b->ops->rmsnorm_backward(b, w->drows, w->x_out, lm->params + lm->final_norm, w->final_inv, R, D, w->top,
-                             gradient + lm->final_norm);
+    b->ops->rmsnorm_backward(b, w->drows, w->x_out, dr_lm_vector(lm, lm->final_norm), w->final_inv, R, D,
+                             w->top, gradient + lm->final_norm);
     DR_TRY(tell(ready, lm->final_norm, lm->n_params)); // with the head where it has weights of its own
     DR_TRY(layer_backward_second(lm, &lm->layers[last], &w->layers[last], w, w->top_att, R, w->top,
                                  w->dtop_att, gradient));

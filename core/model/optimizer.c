@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "core/base/alloc.h"
+#include "core/model/lm_shard.h"
 
 static_assert(DR_SHARD_MULTIPLE % DR_SQUARE_BLOCK == 0, "a block of squares belongs to one learner");
 
@@ -35,13 +36,15 @@ dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings, 
                               dr_optimizer **out_optimizer) {
     dr_optimizer *o = NULL;
     int64_t n = dr_lm_n_params(lm);
-    DR_CHECK(dr_lm_params(lm) != NULL, DR_ERR_UNSUPPORTED,
-             "a model without its fp32 weights cannot be trained");
+    const dr_shard shard = learners ? dr_shard_of(n, learners->rank, learners->size) : (dr_shard){0, n};
+    DR_CHECK(dr_lm_master(lm, shard) != NULL, DR_ERR_UNSUPPORTED,
+             "a model without the fp32 weights of parameters %lld to %lld: they cannot be trained",
+             (long long)shard.begin, (long long)shard.end);
     DR_TRY(dr_alloc(&o, "optimizer", 1, sizeof *o));
     o->lm = lm;
     o->settings = *settings;
     o->learners = learners;
-    o->shard = learners ? dr_shard_of(n, learners->rank, learners->size) : (dr_shard){0, n};
+    o->shard = shard;
     int64_t own = o->shard.end - o->shard.begin;
     dr_backend *b = o->backend = dr_lm_backend(lm);
     dr_status status;
@@ -119,23 +122,6 @@ dr_status dr_optimizer_reduce(dr_optimizer *o, float *gradient) {
     return DR_OK;
 }
 
-// Every learner's shard of the weights to all of them, through the host where the group cannot take backend
-// memory.
-static dr_status gather_weights(dr_optimizer *o) {
-    float *weights = dr_lm_params(o->lm), *host = NULL;
-    int64_t n = dr_lm_n_params(o->lm), size = sizeof *weights;
-    for (int r = 0; r < o->learners->size; r++) {
-        dr_shard shard = dr_shard_of(n, r, o->learners->size);
-        o->parts[r] = (dr_shard){shard.begin * size, shard.end * size};
-    }
-    if (o->learners->takes_backend_memory)
-        return o->learners->ops->all_gather(o->learners, weights, o->parts);
-    DR_TRY(dr_host_open(o->backend, weights, n, DR_HOST_CHANGES, &host));
-    dr_status status = o->learners->ops->all_gather(o->learners, host, o->parts);
-    dr_host_close(o->backend, weights, n, DR_HOST_CHANGES, host);
-    return status;
-}
-
 // Every block of the gradient has one owner, who tells its sum to all.
 static dr_status gather_squares(dr_optimizer *o) {
     int64_t n = dr_lm_n_params(o->lm), size = sizeof *o->squares;
@@ -172,12 +158,11 @@ dr_status dr_optimizer_step(dr_optimizer *o, const float *gradient, float learni
                                   .epsilon = o->settings.epsilon,
                                   .weight_decay = o->settings.weight_decay,
                                   .t = o->age + 1};
-    b->ops->adamw(b, dr_lm_params(o->lm) + begin, gradient + begin, o->m, o->v, o->shard.end - begin, scale,
+    b->ops->adamw(b, dr_lm_master(o->lm, o->shard), gradient + begin, o->m, o->v, o->shard.end - begin, scale,
                   &settings);
-    if (!is_alone(o)) DR_TRY(gather_weights(o));
+    DR_TRY(is_alone(o) ? dr_lm_weights_changed(o->lm) : dr_lm_share(o->lm, o->learners));
     o->updates++;
     o->age++;
-    DR_TRY(dr_lm_weights_changed(o->lm));
     *out_norm = norm;
     return DR_OK;
 }

@@ -1,6 +1,6 @@
 // AdamW over a model's flat parameters: moments, global-norm clipping, learning-rate schedule. Several
 // learners share the work: each keeps the moments of its shard of the parameters only, updates that, and gets
-// the other shards from their owners (stage 1 of ZeRO, Rajbhandari et al., arXiv 1910.02054).
+// the other shards from their owners (stage 1 of ZeRO, Rajbhandari et al., arXiv 1910.02054; lm_shard.h).
 #ifndef DR_CORE_MODEL_OPTIMIZER_H
 #define DR_CORE_MODEL_OPTIMIZER_H
 
@@ -32,7 +32,8 @@ typedef struct dr_optimizer_settings {
 } dr_optimizer_settings;
 
 typedef struct dr_optimizer dr_optimizer;
-// learners: the group that makes every step together, borrowed; NULL: this learner alone.
+// learners: the group that makes every step together, borrowed; NULL: this learner alone. DR_ERR_UNSUPPORTED:
+// the model does not have this learner's fp32 weights.
 dr_status dr_optimizer_create(dr_lm *lm, const dr_optimizer_settings *settings, dr_collective *learners,
                               dr_optimizer **out_optimizer);
 void dr_optimizer_destroy(dr_optimizer *optimizer);

@@ -55,7 +55,7 @@ dr_status dr_h5_fail(dr_h5 *file, const char *what, const char *name) {
     return status;
 }
 
-static hid_t native_type(dr_h5_type type) {
+hid_t dr_h5_native_type(dr_h5_type type) {
     switch (type) {
     case DR_H5_F32:
         return H5T_NATIVE_FLOAT;
@@ -310,7 +310,7 @@ static hid_t creation_list(int32_t n_dims, const int64_t *shape, size_t size, in
 }
 
 // Makes the groups on the way to `name`; without times, so that equal contents give equal bytes.
-static bool make_groups(dr_h5 *file, const char *name) {
+bool dr_h5_make_groups(dr_h5 *file, const char *name) {
     char part[256];
     for (const char *slash = strchr(name, '/'); slash; slash = strchr(slash + 1, '/')) {
         if (slash == name) continue;
@@ -331,7 +331,7 @@ int64_t dr_h5_dataset_create(dr_h5 *file, const char *name, int64_t type, int32_
     for (int32_t i = 0; i < n_dims; i++) dims[i] = (hsize_t)shape[i];
     hid_t space = H5Screate_simple(n_dims, dims, NULL),
           list = creation_list(n_dims, shape, size, deflate, out_chunk_rows);
-    hid_t dataset = make_groups(file, name)
+    hid_t dataset = dr_h5_make_groups(file, name)
                         ? H5Dcreate2(file->id, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT)
                         : -1;
     if (dataset < 0) dr_h5_note_reason(file);
@@ -358,10 +358,11 @@ dr_status dr_h5_write(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_
     DR_ASSERT(n_dims >= 1 && n_dims <= DR_H5_MAX_DIMS);
     size_t bytes = type_size(type);
     for (int32_t i = 0; i < n_dims; i++) bytes *= (size_t)shape[i];
-    hid_t dataset = dr_h5_dataset_create(file, name, native_type(type), n_dims, shape, type_size(type),
+    hid_t dataset = dr_h5_dataset_create(file, name, dr_h5_native_type(type), n_dims, shape, type_size(type),
                                          file->deflate, NULL);
     if (dataset < 0) return dr_h5_fail(file, "cannot create dataset", name);
-    bool ok = bytes == 0 || H5Dwrite(dataset, native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0;
+    bool ok =
+        bytes == 0 || H5Dwrite(dataset, dr_h5_native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0;
     dr_status status = ok ? DR_OK : dr_h5_fail(file, "cannot write dataset", name);
     if (H5Dclose(dataset) < 0 && status == DR_OK) status = dr_h5_fail(file, "cannot close dataset", name);
     DR_TRY(status);
@@ -531,7 +532,8 @@ static dr_status read_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5
     void *data = NULL;
     DR_TRY(dr_alloc(&data, name, count * row, type_size(type)));
     dr_status status = DR_OK;
-    if (count * row > 0 && dr_h5_dataset_move(file, dataset, native_type(type), first, count, data, 0) != 0)
+    if (count * row > 0 &&
+        dr_h5_dataset_move(file, dataset, dr_h5_native_type(type), first, count, data, 0) != 0)
         status = dr_h5_fail(file, "cannot read dataset", name);
     if (status == DR_OK && is_whole)
         status = dr_h5_digest_check(file, name, XXH3_64bits(data, (size_t)(count * row) * type_size(type)));
@@ -563,44 +565,4 @@ dr_status dr_h5_read_rows(dr_h5 *file, const char *name, dr_h5_type type, int32_
     DR_CHECK(first >= 0, DR_ERR_RANGE, "%s: dataset \"%s\": rows from %lld", file->path, name,
              (long long)first);
     return read_into(file, name, type, n_dims, shape, first, count, out_pointer);
-}
-
-dr_status dr_h5_write_view(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
-                           const int64_t *shape, const dr_h5_part *parts, int32_t n_parts) {
-    DR_ASSERT(n_dims >= 1 && n_dims <= DR_H5_MAX_DIMS);
-    hsize_t dims[DR_H5_MAX_DIMS], start[DR_H5_MAX_DIMS] = {0}, rows[DR_H5_MAX_DIMS];
-    int64_t total = 0;
-    for (int32_t i = 0; i < n_parts; i++) total += parts[i].rows;
-    DR_CHECK(total == shape[0], DR_ERR_ARGUMENT, "%s: view \"%s\" has %lld rows, its parts %lld", file->path,
-             name, (long long)shape[0], (long long)total);
-    for (int32_t i = 0; i < n_dims; i++) rows[i] = dims[i] = (hsize_t)shape[i];
-    hid_t space = H5Screate_simple(n_dims, dims, NULL), list = H5Pcreate(H5P_DATASET_CREATE);
-    H5Pset_obj_track_times(list, 0);
-    if (type <= DR_H5_F64) { // a missing file is seen
-        static const double nothing = NAN;
-        H5Pset_fill_value(list, H5T_NATIVE_DOUBLE, &nothing);
-    }
-    bool ok = true;
-    for (int32_t i = 0; i < n_parts; start[0] += rows[0], i++) {
-        rows[0] = (hsize_t)parts[i].rows;
-        hid_t source = H5Screate_simple(n_dims, rows, NULL);
-        ok = ok && H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, rows, NULL) >= 0 &&
-             H5Pset_virtual(list, space, parts[i].file, parts[i].name, source) >= 0;
-        H5Sclose(source);
-    }
-    H5Sselect_all(space);
-    ok = ok && make_groups(file, name);
-    hid_t dataset =
-        ok ? H5Dcreate2(file->id, name, native_type(type), space, H5P_DEFAULT, list, H5P_DEFAULT) : -1;
-    if (dataset < 0) dr_h5_note_reason(file);
-    H5Pclose(list);
-    H5Sclose(space);
-    if (dataset < 0 || H5Dclose(dataset) < 0) return dr_h5_fail(file, "cannot create virtual dataset", name);
-    return DR_OK;
-}
-
-dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
-                              const int64_t *shape, const char *source_file, const char *source) {
-    dr_h5_part part = {source_file, source, shape[0]};
-    return dr_h5_write_view(file, name, type, n_dims, shape, &part, 1);
 }

@@ -71,17 +71,23 @@ dr_status dr_h5_read_rows(dr_h5 *file, const char *name, dr_h5_type type, int32_
 dr_status dr_h5_read_strings(dr_h5 *file, const char *name, int64_t *n, char ***out_strings);
 void dr_h5_free_strings(char **strings, int64_t n);
 
-// A virtual dataset that shows `source` of another file (path relative to this file's folder) as `name`.
-dr_status dr_h5_write_virtual(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
-                              const int64_t *shape, const char *source_file, const char *source);
-// The same made of parts: their rows follow each other along the first dimension and must add up to shape[0].
-// Reading one whose files are missing is an error here; other readers see NaN, or zeros in integers.
+// A virtual dataset that shows datasets of other files (paths relative to this file's folder): their rows
+// follow each other along the first dimension and must add up to shape[0]. Reading one whose files are
+// missing is an error here; other readers see NaN, or zeros in integers.
 typedef struct dr_h5_part {
     const char *file, *name;
     int64_t rows;
 } dr_h5_part;
 dr_status dr_h5_write_view(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
                            const int64_t *shape, const dr_h5_part *parts, int32_t n_parts);
+// The same of one or two dimensions, made of runs of flat datasets: their values follow each other, row after
+// row, wherever a row is cut.
+typedef struct dr_h5_run {
+    const char *file, *name;
+    int64_t length, first, count; // of the flat dataset; values first … first + count - 1 of it
+} dr_h5_run;
+dr_status dr_h5_write_runs(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims,
+                           const int64_t *shape, const dr_h5_run *runs, int32_t n_runs);
 
 #ifdef __cplusplus
 }

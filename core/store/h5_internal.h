@@ -1,5 +1,5 @@
-// What h5.c and h5_strings.c share. Identifiers of the library are int64_t here, so that this header does not
-// need <hdf5.h>.
+// What h5.c, h5_strings.c and h5_view.c share. Identifiers of the library are int64_t here, so that this
+// header does not need <hdf5.h>.
 #ifndef DR_CORE_STORE_H5_INTERNAL_H
 #define DR_CORE_STORE_H5_INTERNAL_H
 
@@ -21,6 +21,9 @@ struct dr_h5 {
 void dr_h5_note_reason(dr_h5 *file);
 // One line for a failed library call; the first one of a file being written makes its commit fail.
 dr_status dr_h5_fail(dr_h5 *file, const char *what, const char *name);
+
+int64_t dr_h5_native_type(dr_h5_type type);
+bool dr_h5_make_groups(dr_h5 *file, const char *name); // of a dataset's name
 
 // An open, empty dataset, chunked with Fletcher32; *out_chunk_rows (may be NULL) is the length of its chunks.
 // type: the library's id; size: bytes of one value. Negative on failure.

@@ -46,18 +46,26 @@ void dr_safetensor_values(const dr_safetensor *tensor, int64_t first, int64_t n,
 // it. dr_safetensors_read does it by itself.
 void dr_safetensor_release(const dr_safetensor *tensor);
 
-// One tensor to write, in F32, BF16 or F16 (rounded to nearest, ties to even); data borrowed until the call
-// returns.
+// Gives values that are not in memory, in pieces: of a tensor, `at` more than the number within it.
+typedef struct dr_safetensor_feed {
+    dr_status (*read)(void *context, int64_t first, int64_t n, float *out);
+    void *context;
+    int64_t at;
+} dr_safetensor_feed;
+
+// One tensor to write, in F32, BF16 or F16 (rounded to nearest, ties to even); data and feed borrowed until
+// the call returns.
 typedef struct dr_safetensor_source {
     const char *name;
     int32_t n_dims;
     int64_t shape[8];
     const float *data;
     dr_dtype dtype;
+    const dr_safetensor_feed *feed; // NULL: data has the values
 } dr_safetensor_source;
 int64_t dr_safetensor_source_bytes(const dr_safetensor_source *tensor); // in the file
 // Temporary name, fsync, rename, fsync of the folder. A failure leaves the old file as it was.
-// DR_ERR_NUMERIC: a value that its type does not hold.
+// DR_ERR_NUMERIC: a value that its type does not hold. A feed's error is passed on.
 dr_status dr_safetensors_write(const char *path, const dr_safetensor_source *tensors, int32_t n_tensors);
 
 #ifdef __cplusplus

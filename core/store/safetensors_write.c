@@ -44,7 +44,10 @@ int64_t dr_safetensor_source_bytes(const dr_safetensor_source *tensor) {
 }
 
 static const char *const dtype_names[] = {"F32", "BF16", "F16"}; // by dr_dtype
-enum { BLOCK = 4096 };                                           // values converted at a time
+enum {
+    BLOCK = 4096,   // values converted at a time
+    PIECE = 1 << 20 // values of a feed at a time
+};
 
 static dr_status check_names(const dr_safetensor_source *tensors, int32_t n_tensors) {
     for (int32_t i = 0; i < n_tensors; i++) {
@@ -90,23 +93,45 @@ static dr_status write_all(int fd, const void *bytes, size_t length, const char 
     return DR_OK;
 }
 
-static dr_status write_values(int fd, const dr_safetensor_source *tensor, const char *path) {
-    int64_t bytes = dr_safetensor_source_bytes(tensor), n = bytes / value_bytes(tensor);
-    if (tensor->dtype == DR_DTYPE_F32) return write_all(fd, tensor->data, (size_t)bytes, path);
+// Values from number `first` of the tensor on.
+static dr_status write_piece(int fd, const dr_safetensor_source *tensor, const char *path, int64_t first,
+                             int64_t n, const float *values) {
+    if (tensor->dtype == DR_DTYPE_F32) return write_all(fd, values, (size_t)n * sizeof *values, path);
     uint16_t block[BLOCK];
     for (int64_t at = 0; at < n; at += BLOCK) {
         int64_t count = n - at < BLOCK ? n - at : BLOCK;
         for (int64_t i = 0; i < count; i++) {
-            float value = tensor->data[at + i];
+            float value = values[at + i];
             block[i] = tensor->dtype == DR_DTYPE_BF16 ? to_bf16(value) : to_half(value);
             DR_CHECK(!isfinite(value) ||
                          (block[i] & 0x7FFF) < (tensor->dtype == DR_DTYPE_BF16 ? 0x7F80 : 0x7C00),
                      DR_ERR_NUMERIC, "%s: tensor %s: value %lld, %g, is too large for %s", path, tensor->name,
-                     (long long)(at + i), (double)value, dtype_names[tensor->dtype]);
+                     (long long)(first + at + i), (double)value, dtype_names[tensor->dtype]);
         }
         DR_TRY(write_all(fd, block, (size_t)count * sizeof *block, path));
     }
     return DR_OK;
+}
+
+static dr_status write_fed(int fd, const dr_safetensor_source *tensor, const char *path, int64_t n,
+                           float *piece) {
+    const dr_safetensor_feed *feed = tensor->feed;
+    for (int64_t at = 0; at < n; at += PIECE) {
+        int64_t count = n - at < PIECE ? n - at : PIECE;
+        DR_TRY(feed->read(feed->context, feed->at + at, count, piece));
+        DR_TRY(write_piece(fd, tensor, path, at, count, piece));
+    }
+    return DR_OK;
+}
+
+static dr_status write_values(int fd, const dr_safetensor_source *tensor, const char *path) {
+    int64_t n = dr_safetensor_source_bytes(tensor) / value_bytes(tensor);
+    float *piece = NULL;
+    if (!tensor->feed) return write_piece(fd, tensor, path, 0, n, tensor->data);
+    DR_TRY(dr_alloc_unset(&piece, "values on their way", n < PIECE ? n : PIECE, sizeof *piece));
+    dr_status status = write_fed(fd, tensor, path, n, piece);
+    dr_free(piece);
+    return status;
 }
 
 dr_status dr_safetensors_write(const char *path, const dr_safetensor_source *tensors, int32_t n_tensors) {
