@@ -2,7 +2,6 @@
 // from the host and from other learners.
 #include "core/model/lm_shard.h"
 
-#include "core/base/alloc.h"
 #include "core/model/lm_internal.h"
 
 enum {
@@ -212,11 +211,7 @@ static dr_status share_rounded(dr_lm *lm, dr_collective *learners, dr_shard *par
     return share_vectors(lm, learners, parts);
 }
 
-dr_status dr_lm_share(dr_lm *lm, dr_collective *learners) {
-    dr_shard *parts = NULL;
-    DR_TRY(dr_alloc(&parts, "learners' parts", learners->size, sizeof *parts));
-    dr_status status = (lm->vectors ? share_rounded : share_floats)(lm, learners, parts);
-    dr_free(parts);
-    DR_TRY(status);
+dr_status dr_lm_share(dr_lm *lm, dr_collective *learners, dr_shard *parts) {
+    DR_TRY((lm->vectors ? share_rounded : share_floats)(lm, learners, parts));
     return dr_lm_weights_changed(lm);
 }

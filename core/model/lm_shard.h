@@ -23,10 +23,10 @@ float *dr_lm_master(dr_lm *lm, dr_shard shard);
 // values, vectors, products. dr_lm_weights_changed follows on what is put.
 dr_status dr_lm_put(dr_lm *lm, int64_t at, int64_t n, const float *values);
 // After each learner has changed the fp32 values of its own shard: all have all weights, and the model's are
-// repacked. Where fp32 is shared out, owners round and 2 bytes a value of a matrix go round, through a buffer
-// of bounded size; else fp32 goes round and is rounded by everyone. The same bits. DR_ERR_ARGUMENT: a group
-// of another shape than the model was loaded for.
-dr_status dr_lm_share(dr_lm *lm, dr_collective *learners);
+// repacked. parts [size] is scratch. Where fp32 is shared out, owners round and 2 bytes a value of a matrix
+// go round, through a buffer of bounded size; else fp32 goes round and is rounded by everyone. The same bits.
+// DR_ERR_ARGUMENT: a group of another shape than the model was loaded for.
+dr_status dr_lm_share(dr_lm *lm, dr_collective *learners, dr_shard *parts);
 
 // Bytes of what one of n learners keeps beside what products read, at most; an outline is enough.
 int64_t dr_lm_weights_memory(const dr_lm *lm, int n_learners);

@@ -160,7 +160,7 @@ dr_status dr_optimizer_step(dr_optimizer *o, const float *gradient, float learni
                                   .t = o->age + 1};
     b->ops->adamw(b, dr_lm_master(o->lm, o->shard), gradient + begin, o->m, o->v, o->shard.end - begin, scale,
                   &settings);
-    DR_TRY(is_alone(o) ? dr_lm_weights_changed(o->lm) : dr_lm_share(o->lm, o->learners));
+    DR_TRY(is_alone(o) ? dr_lm_weights_changed(o->lm) : dr_lm_share(o->lm, o->learners, o->parts));
     o->updates++;
     o->age++;
     *out_norm = norm;
