@@ -13,6 +13,7 @@
 #include "core/learn/checkpoint.h"
 #include "core/learn/learner.h"
 #include "core/learn/memory_plan.h"
+#include "core/model/lm_shard.h"
 #include "core/model/optimizer.h"
 #include "tests/tiny_rollout.h"
 
@@ -43,7 +44,7 @@ static dr_rollout_parts parts_of(dr_lm *lm) {
     return parts;
 }
 
-static dr_memory_plan plan_of(dr_backend *b, dr_activations activations, bool has_reference) {
+static dr_memory_plan plan_of(dr_backend *b, dr_activations activations, bool has_reference, int n_learners) {
     dr_lm_config config = policy_config();
     dr_lm *outline = NULL;
     dr_memory_plan plan;
@@ -54,13 +55,14 @@ static dr_memory_plan plan_of(dr_backend *b, dr_activations activations, bool ha
                              .activations = activations,
                              .has_reference = has_reference,
                              .n_samples = SAMPLES,
-                             .n_learners = 1};
+                             .n_learners = n_learners};
     check_ok(dr_memory_plan_make(&needs, &plan));
     dr_lm_destroy(outline);
     return plan;
 }
 
 typedef struct worker {
+    dr_collective learners;
     dr_lm *lm, *reference;
     dr_optimizer *optimizer;
     dr_learner *learner;
@@ -68,13 +70,45 @@ typedef struct worker {
     float *gradient;
 } worker;
 
-static void worker_make(dr_backend *b, dr_activations activations, bool has_reference, worker *w) {
+// Learners that never come, and are not waited for: what this one takes does not depend on them.
+static dr_status no_sum(dr_collective *c, float *values, int64_t n) {
+    (void)c, (void)values, (void)n;
+    return DR_OK;
+}
+
+static dr_status no_gather(dr_collective *c, void *bytes, const dr_shard *parts) {
+    (void)c, (void)bytes, (void)parts;
+    return DR_OK;
+}
+
+static const dr_collective_ops nobody = {
+    .reduce_scatter_sum = no_sum, .all_gather = no_gather, .all_gather_host = no_gather};
+
+// A folder with the policy, for learners that share it.
+static const char *policy_folder(void) {
+    static char dir[300];
+    dr_lm_config config = policy_config();
+    dr_lm *lm = NULL;
+    snprintf(dir, sizeof dir, "%s", check_scratch_dir());
+    check_ok(dr_lm_create(backend, &config, 3, &lm));
+    check_ok(dr_lm_save(lm, dir, DR_SAVE_FP32));
+    dr_lm_destroy(lm);
+    return dir;
+}
+
+// dir: of the policy, where several learners share it.
+static void worker_make(dr_backend *b, dr_activations activations, bool has_reference, int n_learners,
+                        const char *dir, worker *w) {
     dr_lm_config config = policy_config();
     const dr_optimizer_settings settings = {0.9f, 0.95f, 1e-8f, 0.0f, 1.0f};
-    check_ok(dr_lm_create(b, &config, 3, &w->lm));
+    w->learners = (dr_collective){.ops = &nobody, .size = n_learners};
+    if (dir)
+        check_ok(dr_lm_load_shard(b, dir, 0, n_learners, &w->lm));
+    else
+        check_ok(dr_lm_create(b, &config, 3, &w->lm));
     if (has_reference) check_ok(dr_lm_create(b, &config, 3, &w->reference));
     dr_rollout_parts parts = parts_of(w->lm);
-    check_ok(dr_optimizer_create(w->lm, &settings, NULL, &w->optimizer));
+    check_ok(dr_optimizer_create(w->lm, &settings, &w->learners, &w->optimizer));
     check_ok(dr_learner_create(w->lm, w->reference, PACK, parts.protocol.max_total_tokens, activations,
                                &w->learner));
     check_ok(dr_memory_create(b, &w->gradient, "gradient", dr_lm_n_params(w->lm), sizeof(float)));
@@ -127,16 +161,18 @@ static double in_use(void) {
 
 // What is planned is at least what is taken, and at most a third more: scratch is counted for the longest
 // sequences and largest matrices that could meet.
-static void compare(dr_precision precision, dr_activations activations, bool has_reference) {
+static void compare(dr_precision precision, dr_activations activations, bool has_reference, int n_learners) {
     dr_backend *b = NULL;
     worker w = {0};
+    const char *dir = n_learners > 1 ? policy_folder() : NULL;
     double before = in_use();
     check_ok(dr_backend_cpu_create(precision, 2, &b));
-    dr_memory_plan plan = plan_of(b, activations, has_reference);
-    worker_make(b, activations, has_reference, &w);
+    dr_memory_plan plan = plan_of(b, activations, has_reference, n_learners);
+    worker_make(b, activations, has_reference, n_learners, dir, &w);
     worker_step(&w, has_reference);
     double taken = in_use() - before, planned = (double)plan.bytes;
-    print_message("planned %.1f MB, taken %.1f MB\n", planned * 1e-6, taken * 1e-6);
+    print_message("%d learner%s: planned %.1f MB, taken %.1f MB\n", n_learners, n_learners > 1 ? "s" : "",
+                  planned * 1e-6, taken * 1e-6);
     if (planned < taken) fail_msg("%.0f bytes were planned, %.0f are taken", planned, taken);
     if (planned > 4.0 / 3.0 * taken) fail_msg("%.0f bytes were planned, only %.0f are taken", planned, taken);
     worker_free(b, &w);
@@ -148,12 +184,14 @@ static void test_taken(void **state) {
 #if defined(__SANITIZE_ADDRESS__)
     skip(); // its allocator has other counters
 #endif
-    compare(DR_FP32, DR_KEEP_ACTIVATIONS, false);
-    compare(DR_FP32, DR_RECOMPUTE, true);
+    compare(DR_FP32, DR_KEEP_ACTIVATIONS, false, 1);
+    compare(DR_FP32, DR_RECOMPUTE, true, 1);
+    compare(DR_FP32, DR_RECOMPUTE, false, 3);
     dr_cpu_lanes_only(true);
-    compare(DR_BF16, DR_KEEP_ACTIVATIONS, false);
+    compare(DR_BF16, DR_KEEP_ACTIVATIONS, false, 1);
+    compare(DR_BF16, DR_RECOMPUTE, false, 2);
     dr_cpu_lanes_only(false);
-    compare(DR_BF16, DR_RECOMPUTE, false);
+    for (int n = 1; n <= 4; n *= 2) compare(DR_BF16, DR_RECOMPUTE, false, n);
 }
 
 // Logits that oneDNN makes for more rows than there are, of a vocabulary wider than all layers.
@@ -213,17 +251,40 @@ static void test_parts(void **state) {
     check_ok(dr_backend_cpu_create(DR_FP32, 1, &b));
     check_ok(dr_lm_outline(b, &config, &lm));
     int64_t n = dr_lm_n_params(lm), sum = 0;
-    dr_memory_plan kept = plan_of(b, DR_KEEP_ACTIVATIONS, false), again = plan_of(b, DR_RECOMPUTE, true);
+    dr_memory_plan kept = plan_of(b, DR_KEEP_ACTIVATIONS, false, 1),
+                   again = plan_of(b, DR_RECOMPUTE, true, 1);
+    dr_memory_plan third = plan_of(b, DR_KEEP_ACTIVATIONS, false, 3);
     assert_int_equal(part(&kept, "weights"), 4 * n);
     assert_int_equal(part(&kept, "weights in bf16"), 0);
     assert_int_equal(part(&kept, "gradient"), 4 * n);
     assert_int_equal(part(&kept, "moments"), 8 * n);
     assert_int_equal(part(&kept, "frozen policy"), 0);
     assert_int_equal(part(&again, "frozen policy"), 4 * n);
+    assert_int_equal(part(&third, "weights"), 4 * n); // fp32: the products read them
+    assert_int_equal(part(&third, "moments"), 8 * dr_shard_of(n, 0, 3).end);
     assert_true(part(&again, "activations") < part(&kept, "activations"));
     for (int i = 0; i < DR_MEMORY_PARTS; i++) sum += kept.parts[i].bytes;
     assert_int_equal(sum, kept.bytes);
     assert_int_equal(kept.host, 0);
+    dr_lm_destroy(lm);
+    dr_backend_cpu_destroy(b);
+}
+
+// In bf16 several learners share the fp32 weights out; a frozen policy stays whole.
+static void test_shares(void **state) {
+    (void)state;
+    dr_backend *b = NULL;
+    dr_lm *lm = NULL;
+    dr_lm_config config = policy_config();
+    check_ok(dr_backend_cpu_create(DR_BF16, 1, &b));
+    check_ok(dr_lm_outline(b, &config, &lm));
+    int64_t n = dr_lm_n_params(lm);
+    for (int n_learners = 2; n_learners <= 8; n_learners *= 2) {
+        dr_memory_plan plan = plan_of(b, DR_RECOMPUTE, true, n_learners);
+        int64_t share = 4 * dr_shard_of(n, 0, n_learners).end, weights = part(&plan, "weights");
+        assert_true(weights > share && weights < share + 2 * n); // what is on its way comes to it
+        assert_int_equal(part(&plan, "frozen policy"), 4 * n + part(&plan, "weights in bf16"));
+    }
     dr_lm_destroy(lm);
     dr_backend_cpu_destroy(b);
 }
@@ -321,7 +382,7 @@ static void test_host_copies(void **state) {
     dr_optimizer *optimizer = NULL;
     check_ok(dr_backend_cpu_create(DR_FP32, 1, &inner));
     dr_backend b = closed_backend();
-    dr_memory_plan plan = plan_of(&b, DR_KEEP_ACTIVATIONS, false);
+    dr_memory_plan plan = plan_of(&b, DR_KEEP_ACTIVATIONS, false, 1);
     double planned = (double)part(&plan, "copy of weights on the host");
     check_ok(dr_lm_create(&b, &config, 3, &lm));
     check_ok(dr_optimizer_create(lm, &settings, NULL, &optimizer));
@@ -385,10 +446,10 @@ static void test_retrievals(void **state) {
     // a plan has them where they live
     dr_backend *b = NULL;
     check_ok(dr_backend_cpu_create(DR_FP32, 1, &b));
-    dr_memory_plan open = plan_of(b, DR_KEEP_ACTIVATIONS, false);
+    dr_memory_plan open = plan_of(b, DR_KEEP_ACTIVATIONS, false, 1);
     inner = b;
     dr_backend behind = closed_backend();
-    dr_memory_plan closed = plan_of(&behind, DR_KEEP_ACTIVATIONS, false);
+    dr_memory_plan closed = plan_of(&behind, DR_KEEP_ACTIVATIONS, false, 1);
     assert_int_equal(part(&open, "retrievals on the host"), 0);
     assert_int_equal(part(&closed, "retrievals") + part(&closed, "retrievals on the host"),
                      part(&open, "retrievals"));
@@ -513,11 +574,17 @@ static void test_free_here(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_taken),          cmocka_unit_test(test_parts),
-        cmocka_unit_test(test_gate_and_up),    cmocka_unit_test(test_library_logits),
-        cmocka_unit_test(test_host_copies),    cmocka_unit_test(test_retrievals),
-        cmocka_unit_test(test_refusal),        cmocka_unit_test(test_free_without_limits),
-        cmocka_unit_test(test_free_in_groups), cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_taken),
+        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_gate_and_up),
+        cmocka_unit_test(test_library_logits),
+        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_host_copies),
+        cmocka_unit_test(test_retrievals),
+        cmocka_unit_test(test_refusal),
+        cmocka_unit_test(test_free_without_limits),
+        cmocka_unit_test(test_free_in_groups),
+        cmocka_unit_test(test_cache),
         cmocka_unit_test(test_free_here),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

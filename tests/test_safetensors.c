@@ -320,6 +320,49 @@ static void test_short_types(void **state) {
     check_short_type(DR_DTYPE_F16, 0x7C00);
 }
 
+// Values that are counted from 100 on, until one that cannot be had.
+static dr_status read_counted(void *context, int64_t first, int64_t n, float *out) {
+    const int64_t *end = context;
+    DR_CHECK(first + n <= *end, DR_ERR_IO, "value %lld cannot be had", (long long)*end);
+    for (int64_t i = 0; i < n; i++) out[i] = (float)(first + i);
+    return DR_OK;
+}
+
+// A tensor that comes in pieces is the same file.
+static void test_fed(void **state) {
+    (void)state;
+    enum { N = (2 << 20) + 7 };
+    const dr_dtype dtypes[] = {DR_DTYPE_F32, DR_DTYPE_BF16};
+    const char *dir = check_scratch_dir(), *whole = check_path(dir, "whole"), *fed = check_path(dir, "fed");
+    float *values = NULL;
+    int64_t end = 100 + N;
+    const dr_safetensor_feed feed = {read_counted, &end, 100};
+    check_ok(dr_alloc(&values, "values", N, sizeof *values));
+    for (int64_t i = 0; i < N; i++) values[i] = (float)(100 + i);
+    for (int d = 0; d < 2; d++) {
+        dr_safetensor_source sources[] = {{"a", 1, {3}, values, dtypes[d], NULL},
+                                          {"b", 1, {N}, values, dtypes[d], NULL}};
+        size_t lengths[2];
+        check_ok(dr_safetensors_write(whole, sources, 2));
+        sources[1].data = NULL;
+        sources[1].feed = &feed;
+        check_ok(dr_safetensors_write(fed, sources, 2));
+        char *bytes[] = {check_read_file(whole, &lengths[0]), check_read_file(fed, &lengths[1])};
+        assert_int_equal(lengths[0], lengths[1]);
+        assert_memory_equal(bytes[0], bytes[1], lengths[0]);
+        end--;
+        check_error(dr_safetensors_write(fed, sources, 2), DR_ERR_IO, "cannot be had");
+        end++;
+        char *after = check_read_file(fed, &lengths[1]);
+        assert_int_equal(lengths[0], lengths[1]);
+        assert_memory_equal(bytes[0], after, lengths[0]); // the old file
+        free(bytes[0]);
+        free(bytes[1]);
+        free(after);
+    }
+    dr_free(values);
+}
+
 static void write_too_much(const char *path, const char *reason) {
     float *values = NULL;
     check_ok(dr_alloc(&values, "values", 1 << 20, sizeof(float)));
@@ -546,7 +589,7 @@ int main(void) {
         cmocka_unit_test(test_written),         cmocka_unit_test(test_short_types),
         cmocka_unit_test(test_file_size_limit), cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_damage),          cmocka_unit_test(test_index),
-        cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_shards),          cmocka_unit_test(test_fed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
