@@ -15,18 +15,17 @@ extern "C" {
 // them can is agreed on through host before any of them waits for another one. *out_collective is the
 // caller's, written on success only. backend and host are borrowed and must outlive it.
 //   reduce_scatter_sum, all_gather: values and bytes are memory of `backend`, DEVICE memory, where the alone
-//   and MPI bodies take host memory. They go behind what is on the backend's stream and return when the result is
-//   there. Rank order and single fp32 additions: the bits of the MPI body, but for the payload of a NaN. The
-//   deadline holds for the whole call: the work that was on the stream before it and the wait for ranks that
-//   come later included. After a failure `values` are lost and the communicator is given up: every later call
-//   of these is DR_ERR_PEER.
-//   reduce_scatter_begin: final is what the work on the backend's stream so far makes so. Chunks of it go on
-//   a stream of their own, behind that work and beside what follows: the last 256 / (size + 2) chunks of the
-//   values at most, the others with the sum. Until the sum, what waits for all work of the device
-//   (memory_destroy, scratch that grows) waits for the other ranks to send these chunks, which each does
-//   without waiting for anything more of this rank; that wait has no deadline, and where a rank never sends
-//   them the end of the job ends it.
-//   all_gather_host, allreduce_sum_double and broadcast: host's, on host memory.
+//   and MPI bodies take host memory. They go behind what is on the backend's stream and return when the
+//   result is there. Rank order and single fp32 additions: the bits of the MPI body, but for the payload of a
+//   NaN. The deadline holds for the whole call: the work that was on the stream before it and the wait for
+//   ranks that come later included. After a failure `values` are lost and the communicator is given up: every
+//   later call of these is DR_ERR_PEER. reduce_scatter_begin: final is what the work on the backend's stream
+//   so far makes so. Chunks of it go on a stream of their own, behind that work and beside what follows: the
+//   last 256 / (size + 2) chunks of the values at most, the others with the sum. Until the sum, what waits
+//   for all work of the device (memory_destroy, scratch that grows) waits for the other ranks to send these
+//   chunks, which each does without waiting for anything more of this rank; that wait has no deadline, and
+//   where a rank never sends them the end of the job ends it. all_gather_host, allreduce_sum_double and
+//   broadcast: host's, on host memory.
 // Takes size · chunk floats of backend memory once, for begun sums and others; a chunk is 4 Mi values, less
 // from 17 ranks on: 256 MiB at most. The library, libnccl.so.2, is looked for here and not when the program
 // starts; it stays loaded. Errors of create: DR_ERR_UNSUPPORTED, in words and on every rank, when the backend
