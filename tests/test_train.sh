@@ -135,6 +135,26 @@ train "$work/f" 6 --set run.stop_after=3 || code=$? # four learners, a part of t
 train "$work/f" 1 --resume
 [ "$(wc -l < "$work/f/metrics.jsonl")" = 6 ] || fail "four learners' checkpoint resumed by one: lines of metrics"
 
+# in bf16 two learners share the fp32 weights out: interrupted, resumed, exported; and four of them, whose checkpoint one loads
+train "$work/s" 4 --set model.precision=bf16
+[ -e "$work/s/policy_stage1/model.safetensors" ] || fail "bf16 on 4 ranks: no policy after stage 1"
+code=0
+train "$work/s2" 4 --set model.precision=bf16 --set run.stop_after=3 || code=$?
+[ "$code" != 0 ] || fail "an interrupted run in bf16 ends with 0"
+train "$work/s2" 4 --set model.precision=bf16 --resume
+same "$work/s" "$work/s2" "bf16 on 4 ranks, resumed"
+"$deeprec" export --checkpoint "$work/s/checkpoints/step_000006" --model "$work/warm" --out "$work/exported_bf16"
+cmp -s "$work/exported_bf16/model.safetensors" "$work/s/policy/model.safetensors" || fail "bf16: the exported weights differ from the final ones"
+printf 'x' | dd of="$work/s/checkpoints/step_000006/rank_1.h5" bs=1 seek=4000 conv=notrunc 2> /dev/null
+rm -rf "$work/s/policy"
+train "$work/s" 4 --set model.precision=bf16 --resume 2> "$work/damage"
+grep -q "rank_1.h5 is damaged" "$work/damage" || fail "bf16: the damaged part is not named"
+same "$work/s" "$work/s2" "bf16 on 4 ranks, from an older checkpoint"
+code=0
+train "$work/s3" 6 --set model.precision=bf16 --set run.stop_after=3 || code=$?
+train "$work/s3" 1 --set model.precision=bf16 --resume
+[ "$(wc -l < "$work/s3/metrics.jsonl")" = 6 ] || fail "bf16: four learners' checkpoint resumed by one: lines of metrics"
+
 # export opens, evaluation runs, unknown settings are named
 "$deeprec" export --checkpoint "$work/c/checkpoints/step_000006" --model "$work/warm" --out "$work/exported"
 cmp -s "$work/exported/model.safetensors" "$work/c/policy/model.safetensors" || fail "the exported weights differ from the final ones"

@@ -52,8 +52,9 @@ dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info);
 // Fills weights, those that this model keeps, and, when optimizer is not NULL, the moments of its shard and
 // the update count; then repacks the weights. DR_ERR_FORMAT: of another model, by the name of a tensor.
 dr_status dr_checkpoint_load(dr_lm *lm, dr_optimizer *optimizer, const char *dir);
-// dr_lm_save of a checkpoint's weights as DR_SAVE_FP32, in pieces from its files: memory for them is not
-// wanted. lm: of the same shape; an outline is enough. Digests are checked first.
+// dr_lm_save of a checkpoint's weights as DR_SAVE_FP32, in pieces from its files: memory for all of them is
+// not wanted. lm: of the same shape; an outline is enough. For a checkpoint that was just written or loaded:
+// the digests of its files, which cost reading the moments too, are not checked again.
 dr_status dr_checkpoint_export(const dr_lm *lm, const char *dir, const char *out_dir);
 
 #ifdef __cplusplus

@@ -293,10 +293,7 @@ static dr_status read_parameters(void *context, int64_t first, int64_t n, float 
 }
 
 dr_status dr_checkpoint_export(const dr_lm *lm, const char *dir, const char *out_dir) {
-    dr_checkpoint_info info = {0};
     dr_h5 *view = NULL;
-    DR_TRY(dr_checkpoint_verify(dir, &info));
-    dr_checkpoint_info_reset(&info);
     DR_TRY(open_view(dir, &view));
     const dr_lm_source source = {read_parameters, view};
     dr_status status = check_tensors(view, lm);

@@ -80,6 +80,13 @@ echo "training: the same weights in two orders, the same step with two workers"
 export DR_EMULATED_DEVICES=2
 train devices late 4
 cmp two/policy/model.safetensors devices/policy/model.safetensors || fail "other weights where gradients go through NCCL"
+# In bf16 each of them keeps its share of the fp32 weights.
+train devices_bf16 late 4 --set model.precision=bf16
+unset DR_EMULATED_DEVICES
+train two_bf16 7 4 --set model.precision=bf16 --set ranks.share_devices=true
+cmp two_bf16/policy/model.safetensors devices_bf16/policy/model.safetensors || fail "bf16: other weights where they go through NCCL"
+if cmp -s two/policy/model.safetensors two_bf16/policy/model.safetensors; then fail "bf16 and fp32 end in the same weights"; fi
+export DR_EMULATED_DEVICES=2
 code=0
 DR_EMULATED_NCCL_FAULT=error:1:4 train failed early 4 2>failed.txt || code=$?
 [ $code = 1 ] || fail "a failure of NCCL ends with $code, expected 1"
