@@ -12,7 +12,7 @@
 
 enum {
     SLICE = 1 << 16, // values that one thread reads at a time
-    PIECE = 1 << 20  // of a model that does not keep them all as they stand in the folder
+    PIECE = 1 << 22  // of a model that does not keep them all, at a time
 };
 
 static void tensor_shape(const dr_lm_tensor *t, int64_t shape[2], int32_t *n_dims) {
