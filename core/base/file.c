@@ -4,10 +4,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "core/base/alive.h"
 
 static dr_status read_all(int fd, const char *path, int64_t max_bytes, dr_buf *buf) {
     char chunk[65536];
@@ -68,8 +71,34 @@ static dr_status sync_folder_of(const char *path) {
     return sync_path(folder, O_RDONLY | O_DIRECTORY);
 }
 
+// Most of what a flush of the whole file would do, piece by piece: as one it may take minutes.
+static dr_status flush_in_pieces(int fd, const char *path) {
+    enum { PIECE = 64 << 20 };
+    const unsigned flags = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    struct stat info;
+    if (fstat(fd, &info) != 0) return DR_OK; // what follows says why
+    for (off_t at = 0; at < info.st_size; at += PIECE) {
+        if (sync_file_range(fd, at, PIECE, flags) != 0) {
+            bool is_unknown = errno == EINVAL || errno == ENOSYS || errno == ESPIPE; // of this file system
+            return is_unknown ? DR_OK
+                              : DR_FAIL(DR_ERR_IO, "%s: cannot flush to disk: %s", path, strerror(errno));
+        }
+        DR_TRY(dr_alive_work());
+    }
+    return DR_OK;
+}
+
+static dr_status flush_file(const char *path) {
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) return DR_FAIL(DR_ERR_IO, "%s: cannot open to flush: %s", path, strerror(errno));
+    dr_status status = flush_in_pieces(fd, path);
+    close(fd);
+    return status;
+}
+
 dr_status dr_file_commit(const char *temp_path, const char *path) {
     dr_status status = DR_OK;
+    DR_TRY_GOTO(status, flush_file(temp_path), remove_temp);
     DR_TRY_GOTO(status, sync_path(temp_path, O_RDWR), remove_temp);
     DR_CHECK_GOTO(rename(temp_path, path) == 0, status, DR_ERR_IO, remove_temp, "%s: cannot rename to %s: %s",
                   temp_path, path, strerror(errno));

@@ -2,6 +2,8 @@
 #include "core/learn/checkpoint_internal.h"
 
 #include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +12,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "core/base/alive.h"
 #include "core/base/file.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
@@ -29,14 +32,34 @@ dr_status dr_checkpoint_dir(const char *run_dir, int64_t step, char **out_dir) {
     return DR_OK;
 }
 
-static dr_status file_digest(const char *path, int64_t *out_bytes, char out[24]) {
-    dr_buf bytes = {0};
-    dr_status status = dr_file_read(path, 0, &bytes);
-    if (status == DR_OK) {
-        *out_bytes = (int64_t)bytes.length;
-        snprintf(out, 24, "%016llx", (unsigned long long)XXH3_64bits(bytes.data, bytes.length));
+enum { DIGEST_PIECE = 1 << 20 }; // bytes read at a time: files are larger than memory may be
+
+static dr_status digest_open(int fd, const char *path, XXH3_state_t *state, char *piece, int64_t *out_bytes) {
+    int64_t total = 0;
+    for (;;) {
+        ssize_t got = read(fd, piece, DIGEST_PIECE);
+        if (got < 0 && errno == EINTR) continue;
+        DR_CHECK(got >= 0, DR_ERR_IO, "%s: cannot read: %s", path, strerror(errno));
+        if (got == 0) break;
+        XXH3_64bits_update(state, piece, (size_t)got);
+        total += got;
+        DR_TRY(dr_alive_work());
     }
-    dr_buf_reset(&bytes);
+    *out_bytes = total;
+    return DR_OK;
+}
+
+static dr_status file_digest(const char *path, int64_t *out_bytes, char out[24]) {
+    char *piece = NULL;
+    XXH3_state_t state;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    DR_CHECK(fd >= 0, DR_ERR_IO, "%s: cannot open: %s", path, strerror(errno));
+    XXH3_64bits_reset(&state);
+    dr_status status = dr_alloc_unset(&piece, "piece of a file", DIGEST_PIECE, 1);
+    if (status == DR_OK) status = digest_open(fd, path, &state, piece, out_bytes);
+    if (status == DR_OK) snprintf(out, 24, "%016llx", (unsigned long long)XXH3_64bits_digest(&state));
+    dr_free(piece);
+    close(fd);
     return status;
 }
 
@@ -199,10 +222,21 @@ static dr_status check_step(const char *dir, int64_t step) {
     return DR_OK;
 }
 
-dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info) {
+dr_status dr_checkpoint_read(const char *dir, dr_checkpoint_info *out_info) {
     dr_checkpoint_info info = {0};
     dr_status status = read_manifest(dir, &info);
     if (status == DR_OK) status = check_step(dir, info.step);
+    if (status != DR_OK) {
+        dr_checkpoint_info_reset(&info);
+        return status;
+    }
+    *out_info = info;
+    return DR_OK;
+}
+
+dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info) {
+    dr_checkpoint_info info = {0};
+    dr_status status = dr_checkpoint_read(dir, &info);
     for (int32_t i = 0; i < info.n_files && status == DR_OK; i++) status = check_file(dir, &info.files[i]);
     if (status == DR_OK) status = check_file(dir, &info.view);
     if (status != DR_OK) {

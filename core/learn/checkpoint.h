@@ -25,7 +25,7 @@ typedef struct dr_checkpoint_info {
     char config_hash[24];
     int32_t n_files;
     dr_checkpoint_file *files; // [n_files], owned
-    dr_checkpoint_file view;   // set by verify
+    dr_checkpoint_file view;   // set by read and verify
 } dr_checkpoint_info;
 void dr_checkpoint_info_reset(dr_checkpoint_info *info);
 
@@ -47,7 +47,9 @@ dr_status dr_checkpoint_prune(const char *run_dir, int32_t keep);
 // *out_step = -1 when there is none at all; DR_ERR_FORMAT when there are some and none is usable: a run never
 // starts over silently.
 dr_status dr_checkpoint_find(const char *run_dir, int64_t *out_step);
-// manifest.json with the digests of all files checked, and its step against the folder's name.
+// manifest.json, by its own digest, and its step against the folder's name; no other file is read.
+dr_status dr_checkpoint_read(const char *dir, dr_checkpoint_info *out_info);
+// The same, and the digests of all files checked.
 dr_status dr_checkpoint_verify(const char *dir, dr_checkpoint_info *out_info);
 // Fills weights, those that this model keeps, and, when optimizer is not NULL, the moments of its shard and
 // the update count; then repacks the weights. DR_ERR_FORMAT: of another model, by the name of a tensor.

@@ -2,6 +2,7 @@
 // only.
 #include <string.h>
 
+#include "core/base/alive.h"
 #include "core/base/alloc.h"
 #include "core/model/lm_internal.h"
 
@@ -259,6 +260,7 @@ static dr_status body_forward(dr_lm *lm, dr_lm_workspace *w, const dr_pack *pack
         DR_TRY(layer_activate(lm, layer, a, is_last ? w->top_att : a->att, is_last ? w->top : a->x, n));
         layer_result to = result_of(lm, w, i);
         DR_TRY(layer_finish(lm, layer, a, n, &to));
+        DR_TRY(dr_alive_work());
     }
     return DR_OK;
 }
@@ -339,6 +341,7 @@ static dr_status layer_backward_first(dr_lm *lm, const lm_layer *layer, const la
 }
 
 static dr_status tell(const dr_gradient_ready *ready, int64_t begin, int64_t end) {
+    DR_TRY(dr_alive_work());
     return ready ? ready->tell(ready->context, begin, end) : DR_OK;
 }
 

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "core/base/alive.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "core/rec/trm_internal.h"
@@ -312,6 +313,7 @@ static dr_status wait_done(dr_trm_retrieval *r, dr_transfer *transfer, double de
     for (double pause = 2e-5; !is_done; pause = pause < 5e-4 ? 2 * pause : 1e-3) {
         DR_CHECK(dr_clock_seconds() < end, DR_ERR_TIMEOUT, "retrieval of %lld requests: not done after %g s",
                  (long long)r->n, deadline_s);
+        DR_TRY(dr_alive_wait());
         dr_clock_sleep(pause);
         DR_TRY(b->ops->transfer_done(b, transfer, &is_done));
     }

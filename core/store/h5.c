@@ -9,6 +9,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "core/base/alive.h"
 #include "core/base/alloc.h"
 #include "core/base/file.h"
 #include "core/store/h5_internal.h"
@@ -353,17 +354,34 @@ void dr_h5_set_deflate(dr_h5 *file, int32_t level) {
     file->deflate = level;
 }
 
+// Rows of `row` values, whole chunks as dr_h5_dataset_create makes them, so that those who wait hear of it.
+static dr_status move_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5_type type, int64_t row,
+                             int64_t first, int64_t count, void *memory, bool is_write) {
+    enum { CHUNKS = 16 };
+    int64_t bytes = row * (int64_t)type_size(type), rows = CHUNKS * (int64_t)DR_H5_CHUNK_BYTES / bytes;
+    if (bytes < DR_H5_CHUNK_BYTES) rows = CHUNKS * (DR_H5_CHUNK_BYTES / bytes);
+    if (rows < 1) rows = 1;
+    for (int64_t at = 0; at < count; at += rows) {
+        int64_t n = count - at < rows ? count - at : rows;
+        if (dr_h5_dataset_move(file, dataset, dr_h5_native_type(type), first + at, n,
+                               (char *)memory + at * bytes, is_write) != 0)
+            return dr_h5_fail(file, is_write ? "cannot write dataset" : "cannot read dataset", name);
+        DR_TRY(dr_alive_work());
+    }
+    return DR_OK;
+}
+
 dr_status dr_h5_write(dr_h5 *file, const char *name, dr_h5_type type, int32_t n_dims, const int64_t *shape,
                       const void *data, const char *description, const char *unit) {
     DR_ASSERT(n_dims >= 1 && n_dims <= DR_H5_MAX_DIMS);
-    size_t bytes = type_size(type);
-    for (int32_t i = 0; i < n_dims; i++) bytes *= (size_t)shape[i];
+    int64_t row = 1;
+    for (int32_t i = 1; i < n_dims; i++) row *= shape[i];
+    size_t bytes = (size_t)(shape[0] * row) * type_size(type);
     hid_t dataset = dr_h5_dataset_create(file, name, dr_h5_native_type(type), n_dims, shape, type_size(type),
                                          file->deflate, NULL);
     if (dataset < 0) return dr_h5_fail(file, "cannot create dataset", name);
-    bool ok =
-        bytes == 0 || H5Dwrite(dataset, dr_h5_native_type(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0;
-    dr_status status = ok ? DR_OK : dr_h5_fail(file, "cannot write dataset", name);
+    dr_status status =
+        bytes > 0 ? move_values(file, name, dataset, type, row, 0, shape[0], (void *)data, true) : DR_OK;
     if (H5Dclose(dataset) < 0 && status == DR_OK) status = dr_h5_fail(file, "cannot close dataset", name);
     DR_TRY(status);
     return dr_h5_notes_write(file, name, XXH3_64bits(data, bytes), description, unit);
@@ -531,10 +549,8 @@ static dr_status read_values(dr_h5 *file, const char *name, hid_t dataset, dr_h5
              (long long)(first + count), (long long)shape[0]);
     void *data = NULL;
     DR_TRY(dr_alloc(&data, name, count * row, type_size(type)));
-    dr_status status = DR_OK;
-    if (count * row > 0 &&
-        dr_h5_dataset_move(file, dataset, dr_h5_native_type(type), first, count, data, 0) != 0)
-        status = dr_h5_fail(file, "cannot read dataset", name);
+    dr_status status =
+        count * row > 0 ? move_values(file, name, dataset, type, row, first, count, data, false) : DR_OK;
     if (status == DR_OK && is_whole)
         status = dr_h5_digest_check(file, name, XXH3_64bits(data, (size_t)(count * row) * type_size(type)));
     if (status == DR_OK)

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/base/alive.h"
 #include "core/base/alloc.h"
 #include "core/base/file.h"
 #include "core/store/safetensors.h"
@@ -45,8 +46,9 @@ int64_t dr_safetensor_source_bytes(const dr_safetensor_source *tensor) {
 
 static const char *const dtype_names[] = {"F32", "BF16", "F16"}; // by dr_dtype
 enum {
-    BLOCK = 4096,   // values converted at a time
-    PIECE = 1 << 20 // values of a feed at a time
+    BLOCK = 4096,    // values converted at a time
+    PIECE = 1 << 20, // values of a feed at a time
+    MOST = 16 << 20  // bytes written at a time
 };
 
 static dr_status check_names(const dr_safetensor_source *tensors, int32_t n_tensors) {
@@ -84,11 +86,12 @@ static dr_status build_header(const dr_safetensor_source *tensors, int32_t n_ten
 static dr_status write_all(int fd, const void *bytes, size_t length, const char *path) {
     const char *at = bytes;
     while (length > 0) {
-        ssize_t wrote = write(fd, at, length);
+        ssize_t wrote = write(fd, at, length < MOST ? length : MOST);
         if (wrote < 0 && errno == EINTR) continue;
         DR_CHECK(wrote > 0, DR_ERR_IO, "%s: cannot write: %s", path, strerror(errno));
         at += wrote;
         length -= (size_t)wrote;
+        DR_TRY(dr_alive_work());
     }
     return DR_OK;
 }
