@@ -117,15 +117,15 @@ static dr_status make_learner(worker *w) {
                              &w->learner);
 }
 
-// Loads the frozen policy when the stage's one is another than the one held.
+// Loads the frozen policy when the stage's one is another than the one held, which goes first: the memory
+// plan has room for one.
 static dr_status use_reference(worker *w, const char *dir) {
     if (w->settings->loss.kl == DR_KL_OFF || strcmp(w->reference_dir, dir) == 0) return DR_OK;
-    dr_lm *fresh = NULL;
-    DR_TRY(dr_lm_load(w->assets->backend, dir, &fresh));
     dr_learner_destroy(w->learner);
-    w->learner = NULL;
     dr_lm_destroy(w->reference);
-    w->reference = fresh;
+    w->learner = NULL;
+    w->reference = NULL;
+    DR_TRY(dr_lm_load_frozen(w->assets->backend, dir, &w->reference));
     snprintf(w->reference_dir, sizeof w->reference_dir, "%s", dir);
     return make_learner(w);
 }

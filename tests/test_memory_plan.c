@@ -106,7 +106,11 @@ static void worker_make(dr_backend *b, dr_activations activations, bool has_refe
         check_ok(dr_lm_load_shard(b, dir, 0, n_learners, &w->lm));
     else
         check_ok(dr_lm_create(b, &config, 3, &w->lm));
-    if (has_reference) check_ok(dr_lm_create(b, &config, 3, &w->reference));
+    if (has_reference) { // as the worker has it
+        const char *folder = dir ? dir : check_scratch_dir();
+        if (!dir) check_ok(dr_lm_save(w->lm, folder, DR_SAVE_FP32));
+        check_ok(dr_lm_load_frozen(b, folder, &w->reference));
+    }
     dr_rollout_parts parts = parts_of(w->lm);
     check_ok(dr_optimizer_create(w->lm, &settings, &w->learners, &w->optimizer));
     check_ok(dr_learner_create(w->lm, w->reference, PACK, parts.protocol.max_total_tokens, activations,

@@ -23,6 +23,15 @@ static int64_t scratch_of(const dr_memory_needs *needs, int64_t *out_host) {
     return b->ops->pass_memory(b, &shape, out_host);
 }
 
+// The frozen policy is loaded while there is no learner: only where its matrix on the way is larger than the
+// activations that follow does it need room of its own.
+static int64_t reference_of(const dr_memory_needs *needs, int64_t activations) {
+    int64_t loading = 0;
+    if (!needs->has_reference) return 0;
+    int64_t bytes = dr_lm_frozen_memory(needs->rollout->lm, &loading);
+    return bytes + (loading > activations ? loading - activations : 0);
+}
+
 // Sums of all parts.
 static void add_up(dr_memory_plan *plan) {
     for (int i = 0; i < DR_MEMORY_PARTS; i++)
@@ -38,22 +47,20 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
     bool is_host = false;
     DR_TRY(dr_rollout_memory(needs->rollout, &cache, &passes));
     DR_TRY(dr_memory_is_host(b, &is_host));
-    int64_t weights = dr_lm_weights_memory(lm, needs->n_learners),
-            frozen = dr_lm_weights_memory(lm, 1) + products;
     dr_rollout_retrieval_memory(needs->rollout, &lists_on_host, &lists);
     int64_t scratch = scratch_of(needs, &scratch_on_host),
             head = b->ops->head_memory(b, pass_tokens(needs), c->vocab, c->hidden);
+    int64_t activations = dr_learner_memory(lm, needs->has_reference, needs->pack_tokens,
+                                            needs->rollout->protocol.max_total_tokens, needs->activations);
     dr_memory_plan plan = {
         .advice = "Smaller learn.pack_tokens, rollout.max_live or protocol.max_total_tokens, or "
                   "learn.recompute, take less",
-        .parts = {{.name = "weights", .bytes = weights},
+        .parts = {{.name = "weights", .bytes = dr_lm_weights_memory(lm, needs->n_learners)},
                   {.name = "weights in bf16", .bytes = products},
                   {.name = "gradient", .bytes = dr_lm_n_params(lm) * (int64_t)sizeof(float)},
                   {.name = "moments", .bytes = dr_optimizer_memory(lm, needs->n_learners)},
-                  {.name = "frozen policy", .bytes = needs->has_reference ? frozen : 0},
-                  {.name = "activations",
-                   .bytes = dr_learner_memory(lm, needs->has_reference, needs->pack_tokens,
-                                              needs->rollout->protocol.max_total_tokens, needs->activations)},
+                  {.name = "frozen policy", .bytes = reference_of(needs, activations)},
+                  {.name = "activations", .bytes = activations},
                   {.name = "loss head", .bytes = head},
                   {.name = "keys and values", .bytes = cache},
                   {.name = "decoding", .bytes = passes},

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/base/alive.h"
 #include "core/base/alloc.h"
 #include "core/base/rng.h"
 #include "core/model/lm_internal.h"
@@ -162,9 +163,8 @@ static void fill_tensor(const dr_lm *lm, int32_t i, uint64_t seed, int n_threads
         fill_normal(&stream, std, is_output ? output_scale : 1.0f, n, n_threads, values);
 }
 
-// Of the processor, to make values with: all of them where the backend is a device, whose host idles.
-static int threads_of(dr_lm *lm) {
-    bool is_host = lm->backend->ops->host_view(lm->backend, lm->params) != NULL;
+int dr_lm_host_threads(const dr_lm *lm) {
+    bool is_host = lm->backend->ops->host_view(lm->backend, lm->inv_freq) != NULL;
     return is_host ? lm->backend->n_threads : omp_get_max_threads();
 }
 
@@ -173,7 +173,7 @@ dr_status dr_lm_create(dr_backend *backend, const dr_lm_config *config, uint64_t
     dr_status status;
     DR_TRY(dr_lm_outline(backend, config, &lm));
     DR_TRY_GOTO(status, dr_lm_allocate(lm), destroy_lm);
-    int n_threads = threads_of(lm);
+    int n_threads = dr_lm_host_threads(lm);
     for (int32_t i = 0; i < lm->n_tensors; i++) {
         float *memory = lm->params + lm->tensors[i].offset, *values;
         int64_t n = lm->tensors[i].rows * lm->tensors[i].cols;
@@ -277,8 +277,10 @@ dr_pass_shape dr_lm_pass_shape(const dr_lm *lm, int64_t T) {
 dr_status dr_lm_weights_changed(dr_lm *lm) {
     dr_backend *b = lm->backend;
     DR_CHECK(!lm->is_frozen, DR_ERR_UNSUPPORTED, "a model that was loaded for reading cannot be changed");
-    for (int32_t p = 0; p < lm->n_products && !lm->vectors; p++) // else products have taken what changed
+    for (int32_t p = 0; p < lm->n_products && !lm->vectors; p++) { // else products have taken what changed
         DR_TRY(b->ops->weight_pack(b, *lm->products[p].w, lm->params + lm->products[p].at));
+        DR_TRY(dr_alive_work());
+    }
     lm->version++;
     return DR_OK;
 }

@@ -219,6 +219,8 @@ dr_status dr_lm_decode_burst(dr_lm *lm, dr_kv_cache *kv, const dr_lm_burst *burs
 // ---- memory: what the above takes, in bytes; an outline is enough ----
 
 // dr_lm_weights_memory, of what is kept as fp32, is lm_shard.h's.
+// All of dr_lm_load_frozen, of a model like lm; *out_loading: what it takes beside that until it returns.
+int64_t dr_lm_frozen_memory(const dr_lm *lm, int64_t *out_loading);
 // On the host, where the backend's memory is not the host's: the copy of all values that saving takes, and an
 // optimizer whose learners meet on the host. Loading and checkpoints hold less at a time.
 int64_t dr_lm_copy_memory(const dr_lm *lm);

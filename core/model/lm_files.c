@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/base/alive.h"
 #include "core/base/alloc.h"
 #include "core/base/file.h"
 #include "core/model/lm_internal.h"
@@ -73,10 +74,10 @@ static dr_status read_tensor(dr_lm *lm, dr_lm_tensor *t, const dr_safetensors_fo
     float *values;
     DR_TRY(dr_host_open(lm->backend, memory, tensor->n_values, DR_HOST_WRITES, &values));
     dr_status status = read_values(tensor, dr_safetensors_folder_path(weights), 0, tensor->n_values,
-                                   lm->backend->n_threads, values);
+                                   dr_lm_host_threads(lm), values);
     dr_host_close(lm->backend, memory, tensor->n_values, DR_HOST_WRITES, values);
     t->dtype = tensor->dtype;
-    return status;
+    return status == DR_OK ? dr_alive_work() : status;
 }
 
 static dr_status read_tensors(dr_lm *lm, const dr_safetensors_folder *weights) {
@@ -92,9 +93,10 @@ static dr_status put_tensors(dr_lm *lm, const dr_safetensors_folder *weights, fl
         const dr_safetensor *tensor = dr_safetensors_folder_find(weights, t->name);
         for (int64_t at = 0; at < tensor->n_values; at += PIECE) {
             int64_t n = tensor->n_values - at < PIECE ? tensor->n_values - at : PIECE;
-            DR_TRY(read_values(tensor, dr_safetensors_folder_path(weights), at, n, lm->backend->n_threads,
+            DR_TRY(read_values(tensor, dr_safetensors_folder_path(weights), at, n, dr_lm_host_threads(lm),
                                piece));
             DR_TRY(dr_lm_put(lm, t->offset + at, n, piece));
+            DR_TRY(dr_alive_work());
         }
         t->dtype = tensor->dtype;
     }

@@ -118,6 +118,9 @@ int64_t dr_lm_vectors_before(const dr_lm *lm, int64_t at);
 // Where the passes find the vector, or the vectors in a row, that begin at `at` of the flat parameters;
 // backend memory.
 const float *dr_lm_vector(const dr_lm *lm, int64_t at);
+// Threads that make or read values of weights on the host: the backend's, and all where it is a device, whose
+// host idles (lm.c).
+int dr_lm_host_threads(const dr_lm *lm);
 
 // config.json and back, generation_config.json beside it (lm_config.c).
 dr_status dr_lm_config_read(const char *dir, dr_lm_config *out);

@@ -34,6 +34,13 @@ int64_t dr_lm_weights_memory(const dr_lm *lm, int n_learners) {
     return floats * (int64_t)sizeof(float) + n_rounded * (int64_t)sizeof(uint16_t);
 }
 
+int64_t dr_lm_frozen_memory(const dr_lm *lm, int64_t *out_loading) {
+    const bool is_whole = !dr_rounds_to_bf16(lm->backend->precision);
+    int64_t floats = is_whole ? lm->n_params : dr_lm_vectors_before(lm, lm->n_params);
+    *out_loading = is_whole ? 0 : PASSING * (int64_t)(sizeof(float) + sizeof(uint16_t));
+    return floats * (int64_t)sizeof(float) + dr_lm_products_memory(lm);
+}
+
 dr_status dr_lm_parts_create(dr_lm *lm) {
     dr_backend *b = lm->backend;
     lm->piece = piece_of(lm->n_params, lm->n_learners);
