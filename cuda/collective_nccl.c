@@ -22,6 +22,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "core/base/alive.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "core/base/log.h"
@@ -61,7 +62,7 @@ typedef struct group {
 typedef struct call {
     char what[64];    // "sum of 12 values"
     const char *hint; // behind the text of an invalid usage; "" for none
-    double end;       // in dr_clock_seconds
+    double end;       // of the wait under way, in dr_clock_seconds
 } call;
 
 static call begin(const group *g, const char *what, int64_t n, const char *unit) {
@@ -115,14 +116,26 @@ static dr_status judge(const group *g, const call *k, ncclResult_t result) {
                    result == ncclInvalidUsage ? k->hint : "");
 }
 
-// Waits until a stream of the device has done all that is on it so far. Its first line also returns what ops
-// of the backend had no status for.
-static dr_status wait_for_stream(const group *g, cudaStream_t stream, const call *k) {
+// One look of a wait: its end moves on where another rank works on what is waited for.
+static dr_status look(const group *g, call *k, bool *out_late) {
+    double heard = 0;
+    DR_TRY(dr_alive_wait());
+    DR_TRY(g->host->ops->heard(g->host, &heard));
+    if (heard + g->base.deadline_s > k->end) k->end = heard + g->base.deadline_s;
+    *out_late = dr_clock_seconds() >= k->end;
+    return DR_OK;
+}
+
+// Waits until a stream of the device has done all that is on it so far; the next wait of the call has its own
+// deadline. Its first line also returns what ops of the backend had no status for.
+static dr_status wait_for_stream(const group *g, cudaStream_t stream, call *k) {
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(g->backend, &state));
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaEventRecord(g->done, stream), "NCCL %s", k->what);
     for (;;) {
+        bool is_late = false;
         cudaError_t error = cudaEventQuery(g->done);
+        if (error == cudaSuccess) k->end = dr_clock_seconds() + g->base.deadline_s;
         if (error == cudaSuccess) return DR_OK;
         cudaGetLastError(); // clears it: the next launch would take "not ready" for its own
         DR_CHECK(error == cudaErrorNotReady, DR_ERR_INTERNAL, "learner %d of %d: NCCL %s: cuda: %s",
@@ -130,7 +143,8 @@ static dr_status wait_for_stream(const group *g, cudaStream_t stream, const call
         ncclResult_t result = comm_state(g);
         bool is_well = result == ncclSuccess || result == ncclInProgress;
         if (!is_well) return judge(g, k, result);
-        if (dr_clock_seconds() >= k->end) return judge(g, k, ncclInProgress);
+        DR_TRY(look(g, k, &is_late));
+        if (is_late) return judge(g, k, ncclInProgress);
         dr_clock_sleep(POLL_S);
     }
 }
@@ -200,7 +214,7 @@ static bool is_full(const group *g) {
     return g->n_ops > 0 && g->n_ops + g->base.size + 2 > MOST_QUEUED;
 }
 
-static dr_status make_room(group *g, const call *k) {
+static dr_status make_room(group *g, call *k) {
     if (!is_full(g)) return DR_OK;
     DR_TRY(wait_for_stream(g, g->stream, k));
     g->n_ops = 0;
@@ -238,7 +252,7 @@ static dr_status queue_early(group *g, int64_t limit, const call *k) {
 }
 
 // Values before the early ones: a chunk of every shard at a time.
-static dr_status queue_rest(group *g, const call *k) {
+static dr_status queue_rest(group *g, call *k) {
     const int64_t end = g->queued, first = dr_shard_of(g->n, 0, g->base.size).end;
     const int64_t longest = end < first ? end : first, chunk = chunk_of(g->base.size);
     for (int64_t i = 0; i * chunk < longest; i++) {
@@ -255,7 +269,7 @@ static dr_status queue_rest(group *g, const call *k) {
 }
 
 static dr_status finish_sum(group *g) {
-    const call k = begin(g, "sum", g->n, "values");
+    call k = begin(g, "sum", g->n, "values");
     DR_TRY(follow_backend(g, &k));
     DR_TRY(queue_early(g, 0, &k));
     DR_TRY(queue_rest(g, &k));
@@ -322,7 +336,7 @@ static ncclResult_t queue_bytes(const group *g, char *bytes, const dr_shard *par
 }
 
 static dr_status gather_parts(const group *g, char *bytes, const dr_shard *parts, int64_t n) {
-    const call k = begin(g, "all-gather", n, "bytes");
+    call k = begin(g, "all-gather", n, "bytes");
     dr_cuda_state *state;
     DR_TRY(dr_cuda_enter(g->backend, &state));
     DR_TRY(judge(g, &k, settle(g, queue_bytes(g, bytes, parts, state->stream), k.end)));
@@ -351,6 +365,16 @@ static dr_status all_gather_host(dr_collective *c, void *bytes, const dr_shard *
 static dr_status sum_double(dr_collective *c, double *values, int64_t n) {
     dr_collective *host = ((group *)c->state)->host;
     return host->ops->allreduce_sum_double(host, values, n);
+}
+
+static dr_status alive(dr_collective *c) {
+    dr_collective *host = ((group *)c->state)->host;
+    return host->ops->alive(host);
+}
+
+static dr_status heard(dr_collective *c, double *out_when) {
+    dr_collective *host = ((group *)c->state)->host;
+    return host->ops->heard(host, out_when);
 }
 
 static dr_status broadcast(dr_collective *c, void *bytes, int64_t n_bytes, int root) {
@@ -404,7 +428,7 @@ static dr_status agree(const group *g, dr_status own) {
 // One value from each rank to each, and one addition: connections are made at the first exchange and the
 // kernel of the addition is loaded at its first use, both of which would keep the beginning of a sum waiting
 // for other ranks.
-static dr_status greet(group *g, const call *k) {
+static dr_status greet(group *g, call *k) {
     for (int r = 0; r < g->base.size; r++) g->parts[r] = (dr_shard){g->base.size + r, g->base.size + r + 1};
     DR_TRY(judge(g, k, settle(g, queue_parts(g, g->gathered), k->end)));
     DR_TRY(dr_cuda_add(g->gathered + g->base.size, 1, g->gathered, g->stream));
@@ -456,8 +480,15 @@ static void destroy(dr_collective *c) {
     dr_free(g);
 }
 
-static const dr_collective_ops ops = {
-    reduce_scatter_sum, reduce_scatter_begin, all_gather, all_gather_host, sum_double, broadcast, destroy};
+static const dr_collective_ops ops = {.reduce_scatter_sum = reduce_scatter_sum,
+                                      .reduce_scatter_begin = reduce_scatter_begin,
+                                      .all_gather = all_gather,
+                                      .all_gather_host = all_gather_host,
+                                      .allreduce_sum_double = sum_double,
+                                      .alive = alive,
+                                      .heard = heard,
+                                      .broadcast = broadcast,
+                                      .destroy = destroy};
 
 dr_status dr_collective_nccl_create(dr_backend *backend, dr_collective *host,
                                     dr_collective **out_collective) {

@@ -31,7 +31,14 @@ const dr_setting dr_train_settings[] = {
     DR_INT("run.seed", "1", 0, 9007199254740992.0, "", "seed of every random draw"),
     DR_FREE_INT("run.threads", "0", 0, 1024, "threads",
                 "OpenMP threads of each rank; 0: cores shared evenly"),
-    DR_FREE_FLOAT("run.deadline", "60", 1, 86400, "s", "a rank that is silent for so long ends the run"),
+    DR_FREE_FLOAT(
+        "run.deadline", "60", 1, 86400, "s",
+        "a rank that is silent for so long ends the run. Long work is not silent: it says that it goes "
+        "on after each layer of a micro-batch, each matrix or 16 MiB that are read, written or "
+        "checked, and learners wait for one that does. What has to be done within it is the longest "
+        "such piece: a layer or the loss head of one micro-batch, on a device all of it (learn.pack_tokens), "
+        "a pass of the "
+        "decode loop, a retrieval, an exchange between learners that does not move on"),
     DR_FREE_FLOAT("run.start_deadline", "1800", 1, 86400, "s",
                   "ranks wait so long for each other at the start: in MPI_Init, then while data and weights "
                   "are loaded; and at the end, in MPI_Finalize"),

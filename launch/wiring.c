@@ -14,6 +14,7 @@
 #include "mpi/world.h"
 
 enum { MAX_ENDPOINTS = 4096 };
+static const double LEARNERS_GRACE_S = 2; // the coordinator, who hears all, names a silent one first
 
 static void read_stage(const dr_config *c, const char *name, dr_stage_settings *out) {
     static const char *const weights[] = {"format", "invocation", "diversity", "hit", "rank", "similarity"};
@@ -222,7 +223,9 @@ static dr_status connect(const placement *p, double deadline_s, dr_channel **cha
     DR_TRY(dr_channel_mpi_create(p->process_of, dr_layout_endpoints(&p->layout), channels));
     int workers[MAX_ENDPOINTS];
     for (int w = 0; w < p->layout.n_workers; w++) workers[w] = p->process_of[dr_layout_worker(&p->layout, w)];
-    return dr_collective_mpi_create(workers, p->layout.n_workers, deadline_s, learners);
+    DR_TRY(dr_collective_mpi_create(workers, p->layout.n_workers, deadline_s, learners));
+    if (*learners) (*learners)->deadline_s += LEARNERS_GRACE_S;
+    return DR_OK;
 }
 
 // What a process holds while it runs; learners: NULL where no worker lives.
@@ -269,12 +272,12 @@ static dr_status run_prepared(const dr_config *c, const placement *p, const dr_r
         own->policy.n_learners = own->learners->size;
     }
     DR_TRY(dr_policy_parts_model(&own->policy, dr_config_string(c, "model.policy")));
-    DR_TRY(meet(c, p)); // deadlines begin when the slowest has its weights
     dr_run_assets assets = {.rollout = rollout_of(c, &own->policy), .backend = own->policy.backend};
     assets.rollout.retrieval_deadline_s = settings->deadline_s;
     dr_status status =
         create_roles(p, settings, &assets, own->channels, own->on_devices ? own->on_devices : own->learners,
                      own->roles, &own->n_roles);
+    if (status == DR_OK) status = meet(c, p); // deadlines begin when the slowest has its weights and memory
     if (status == DR_OK) status = dr_run_roles(own->roles, own->n_roles);
     if (own->n_roles > 0 && own->roles[0]) *out_interrupted = own->roles[0]->was_interrupted;
     return status;

@@ -5,6 +5,7 @@
 #include <mpi.h>
 #include <string.h>
 
+#include "core/base/alive.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
 #include "core/base/log.h"
@@ -17,7 +18,8 @@ enum {
     WINDOW = 8,              // such messages under way from one rank to another, at most
     MOST_RECEIVED = 1 << 24, // values under way to one rank, at most
     WHOLE_PIECE = 1 << 26,   // bytes of one message where nothing is added
-    SUM_TAG = 1
+    SUM_TAG = 1,
+    ALIVE_TAG = 2
 };
 
 // A sum that is under way; pieces are counted from a shard's end, slot k % WINDOW is piece k's.
@@ -37,6 +39,8 @@ typedef struct group {
     sum sum;
     MPI_Request *requests; // [2 * size]
     int n_requests;
+    MPI_Request *signs; // [size] of the last sign of work to each rank
+    double told, heard; // when this rank last said so, and was told so by another
 } group;
 
 static int64_t piece_of(int size) {
@@ -48,16 +52,57 @@ static void rest(int spins) {
     if (spins > 20) dr_clock_sleep(spins > 200 ? 0.001 : 0.00005);
 }
 
+// ---- signs of work: empty messages ----
+
+static dr_status alive(dr_collective *c) {
+    group *g = c->state;
+    double now = dr_clock_seconds();
+    if (now - g->told < dr_alive_every(c->deadline_s)) return DR_OK;
+    g->told = now;
+    for (int r = 0; r < c->size; r++) {
+        int is_sent = 0;
+        if (r == c->rank) continue;
+        DR_MPI(MPI_Test(&g->signs[r], &is_sent, MPI_STATUS_IGNORE));
+        if (is_sent) DR_MPI(MPI_Isend(NULL, 0, MPI_BYTE, r, ALIVE_TAG, g->comm, &g->signs[r]));
+    }
+    return DR_OK;
+}
+
+static dr_status heard(dr_collective *c, double *out_when) {
+    group *g = c->state;
+    for (;;) {
+        int is_there = 0;
+        MPI_Status sign;
+        DR_MPI(MPI_Iprobe(MPI_ANY_SOURCE, ALIVE_TAG, g->comm, &is_there, &sign));
+        if (!is_there) break;
+        DR_MPI(MPI_Recv(NULL, 0, MPI_BYTE, sign.MPI_SOURCE, ALIVE_TAG, g->comm, MPI_STATUS_IGNORE));
+        g->heard = dr_clock_seconds();
+    }
+    *out_when = g->heard;
+    return DR_OK;
+}
+
+// One look of a wait whose deadline is *end: that moves on where another rank works on what is waited for.
+static dr_status look(dr_collective *c, double *end, bool *out_late) {
+    double when = 0;
+    DR_TRY(dr_alive_wait());
+    DR_TRY(heard(c, &when));
+    if (when + c->deadline_s > *end) *end = when + c->deadline_s;
+    *out_late = dr_clock_seconds() >= *end;
+    return DR_OK;
+}
+
 static dr_status wait_for(dr_collective *c, int n_requests, MPI_Request *requests, const char *what,
                           int64_t n, const char *unit) {
-    double start = dr_clock_seconds();
+    double end = dr_clock_seconds() + c->deadline_s;
     for (int spins = 0;; spins++) {
         int done = 0;
+        bool is_late = false;
         DR_MPI(MPI_Testall(n_requests, requests, &done, MPI_STATUSES_IGNORE));
         if (done) return DR_OK;
-        DR_CHECK(dr_clock_seconds() - start < c->deadline_s, DR_ERR_TIMEOUT,
-                 "learner %d of %d: %s of %lld %s did not finish within %.0f s", c->rank, c->size, what,
-                 (long long)n, unit, c->deadline_s);
+        DR_TRY(look(c, &end, &is_late));
+        DR_CHECK(!is_late, DR_ERR_TIMEOUT, "learner %d of %d: %s of %lld %s did not finish within %.0f s",
+                 c->rank, c->size, what, (long long)n, unit, c->deadline_s);
         rest(spins);
     }
 }
@@ -206,10 +251,14 @@ static dr_status reduce_scatter_sum(dr_collective *c, float *values, int64_t n) 
     double end = dr_clock_seconds() + c->deadline_s;
     DR_TRY(reduce_scatter_begin(c, values, n, 0));
     for (int spins = 0; n > 0 && !is_summed(c); spins++) {
-        bool moved = false;
+        bool moved = false, is_late = false;
         DR_TRY(advance(c, &moved));
-        if (moved) spins = 0;
-        if (dr_clock_seconds() >= end) DR_TRY(check_late(c));
+        if (moved) {
+            spins = 0;
+            end = dr_clock_seconds() + c->deadline_s;
+        }
+        DR_TRY(look(c, &end, &is_late));
+        if (is_late) DR_TRY(check_late(c));
         rest(spins);
     }
     ((group *)c->state)->sum.n = 0;
@@ -295,8 +344,19 @@ static void free_communicator(dr_collective *c, group *g) {
     dr_world_watch_end(watch);
 }
 
+// Empty messages have no memory that would have to stay.
+static void drop_signs(dr_collective *c) {
+    group *g = c->state;
+    double when = 0;
+    heard(c, &when);
+    for (int r = 0; g->signs && r < c->size; r++)
+        if (g->signs[r] != MPI_REQUEST_NULL) MPI_Request_free(&g->signs[r]);
+    dr_free(g->signs);
+}
+
 static void destroy(dr_collective *c) {
     group *g = c->state;
+    drop_signs(c);
     if (g->sum.n == 0) dr_free(g->gathered); // else what is still on its way would write to it
     dr_free(g->sum.sent);
     dr_free(g->sum.taken);
@@ -308,8 +368,15 @@ static void destroy(dr_collective *c) {
     dr_free(c);
 }
 
-static const dr_collective_ops ops = {
-    reduce_scatter_sum, reduce_scatter_begin, all_gather, all_gather, sum_double, broadcast, destroy};
+static const dr_collective_ops ops = {.reduce_scatter_sum = reduce_scatter_sum,
+                                      .reduce_scatter_begin = reduce_scatter_begin,
+                                      .all_gather = all_gather,
+                                      .all_gather_host = all_gather,
+                                      .allreduce_sum_double = sum_double,
+                                      .alive = alive,
+                                      .heard = heard,
+                                      .broadcast = broadcast,
+                                      .destroy = destroy};
 
 static dr_status allocate(group *g, int size) {
     int64_t window = (int64_t)WINDOW * size;
@@ -320,6 +387,8 @@ static dr_status allocate(group *g, int size) {
     DR_TRY(dr_alloc(&g->sum.sends, "collective requests", window, sizeof *g->sum.sends));
     DR_TRY(dr_alloc(&g->sum.receives, "collective requests", window, sizeof *g->sum.receives));
     for (int64_t i = 0; i < window; i++) g->sum.receives[i] = MPI_REQUEST_NULL; // a rank's own stay so
+    DR_TRY(dr_alloc(&g->signs, "collective requests", size, sizeof *g->signs));
+    for (int r = 0; r < size; r++) g->signs[r] = MPI_REQUEST_NULL;
     return dr_alloc(&g->requests, "collective requests", 2 * (int64_t)size, sizeof *g->requests);
 }
 

@@ -69,6 +69,7 @@ static dr_status rank_targets(const coordinator *c, int32_t *ranks) {
         }
         if (n < CHUNK && u < d->n_users) continue;
         if (n > 0) status = dr_trm_score(c->assets->rollout.trm, queries, n, scores);
+        if (status == DR_OK) status = dr_alive_work();
         for (int32_t q = 0; q < n && status == DR_OK; q++) {
             float *row = scores + q * N;
             if (c->assets->rollout.protocol.exclude_history)
@@ -484,7 +485,7 @@ static dr_status begin(coordinator *c) {
     char *dir = NULL;
     dr_checkpoint_info info = {0};
     DR_TRY(dr_checkpoint_dir(c->settings->dir, found, &dir));
-    dr_status status = dr_checkpoint_verify(dir, &info);
+    dr_status status = dr_checkpoint_read(dir, &info); // whole, as it was found
     if (status == DR_OK && strcmp(info.config_hash, c->settings->config_hash) != 0)
         dr_warn("%s was written with other settings (%s, now %s): going on with the new ones", dir,
                 info.config_hash, c->settings->config_hash);
@@ -501,9 +502,7 @@ static dr_status begin(coordinator *c) {
 static dr_status advance(coordinator *c, bool *out_worked) {
     if (c->phase == START) {
         *out_worked = true;
-        DR_TRY(begin(c));
-        for (int e = 1; e < dr_layout_endpoints(&c->layout); e++) c->box.heard[e] = dr_clock_seconds();
-        return DR_OK;
+        return begin(c);
     }
     if (c->phase == PLANNING) {
         *out_worked = true;
@@ -520,14 +519,24 @@ static dr_status coordinator_poll(dr_role *role, bool *out_worked) {
     int from = -1, last = dr_layout_endpoints(&c->layout) - 1;
     DR_TRY(c->box.channel->ops->poll(c->box.channel, &from, &c->box.in));
     if (c->phase != ENDING) DR_TRY(dr_mailbox_beat(&c->box, 1, last));
+    double begun = dr_clock_seconds();
     if (from >= 0) {
-        c->box.heard[from] = dr_clock_seconds();
+        c->box.heard[from] = begun;
         *out_worked = true;
-        return handle(c, from);
+        DR_TRY(handle(c, from));
+    } else {
+        if (c->phase != ENDING && c->phase != START)
+            DR_TRY(dr_mailbox_watch(&c->box, 1, last, phase_names[c->phase]));
+        DR_TRY(advance(c, out_worked));
     }
-    if (c->phase != ENDING && c->phase != START)
-        DR_TRY(dr_mailbox_watch(&c->box, 1, last, phase_names[c->phase]));
-    return advance(c, out_worked);
+    dr_mailbox_excuse(&c->box, begun);
+    return DR_OK;
+}
+
+static dr_status hear(void *context, bool is_waiting) {
+    coordinator *c = context;
+    (void)is_waiting;
+    return dr_mailbox_beat(&c->box, 1, dr_layout_endpoints(&c->layout) - 1);
 }
 
 static void coordinator_destroy(dr_role *role) {
@@ -554,6 +563,7 @@ dr_status dr_coordinator_create(const dr_run_settings *settings, const dr_run_as
              layout->n_workers, DR_METRIC_WORKERS);
     DR_TRY(dr_alloc(&c, "coordinator", 1, sizeof *c));
     c->base.ops = &ops;
+    c->base.alive = (dr_alive_listener){hear, c};
     c->settings = settings;
     c->assets = assets;
     c->layout = *layout;

@@ -140,6 +140,7 @@ static dr_status on_expect(shard *s, uint32_t step, dr_reader *reader) {
             continue;
         }
         if (status == DR_OK) status = on_trajectory(s, early.step, early.bytes.data, early.bytes.length);
+        if (status == DR_OK) status = dr_alive_work();
         dr_buf_reset(&early.bytes);
     }
     return status;
@@ -217,9 +218,17 @@ static dr_status shard_poll(dr_role *role, bool *out_worked) {
     DR_TRY(s->box.channel->ops->poll(s->box.channel, &from, &s->box.in));
     DR_TRY(dr_mailbox_beat(&s->box, 0, 0));
     if (from < 0) return dr_mailbox_watch(&s->box, 0, 0, "waiting for work");
-    s->box.heard[from] = dr_clock_seconds();
+    double begun = s->box.heard[from] = dr_clock_seconds();
     *out_worked = true;
-    return handle(s);
+    DR_TRY(handle(s));
+    dr_mailbox_excuse(&s->box, begun);
+    return DR_OK;
+}
+
+static dr_status hear(void *context, bool is_waiting) {
+    shard *s = context;
+    (void)is_waiting;
+    return dr_mailbox_beat(&s->box, 0, 0);
 }
 
 static void shard_destroy(dr_role *role) {
@@ -240,6 +249,7 @@ dr_status dr_reward_shard_create(const dr_run_settings *settings, const dr_run_a
     shard *s = NULL;
     DR_TRY(dr_alloc(&s, "reward shard", 1, sizeof *s));
     s->base.ops = &ops;
+    s->base.alive = (dr_alive_listener){hear, s};
     s->settings = settings;
     s->assets = assets;
     s->layout = *layout;

@@ -20,6 +20,7 @@ typedef struct worker {
     dr_layout layout;
     dr_mailbox box;
     int index;
+    dr_collective *learners;
     dr_rollout *rollout;
     dr_optimizer *optimizer;
     dr_learner *learner;
@@ -301,20 +302,20 @@ static dr_status worker_poll(dr_role *role, bool *out_worked) {
     int from = -1;
     DR_TRY(w->box.channel->ops->poll(w->box.channel, &from, &w->box.in));
     DR_TRY(dr_mailbox_beat(&w->box, 0, 0));
-    if (from >= 0) {
-        w->box.heard[from] = dr_clock_seconds();
-        *out_worked = true;
-        DR_TRY(handle(w));
-        w->box.heard[0] = dr_clock_seconds(); // long work of our own is no silence of the coordinator
-        return DR_OK;
-    }
-    if (w->is_rolling) {
-        *out_worked = true;
-        DR_TRY(roll(w));
-        w->box.heard[0] = dr_clock_seconds();
-        return DR_OK;
-    }
-    return dr_mailbox_watch(&w->box, 0, 0, "waiting for work");
+    if (from < 0 && !w->is_rolling) return dr_mailbox_watch(&w->box, 0, 0, "waiting for work");
+    double begun = dr_clock_seconds();
+    if (from >= 0) w->box.heard[from] = begun;
+    *out_worked = true;
+    DR_TRY(from >= 0 ? handle(w) : roll(w));
+    dr_mailbox_excuse(&w->box, begun);
+    return DR_OK;
+}
+
+// Long work goes on: the coordinator hears it, and the learners who wait for this one's part of an update.
+static dr_status hear(void *context, bool is_waiting) {
+    worker *w = context;
+    DR_TRY(dr_mailbox_beat(&w->box, 0, 0));
+    return is_waiting ? DR_OK : w->learners->ops->alive(w->learners);
 }
 
 static void worker_destroy(dr_role *role) {
@@ -339,9 +340,11 @@ dr_status dr_worker_create(const dr_run_settings *settings, const dr_run_assets 
     worker *w = NULL;
     DR_TRY(dr_alloc(&w, "worker", 1, sizeof *w));
     w->base.ops = &ops;
+    w->base.alive = (dr_alive_listener){hear, w};
     w->settings = settings;
     w->assets = assets;
     w->layout = *layout;
+    w->learners = learners;
     w->index = channel->rank - 1 - layout->n_shards;
     dr_lm *lm = assets->rollout.lm;
     dr_status status = dr_mailbox_init(&w->box, channel, ops.name, settings->deadline_s);

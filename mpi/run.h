@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdbool.h>
 
+#include "core/base/alive.h"
 #include "core/comm/channel.h"
 #include "core/comm/collective.h"
 #include "core/episode/rollout.h"
@@ -82,6 +83,7 @@ typedef struct dr_role_ops {
 struct dr_role {
     const dr_role_ops *ops;
     bool is_done, was_interrupted;
+    dr_alive_listener alive; // hears the role's long work, so that its peers do
 };
 
 dr_status dr_coordinator_create(const dr_run_settings *settings, const dr_run_assets *assets,
@@ -102,14 +104,18 @@ typedef struct dr_mailbox {
     double deadline_s;
     uint64_t sent;
     double *heard; // [endpoints] when each was last heard
-    double beat;   // when the last heartbeat went out
+    double beat;   // when the last heartbeat went out; 0: none yet, and no silence counts
     dr_buf out, in;
+    dr_buf heartbeat; // apart from out: goes out in the midst of other work
 } dr_mailbox;
 dr_status dr_mailbox_init(dr_mailbox *box, dr_channel *channel, const char *role, double deadline_s);
 void dr_mailbox_reset(dr_mailbox *box);
 dr_status dr_mailbox_send(dr_mailbox *box, int to, uint64_t policy_version); // what was begun in box->out
-// One heartbeat a second to endpoint `first` … `last`.
+// A heartbeat to endpoints `first` … `last`, where one is due (dr_alive_every); a role calls it in each poll,
+// and its listener in long work. Silence counts from the first call on.
 dr_status dr_mailbox_beat(dr_mailbox *box, int first, int last);
+// What this role did since `begun` (dr_clock_seconds) without looking for messages is no silence of others.
+void dr_mailbox_excuse(dr_mailbox *box, double begun);
 // DR_ERR_TIMEOUT when an endpoint of first … last has been silent for longer than the deadline; `phase` says
 // what for.
 dr_status dr_mailbox_watch(const dr_mailbox *box, int first, int last, const char *phase);

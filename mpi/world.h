@@ -42,7 +42,7 @@ dr_status dr_channel_mpi_create(const int *process_of, int n_endpoints, dr_chann
 // of one moves on in each call of reduce_scatter_begin; up to 8 messages of 1 MiB at most may be under way
 // from one rank to another, for which it takes 8 MiB a rank of the group, 64 MiB at most. The DR_ERR_TIMEOUT
 // of a sum names the rank that is waited for; its messages stay under way, so that only the end of the job is
-// left.
+// left. Signs of work are empty messages of each rank to each other one, which a wait takes up.
 dr_status dr_collective_mpi_create(const int *processes, int n, double deadline_s, dr_collective **out);
 
 #ifdef __cplusplus

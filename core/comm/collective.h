@@ -46,6 +46,11 @@ typedef struct dr_collective_ops {
     dr_status (*all_gather_host)(dr_collective *collective, void *bytes, const dr_shard *parts);
     // The sum in rank order on every rank, in place. Host memory.
     dr_status (*allreduce_sum_double)(dr_collective *collective, double *values, int64_t n);
+    // This rank works on what the next operation waits for: the others' waits have their deadline from when
+    // they hear it. Waits for nobody, and says so no oftener than dr_alive_every(deadline_s).
+    dr_status (*alive)(dr_collective *collective);
+    // When another rank was last heard to say so, in dr_clock_seconds; 0: never.
+    dr_status (*heard)(dr_collective *collective, double *out_when);
     // Host memory.
     dr_status (*broadcast)(dr_collective *collective, void *bytes, int64_t n_bytes, int root);
     void (*destroy)(dr_collective *collective);
@@ -53,8 +58,9 @@ typedef struct dr_collective_ops {
 
 struct dr_collective {
     const dr_collective_ops *ops;
-    int rank, size;            // in the group
-    double deadline_s;         // of one call; DR_ERR_TIMEOUT names rank, operation and count when it passes
+    int rank, size;    // in the group
+    double deadline_s; // of a wait, from its begin, its last progress or another rank's last sign of work,
+                       // whatever comes last; DR_ERR_TIMEOUT names rank, operation and count when it passes
     bool takes_backend_memory; // what sums and all_gather work on is memory of the learners' backend, not the
                                // host's
     int64_t memory;            // bytes of its own buffers

@@ -118,6 +118,17 @@ static dr_status alone_sum_double(dr_collective *c, double *values, int64_t n) {
     return DR_OK;
 }
 
+static dr_status alone_alive(dr_collective *c) {
+    (void)c;
+    return DR_OK;
+}
+
+static dr_status alone_heard(dr_collective *c, double *out_when) {
+    (void)c;
+    *out_when = 0;
+    return DR_OK;
+}
+
 static dr_status alone_broadcast(dr_collective *c, void *bytes, int64_t n_bytes, int root) {
     (void)c, (void)bytes, (void)n_bytes, (void)root;
     return DR_OK;
@@ -127,8 +138,15 @@ static void alone_destroy(dr_collective *c) {
     dr_free(c);
 }
 
-static const dr_collective_ops alone_ops = {alone_exchange,   alone_begin,     alone_gather, alone_gather,
-                                            alone_sum_double, alone_broadcast, alone_destroy};
+static const dr_collective_ops alone_ops = {.reduce_scatter_sum = alone_exchange,
+                                            .reduce_scatter_begin = alone_begin,
+                                            .all_gather = alone_gather,
+                                            .all_gather_host = alone_gather,
+                                            .allreduce_sum_double = alone_sum_double,
+                                            .alive = alone_alive,
+                                            .heard = alone_heard,
+                                            .broadcast = alone_broadcast,
+                                            .destroy = alone_destroy};
 
 dr_status dr_collective_alone_create(dr_collective **out_collective) {
     dr_collective *c = NULL;
