@@ -2,8 +2,9 @@
 // tests/emulated/nccl.sh: each rank says that it is a machine of its own (unless NCCL_HOSTID is set), because
 // NCCL refuses two ranks of one machine on one device. The sum of fractions must have the bits of the sum in
 // rank order, whether it is begun while they are written or not, and a rank that gives memory back in between
-// must not wait for ever. Run under mpirun, with the deadline of an operation in seconds (30 by default);
-// exit status 0 only when it has, on every rank.
+// must not wait for ever. Run under mpirun, with the deadline of an operation in seconds (30 by default), and
+// seconds that the last rank works, and says so, before it does its part (0 by default; longer than the
+// deadline: it is waited for). Exit status 0 only when it has, on every rank.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,18 @@ enum {
     LONG_N = sized(272 << 20, 340 << 10), // more than two ranks begin early
     MOST_RANKS = 16
 };
+
+static double late_s; // that the last rank works before its part of a sum
+
+static dr_status work_late(dr_collective *group) {
+    double end = dr_clock_seconds() + late_s;
+    if (group->rank < group->size - 1) return DR_OK;
+    while (dr_clock_seconds() < end) {
+        DR_TRY(group->ops->alive(group));
+        dr_clock_sleep(0.05);
+    }
+    return DR_OK;
+}
 
 static float value_of(int rank, int64_t i) {
     return (float)(i % 1013 + 1) / (float)(rank + 3);
@@ -39,6 +52,7 @@ static dr_status grow_scratch(dr_backend *b) {
 static dr_status write_and_begin(dr_backend *b, dr_collective *group, const float *host, float *memory,
                                  int64_t n) {
     int64_t step = n / (3 + group->rank) + 1;
+    DR_TRY(work_late(group));
     for (int64_t end = n; end > 0; end -= step) {
         int64_t from = end > step ? end - step : 0;
         b->ops->copy_in(b, memory + from, host + from, (size_t)(end - from) * sizeof *host);
@@ -149,6 +163,7 @@ int main(int argc, char **argv) {
     char name[32];
     if (dr_world_init(&argc, &argv, 60, &world) != DR_OK) return EXIT_FAILURE;
     snprintf(name, sizeof name, "rank%d", world.rank);
+    late_s = argc > 2 ? atof(argv[2]) : 0;
     setenv("NCCL_HOSTID", name, 0);
     dr_status status = sum_up(&world, argc > 1 ? atof(argv[1]) : 30.0);
     if (status == DR_OK) {

@@ -29,6 +29,12 @@ for ranks in 2 4; do
 done
 echo "2 and 4 ranks, three orders: summed up in rank order"
 
+begun=$SECONDS
+run 4 3 5 || fail "a late rank that works: status $?"
+[ $((SECONDS - begun)) -ge 5 ] || fail "no rank was late"
+[ "$(grep -c 'values summed up in rank order' "$output")" = 4 ] || fail "a late rank that works: not all say so"
+echo "a rank that works for longer than the deadline, and says so, is waited for"
+
 refused() { # RANKS WHAT SECONDS PATTERN...: none hangs, and each pattern is in as many ranks' only line as it says, COUNT:TEXT
     local ranks=$1 what=$2 bound=$3 code=0 begun=$SECONDS
     shift 3
