@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/log.h"
 #include "cuda/cuda_internal.h"
+#include "cuda/held_memory.h"
 #include "cuda/stage_plan.h"
 
 static bool is_given_up; // for all backends: giving memory back waits for all work of a device
@@ -53,7 +54,7 @@ static dr_status memory_create(dr_backend *b, const char *label, size_t bytes, v
     DR_CUDA_TRY(DR_ERR_MEMORY, cudaMalloc(&memory, bytes ? bytes : 1), "%s: %zu bytes", label, bytes);
     cudaError_t error = cudaMemsetAsync(memory, 0, bytes, state->stream);
     if (error != cudaSuccess) {
-        cudaFree(memory);
+        dr_cuda_free(state->device, memory);
         return DR_FAIL(DR_ERR_INTERNAL, "cuda %s: %zu bytes cannot be zeroed: %s", label, bytes,
                        cudaGetErrorString(error));
     }
@@ -67,8 +68,8 @@ static void release(dr_cuda_state *state, void *memory) {
     cudaSetDevice(state->device);
     cudaStreamSynchronize(state->stream);
     dr_cuda_forget_recordings(state); // any of them may name it
-    cudaFree(memory);
     cudaGetLastError(); // clears what these reported: it was reported before, or nobody needs it
+    dr_cuda_free(state->device, memory);
 }
 
 static void memory_destroy(dr_backend *b, void *memory) {
@@ -193,7 +194,7 @@ void dr_cuda_release(dr_cuda_state *state, dr_cuda_buffer *buffer) {
 
 static void stage_free(dr_cuda_state *state, dr_cuda_stage *stage) {
     release(state, stage->device);
-    if (stage->host) cudaFreeHost(stage->host);
+    dr_cuda_free_host(state->device, stage->host);
     stage->host = stage->device = NULL;
     stage->bytes = 0;
 }

@@ -5,6 +5,7 @@
 #include "core/base/alloc.h"
 #include "core/base/log.h"
 #include "cuda/cuda_internal.h"
+#include "cuda/held_memory.h"
 
 // ---- transfers ----
 
@@ -23,8 +24,8 @@ static void transfer_free(dr_cuda_state *state, dr_transfer *transfer) {
         return;
     }
     if (transfer->state) cudaEventDestroy(transfer->state);
-    if (transfer->host) cudaFreeHost(transfer->host);
-    cudaGetLastError(); // clears what these reported: it was reported before, or nobody needs it
+    cudaGetLastError(); // clears what this reported: it was reported before, or nobody needs it
+    dr_cuda_free_host(state->device, transfer->host);
     dr_free(transfer);
 }
 
