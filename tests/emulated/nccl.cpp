@@ -94,6 +94,7 @@ std::recursive_mutex calls;
 typedef std::lock_guard<std::recursive_mutex> call;
 std::vector<std::shared_ptr<ncclComm>> communicators;
 char last_error[256];
+size_t n_floats_queued;
 
 // The group under way on this thread's behalf.
 int group_depth;
@@ -299,7 +300,10 @@ ncclResult_t add(ncclComm_t comm, cudaStream_t stream, std::vector<transfer> tra
     }
     if (comm != group_comm || stream != group->stream)
         result = told(ncclInvalidUsage, "emulated: a group of several communicators or streams");
-    for (transfer &t : transfers) group->transfers.push_back(t);
+    for (transfer &t : transfers) {
+        group->transfers.push_back(t);
+        n_floats_queued += t.bytes / sizeof(float);
+    }
     if (group_error == ncclSuccess) group_error = result;
     const ncclResult_t ended = ncclGroupEnd();
     return result == ncclSuccess ? ended : result;
@@ -497,4 +501,9 @@ ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataTyp
             all.push_back({c.own.rank == root, c.own.rank == root ? r : root, 1 + (uint32_t)root, (char *)to,
                            bytes, false, false, 0});
     return add(comm, stream, all);
+}
+
+size_t emulatedNcclQueued(void) {
+    call one(calls);
+    return n_floats_queued;
 }

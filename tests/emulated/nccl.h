@@ -58,6 +58,9 @@ ncclResult_t ncclRecv(void *values, size_t count, ncclDataType_t type, int peer,
 ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type, int root,
                            ncclComm_t comm, cudaStream_t stream);
 
+// Of the emulation alone: floats that this process has queued to be sent or received so far.
+size_t emulatedNcclQueued(void);
+
 #ifdef __cplusplus
 }
 #endif

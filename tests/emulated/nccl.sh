@@ -25,6 +25,7 @@ for ranks in 2 4; do
     for order in late early 7; do
         DR_EMULATED_ORDER=$order run $ranks || fail "$ranks ranks, $order: status $?"
         [ "$(grep -c 'values summed up in rank order' "$output")" = $ranks ] || fail "$ranks ranks, $order: not all say so"
+        [ "$(grep -c ' % queued early' "$output")" = $ranks ] || fail "$ranks ranks, $order: how much was early is not said"
     done
 done
 echo "2 and 4 ranks, three orders: summed up in rank order"
@@ -53,11 +54,13 @@ DR_EMULATED_NCCL_FAULT=stall:0:3 refused 2 "a rank that stands still" 25 '2:^ran
 NCCL_HOSTID=one refused 2 "two ranks on one device" 20 '2:^rank .*Duplicate GPU detected.*ranks.share_devices'
 echo "an error, a rank that stands still, one device: each rank names the cause"
 
-# In the midst of early chunks, where another rank may wait in a call without a deadline.
-for fault in error:1:8 die:1:8; do
+# Among chunks of a sum that was begun. Rank 0 gives memory back there, for which a device waits for all of its work.
+DR_EMULATED_NCCL_FAULT=stall:1:11 refused 4 "a rank that stands still while another one gives memory back" 25 \
+    '4:^rank .*sum of .*\(did not finish within 5 s\|closed its connection\)'
+for fault in error:1:11 die:1:11; do
     code=0 begun=$SECONDS
     DR_EMULATED_NCCL_FAULT=$fault run 4 5 || code=$?
     [ $code != 0 ] && [ $code != 124 ] || fail "$fault: status $code"
     [ $((SECONDS - begun)) -le 25 ] || fail "$fault: after $((SECONDS - begun)) s"
 done
-echo "an error among early chunks, a rank that dies: the end of all"
+echo "an error among early chunks, a rank that stands still or dies there: the end of all"
