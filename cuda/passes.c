@@ -62,6 +62,7 @@ static dr_status record(dr_backend *b, dr_cuda_recording *r, dr_pass_ops *ops, v
                 "recording of a pass of %d rows", n);
     dr_status status = ops(context, b, 0, n);
     cudaError_t error = cudaStreamEndCapture(state->stream, &graph); // whatever became of the ops
+    // mutated
     if (status == DR_OK) status = state->failed;
     if (status == DR_OK && error == cudaSuccess) error = cudaGraphInstantiate(&r->exec, graph, 0);
     if (graph) cudaGraphDestroy(graph);
@@ -95,7 +96,7 @@ dr_status dr_cuda_run_pass(dr_backend *b, const dr_cached_pass *pass, const dr_c
         dr_status status = record(b, r, ops, context);
         if (status != DR_OK) {
             forget(r);
-            if (state->failed != DR_OK) return status; // an op's own
+            state->failed = DR_OK; // nothing has run: what fails without a recording does so below
             dr_warn("cuda: passes are launched op by op from now on: %s", dr_last_error());
             state->records = false;
             return ops(context, b, 0, pass->n_chunks);

@@ -411,15 +411,68 @@ static void check_broken_burst(dr_backend *b) {
     free_all();
 }
 
-static void check_precision(dr_backend *plain) {
-    static const int32_t head_sizes[] = {16, 64};
+static dr_backend *make_recording(dr_precision precision) {
     dr_backend *recording = NULL;
 #if DR_HAVE_CUDA_KERNELS
     dr_cuda_record_passes(true);
-    dr_status status = dr_backend_cuda_create(plain->precision, 0, &recording);
+    dr_status status = dr_backend_cuda_create(precision, 0, &recording);
     dr_cuda_record_passes(false);
     check_ok(status);
+#else
+    (void)precision;
 #endif
+    return recording;
+}
+
+// ---- a recording that breaks off ----
+
+enum { PASSES = 3 };
+
+typedef struct not_recorded {
+    const float *x;
+    float *y;             // += x
+    bool waits;           // for the stream, in an op that returns no status; else memory is taken
+    void *memory[PASSES]; // backend memory
+    int n_memory;
+} not_recorded;
+
+static dr_status not_recorded_ops(void *context, dr_backend *b, int32_t first, int32_t n) {
+    not_recorded *o = context;
+    float value = 0;
+    (void)first, (void)n;
+    if (o->waits)
+        b->ops->copy_out(b, &value, o->x, sizeof value);
+    else
+        DR_TRY(b->ops->memory_create(b, "taken in a pass", 64, &o->memory[o->n_memory++]));
+    b->ops->add(b, o->x, HEAD, o->y);
+    return DR_OK;
+}
+
+// A pass with an op that cannot be recorded: it runs plainly, each time it is asked for.
+static void check_broken_recording(dr_precision precision, bool waits) {
+    static const int32_t pages[] = {1, 0};
+    const dr_attention_chunk chunk = {0, 1, 5, pages};
+    dr_backend *b = make_recording(precision);
+    float *qkv = put(b, op_normal(STRIDE, 0, 1), STRIDE);
+    const float *ones = op_normal(HEAD, 1, 0);
+    not_recorded ops = {.x = put(b, ones, HEAD), .y = put(b, op_normal(HEAD, 0, 0), HEAD), .waits = waits};
+    const dr_cached_pass pass = {
+        .chunks = &chunk, .n_chunks = 1, .group = HEADS, .head_size = HEAD, .places = {qkv}};
+    for (int i = 1; i <= PASSES; i++) {
+        check_ok(b->ops->cached_pass(b, &pass, not_recorded_ops, &ops));
+        const float *sums = get(b, ops.y, HEAD);
+        for (int k = 0; k < HEAD; k++) assert_true(sums[k] == (float)i * ones[k]);
+    }
+    for (int i = 0; i < PASSES; i++) b->ops->memory_destroy(b, ops.memory[i]);
+    free_all();
+    dr_backend_destroy(b);
+}
+
+static void check_precision(dr_backend *plain) {
+    static const int32_t head_sizes[] = {16, 64};
+    check_broken_recording(plain->precision, false);
+    check_broken_recording(plain->precision, true);
+    dr_backend *recording = make_recording(plain->precision);
     check_broken_burst(plain);
     check_broken_burst(recording);
     const size_t first = sized(0, dr_rounds_to_bf16(plain->precision)), n = sized(2, 1);
