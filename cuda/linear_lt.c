@@ -51,7 +51,8 @@ typedef struct choice {
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, d;
     cublasLtMatmulAlgo_t algorithm;
-    bool is_served; // an algorithm was found; otherwise this program's own kernels serve
+    bool is_served;     // an algorithm was found; otherwise this program's own kernels serve
+    int64_t taken_rows; // loose precisions: the T that it was last found to take; 0: none
 } choice;
 
 struct dr_cuda_lt {
@@ -189,21 +190,24 @@ static dr_status is_exact(const dr_cuda_lt *lt, const cublasLtMatmulHeuristicRes
     return DR_OK;
 }
 
-// Whether the algorithm takes every T that the choice is for.
+static dr_status takes(const dr_cuda_lt *lt, const choice *c, const cublasLtMatmulAlgo_t *algorithm,
+                       int64_t T, bool *out) {
+    const size_t workspace = lt->is_loose ? DR_LT_WORKSPACE : 0;
+    cublasLtMatmulHeuristicResult_t result;
+    DR_TRY(rows_set(lt, c, T));
+    cublasStatus_t status = lt->lib.check(lt->handle, c->desc, c->a, c->b, c->d, c->d, algorithm, &result);
+    *out = status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= workspace;
+    return DR_OK;
+}
+
+// Whether the algorithm takes the numbers of rows that stand for those of the choice.
 static dr_status takes_rows(const dr_cuda_lt *lt, const choice *c, const cublasLtMatmulAlgo_t *algorithm,
                             bool *out) {
     int64_t rows[DR_LT_MOST_CHECKED];
     int n = 0;
-    const size_t workspace = lt->is_loose ? DR_LT_WORKSPACE : 0;
     dr_lt_checked(&c->key, rows, &n);
     *out = true;
-    for (int i = 0; i < n && *out; i++) {
-        cublasLtMatmulHeuristicResult_t result;
-        DR_TRY(rows_set(lt, c, rows[i]));
-        cublasStatus_t status =
-            lt->lib.check(lt->handle, c->desc, c->a, c->b, c->d, c->d, algorithm, &result);
-        *out = status == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= workspace;
-    }
+    for (int i = 0; i < n && *out; i++) DR_TRY(takes(lt, c, algorithm, rows[i], out));
     return DR_OK;
 }
 
@@ -259,7 +263,7 @@ static dr_status choice_fill(const dr_cuda_lt *lt, choice *c) {
     return status;
 }
 
-static dr_status choice_of(dr_cuda_lt *lt, const dr_lt_key *key, const choice **out_choice) {
+static dr_status choice_of(dr_cuda_lt *lt, const dr_lt_key *key, choice **out_choice) {
     for (int64_t i = 0; i < lt->n_choices; i++)
         if (dr_lt_key_equal(&lt->choices[i].key, key)) {
             *out_choice = &lt->choices[i];
@@ -278,6 +282,26 @@ static dr_status choice_of(dr_cuda_lt *lt, const dr_lt_key *key, const choice **
     }
     lt->choices[lt->n_choices] = c;
     *out_choice = &lt->choices[lt->n_choices++];
+    return DR_OK;
+}
+
+// What serves a product. The algorithm of a range of rows need not take all of them: what it wants of
+// workspace does not grow evenly. Then there is one for T alone; which one is a matter of T, not of what was
+// multiplied before.
+static dr_status choice_for(dr_cuda_lt *lt, const dr_lt_product *p, const choice **out_choice) {
+    dr_lt_key key = dr_lt_key_of(p->op, p->n_out, p->n_in, p->T, lt->is_loose);
+    choice *c = NULL;
+    bool is_taken = true;
+    DR_TRY(choice_of(lt, &key, &c));
+    if (lt->is_loose && c->is_served && c->taken_rows != p->T)
+        DR_TRY(takes(lt, c, &c->algorithm, p->T, &is_taken));
+    if (is_taken) {
+        c->taken_rows = p->T;
+    } else {
+        key.only_rows = p->T;
+        DR_TRY(choice_of(lt, &key, &c));
+    }
+    *out_choice = c;
     return DR_OK;
 }
 
@@ -330,14 +354,13 @@ dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *p, bool 
     dr_cuda_lt *lt = state->lt;
     *out_served = false;
     if (p->T == 0 || !dr_lt_serves(lt->is_bf16, p->n_out, p->n_in)) return DR_OK;
-    const dr_lt_key key = dr_lt_key_of(p->op, p->n_out, p->n_in, p->T, lt->is_loose);
     const dr_lt_shape shape = dr_lt_shape_of(p->op, p->n_out, p->n_in, p->T);
     const size_t element = p->op == DR_LT_FORWARD_ROUNDED ? sizeof(uint16_t) : sizeof(float);
     const int64_t bytes = shape.d.rows * shape.d.columns * (int64_t)element;
     const choice *c = NULL;
     const void *left = NULL, *right = NULL;
     void *out = p->out, *bias = NULL;
-    DR_TRY(choice_of(lt, &key, &c));
+    DR_TRY(choice_for(lt, p, &c));
     if (!c->is_served) return DR_OK;
     DR_TRY(operand_of(state, 0, &p->left, &left));
     DR_TRY(operand_of(state, 1, &p->right, &right));

@@ -54,37 +54,40 @@ static inline dr_lt_shape dr_lt_shape_of(dr_lt_op op, int64_t n_out, int64_t n_i
 }
 
 // What one algorithm serves. most_rows 0: every T, so that no row's bits depend on T; else T in
-// most_rows / 2 + 1 … most_rows.
+// most_rows / 2 + 1 … most_rows or, where these do not all have an algorithm in common, one T alone.
 typedef struct dr_lt_key {
     dr_lt_op op;
     int64_t n_out, n_in, most_rows;
+    int64_t only_rows; // that T; 0: all of them
 } dr_lt_key;
 
 static inline dr_lt_key dr_lt_key_of(dr_lt_op op, int64_t n_out, int64_t n_in, int64_t T, bool is_loose) {
-    dr_lt_key key = {op, n_out, n_in, is_loose ? 1 : 0};
+    dr_lt_key key = {op, n_out, n_in, is_loose ? 1 : 0, 0};
     while (is_loose && key.most_rows < T) key.most_rows *= 2;
     return key;
 }
 
 static inline bool dr_lt_key_equal(const dr_lt_key *a, const dr_lt_key *b) {
-    return a->op == b->op && a->n_out == b->n_out && a->n_in == b->n_in && a->most_rows == b->most_rows;
+    return a->op == b->op && a->n_out == b->n_out && a->n_in == b->n_in && a->most_rows == b->most_rows &&
+           a->only_rows == b->only_rows;
 }
 
 // The T for which the library is asked what is best.
 static inline int64_t dr_lt_chosen_for(const dr_lt_key *key) {
+    if (key->only_rows > 0) return key->only_rows;
     if (key->most_rows > 0) return key->most_rows;
     return key->op == DR_LT_BACKWARD_WEIGHT ? DR_LT_GRADIENT_ROWS : DR_LT_ROWS;
 }
 
 // The T, *out_n of them, with which an algorithm must work before it is taken: odd ones and those around the
-// sizes of tiles when it is to serve every T, else the ends of its range.
+// sizes of tiles when it is to serve every T, else the ends of its range, or its one T.
 static inline void dr_lt_checked(const dr_lt_key *key, int64_t rows[DR_LT_MOST_CHECKED], int *out_n) {
     static const int64_t every[DR_LT_MOST_CHECKED] = {1,  2,   3,   7,    8,    16,    33,
                                                       64, 128, 257, 1000, 4096, 16384, 65535};
-    *out_n = key->most_rows > 0 ? 2 : DR_LT_MOST_CHECKED;
+    *out_n = key->only_rows > 0 ? 1 : key->most_rows > 0 ? 2 : DR_LT_MOST_CHECKED;
     for (int i = 0; i < *out_n; i++) rows[i] = every[i];
     if (key->most_rows == 0) return;
-    rows[0] = key->most_rows / 2 + 1;
+    rows[0] = key->only_rows > 0 ? key->only_rows : key->most_rows / 2 + 1;
     rows[1] = key->most_rows;
 }
 

@@ -123,16 +123,19 @@ static void test_loose_keys(void **state) {
         assert_true(rows[0] <= T && T <= rows[1] && rows[1] == dr_lt_chosen_for(&key));
         dr_lt_key of_first = dr_lt_key_of(DR_LT_FORWARD, 24, 16, rows[0], true);
         assert_true(dr_lt_key_equal(&key, &of_first));
+        key.only_rows = T;
+        dr_lt_checked(&key, rows, &n);
+        assert_true(n == 1 && rows[0] == T && dr_lt_chosen_for(&key) == T);
     }
 }
 
 static void test_keys_differ(void **state) {
     (void)state;
-    const dr_lt_key key = {DR_LT_FORWARD, 24, 16, 0};
-    const dr_lt_key others[] = {{DR_LT_FORWARD_BIAS, 24, 16, 0},   {DR_LT_FORWARD_ROUNDED, 24, 16, 0},
-                                {DR_LT_BACKWARD_INPUT, 24, 16, 0}, {DR_LT_FORWARD, 16, 16, 0},
-                                {DR_LT_FORWARD, 24, 24, 0},        {DR_LT_FORWARD, 16, 24, 0},
-                                {DR_LT_FORWARD, 24, 16, 8}};
+    const dr_lt_key key = {DR_LT_FORWARD, 24, 16, 0, 0};
+    const dr_lt_key others[] = {{DR_LT_FORWARD_BIAS, 24, 16, 0, 0},   {DR_LT_FORWARD_ROUNDED, 24, 16, 0, 0},
+                                {DR_LT_BACKWARD_INPUT, 24, 16, 0, 0}, {DR_LT_FORWARD, 16, 16, 0, 0},
+                                {DR_LT_FORWARD, 24, 24, 0, 0},        {DR_LT_FORWARD, 16, 24, 0, 0},
+                                {DR_LT_FORWARD, 24, 16, 8, 0},        {DR_LT_FORWARD, 24, 16, 0, 8}};
     assert_true(dr_lt_key_equal(&key, &key));
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         assert_false(dr_lt_key_equal(&key, &others[i]));

@@ -3,6 +3,7 @@
 #include "tests/cuda_memory.h"
 
 #include <fcntl.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -628,24 +629,66 @@ static void test_no_handle(void **state) {
 // 50 rows are not among those that are checked: an error, and no other algorithm, before and behind it.
 static void test_refused_rows(void **state) {
     (void)state;
-    static const dr_precision precisions[] = {DR_BF16, DR_BF16_LOOSE};
+    dr_backend *b = backend(DR_BF16, false);
+    char *said = NULL;
+    const float *want = forward(b, T - 1, DR_OK, &said);
+    check_said(said, NULL);
+    setenv("DR_EMULATED_CUBLASLT", "refuse=50", 1);
+    forward(b, T, DR_ERR_INTERNAL, &said);
+    check_said(said, "operation 0 of 50 rows and a weight of 72 x 24");
+    const float *got = forward(b, T - 1, DR_OK, &said);
+    check_said(said, NULL);
+    check_same_bits("one row less", got, want, (T - 1) * O);
+    unsetenv("DR_EMULATED_CUBLASLT");
+    forward(b, T, DR_OK, &said);
+    check_said(said, NULL);
+    dr_backend_cuda_destroy(b);
+    op_free_arrays();
+    assert_int_equal(emulated_cublas_lt_living(), 0);
+}
+
+// In the loose precisions the own kernels multiply where no algorithm takes a T within its range.
+static void test_refused_loose_rows(void **state) {
+    (void)state;
+    check_own_serves("refuse=50", DR_BF16_LOOSE, DR_BF16,
+                     " algorithms serves operation 0 of a weight of 72 x 24");
+    check_own_serves("refuse=50", DR_FP32_LOOSE, DR_FP32,
+                     " algorithms serves operation 0 of a weight of 72 x 24");
+}
+
+static float *product_of(dr_backend *b, const float *weight, const float *x, int64_t rows, int64_t n_out,
+                         int64_t n_in) {
+    dr_weight *w = pack(b, n_out, n_in, weight);
+    float *y = put_poison(b, rows * n_out);
+    check_ok(b->ops->linear_forward(b, w, put(b, x, rows * n_in), rows, NULL, y));
+    float *got = get(b, y, rows * n_out);
+    b->ops->weight_destroy(b, w);
+    free_memory();
+    return got;
+}
+
+// The algorithm of 17 to 32 rows shares sums in three parts at 17 rows, in two at 32, and in four at 24, for
+// which there is no workspace. Another one serves 24, the same whatever was multiplied before.
+static void test_rows_within_a_range(void **state) {
+    (void)state;
+    enum { N_OUT = 240, N_IN = 28, MOST_ROWS = 32 };
+    static const int64_t orders[2][4] = {{24, 32, 17, 24}, {32, 17, 24, 24}};
+    const float *weight = op_normal(N_OUT * N_IN, 0, 1), *x = op_normal(MOST_ROWS * N_IN, 0, 1);
+    dr_backend *exact = backend(DR_FP32, true);
+    const float *want = product_of(exact, weight, x, MOST_ROWS, N_OUT, N_IN), *first[MOST_ROWS + 1] = {NULL};
     for (int i = 0; i < 2; i++) {
-        dr_backend *b = backend(precisions[i], false);
-        char *said = NULL;
-        const float *want = forward(b, T - 1, DR_OK, &said);
-        check_said(said, NULL);
-        setenv("DR_EMULATED_CUBLASLT", "refuse=50", 1);
-        forward(b, T, DR_ERR_INTERNAL, &said);
-        check_said(said, "operation 0 of 50 rows and a weight of 72 x 24");
-        const float *got = forward(b, T - 1, DR_OK, &said);
-        check_said(said, NULL);
-        check_same_bits("one row less", got, want, (T - 1) * O);
-        unsetenv("DR_EMULATED_CUBLASLT");
-        forward(b, T, DR_OK, &said);
-        check_said(said, NULL);
-        dr_backend_cuda_destroy(b);
-        op_free_arrays();
+        dr_backend *loose = backend(DR_FP32_LOOSE, false);
+        for (int k = 0; k < 4; k++) {
+            const int64_t rows = orders[i][k];
+            const float *got = product_of(loose, weight, x, rows, N_OUT, N_IN);
+            for (int64_t at = 0; at < rows * N_OUT; at++) assert_true(fabsf(got[at] - want[at]) < 1e-4f);
+            if (first[rows]) check_same_bits("the same rows again", got, first[rows], rows * N_OUT);
+            first[rows] = got;
+        }
+        dr_backend_cuda_destroy(loose);
     }
+    dr_backend_cuda_destroy(exact);
+    op_free_arrays();
     assert_int_equal(emulated_cublas_lt_living(), 0);
 }
 
@@ -653,13 +696,22 @@ static void test_refused_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_products),     cuda_test(test_preferences),
-        cuda_test(test_in_turn),      cuda_test(test_sizes_of_attributes),
-        cuda_test(test_layouts),      cuda_test(test_addresses),
-        cuda_test(test_algorithms),   cuda_test(test_destroyed),
-        cuda_test(test_ends),         cuda_test(test_no_offers),
-        cuda_test(test_no_handle),    cuda_test(test_no_algorithm_for_all),
-        cuda_test(test_refused_rows), cuda_test(test_rounded_results),
+        cuda_test(test_products),
+        cuda_test(test_preferences),
+        cuda_test(test_in_turn),
+        cuda_test(test_sizes_of_attributes),
+        cuda_test(test_layouts),
+        cuda_test(test_addresses),
+        cuda_test(test_algorithms),
+        cuda_test(test_destroyed),
+        cuda_test(test_ends),
+        cuda_test(test_no_offers),
+        cuda_test(test_no_handle),
+        cuda_test(test_no_algorithm_for_all),
+        cuda_test(test_refused_rows),
+        cuda_test(test_rounded_results),
+        cuda_test(test_refused_loose_rows),
+        cuda_test(test_rows_within_a_range),
     };
     dr_log_set_level(DR_LOG_INFO);
     return cmocka_run_group_tests(tests, op_group_setup, op_group_teardown);
