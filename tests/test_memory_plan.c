@@ -196,6 +196,7 @@ static void test_taken(void **state) {
     compare(DR_BF16, DR_RECOMPUTE, false, 2);
     dr_cpu_lanes_only(false);
     for (int n = 1; n <= 4; n *= 2) compare(DR_BF16, DR_RECOMPUTE, false, n);
+    compare(DR_BF16, DR_RECOMPUTE, true, 1); // frozen: two bytes a weight
 }
 
 // Logits that oneDNN makes for more rows than there are, of a vocabulary wider than all layers.
