@@ -155,6 +155,9 @@ typedef struct dr_lt_product {
     bool accumulate;   // out +=
 } dr_lt_product;
 
+// 130100 for 13.1.0. built: of the header that this build uses, 0: it has none; found: of the library that is
+// tried first, 0: there is none.
+void dr_cuda_lt_versions(int32_t *out_built, int32_t *out_found);
 // Loads the library for a state that has its device and stream. Where there is none state->lt stays NULL and
 // *out_reason, static storage, says why.
 dr_status dr_cuda_lt_open(dr_cuda_state *state, dr_precision precision, const char **out_reason);

@@ -1,30 +1,21 @@
 // cudaGetDeviceCount leaves the count unset when it fails, so its return code decides, never the count alone.
 #include "cuda/device_probe.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
-#include <string.h>
 
 #include <cuda_runtime_api.h>
 
-// NCCL is optional at run time: asked by name, closed again.
-static int32_t nccl_version(void) {
-    static const char *const names[] = {"libnccl.so.2", "libnccl.so", "/usr/local/cuda/lib64/libnccl.so.2"};
-    int version = 0;
-    for (int i = 0; i < 3 && version == 0; i++) {
-        void *library = dlopen(names[i], RTLD_LAZY | RTLD_LOCAL);
-        if (!library) continue;
-        int (*get_version)(int *) = NULL;
-        void *symbol = dlsym(library, "ncclGetVersion");
-        memcpy(&get_version, &symbol, sizeof symbol);
-        if (!get_version || get_version(&version) != 0) version = 0;
-        dlclose(library);
-    }
-    return version;
+#include "cuda/cuda_internal.h"
+#include "cuda/nccl_library.h"
+
+void dr_device_bus_name(int64_t bus_id, char out[20]) {
+    snprintf(out, 20, "%04x:%02x:%02x.0", (unsigned)(bus_id >> 16), (unsigned)(bus_id >> 8 & 0xFF),
+             (unsigned)(bus_id & 0xFF));
 }
 
 static void describe(int index, dr_device_info *out) {
     struct cudaDeviceProp properties;
+    out->bus_id = -1 - index;
     if (cudaGetDeviceProperties(&properties, index) != cudaSuccess) {
         snprintf(out->name, sizeof out->name, "device %d cannot be asked: %s", index,
                  cudaGetErrorString(cudaGetLastError()));
@@ -35,6 +26,8 @@ static void describe(int index, dr_device_info *out) {
     out->minor = properties.minor;
     out->n_processors = properties.multiProcessorCount;
     out->total_bytes = (int64_t)properties.totalGlobalMem;
+    out->bus_id = (int64_t)properties.pciDomainID << 16 | (int64_t)properties.pciBusID << 8 |
+                  (int64_t)properties.pciDeviceID;
 }
 
 dr_device_probe dr_device_probe_run(void) {
@@ -43,7 +36,9 @@ dr_device_probe dr_device_probe_run(void) {
     if (cudaRuntimeGetVersion(&value) == cudaSuccess) probe.runtime_version = value;
     value = 0;
     if (cudaDriverGetVersion(&value) == cudaSuccess) probe.driver_version = value;
-    probe.nccl_version = nccl_version();
+    probe.runtime_built = CUDART_VERSION;
+    dr_nccl_versions(&probe.nccl_built, &probe.nccl_found);
+    dr_cuda_lt_versions(&probe.lt_built, &probe.lt_found);
     int count = 0;
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess) {

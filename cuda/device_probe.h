@@ -16,13 +16,19 @@ typedef struct dr_device_info {
     int32_t major, minor; // compute capability
     int32_t n_processors; // streaming multiprocessors
     int64_t total_bytes;
+    int64_t bus_id; // domain << 16 | bus << 8 | device; -1 - number of a device that cannot be asked
 } dr_device_info;
 
+// "0000:3b:00.0", as nvidia-smi has it.
+void dr_device_bus_name(int64_t bus_id, char out[20]);
+
 typedef struct dr_device_probe {
-    int32_t runtime_version; // 13000 for 13.0
-    int32_t driver_version;  // newest runtime the driver supports, 0 without a driver
-    int32_t nccl_version;    // 22809 for 2.28.9, 0 when the library is not found at run time
-    int32_t n_devices;       // may be more than DR_PROBE_DEVICES; only so many are described
+    int32_t runtime_built;          // of the toolkit's headers; 13000 for 13.0
+    int32_t runtime_version;        // of the runtime that is linked
+    int32_t driver_version;         // newest runtime the driver supports, 0 without a driver
+    int32_t nccl_built, nccl_found; // dr_nccl_versions
+    int32_t lt_built, lt_found;     // dr_cuda_lt_versions
+    int32_t n_devices;              // may be more than DR_PROBE_DEVICES; only so many are described
     dr_device_info devices[DR_PROBE_DEVICES];
     char reason[256]; // why there is no device to use; "" when there is one
 } dr_device_probe;

@@ -14,11 +14,33 @@
 #endif
 #endif
 
+#include <dlfcn.h>
+#include <string.h>
+
+enum { NAMES = 3 };
+// The last one is for machines whose loader does not know the toolkit's folder.
+static const char *const names[NAMES] = {"libcublasLt.so.13", "libcublasLt.so.12",
+                                         "/usr/local/cuda/lib64/libcublasLt.so"};
+
+void dr_cuda_lt_versions(int32_t *out_built, int32_t *out_found) {
+    *out_built = *out_found = 0;
+#ifdef HAVE_CUBLASLT
+    *out_built = CUBLAS_VERSION;
+#endif
+    for (int i = 0; i < NAMES && *out_found == 0; i++) {
+        void *library = dlopen(names[i], RTLD_LAZY | RTLD_LOCAL);
+        if (!library) continue;
+        size_t (*get_version)(void) = NULL;
+        void *symbol = dlsym(library, "cublasLtGetVersion");
+        memcpy(&get_version, &symbol, sizeof symbol);
+        if (get_version) *out_found = (int32_t)get_version();
+        dlclose(library);
+    }
+}
+
 #ifdef HAVE_CUBLASLT
 
-#include <dlfcn.h>
 #include <stdio.h>
-#include <string.h>
 
 #include <cuda_runtime_api.h>
 
@@ -82,17 +104,8 @@ static bool find(void *handle, const char *name, void *out_function, char *reaso
     return symbol != NULL;
 }
 
-// The library stays open: other backends of this process may use it.
-static bool load(library *out, char *reason, size_t size) {
-    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12",
-                                        "/usr/local/cuda/lib64/libcublasLt.so"};
-    void *handle = NULL;
-    for (int i = 0; i < 3 && !handle; i++) {
-        handle = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-        const char *error = handle ? NULL : dlerror();
-        if (error && i == 0) snprintf(reason, size, "%s", error);
-    }
-    return handle && find(handle, "cublasLtCreate", &out->create, reason, size) &&
+static bool find_all(void *handle, library *out, char *reason, size_t size) {
+    return find(handle, "cublasLtCreate", &out->create, reason, size) &&
            find(handle, "cublasLtDestroy", &out->destroy, reason, size) &&
            find(handle, "cublasLtGetStatusString", &out->status_string, reason, size) &&
            find(handle, "cublasLtMatmulDescCreate", &out->desc_create, reason, size) &&
@@ -108,6 +121,37 @@ static bool load(library *out, char *reason, size_t size) {
            find(handle, "cublasLtMatmulAlgoCheck", &out->check, reason, size) &&
            find(handle, "cublasLtMatmulAlgoConfigGetAttribute", &out->config_get, reason, size) &&
            find(handle, "cublasLtMatmul", &out->matmul, reason, size);
+}
+
+// The library of this name, started: one that is newer than the driver can be opened, and cannot start. It
+// then stays open: other backends of this process may use it. false: `reason` says why.
+static bool start_library(const char *name, library *out, cublasLtHandle_t *out_handle, bool *was_opened,
+                          char *reason, size_t size) {
+    char own[256] = "";
+    void *shared = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (!shared) {
+        const char *error = dlerror();
+        if (reason[0] == '\0') snprintf(reason, size, "%s", error ? error : name);
+        return false;
+    }
+    cublasStatus_t status = CUBLAS_STATUS_NOT_INITIALIZED;
+    bool is_whole = find_all(shared, out, own, sizeof own);
+    if (is_whole) status = out->create(out_handle);
+    if (status == CUBLAS_STATUS_SUCCESS) return true;
+    if (is_whole) snprintf(own, sizeof own, "cublasLtCreate: %s", out->status_string(status));
+    if (!*was_opened) snprintf(reason, size, "%s: %s", name, own);
+    *was_opened = true;
+    dlclose(shared);
+    return false;
+}
+
+// The newest that starts; false: none does, and `reason` says why the first that is there does not.
+static bool start_any(library *out, cublasLtHandle_t *out_handle, char *reason, size_t size) {
+    bool was_opened = false;
+    reason[0] = '\0';
+    for (int i = 0; i < 2; i++)
+        if (start_library(names[i], out, out_handle, &was_opened, reason, size)) return true;
+    return !was_opened && start_library(names[2], out, out_handle, &was_opened, reason, size);
 }
 
 // ---- the choice of an algorithm ----
@@ -375,25 +419,25 @@ dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *p, bool 
 
 // ---- start and end ----
 
-static dr_status start(dr_cuda_state *state) {
-    dr_cuda_lt *lt = state->lt;
-    LT_TRY(lt, lt->lib.create(&lt->handle), "start");
-    if (!lt->is_loose) return DR_OK;
-    return dr_cuda_reserve(state, &lt->workspace, "workspace of products", DR_LT_WORKSPACE);
-}
-
 dr_status dr_cuda_lt_open(dr_cuda_state *state, dr_precision precision, const char **out_reason) {
-    static char reason[256];
+    static char reason[512];
     library lib;
-    if (!load(&lib, reason, sizeof reason)) {
+    cublasLtHandle_t handle = NULL;
+    if (!start_any(&lib, &handle, reason, sizeof reason)) {
         *out_reason = reason;
         return DR_OK;
     }
-    DR_TRY(dr_alloc(&state->lt, "cublasLt", 1, sizeof *state->lt));
+    dr_status status = dr_alloc(&state->lt, "cublasLt", 1, sizeof *state->lt);
+    if (status != DR_OK) {
+        lib.destroy(handle);
+        return status;
+    }
     state->lt->lib = lib;
+    state->lt->handle = handle;
     state->lt->is_bf16 = dr_rounds_to_bf16(precision);
     state->lt->is_loose = dr_is_loose(precision);
-    return start(state);
+    if (!state->lt->is_loose) return DR_OK;
+    return dr_cuda_reserve(state, &state->lt->workspace, "workspace of products", DR_LT_WORKSPACE);
 }
 
 void dr_cuda_lt_close(dr_cuda_state *state) {

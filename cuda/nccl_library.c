@@ -1,11 +1,33 @@
 // Body of nccl_library.h.
 #include "cuda/nccl_library.h"
 
-#ifdef DR_HAVE_NCCL
-
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
+
+enum { NAMES = 3 };
+static const char *const names[NAMES] = {"libnccl.so.2", "libnccl.so", "/usr/local/cuda/lib64/libnccl.so.2"};
+
+void dr_nccl_versions(int32_t *out_built, int32_t *out_found) {
+    int version = 0;
+#ifdef DR_HAVE_NCCL
+    *out_built = NCCL_VERSION_CODE;
+#else
+    *out_built = 0;
+#endif
+    for (int i = 0; i < NAMES && version == 0; i++) {
+        void *library = dlopen(names[i], RTLD_LAZY | RTLD_LOCAL);
+        if (!library) continue;
+        int (*get_version)(int *) = NULL;
+        void *symbol = dlsym(library, "ncclGetVersion");
+        memcpy(&get_version, &symbol, sizeof symbol);
+        if (!get_version || get_version(&version) != 0) version = 0;
+        dlclose(library);
+    }
+    *out_found = version;
+}
+
+#ifdef DR_HAVE_NCCL
 
 static dr_status find(void *handle, const char *name, void *out_function) {
     void *symbol = dlsym(handle, name);
@@ -15,10 +37,9 @@ static dr_status find(void *handle, const char *name, void *out_function) {
 }
 
 dr_status dr_nccl_load(dr_nccl_library *out) {
-    static const char *const names[] = {"libnccl.so.2", "libnccl.so", "/usr/local/cuda/lib64/libnccl.so.2"};
     void *handle = NULL;
     char reason[256] = "";
-    for (int i = 0; i < 3 && !handle; i++) {
+    for (int i = 0; i < NAMES && !handle; i++) {
         handle = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
         const char *error = handle ? NULL : dlerror();
         if (error && i == 0) snprintf(reason, sizeof reason, "%s", error);

@@ -1,9 +1,15 @@
 // NCCL's functions, found in the library when a communicator is made and not when the program starts. Without
-// nccl.h, of 2.14 or later, this header declares nothing and DR_HAVE_NCCL is not defined.
+// nccl.h, of 2.14 or later, this header declares no more than versions, and DR_HAVE_NCCL is not defined.
 #ifndef DR_CUDA_NCCL_LIBRARY_H
 #define DR_CUDA_NCCL_LIBRARY_H
 
+#include <stdint.h>
+
 #include "core/base/status.h"
+
+// 22809 for 2.28.9. built: of the header that this build uses, 0: it has none; found: of the library, 0:
+// there is none.
+void dr_nccl_versions(int32_t *out_built, int32_t *out_found);
 
 #if defined(__has_include) && !defined(DR_WITHOUT_NCCL)
 #if __has_include(<nccl.h>)

@@ -4,6 +4,23 @@ set(DR_CUDA_OLDEST 12.0)       # tensor maps
 set(DR_CUDA_OLDEST_WGMMA 12.1) # ptxas 12.0 spills in the gradient of attention
 set(DR_CUDA_OLDEST_100 12.8)
 
+# Folder of a header of an optional library: empty where one of `known` has it already, or nobody; else that of a Python
+# package, whose library the header stands beside (PACKAGES/nvidia/nccl/lib and include).
+function(dr_wheel_folder header known packages out)
+  set(${out} "" PARENT_SCOPE)
+  foreach(folder ${known})
+    if(EXISTS ${folder}/${header})
+      return()
+    endif()
+  endforeach()
+  file(GLOB found ${packages}/nvidia/*/include/${header})
+  if(packages AND found)
+    list(GET found 0 found)
+    get_filename_component(folder ${found} DIRECTORY)
+    set(${out} ${folder} PARENT_SCOPE)
+  endif()
+endfunction()
+
 # Architectures of a build that names none: A100 and H100, and code that the driver compiles for what is newer.
 function(dr_cuda_architectures version out)
   if(version VERSION_GREATER_EQUAL DR_CUDA_OLDEST_100)

@@ -197,25 +197,37 @@ static void version_text(int32_t version, char out[16]) {
     snprintf(out, 16, "%d.%d", version / 1000, version % 1000 / 10);
 }
 
+// What the build knows of an optional library beside what this machine has of it.
+static void library_line(const char *name, int32_t built, int32_t found, const char *header) {
+    char with[64], here[32] = "not found";
+    snprintf(with, sizeof with, "without it, for there was no %s", header);
+    if (built > 0)
+        snprintf(with, sizeof with, "with %d.%d.%d", built / 10000, built / 100 % 100, built % 100);
+    if (found > 0)
+        snprintf(here, sizeof here, "found %d.%d.%d", found / 10000, found / 100 % 100, found % 100);
+    line(name, "built %s; %s", with, here);
+}
+
 static void device_part(doctor *d) {
     dr_device_probe probe = dr_device_probe_run();
-    char text[16];
+    char text[32], bus[20];
     printf("devices\n");
-    version_text(probe.runtime_version, text);
-    line("CUDA runtime", "%s", text);
-    version_text(probe.driver_version, text);
-    line("driver supports", "%s", probe.driver_version ? text : "none found");
-    if (probe.nccl_version > 0)
-        line("NCCL", "%d.%d.%d", probe.nccl_version / 10000, probe.nccl_version / 100 % 100,
-             probe.nccl_version % 100);
-    else
-        line("NCCL", "not found");
+    char built[16], found[16];
+    version_text(probe.runtime_built, built);
+    version_text(probe.runtime_version, found);
+    line("CUDA runtime", "built with %s; found %s, part of this binary", built, found);
+    version_text(probe.driver_version, found);
+    line("driver", "built for CUDA %s; %s%s", built, probe.driver_version ? "found for CUDA " : "not found",
+         probe.driver_version ? found : "");
+    library_line("NCCL", probe.nccl_built, probe.nccl_found, "nccl.h of 2.14 or later");
+    library_line("cuBLASLt", probe.lt_built, probe.lt_found, "cublasLt.h");
     d->n_devices = probe.n_devices;
     for (int i = 0; i < probe.n_devices && i < DR_PROBE_DEVICES; i++) {
         const dr_device_info *device = &probe.devices[i];
         snprintf(text, sizeof text, "device %d", i);
-        line(text, "%s, compute capability %d.%d, %d processors, %lld MB", device->name, device->major,
-             device->minor, device->n_processors, (long long)(device->total_bytes >> 20));
+        dr_device_bus_name(device->bus_id, bus);
+        line(text, "%s at %s, compute capability %d.%d, %d processors, %lld MB", device->name, bus,
+             device->major, device->minor, device->n_processors, (long long)(device->total_bytes >> 20));
     }
     if (probe.n_devices > 0)
         verdict(d, FINE, "%d device%s", probe.n_devices, probe.n_devices == 1 ? "" : "s");

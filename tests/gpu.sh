@@ -253,6 +253,7 @@ step_same_draws() {
 step_nccl() {
     on_device
     [ "$place" = emulated ] || [ -e "$work/found/libnccl.so.2" ] || ldconfig -p | grep -qF libnccl.so.2 || skip "no NCCL here"
+    ! "$bin/deeprec" doctor | grep -q '^  NCCL  *built without' || skip "a build without nccl.h of 2.14 or later"
     local ranks failed=0
     for ranks in 2 4; do
         NCCL_DEBUG=WARN timeout 40 mpirun -n $ranks "$bin/gpu_nccl" || { echo "$ranks ranks: status $?"; failed=1; }

@@ -21,6 +21,13 @@ want '^  HDF5 +[0-9]+\.[0-9]+\.[0-9]+'
 want '^  MPI +.*[0-9]+\.[0-9]+.*, standard [0-9]\.[0-9]$'
 want '^devices$'
 want '^verdict: '
+if grep -q '^  CUDA  *built in' "$dir/report"; then # what this build knows beside what this machine has
+    want '^  CUDA runtime +built with [0-9]+\.[0-9]+; found [0-9]+\.[0-9]+'
+    want '^  driver +built for CUDA [0-9]+\.[0-9]+; (found for CUDA [0-9]+\.[0-9]+|not found)$'
+    for library in NCCL cuBLASLt; do
+        want "^  $library +built (with [0-9]+\.[0-9]+\.[0-9]+|without it, for there was no [^;]*\.h[^;]*); (found [0-9]+\.[0-9]+\.[0-9]+|not found)\$"
+    done
+fi
 if [ $code = 0 ]; then
     want '^verdict: ready to train on this machine \(0 problems'
 else

@@ -12,6 +12,9 @@
 extern "C" {
 #endif
 
+#define CUBLAS_VERSION 130000 // this one's, of no library
+size_t cublasLtGetVersion(void);
+
 typedef enum {
     CUBLAS_STATUS_SUCCESS = 0,
     CUBLAS_STATUS_NOT_INITIALIZED = 1,

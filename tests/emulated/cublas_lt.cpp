@@ -2,7 +2,7 @@
 // that wait in the emulated device's streams. Stricter than the library has to be: what it leaves to luck
 // (memory that is not the device's, results over operands) ends the process, and so does what is not
 // emulated. DR_EMULATED_CUBLASLT, read at every call, makes it refuse:
-//   no-handle   cublasLtCreate fails
+//   no-handle   cublasLtCreate fails; no-handle-13: that of the library of this number
 //   no-offers   it has no algorithm for anything
 //   refuse=N    no algorithm takes a product with N columns of d, or sums of N products
 #include "tests/emulated/cublasLt.h"
@@ -47,11 +47,12 @@ wishes wished() {
     const char *text = getenv("DR_EMULATED_CUBLASLT");
     wishes w = {};
     if (!text || !*text) return w;
-    w.no_handle = strcmp(text, "no-handle") == 0;
+    const bool of_one = strncmp(text, "no-handle-", 10) == 0;
+    w.no_handle = of_one ? strtol(text + 10, NULL, 10) == DR_EMULATED_MAJOR : strcmp(text, "no-handle") == 0;
     w.no_offers = strcmp(text, "no-offers") == 0;
     if (strncmp(text, "refuse=", 7) == 0) w.refused = strtoll(text + 7, NULL, 10);
-    if (!w.no_handle && !w.no_offers && w.refused <= 0)
-        wrong("DR_EMULATED_CUBLASLT=%s: expected no-handle, no-offers or refuse=N", text);
+    if (!of_one && !w.no_handle && !w.no_offers && w.refused <= 0)
+        wrong("DR_EMULATED_CUBLASLT=%s: expected no-handle, no-handle-N, no-offers or refuse=N", text);
     return w;
 }
 
@@ -284,6 +285,10 @@ int64_t emulated_cublas_lt_living(void) {
 }
 
 // ---- objects ----
+
+size_t cublasLtGetVersion(void) {
+    return DR_EMULATED_MAJOR * 10000;
+}
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
     call one(calls);

@@ -43,6 +43,7 @@ enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
+    int pciDomainID, pciBusID, pciDeviceID;
     size_t totalGlobalMem;
 };
 

@@ -383,7 +383,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int n_ranks, ncclUniqueId 
     cudaGetDevice(&device);
     id.internal[NCCL_UNIQUE_ID_BYTES - 1] = '\0';
     auto c = std::make_shared<ncclComm>();
-    c->own = {rank, n_ranks, device, host_hash()};
+    c->own = {rank, n_ranks, emulated::physical_device(device), host_hash()};
     c->peers.resize((size_t)n_ranks);
     c->net = std::make_unique<mesh>(id.internal, c->own);
     if (!c->net->is_listening()) return told(ncclSystemError, "rank %d cannot listen", rank);

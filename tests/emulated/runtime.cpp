@@ -87,8 +87,29 @@ int read_devices() {
     return n;
 }
 
+// Numbers of the machine's devices that this process sees, as in CUDA_VISIBLE_DEVICES:
+// DR_EMULATED_VISIBLE=2,0.
+std::vector<int> read_visible() {
+    const char *text = getenv("DR_EMULATED_VISIBLE");
+    const int n = read_devices();
+    std::vector<int> visible;
+    for (int device = 0; !text && device < n; device++) visible.push_back(device);
+    for (const char *at = text; at;) {
+        char *end = NULL;
+        const long device = strtol(at, &end, 10);
+        if (end == at || (*end != ',' && *end != '\0') || device < 0 || device >= n) {
+            fprintf(stderr, "DR_EMULATED_VISIBLE=%s: expected numbers below %d\n", text, n);
+            exit(2);
+        }
+        visible.push_back((int)device);
+        at = *end ? end + 1 : NULL;
+    }
+    return visible;
+}
+
 order as = read_order();
-const int n_devices = read_devices();
+const std::vector<int> visible = read_visible();
+const int n_devices = (int)visible.size();
 int current_device;
 std::recursive_mutex calls;
 typedef std::lock_guard<std::recursive_mutex> call;
@@ -280,6 +301,10 @@ void run_others() {
     ::run_others();
 }
 
+int physical_device(int device) {
+    return visible[(size_t)device];
+}
+
 bool is_early() {
     return as.is_early;
 }
@@ -357,6 +382,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
     snprintf(properties->name, sizeof properties->name, "emulated on the processor");
     properties->major = 9;
     properties->multiProcessorCount = 1;
+    properties->pciBusID = 0x10 + visible[(size_t)device];
     properties->totalGlobalMem = emulated::TOTAL_MEMORY;
     return cudaSuccess;
 }

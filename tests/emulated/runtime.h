@@ -26,6 +26,8 @@ cudaError_t enqueue_work(cudaStream_t stream, std::function<void()> run);
 // done, again and again until it returns true, in calls of the runtime alone. Meanwhile the stream stands
 // still, and so does all that waits for it; the host waits at most two minutes.
 cudaError_t enqueue_attempt(cudaStream_t stream, std::function<bool()> attempt);
+// The number of the machine's device that this process calls `device` (DR_EMULATED_VISIBLE).
+int physical_device(int device);
 void run_others(); // what streams do while the host waits for something else
 bool is_early();
 
