@@ -12,6 +12,7 @@ extern "C" {
 typedef struct dr_world {
     int rank, size;             // processes
     int local_rank, local_size; // on this node
+    int node;                   // the lowest rank there: names the node
 } dr_world;
 
 // True when a launcher (mpirun, srun) started this process as one of several.
