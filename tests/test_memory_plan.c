@@ -462,6 +462,75 @@ static void test_retrievals(void **state) {
     dr_backend_cpu_destroy(b);
 }
 
+// A retrieval model's folder says what loading it takes, and what its retrievals will.
+static void test_retrieval_outline(void **state) {
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__)
+    skip();
+#endif
+    const char *dir = check_scratch_dir();
+    const int32_t history[] = {1, 2, 3};
+    const dr_trm_query query = {.history = history, .n_history = 3};
+    dr_hit best[1];
+    dr_backend *b = NULL;
+    dr_trm *outline = NULL, *loaded = NULL;
+    dr_trm_memory planned, behind;
+    int64_t sizes[4];
+    check_ok(dr_trm_save(trm, dir));
+    check_ok(dr_backend_cpu_create(DR_FP32, 1, &b));
+    check_ok(dr_trm_outline_of(b, dir, "", &outline, &planned));
+    dr_trm_retrieval_memory(outline, 30, 4, 9, &sizes[0], &sizes[1]);
+    assert_int_equal(dr_trm_config_of(outline)->n_items, data.n_items);
+    dr_trm_destroy(outline);
+    double before = in_use();
+    check_ok(dr_trm_load(b, dir, &loaded));
+    check_ok(dr_trm_top_k(loaded, &query, 1, 1, true, best));
+    double taken = in_use() - before;
+    dr_trm_retrieval_memory(loaded, 30, 4, 9, &sizes[2], &sizes[3]);
+    assert_memory_equal(&sizes[0], &sizes[2], 2 * sizeof sizes[0]);
+    print_message("planned %lld bytes, taken %.0f\n", (long long)planned.backend, taken);
+    assert_int_equal(planned.host, 0);
+    assert_true(taken <= (double)planned.backend && taken >= 0.5 * (double)planned.backend);
+    inner = b; // apart from the host's memory: each byte in one of the two
+    dr_backend closed = closed_backend();
+    check_ok(dr_trm_outline_of(&closed, dir, "", &outline, &behind));
+    assert_true(behind.host > 0 && behind.backend < planned.backend);
+    assert_true(behind.host + behind.backend >= planned.backend);
+    dr_trm_destroy(outline);
+    dr_trm_destroy(loaded);
+    dr_backend_cpu_destroy(b);
+}
+
+// What a warm-up takes is a part of what a worker does; a retrieval model to come and a reserve are parts.
+static void test_needs(void **state) {
+    (void)state;
+    dr_backend *b = NULL;
+    dr_lm *outline = NULL;
+    dr_memory_plan whole, more, warm;
+    dr_lm_config config = policy_config();
+    const dr_trm_memory retrieval = {.backend = 5000000, .host = 7000000};
+    check_ok(dr_backend_cpu_create(DR_FP32, 1, &b));
+    check_ok(dr_lm_outline(b, &config, &outline));
+    dr_rollout_parts parts = parts_of(outline);
+    dr_memory_needs needs = {.rollout = &parts, .pack_tokens = PACK, .n_samples = SAMPLES, .n_learners = 1};
+    check_ok(dr_memory_plan_make(&needs, &whole));
+    needs.retrieval = &retrieval;
+    needs.reserve = 3000000;
+    check_ok(dr_memory_plan_make(&needs, &more));
+    assert_int_equal(more.bytes - whole.bytes, 8000000);
+    assert_int_equal(more.host - whole.host, 7000000);
+    assert_int_equal(part(&more, "retrieval model"), 5000000);
+    assert_int_equal(part(&more, "reserve for the device's libraries"), 3000000);
+    needs.is_warm_up = true;
+    check_ok(dr_memory_plan_make(&needs, &warm));
+    assert_true(warm.bytes < more.bytes);
+    assert_int_equal(part(&warm, "keys and values") + part(&warm, "decoding") + part(&warm, "retrievals"), 0);
+    assert_int_equal(part(&warm, "gradient"), part(&more, "gradient"));
+    assert_non_null(strstr(warm.advice, "Smaller pack-tokens"));
+    dr_lm_destroy(outline);
+    dr_backend_cpu_destroy(b);
+}
+
 static void test_refusal(void **state) {
     (void)state;
     dr_memory_plan plan = {.parts = {{.name = "weights", .bytes = 70000000},
@@ -591,6 +660,8 @@ int main(void) {
         cmocka_unit_test(test_free_in_groups),
         cmocka_unit_test(test_cache),
         cmocka_unit_test(test_free_here),
+        cmocka_unit_test(test_retrieval_outline),
+        cmocka_unit_test(test_needs),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

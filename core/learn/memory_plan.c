@@ -15,6 +15,7 @@ static int64_t scratch_of(const dr_memory_needs *needs, int64_t *out_host) {
     dr_lm *lm = needs->rollout->lm;
     dr_backend *b = dr_lm_backend(lm);
     dr_pass_shape shape = dr_lm_pass_shape(lm, pass_tokens(needs));
+    if (needs->is_warm_up) return b->ops->pass_memory(b, &shape, out_host);
     shape.n_draws = needs->rollout->max_live;
     shape.n_cached = shape.n_draws + needs->rollout->prefill_tokens;
     shape.longest = needs->rollout->protocol.max_total_tokens;
@@ -44,17 +45,19 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
     const dr_lm_config *c = dr_lm_config_of(lm);
     int64_t cache = 0, passes = 0, products = dr_lm_products_memory(lm);
     int64_t lists = 0, lists_on_host = 0, scratch_on_host = 0;
+    const dr_trm_memory model = needs->retrieval ? *needs->retrieval : (dr_trm_memory){0};
     bool is_host = false;
-    DR_TRY(dr_rollout_memory(needs->rollout, &cache, &passes));
+    if (!needs->is_warm_up) DR_TRY(dr_rollout_memory(needs->rollout, &cache, &passes));
     DR_TRY(dr_memory_is_host(b, &is_host));
-    dr_rollout_retrieval_memory(needs->rollout, &lists_on_host, &lists);
+    if (!needs->is_warm_up) dr_rollout_retrieval_memory(needs->rollout, &lists_on_host, &lists);
     int64_t scratch = scratch_of(needs, &scratch_on_host),
             head = b->ops->head_memory(b, pass_tokens(needs), c->vocab, c->hidden);
     int64_t activations = dr_learner_memory(lm, needs->has_reference, needs->pack_tokens,
                                             needs->rollout->protocol.max_total_tokens, needs->activations);
     dr_memory_plan plan = {
-        .advice = "Smaller learn.pack_tokens, rollout.max_live or protocol.max_total_tokens, or "
-                  "learn.recompute, take less",
+        .advice = needs->is_warm_up ? "Smaller pack-tokens or max-total-tokens, or recompute, take less"
+                                    : "Smaller learn.pack_tokens, rollout.max_live or "
+                                      "protocol.max_total_tokens, or learn.recompute, take less",
         .parts = {{.name = "weights", .bytes = dr_lm_weights_memory(lm, needs->n_learners)},
                   {.name = "weights in bf16", .bytes = products},
                   {.name = "gradient", .bytes = dr_lm_n_params(lm) * (int64_t)sizeof(float)},
@@ -71,7 +74,10 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
                   {.name = "scratch of operations on the host", .bytes = scratch_on_host, .on_host = true},
                   {.name = "copy of weights on the host",
                    .bytes = is_host ? 0 : dr_lm_copy_memory(lm),
-                   .on_host = true}}};
+                   .on_host = true},
+                  {.name = "retrieval model", .bytes = model.backend},
+                  {.name = "retrieval model on the host", .bytes = model.host, .on_host = true},
+                  {.name = "reserve for the device's libraries", .bytes = needs->reserve}}};
     add_up(&plan);
     *out_plan = plan;
     return DR_OK;

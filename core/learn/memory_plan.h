@@ -20,10 +20,13 @@ typedef struct dr_memory_needs {
         *rollout; // borrowed; lm may be an outline; tokenizer and template are not looked at
     int64_t pack_tokens;
     dr_activations activations;
-    bool has_reference; // a frozen policy of the same shape
-    int32_t n_samples;  // of one prompt at most
-    int n_learners;     // that share moments, and in bf16 weights
-    int64_t collective; // bytes of the collective's buffers
+    bool has_reference;             // a frozen policy of the same shape
+    int32_t n_samples;              // of one prompt at most
+    int n_learners;                 // that share moments, and in bf16 weights
+    int64_t collective;             // bytes of the collective's buffers
+    const dr_trm_memory *retrieval; // of the retrieval model that will be loaded; NULL: it is there
+    int64_t reserve;                // bytes of the backend that stay free beside all
+    bool is_warm_up;                // learns only (sft.h): nothing is decoded
 } dr_memory_needs;
 
 typedef struct dr_memory_part {
@@ -32,7 +35,7 @@ typedef struct dr_memory_part {
     bool on_host; // beside a backend whose memory is not the host's
 } dr_memory_part;
 
-enum { DR_MEMORY_PARTS = 15 };
+enum { DR_MEMORY_PARTS = 18 };
 typedef struct dr_memory_plan {
     dr_memory_part parts[DR_MEMORY_PARTS];
     int64_t bytes, host; // of all parts, those on the host apart
@@ -41,8 +44,8 @@ typedef struct dr_memory_plan {
 
 // Backend memory, where the parts of the learner and of the collective that live on the host are counted as
 // well; beside a backend whose memory is not the host's also what else of size the host needs. Left out:
-// text, trajectories, the retrieval model and its sentence encoder, which are there before, and what
-// libraries take for themselves. Errors are those of dr_rollout_create.
+// text and trajectories; what libraries take for themselves is the reserve. Errors are those of
+// dr_rollout_create.
 dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan);
 
 // The same of training a retrieval model: what dr_trm_train takes, its encoder included; the data set, text

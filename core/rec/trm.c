@@ -347,21 +347,27 @@ static dr_status read_tensors(const dr_safetensors *file, const char *path, dr_t
     return status;
 }
 
+dr_status dr_trm_read_sizes(const dr_safetensors *file, const char *path, const char *dir,
+                            dr_trm_config *out) {
+    *out = (dr_trm_config){.n_heads = 2,
+                           .dropout = 0.5f,
+                           .adaptor_dropout = 0.2f,
+                           .layernorm_eps = 1e-12f,
+                           .temperature = 0.07f,
+                           .text_encoder = "external",
+                           .query_instruction = DR_QUERY_INSTRUCTION_AUTO,
+                           .max_text_tokens = 256};
+    DR_TRY(sizes_from_tensors(file, path, out));
+    DR_TRY(read_config(dir, out));
+    return check_config(out, path);
+}
+
 static dr_status load_model(dr_backend *backend, const char *dir, const char *encoder_dir,
                             const dr_safetensors *file, const char *path, dr_trm **out_trm) {
-    dr_trm_config config = {.n_heads = 2,
-                            .dropout = 0.5f,
-                            .adaptor_dropout = 0.2f,
-                            .layernorm_eps = 1e-12f,
-                            .temperature = 0.07f,
-                            .text_encoder = "external",
-                            .query_instruction = DR_QUERY_INSTRUCTION_AUTO,
-                            .max_text_tokens = 256};
+    dr_trm_config config;
     dr_text_encoder *encoder = NULL;
     dr_trm *trm = NULL;
-    DR_TRY(sizes_from_tensors(file, path, &config));
-    DR_TRY(read_config(dir, &config));
-    DR_TRY(check_config(&config, path));
+    DR_TRY(dr_trm_read_sizes(file, path, dir, &config));
     DR_TRY(dr_trm_load_encoder(backend, dir, encoder_dir, &config, &encoder));
     dr_status status = dr_trm_allocate(backend, &config, encoder, &trm);
     if (status != DR_OK) {

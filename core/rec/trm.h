@@ -36,6 +36,16 @@ typedef struct dr_trm dr_trm;
 dr_status dr_trm_load(dr_backend *backend, const char *dir, dr_trm **out_trm);
 // The same where the sentence encoder's folder is elsewhere by now; "": where it was.
 dr_status dr_trm_load_with(dr_backend *backend, const char *dir, const char *encoder_dir, dr_trm **out_trm);
+// What loading a model takes, in bytes, its encoder included; beside it are only dr_trm_retrieval's own.
+typedef struct dr_trm_memory {
+    int64_t backend;
+    int64_t
+        host; // beside a backend whose memory is not the host's, copies of the weights for a moment included
+} dr_trm_memory;
+// The model of a folder without its memory, for dr_trm_config_of, dr_trm_retrieval_memory and dr_trm_destroy
+// alone. Errors are those of dr_trm_load_with, but for what only weights show.
+dr_status dr_trm_outline_of(dr_backend *backend, const char *dir, const char *encoder_dir,
+                            dr_trm **out_outline, dr_trm_memory *out_memory);
 dr_status dr_trm_save(const dr_trm *trm, const char *dir);
 void dr_trm_destroy(dr_trm *trm);
 const dr_trm_config *dr_trm_config_of(const dr_trm *trm);

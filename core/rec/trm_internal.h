@@ -7,6 +7,7 @@
 #include "core/base/alloc.h"
 #include "core/base/rng.h"
 #include "core/rec/trm.h"
+#include "core/store/safetensors.h"
 
 enum {
     TRM_MAX_LAYERS = 8,
@@ -86,6 +87,7 @@ struct dr_trm {
     float *adapted;       // (N, D) adaptor outputs of the catalogue
     float *dft, *inverse; // (2K, L): real rows, then imaginary; (L, 2K)
     trm_serving serving;
+    int64_t queued; // of an outline: what its encoder's `queue` would want of a transfer for a text; 0: none
 };
 
 typedef struct trm_layer_pass {
@@ -188,6 +190,11 @@ dr_status dr_trm_allocate(dr_backend *backend, const dr_trm_config *config, dr_t
 // A model's sizes without its memory: config, n_params, tensors and serving.rows are what dr_trm_allocate
 // gives them, all else is zero; dr_free.
 dr_status dr_trm_outline(dr_backend *backend, const dr_trm_config *config, dr_trm **out);
+// What a folder says of its model, whose tensors are in `file` at `path`.
+dr_status dr_trm_read_sizes(const dr_safetensors *file, const char *path, const char *dir,
+                            dr_trm_config *out);
+// The largest shapes that the ops of passes of B requests see; rows of its largest product.
+dr_pass_shape dr_trm_pass_shape(const dr_trm_config *config, int64_t B, int64_t rows);
 // Training targets of a data set (trm_train.c).
 int64_t dr_trm_count_samples(const dr_dataset *dataset, int32_t leave_last);
 
@@ -197,7 +204,9 @@ dr_status dr_trm_open_encoder(dr_backend *backend, const dr_trm_config *config, 
 dr_status dr_trm_encoder_memory(dr_backend *backend, dr_trm_config *config, dr_text_encoder_memory *out);
 // What it is goes into the configuration of a fresh model: whoever loads it must find the same one.
 dr_status dr_trm_note_encoder(const dr_text_encoder *encoder, dr_trm_config *config);
-// The encoder of a model in folder `dir`; as dr_trm_load_with.
+// Where the encoder of a model in folder `dir` is goes into `config`; as dr_trm_load_with.
+dr_status dr_trm_locate_encoder(const char *dir, const char *encoder_dir, dr_trm_config *config);
+// That encoder.
 dr_status dr_trm_load_encoder(dr_backend *backend, const char *dir, const char *encoder_dir,
                               dr_trm_config *config, dr_text_encoder **out);
 dr_status dr_trm_encode_catalogue(dr_trm *trm, const dr_dataset *d); // title and categories of every item

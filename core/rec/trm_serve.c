@@ -84,7 +84,7 @@ static int64_t places_capacity(int64_t n) {
 
 // Whether preferences are encoded there, and not on the host.
 static bool encodes_on_backend(const dr_trm *trm) {
-    return trm->encoder && trm->encoder->ops->queue;
+    return trm->encoder ? trm->encoder->ops->queue != NULL : trm->queued > 0;
 }
 
 static int64_t embeddings_bytes(const dr_trm *trm, int64_t n) {
@@ -235,7 +235,8 @@ static void lay_input(const dr_trm *trm, int64_t n, size_t *out_texts, size_t *o
     const dr_trm_config *c = &trm->config;
     size_t texts = (size_t)(n * c->text_dim) * sizeof(float);
     if (encodes_on_backend(trm)) {
-        size_t queued = trm->encoder->ops->queue_bytes(trm->encoder, n);
+        size_t queued =
+            trm->encoder ? trm->encoder->ops->queue_bytes(trm->encoder, n) : (size_t)(n * trm->queued);
         texts = queued > texts ? queued : texts;
     }
     *out_texts = rounded_up((size_t)trm_inputs_size(n, c->max_history) * sizeof(int32_t));

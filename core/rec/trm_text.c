@@ -47,7 +47,7 @@ dr_status dr_trm_note_encoder(const dr_text_encoder *encoder, dr_trm_config *c) 
 }
 
 // encoder_dir "": where the folder was in training.
-static dr_status locate_encoder(const char *dir, const char *encoder_dir, dr_trm_config *c) {
+dr_status dr_trm_locate_encoder(const char *dir, const char *encoder_dir, dr_trm_config *c) {
     bool is_folder = has_encoder(c) && dr_text_encoder_is_folder(c->text_encoder);
     DR_CHECK(is_folder || encoder_dir[0] == '\0', DR_ERR_ARGUMENT,
              "%s: the text encoder's folder was given as %s, and this retrieval model's texts are %s", dir,
@@ -80,7 +80,7 @@ static dr_status check_encoder(const char *dir, const dr_trm_config *c, const dr
 dr_status dr_trm_load_encoder(dr_backend *backend, const char *dir, const char *encoder_dir,
                               dr_trm_config *config, dr_text_encoder **out) {
     dr_text_encoder *encoder = NULL;
-    DR_TRY(locate_encoder(dir, encoder_dir, config));
+    DR_TRY(dr_trm_locate_encoder(dir, encoder_dir, config));
     DR_TRY(dr_trm_open_encoder(backend, config, &encoder));
     dr_status status = encoder ? check_encoder(dir, config, encoder) : DR_OK;
     if (status == DR_OK)

@@ -347,18 +347,6 @@ static int64_t largest(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-static dr_pass_shape shape_of(const dr_trm_config *c, int64_t B) {
-    int64_t D = c->hidden, I = c->inner, X = c->text_dim;
-    return (dr_pass_shape){.is_plain = true,
-                           .T = dr_trm_trainer_rows(c, B),
-                           .n_out = largest(largest(3 * D, I), c->n_experts * D),
-                           .n_in = largest(largest(D, I), X),
-                           .n_requests = B,
-                           .n_positions = c->max_history,
-                           .n_columns = D,
-                           .n_scores = (int64_t)c->n_items + 1};
-}
-
 // As dr_trm_allocate, training_init and what they call take it.
 static void count_memory(const dr_trm *trm, const dr_dataset *d, const dr_trm_train_options *o,
                          const dr_text_encoder_memory *encoder, bool is_host, dr_trm_train_memory *m) {
@@ -366,7 +354,7 @@ static void count_memory(const dr_trm *trm, const dr_dataset *d, const dr_trm_tr
     dr_backend *b = trm->backend;
     int64_t N = (int64_t)c->n_items + 1, D = c->hidden, X = c->text_dim, B = o->batch, on_host = 0;
     int64_t params = (int64_t)trm_bytes(trm->n_params), dft = 4 * (c->max_history / 2 + 1) * c->max_history;
-    const dr_pass_shape shape = shape_of(c, B);
+    const dr_pass_shape shape = dr_trm_pass_shape(c, B, dr_trm_trainer_rows(c, B));
     dr_trm_trainer_memory(c, B, &m->batch, &m->host_batch);
     m->encoder = encoder->backend;
     m->weights = params + (int64_t)trm_bytes(dft) + dr_trm_packed_memory(trm);
