@@ -191,6 +191,11 @@ dr_status dr_collective_nccl_create(dr_backend *backend, dr_collective *host,
 
 #else
 
+int64_t dr_collective_nccl_memory(int size) {
+    (void)size;
+    return 0;
+}
+
 dr_status dr_collective_nccl_create(dr_backend *backend, dr_collective *host,
                                     dr_collective **out_collective) {
     (void)backend, (void)host, (void)out_collective;

@@ -39,6 +39,9 @@ extern "C" {
 // for the other ranks, then aborts.
 dr_status dr_collective_nccl_create(dr_backend *backend, dr_collective *host, dr_collective **out_collective);
 
+// Bytes of backend memory that one of `size` ranks takes, before any is made; NCCL's own are beside.
+int64_t dr_collective_nccl_memory(int size);
+
 #ifdef __cplusplus
 }
 #endif

@@ -18,6 +18,7 @@
 // has queued, and so are all waits within a sum; none is for another rank to come to some place. So of the
 // ranks that wait the one that has queued fewest exchanges goes on: all the others have queued these too. For
 // that, nothing here may wait for the other ranks through `host` while a sum is under way.
+#include "cuda/collective_nccl.h"
 #include "cuda/nccl_group.h"
 
 #ifdef DR_HAVE_NCCL
@@ -306,6 +307,10 @@ static dr_status take_memory(dr_nccl_group *g, const char *label, size_t bytes, 
     *out = memory;
     g->base.memory += (int64_t)bytes;
     return DR_OK;
+}
+
+int64_t dr_collective_nccl_memory(int size) {
+    return (chunk_of(size) * size + 2 + (int64_t)window_of(size) * size) * (int64_t)sizeof(float);
 }
 
 dr_status dr_nccl_sum_open(dr_nccl_group *g) {

@@ -1,71 +1,129 @@
 // Choosing the body of the compute seam.
 #include "launch/backend_choice.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "core/base/log.h"
+
+// How the choice came about, for the line that tells it.
+static void reason_of(const dr_backend_choice *choice, const char *found, char out[320]) {
+    if (choice->kind == DR_BACKEND_AUTO)
+        snprintf(out, 320, "%s is auto: %s", choice->option, found);
+    else
+        snprintf(out, 320, "%s %s", choice->is_default ? "the default of" : "asked for by", choice->option);
+}
 
 #if DR_HAVE_CUDA_KERNELS
 #include "cuda/backend_cuda.h"
 #include "cuda/collective_nccl.h"
 #include "cuda/device_probe.h"
 
+// What graphs, kernels that are loaded at their first use and libraries take of a device, and NCCL's channels
+// and kernels beside: allowances, not measured.
+static const int64_t CUDA_RESERVE = (int64_t)512 << 20, NCCL_RESERVE = (int64_t)512 << 20;
+
 // reason: why no device can be used, "" otherwise.
-static int count_devices(const char **out_reason) {
+static void see_devices(dr_seen_devices *out, const char **out_reason) {
     static dr_device_probe probe;
     probe = dr_device_probe_run();
     *out_reason = probe.reason;
-    return probe.n_devices;
+    out->n = probe.n_devices < DR_SEEN_DEVICES ? probe.n_devices : DR_SEEN_DEVICES;
+    for (int i = 0; i < out->n; i++) out->bus_id[i] = probe.devices[i].bus_id;
+}
+
+static int device_of(const dr_backend_choice *choice) {
+    return choice->binding ? choice->binding->device : 0;
 }
 
 static dr_status open_beside(const dr_backend_choice *choice, dr_backend **out_backend) {
-    const char *reason;
-    return dr_backend_cuda_create(DR_FP32, choice->worker % count_devices(&reason), out_backend);
+    return dr_backend_cuda_create(DR_FP32, device_of(choice), out_backend);
 }
 
-static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_backend **out_backend) {
-    int device = choice->worker % n_devices;
-    DR_CHECK(choice->n_workers <= n_devices || choice->may_share, DR_ERR_ARGUMENT,
-             "%d workers on a node with %d device%s: start fewer, or set ranks.share_devices",
-             choice->n_workers, n_devices, n_devices == 1 ? "" : "s");
+static void say_device(const dr_backend_choice *choice, const dr_seen_devices *seen) {
+    const dr_device_binding *binding = choice->binding;
+    char reason[320], name[20], pick[96] = "";
+    int device = device_of(choice);
+    if (!choice->option) return;
+    dr_device_bus_name(seen->bus_id[device], name);
+    reason_of(choice, "there is a device", reason);
+    if (binding && binding->n_sharing > 1)
+        snprintf(pick, sizeof pick, "shared by %d of the node's %d workers", binding->n_sharing,
+                 binding->n_here);
+    else if (seen->n == 1)
+        snprintf(pick, sizeof pick, "the only one that is visible here");
+    else if (binding)
+        snprintf(pick, sizeof pick, "the first of %d that no other worker takes", seen->n);
+    else
+        snprintf(pick, sizeof pick, "the first of %d", seen->n);
+    dr_info("backend: cuda, device %d at %s, %s; %s", device, name, pick, reason);
+    if (choice->precision == DR_FP32)
+        dr_warn("fp32 on a device has the simple kernels only, which use no tensor cores; %s is the fast one",
+                choice->fast_option);
+}
+
+static dr_status check_own(const dr_backend_choice *choice, const dr_seen_devices *seen) {
+    const dr_device_binding *binding = choice->binding;
+    char name[20];
+    if (!binding || binding->n_sharing < 2 || choice->may_share) return DR_OK;
+    dr_device_bus_name(seen->bus_id[binding->device], name);
+    return DR_FAIL(DR_ERR_ARGUMENT,
+                   "%d workers on a node see %d device%s between them, and %d of them would use that at %s: "
+                   "start fewer, show them others, or set ranks.share_devices",
+                   binding->n_here, binding->n_devices_here, binding->n_devices_here == 1 ? "" : "s",
+                   binding->n_sharing, name);
+}
+
+static dr_status open_device(const dr_backend_choice *choice, const dr_seen_devices *seen,
+                             dr_backend **out_backend) {
+    DR_TRY(check_own(choice, seen));
     dr_cuda_record_passes(!choice->no_graphs);
-    DR_TRY(dr_backend_cuda_create(choice->precision, device, out_backend));
-    dr_info("backend: cuda, device %d of %d%s", device, n_devices,
-            choice->n_workers > n_devices ? ", shared with other workers" : "");
+    DR_TRY(dr_backend_cuda_create(choice->precision, device_of(choice), out_backend));
+    say_device(choice, seen);
     return DR_OK;
 }
 
-static dr_status join_devices(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
-                              dr_collective **out) {
-    const char *reason = "learners share devices";
-    dr_status status = DR_ERR_UNSUPPORTED;
-    if (!choice->may_share) {
-        status = dr_collective_nccl_create(backend, host, out);
-        reason = dr_last_error();
-    }
-    if (status == DR_ERR_UNSUPPORTED && host->rank == 0)
-        dr_info("gradients: summed up through host memory and MPI: %s", reason);
-    return status == DR_ERR_UNSUPPORTED ? DR_OK : status;
+static int64_t nccl_memory(const dr_collective *host) {
+    return dr_collective_nccl_memory(host->size);
+}
+
+static int64_t reserve_of(bool sums_on_devices) {
+    return CUDA_RESERVE + (sums_on_devices ? NCCL_RESERVE : 0);
+}
+
+static dr_status join_devices(dr_backend *backend, dr_collective *host, dr_collective **out) {
+    return dr_collective_nccl_create(backend, host, out);
 }
 #else
-static dr_status join_devices(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
-                              dr_collective **out) {
-    (void)choice, (void)backend, (void)host, (void)out;
-    return DR_OK; // no rank of such a build has a device
-}
-
-static int count_devices(const char **out_reason) {
+static void see_devices(dr_seen_devices *out, const char **out_reason) {
     *out_reason = "this build has no CUDA kernels";
-    return 0;
+    out->n = 0;
 }
 
-static dr_status open_device(const dr_backend_choice *choice, int n_devices, dr_backend **out_backend) {
+static dr_status open_device(const dr_backend_choice *choice, const dr_seen_devices *seen,
+                             dr_backend **out_backend) {
     (void)choice, (void)out_backend;
-    return DR_FAIL(DR_ERR_INTERNAL, "%d devices in a build without CUDA", n_devices);
+    return DR_FAIL(DR_ERR_INTERNAL, "%d devices in a build without CUDA", seen->n);
 }
 
 static dr_status open_beside(const dr_backend_choice *choice, dr_backend **out_backend) {
-    return open_device(choice, 0, out_backend);
+    return open_device(choice, &(dr_seen_devices){0}, out_backend);
+}
+
+// No rank of such a build has a device.
+static int64_t nccl_memory(const dr_collective *host) {
+    (void)host;
+    return 0;
+}
+
+static int64_t reserve_of(bool sums_on_devices) {
+    (void)sums_on_devices;
+    return 0;
+}
+
+static dr_status join_devices(dr_backend *backend, dr_collective *host, dr_collective **out) {
+    (void)backend, (void)host, (void)out;
+    return DR_FAIL(DR_ERR_UNSUPPORTED, "this build has no CUDA kernels");
 }
 #endif
 
@@ -73,14 +131,44 @@ static bool is_cuda(const dr_backend *backend) {
     return strcmp(backend->ops->name, "cuda") == 0;
 }
 
+dr_backend_choice dr_backend_choice_of(const dr_config *options, const char *precision_option) {
+    static char fast_option[64];
+    snprintf(fast_option, sizeof fast_option, "--%s bf16", precision_option);
+    return (dr_backend_choice){
+        .kind = (dr_backend_kind)dr_config_choice(options, "backend"), // rows in the enums' order
+        .precision = (dr_precision)dr_config_choice(options, precision_option),
+        .threads = (int)dr_config_int(options, "threads"),
+        .option = "--backend",
+        .is_default = !dr_config_is_given(options, "backend"),
+        .fast_option = fast_option};
+}
+
+// DR_OK without a device: the processor works, *out_reason says why.
+static dr_status look(const dr_backend_choice *choice, dr_seen_devices *seen, const char **out_reason) {
+    *out_reason = "";
+    if (choice->kind == DR_BACKEND_CPU) return DR_OK;
+    see_devices(seen, out_reason);
+    DR_CHECK(seen->n > 0 || choice->kind != DR_BACKEND_CUDA, DR_ERR_UNSUPPORTED, "backend cuda: %s",
+             *out_reason);
+    return DR_OK;
+}
+
+dr_status dr_backend_see(const dr_backend_choice *choice, dr_seen_devices *out) {
+    const char *reason;
+    return look(choice, out, &reason);
+}
+
 dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_backend) {
-    const char *reason = "asked for";
-    int n_devices = 0;
-    if (choice->kind != DR_BACKEND_CPU) n_devices = count_devices(&reason);
-    if (n_devices > 0) return open_device(choice, n_devices, out_backend);
-    DR_CHECK(choice->kind != DR_BACKEND_CUDA, DR_ERR_UNSUPPORTED, "backend cuda: %s", reason);
+    dr_seen_devices seen = {0};
+    const char *found;
+    char reason[320];
+    DR_TRY(look(choice, &seen, &found));
+    if (seen.n > 0) return open_device(choice, &seen, out_backend);
     DR_TRY(dr_backend_cpu_create(choice->precision, choice->threads, out_backend));
-    if (choice->kind == DR_BACKEND_AUTO) dr_info("backend: cpu, %s", reason);
+    if (!choice->option) return DR_OK;
+    reason_of(choice, found, reason);
+    dr_info("backend: cpu, %d thread%s; %s", (*out_backend)->n_threads,
+            (*out_backend)->n_threads == 1 ? "" : "s", reason);
     return DR_OK;
 }
 
@@ -91,18 +179,40 @@ dr_status dr_backend_choose_beside(const dr_backend_choice *choice, const dr_bac
 }
 
 int dr_backend_sharers(const dr_backend_choice *choice, const dr_backend *backend) {
-    const char *reason;
-    if (!is_cuda(backend)) return choice->n_workers;
-    int n_devices = count_devices(&reason), n = 0;
-    for (int w = choice->worker % n_devices; w < choice->n_workers; w += n_devices) n++;
-    return n;
+    if (!choice->binding) return 1;
+    return is_cuda(backend) ? choice->binding->n_sharing : choice->binding->n_here;
+}
+
+// All learners answer alike, so that none waits in vain.
+static bool sums_on_devices(const dr_backend_choice *choice, const dr_collective *host) {
+    const dr_device_binding *binding = choice->binding;
+    return binding && host && host->size > 1 && binding->n_without == 0 && binding->n_shared == 0;
+}
+
+int64_t dr_backend_collective_memory(const dr_backend_choice *choice, const dr_collective *host) {
+    return sums_on_devices(choice, host) ? nccl_memory(host) : 0;
+}
+
+int64_t dr_backend_reserve(const dr_backend_choice *choice, const dr_backend *backend,
+                           const dr_collective *learners) {
+    return is_cuda(backend) ? reserve_of(sums_on_devices(choice, learners)) : 0;
 }
 
 dr_status dr_backend_collective(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
                                 dr_collective **out) {
+    const dr_device_binding *binding = choice->binding;
+    char counts[96] = "";
     *out = NULL;
-    if (choice->kind == DR_BACKEND_CPU || !host || host->size == 1) return DR_OK;
-    double n_devices = is_cuda(backend); // of all learners, so that none waits in vain
-    DR_TRY(host->ops->allreduce_sum_double(host, &n_devices, 1));
-    return n_devices == host->size ? join_devices(choice, backend, host, out) : DR_OK;
+    if (!host || host->size == 1 || !binding || binding->n_without == host->size) return DR_OK;
+    if (sums_on_devices(choice, host)) {
+        dr_status status = join_devices(backend, host, out);
+        if (status != DR_ERR_UNSUPPORTED) return status;
+    } else if (binding->n_without > 0) {
+        snprintf(counts, sizeof counts, "%d of %d learners have no device", binding->n_without, host->size);
+    } else {
+        snprintf(counts, sizeof counts, "%d of %d learners share devices", binding->n_shared, host->size);
+    }
+    if (host->rank == 0)
+        dr_info("gradients: summed up through host memory and MPI: %s", counts[0] ? counts : dr_last_error());
+    return DR_OK;
 }

@@ -2,6 +2,7 @@
 #include "core/base/log.h"
 #include "core/learn/sft.h"
 #include "launch/cli.h"
+#include "launch/policy_memory.h"
 #include "launch/policy_parts.h"
 
 static const dr_setting options[] = {
@@ -57,10 +58,29 @@ static dr_status run(const dr_config *o, dr_policy_parts *parts) {
     return dr_lm_save(parts->lm, dr_config_string(o, "out"), DR_SAVE_FP32);
 }
 
+static dr_status plan_memory(const dr_config *o, const dr_policy_choice *choice,
+                             const dr_policy_parts *parts) {
+    const dr_rollout_parts rollout = dr_policy_parts_rollout(parts);
+    const dr_memory_needs needs = {.rollout = &rollout,
+                                   .pack_tokens = dr_config_int(o, "pack-tokens"),
+                                   .activations =
+                                       dr_config_bool(o, "recompute") ? DR_RECOMPUTE : DR_KEEP_ACTIVATIONS,
+                                   .n_learners = 1,
+                                   .reserve = dr_backend_reserve(&choice->backend, parts->backend, NULL),
+                                   .is_warm_up = true};
+    dr_memory_place place;
+    DR_TRY(dr_policy_memory_place(choice, parts, &place));
+    return dr_policy_memory_plan(choice, parts, dr_config_string(o, "model"), &needs, &place, "the warm-up");
+}
+
 static dr_status sft_command(const dr_cli *cli) {
+    const dr_policy_choice choice = dr_policy_choice_of(cli->options, DR_POLICY_LEARNS);
     dr_policy_parts parts;
-    DR_TRY(dr_policy_parts_open(cli->options, DR_POLICY_LEARNS, &parts));
-    dr_status status = run(cli->options, &parts);
+    DR_TRY(dr_policy_parts_data(&choice, &parts));
+    dr_status status = dr_policy_parts_backends(&choice, &parts);
+    if (status == DR_OK) status = plan_memory(cli->options, &choice, &parts);
+    if (status == DR_OK) status = dr_policy_parts_retrieval(&choice, &parts);
+    if (status == DR_OK) status = run(cli->options, &parts);
     dr_policy_parts_close(&parts);
     return status;
 }

@@ -105,15 +105,6 @@ static dr_status copy_encoder(const dr_config *o, size_t size, char *out) {
     return DR_OK;
 }
 
-static dr_status open_backend(const dr_config *o, dr_backend **out_backend) {
-    const dr_backend_choice choice = {
-        .kind = (dr_backend_kind)dr_config_choice(o, "backend"), // rows in the enum's order
-        .precision = (dr_precision)dr_config_choice(o, "precision"),
-        .threads = (int)dr_config_int(o, "threads"),
-        .n_workers = 1};
-    return dr_backend_choose(&choice, out_backend);
-}
-
 // What training will take, in one line, before it takes it.
 static dr_status plan_memory(dr_backend *b, const dr_dataset *dataset, const dr_trm_train_options *train) {
     dr_memory_place place = {.n_workers = 1, .n_on_host = 1};
@@ -144,7 +135,8 @@ static dr_status trm_train_command(const dr_cli *cli) {
                      train.config.query_instruction));
     DR_TRY(dr_dataset_load(dr_config_string(o, "dataset"), &dataset));
     dr_status status;
-    DR_TRY_GOTO(status, open_backend(o, &backend), destroy_dataset);
+    const dr_backend_choice choice = dr_backend_choice_of(o, "precision");
+    DR_TRY_GOTO(status, dr_backend_choose(&choice, &backend), destroy_dataset);
     DR_TRY_GOTO(status, plan_memory(backend, dataset, &train), destroy_backend);
     DR_TRY_GOTO(status, dr_trm_train(backend, dataset, &train, &trm), destroy_backend);
     status = dr_trm_save(trm, dr_config_string(o, "out"));

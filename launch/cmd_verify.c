@@ -53,15 +53,6 @@ static dr_status compare_all(dr_lm *lm, const dr_mismatch_settings *s, const dr_
     return DR_OK;
 }
 
-static dr_status open_backend(const dr_config *o, dr_precision precision, dr_backend **out_backend) {
-    const dr_backend_choice choice = {
-        .kind = (dr_backend_kind)dr_config_choice(o, "backend"), // rows in the enum's order
-        .precision = precision,
-        .threads = (int)dr_config_int(o, "threads"),
-        .n_workers = 1};
-    return dr_backend_choose(&choice, out_backend);
-}
-
 static dr_status measure_loose(dr_lm *lm, const dr_mismatch_settings *s, const char *library, double sampling,
                                double training) {
     dr_mismatch_set set = {0};
@@ -90,7 +81,10 @@ static dr_status compare_loose(const dr_config *o, const dr_mismatch_settings *s
                                double sampling, double training) {
     dr_backend *backend = NULL;
     dr_lm *lm = NULL;
-    dr_status status = open_backend(o, dr_rounds_to_bf16(exact) ? DR_BF16_LOOSE : DR_FP32_LOOSE, &backend);
+    dr_backend_choice choice = dr_backend_choice_of(o, "dtype");
+    choice.precision = dr_rounds_to_bf16(exact) ? DR_BF16_LOOSE : DR_FP32_LOOSE;
+    choice.option = NULL; // said of the exact one
+    dr_status status = dr_backend_choose(&choice, &backend);
     if (status == DR_ERR_UNSUPPORTED || (status == DR_OK && !dr_is_loose(backend->precision))) {
         printf("no products that are not exact in this precision here: what exactness costs is not known\n");
         dr_backend_destroy(backend);
@@ -124,7 +118,8 @@ static dr_status verify_command(const dr_cli *cli) {
     double sampling = 0, training = 0;
     dr_precision precision = (dr_precision)dr_config_choice(o, "dtype"); // rows in the enum's order
     double begun = dr_clock_seconds();
-    DR_TRY(open_backend(o, precision, &backend));
+    const dr_backend_choice choice = dr_backend_choice_of(o, "dtype");
+    DR_TRY(dr_backend_choose(&choice, &backend));
     dr_status status = dr_lm_load_frozen(backend, dr_config_string(o, "model"), &lm);
     double loaded = dr_clock_seconds() - begun;
     if (status == DR_OK) {

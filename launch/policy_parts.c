@@ -7,21 +7,13 @@
 #include "core/base/config.h"
 #include "core/model/lm_shard.h"
 
-dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out) {
+dr_status dr_policy_parts_data(const dr_policy_choice *choice, dr_policy_parts *out) {
     dr_policy_parts parts = {
         .protocol = choice->protocol, .max_live = choice->max_live, .use = choice->use, .n_learners = 1};
     dr_status status;
     DR_TRY_GOTO(status, dr_dataset_load(choice->dataset, &parts.dataset), close_parts);
     DR_TRY_GOTO(status, dr_template_load(choice->prompt_template, &parts.prompt_template), close_parts);
     DR_TRY_GOTO(status, dr_strdup(&parts.chat, choice->chat), close_parts);
-    DR_TRY_GOTO(status, dr_backend_choose(&choice->backend, &parts.backend), close_parts);
-    DR_TRY_GOTO(status, dr_backend_choose_beside(&choice->backend, parts.backend, &parts.trm_backend),
-                close_parts);
-    DR_TRY_GOTO(status, dr_trm_load_with(parts.trm_backend, choice->trm, choice->text_encoder, &parts.trm),
-                close_parts);
-    DR_CHECK_GOTO(dr_trm_config_of(parts.trm)->n_items == parts.dataset->n_items, status, DR_ERR_ARGUMENT,
-                  close_parts, "%s: the retrieval model knows %d items, the data set %s has %d", choice->trm,
-                  dr_trm_config_of(parts.trm)->n_items, choice->dataset, parts.dataset->n_items);
     *out = parts;
     return DR_OK;
 
@@ -30,17 +22,27 @@ close_parts:
     return status;
 }
 
-dr_status dr_policy_parts_open(const dr_config *options, dr_policy_use use, dr_policy_parts *out) {
-    dr_policy_choice choice = {
+dr_status dr_policy_parts_backends(const dr_policy_choice *choice, dr_policy_parts *parts) {
+    DR_TRY(dr_backend_choose(&choice->backend, &parts->backend));
+    return dr_backend_choose_beside(&choice->backend, parts->backend, &parts->trm_backend);
+}
+
+dr_status dr_policy_parts_retrieval(const dr_policy_choice *choice, dr_policy_parts *parts) {
+    DR_TRY(dr_trm_load_with(parts->trm_backend, choice->trm, choice->text_encoder, &parts->trm));
+    DR_CHECK(dr_trm_config_of(parts->trm)->n_items == parts->dataset->n_items, DR_ERR_ARGUMENT,
+             "%s: the retrieval model knows %d items, the data set %s has %d", choice->trm,
+             dr_trm_config_of(parts->trm)->n_items, choice->dataset, parts->dataset->n_items);
+    return DR_OK;
+}
+
+dr_policy_choice dr_policy_choice_of(const dr_config *options, dr_policy_use use) {
+    return (dr_policy_choice){
         .dataset = dr_config_string(options, "dataset"),
         .trm = dr_config_string(options, "trm"),
         .text_encoder = dr_config_string(options, "text-encoder"),
         .prompt_template = dr_config_string(options, "template"),
         .chat = dr_config_string(options, "chat"),
-        .backend = {.kind = (dr_backend_kind)dr_config_choice(options, "backend"), // rows in the enums' order
-                    .precision = (dr_precision)dr_config_choice(options, "precision"),
-                    .threads = (int)dr_config_int(options, "threads"),
-                    .n_workers = 1},
+        .backend = dr_backend_choice_of(options, "precision"),
         .use = use,
         .protocol = {.k = (int32_t)dr_config_int(options, "k"),
                      .k_retrieve = (int32_t)dr_config_int(options, "k-retrieve"),
@@ -49,7 +51,15 @@ dr_status dr_policy_parts_open(const dr_config *options, dr_policy_use use, dr_p
                      .max_total_tokens = (int32_t)dr_config_int(options, "max-total-tokens"),
                      .exclude_history = dr_config_bool(options, "exclude-history")},
         .max_live = (int32_t)dr_config_int(options, "max-live")};
-    return dr_policy_parts_choose(&choice, out);
+}
+
+dr_status dr_policy_parts_open(const dr_config *options, dr_policy_use use, dr_policy_parts *out) {
+    const dr_policy_choice choice = dr_policy_choice_of(options, use);
+    DR_TRY(dr_policy_parts_data(&choice, out));
+    dr_status status = dr_policy_parts_backends(&choice, out);
+    if (status == DR_OK) status = dr_policy_parts_retrieval(&choice, out);
+    if (status != DR_OK) dr_policy_parts_close(out);
+    return status;
 }
 
 static dr_status use_chat(dr_policy_parts *parts, const char *model_dir, const dr_tokenizer *tokenizer) {

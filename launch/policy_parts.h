@@ -60,9 +60,14 @@ typedef struct dr_policy_choice {
     int32_t max_live;
 } dr_policy_choice;
 
-// Opens everything but the model. On failure nothing stays open.
-dr_status dr_policy_parts_choose(const dr_policy_choice *choice, dr_policy_parts *out);
-// The same from a command's options.
+// Opens everything but the model, in this order: data set and template into empty parts, of which nothing
+// stays open on failure; backends; the retrieval model. What a later one has opened the caller closes.
+dr_status dr_policy_parts_data(const dr_policy_choice *choice, dr_policy_parts *out);
+dr_status dr_policy_parts_backends(const dr_policy_choice *choice, dr_policy_parts *parts);
+dr_status dr_policy_parts_retrieval(const dr_policy_choice *choice, dr_policy_parts *parts);
+// What a command's options choose; borrows from them.
+dr_policy_choice dr_policy_choice_of(const dr_config *options, dr_policy_use use);
+// All three of it; on failure nothing stays open.
 dr_status dr_policy_parts_open(const dr_config *options, dr_policy_use use, dr_policy_parts *out);
 // Opens a model folder, closing the one before; puts the prompt into its chat form where that is asked for.
 dr_status dr_policy_parts_model(dr_policy_parts *parts, const char *model_dir);

@@ -8,9 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/base/host_memory.h"
 #include "core/base/log.h"
-#include "core/learn/memory_plan.h"
+#include "launch/policy_memory.h"
 #include "mpi/world.h"
 
 enum { MAX_ENDPOINTS = 4096 };
@@ -125,28 +124,25 @@ static bool has_worker(const placement *p, int process) {
     return false;
 }
 
-// A node's processes follow each other by rank, as launchers place them unless told otherwise; a worker's
-// device is its number among the workers there.
 static dr_backend_choice choose_backend(const dr_config *c, const placement *p, int threads) {
     dr_backend_choice choice = {.kind = (dr_backend_kind)dr_config_choice(c, "model.backend"),
                                 .precision = (dr_precision)dr_config_choice(c, "model.precision"),
                                 .threads = threads,
                                 .may_share = dr_config_bool(c, "ranks.share_devices"),
-                                .no_graphs = !dr_config_bool(c, "rollout.graphs")};
-    int first = p->world.rank - p->world.local_rank;
-    for (int process = first; process < first + p->world.local_size; process++) {
-        choice.n_workers += has_worker(p, process);
-        choice.worker += process < p->world.rank && has_worker(p, process);
-    }
+                                .no_graphs = !dr_config_bool(c, "rollout.graphs"),
+                                .option = "model.backend",
+                                .is_default = !dr_config_is_given(c, "model.backend"),
+                                .fast_option = "model.precision=bf16"};
     if (!has_worker(p, p->world.rank)) { // only the shape of the policy is looked at here
         choice.kind = DR_BACKEND_CPU;
         choice.precision = DR_FP32;
+        choice.option = NULL;
     }
     return choice;
 }
 
-static dr_status choose_parts(const dr_config *c, const placement *p, int threads, dr_policy_parts *parts) {
-    dr_policy_choice choice = {
+static dr_policy_choice choose_policy(const dr_config *c, const placement *p, int threads) {
+    return (dr_policy_choice){
         .dataset = dr_config_string(c, "data.dataset"),
         .trm = dr_config_string(c, "model.trm"),
         .text_encoder = dr_config_string(c, "model.text_encoder"),
@@ -161,7 +157,6 @@ static dr_status choose_parts(const dr_config *c, const placement *p, int thread
                      .max_total_tokens = (int32_t)dr_config_int(c, "protocol.max_total_tokens"),
                      .exclude_history = dr_config_bool(c, "protocol.exclude_history")},
         .max_live = (int32_t)dr_config_int(c, "rollout.max_live")};
-    return dr_policy_parts_choose(&choice, parts);
 }
 
 // The engine's parts as the settings want them.
@@ -174,27 +169,22 @@ static dr_rollout_parts rollout_of(const dr_config *c, const dr_policy_parts *pa
 
 // What the worker of this process will take, in one line, before it takes it.
 static dr_status plan_memory(const dr_config *c, const dr_run_settings *settings,
-                             const dr_policy_parts *parts, const dr_collective *learners,
-                             const dr_memory_place *place) {
-    dr_rollout_parts rollout = rollout_of(c, parts);
+                             const dr_policy_choice *choice, const dr_policy_parts *parts,
+                             const dr_collective *learners, const dr_memory_place *place) {
+    const dr_rollout_parts rollout = rollout_of(c, parts);
+    const int64_t on_devices = dr_backend_collective_memory(&choice->backend, learners);
     dr_memory_needs needs = {.rollout = &rollout,
                              .pack_tokens = settings->pack_tokens,
                              .activations = settings->activations,
                              .has_reference = settings->loss.kl != DR_KL_OFF,
                              .n_learners = learners->size,
-                             .collective = learners->memory};
+                             .collective = on_devices > 0 ? on_devices : learners->memory,
+                             .reserve = dr_backend_reserve(&choice->backend, parts->backend, learners)};
+    char who[32];
+    snprintf(who, sizeof who, "worker %d", learners->rank);
     for (int s = 0; s < DR_STAGES; s++)
         if (settings->stages[s].samples > needs.n_samples) needs.n_samples = settings->stages[s].samples;
-    dr_memory_plan plan;
-    dr_buf line = {0};
-    DR_TRY(dr_lm_outline_of(parts->backend, dr_config_string(c, "model.policy"), &rollout.lm));
-    dr_status status = dr_memory_plan_make(&needs, &plan);
-    if (status == DR_OK) status = dr_memory_plan_print(&plan, place, &line);
-    if (status == DR_OK) dr_info("memory of worker %d: %s", learners->rank, line.data);
-    if (status == DR_OK) status = dr_memory_plan_check(&plan, place);
-    dr_buf_reset(&line);
-    dr_lm_destroy(rollout.lm);
-    return status;
+    return dr_policy_memory_plan(choice, parts, dr_config_string(c, "model.policy"), &needs, place, who);
 }
 
 static dr_status create_roles(const placement *p, const dr_run_settings *settings,
@@ -233,6 +223,8 @@ typedef struct process_parts {
     dr_policy_parts policy;
     dr_channel *channels[MAX_ENDPOINTS];
     dr_collective *learners, *on_devices;
+    dr_device_binding binding; // of the worker that lives here
+    bool is_plan;              // ends with the plan
     dr_role *roles[MAX_ENDPOINTS];
     int n_roles;
 } process_parts;
@@ -241,28 +233,61 @@ static dr_status meet(const dr_config *c, const placement *p) {
     return p->world.size > 1 ? dr_world_meet(&p->world, dr_config_float(c, "run.start_deadline")) : DR_OK;
 }
 
-// Everything but the policy and the roles, and what those will take. What is free is looked at when all have
-// their retrieval models, and before any worker of this node can have begun to take more: connecting waits
-// for all processes.
+// Which device this process's worker takes, from what all workers see.
+static dr_status bind_device(const placement *p, const dr_backend_choice *choice, dr_collective *learners,
+                             dr_device_binding *out) {
+    dr_seen_devices *seen = NULL;
+    dr_device_binding *bound = NULL;
+    DR_TRY(dr_alloc(&seen, "devices of all workers", learners->size, sizeof *seen));
+    dr_status status = dr_alloc(&bound, "devices of all workers", learners->size, sizeof *bound);
+    seen[learners->rank].node = p->world.node;
+    if (status == DR_OK) status = dr_backend_see(choice, &seen[learners->rank]);
+    if (status == DR_OK) status = dr_devices_exchange(learners, seen);
+    if (status == DR_OK) {
+        dr_devices_bind(seen, learners->size, bound);
+        *out = bound[learners->rank];
+    }
+    dr_free(bound);
+    dr_free(seen);
+    return status;
+}
+
+// Returns when all workers have come here.
+static dr_status wait_for_workers(dr_collective *learners) {
+    double one = 1;
+    return learners->ops->allreduce_sum_double(learners, &one, 1);
+}
+
+// A worker's device, what is planned for it, and then all but the policy. What is free is looked at when all
+// workers have their backends, and before any of them can have begun to take more.
+static dr_status prepare_worker(const dr_config *c, const placement *p, const dr_run_settings *settings,
+                                dr_policy_choice *choice, process_parts *own) {
+    dr_memory_place place;
+    DR_TRY(bind_device(p, &choice->backend, own->learners, &own->binding));
+    choice->backend.binding = &own->binding;
+    DR_TRY(dr_policy_parts_backends(choice, &own->policy));
+    DR_TRY(wait_for_workers(own->learners));
+    DR_TRY(dr_policy_memory_place(choice, &own->policy, &place));
+    DR_TRY(wait_for_workers(own->learners));
+    DR_TRY(plan_memory(c, settings, choice, &own->policy, own->learners, &place));
+    if (own->is_plan) return DR_OK;
+    // before what takes some workers longer than others: its deadline is that of one exchange
+    DR_TRY(dr_backend_collective(&choice->backend, own->policy.backend, own->learners, &own->on_devices));
+    return dr_policy_parts_retrieval(choice, &own->policy);
+}
+
+// Everything but the policy and the roles. Who is no worker has its retrieval model before any worker looks
+// at what is free.
 static dr_status prepare(const dr_config *c, const placement *p, const dr_run_settings *settings, int threads,
                          process_parts *own) {
-    dr_backend_choice choice = choose_backend(c, p, threads);
-    dr_memory_place place = {0};
+    dr_policy_choice choice = choose_policy(c, p, threads);
     bool works = has_worker(p, p->world.rank);
-    DR_TRY(choose_parts(c, p, threads, &own->policy));
-    dr_backend *b = own->policy.backend;
+    DR_TRY(dr_policy_parts_data(&choice, &own->policy));
+    if (!works) DR_TRY(dr_policy_parts_backends(&choice, &own->policy));
+    if (!works) DR_TRY(dr_policy_parts_retrieval(&choice, &own->policy));
     DR_TRY(meet(c, p));
-    if (works) {
-        int64_t host_total = 0;
-        DR_TRY(b->ops->memory_free(b, &place.free, &place.total));
-        DR_TRY(dr_host_memory(&place.host_free, &host_total));
-        place.n_workers = dr_backend_sharers(&choice, b);
-        place.n_on_host = choice.n_workers;
-    }
     DR_TRY(connect(p, settings->deadline_s, own->channels, &own->learners));
-    DR_TRY(dr_backend_collective(&choice, b, own->learners, &own->on_devices));
-    dr_collective *learners = own->on_devices ? own->on_devices : own->learners;
-    return works ? plan_memory(c, settings, &own->policy, learners, &place) : DR_OK;
+    return works ? prepare_worker(c, p, settings, &choice, own) : DR_OK;
 }
 
 static dr_status run_prepared(const dr_config *c, const placement *p, const dr_run_settings *settings,
@@ -309,6 +334,7 @@ static dr_status run_placed(const dr_config *c, const dr_run_settings *settings,
         dr_info("%d process%s: coordinator, %d reward shard%s, %d worker%s; %d thread%s each", p->world.size,
                 p->world.size > 1 ? "es" : "", p->layout.n_shards, p->layout.n_shards > 1 ? "s" : "",
                 p->layout.n_workers, p->layout.n_workers > 1 ? "s" : "", threads, threads > 1 ? "s" : "");
+    own->is_plan = is_plan;
     dr_status status = prepare(c, p, settings, threads, own);
     if (status == DR_OK && !is_plan) status = run_prepared(c, p, settings, own, out_interrupted);
     abort_on_failure(p, status);

@@ -49,6 +49,9 @@ same() { # FOLDER FOLDER WHAT
 # the memory plan: told and nothing begun; a plan that is larger than the machine ends the run before it begins
 DR_LOG=info train "$work/plan" 1 --plan 2> "$work/planned"
 grep -q 'memory of worker 0: weights .* in all .* MB; free are .* MB' "$work/planned" || fail "no memory plan"
+grep -q 'memory of worker 0: .* retrieval model .* in all ' "$work/planned" || fail "the plan leaves out the retrieval model"
+[ "$(grep -cE 'backend: cpu, [0-9]+ threads?; the default of model.backend' "$work/planned")" = 1 ] ||
+    fail "not one line says what computes, and why"
 [ ! -e "$work/plan" ] || fail "--plan makes a run folder"
 DR_LOG=info train "$work/plan" 4 --plan 2> "$work/planned"
 [ "$(grep -c 'memory of worker [01]: .*, of 2 workers here ' "$work/planned")" = 2 ] || fail "no memory plans of 2 workers"

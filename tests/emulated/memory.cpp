@@ -24,7 +24,7 @@ struct allocation {
 unsigned char *arena, *arena_next;
 std::map<unsigned char *, allocation> allocations; // by where the data begin
 std::map<unsigned char *, size_t> pinned;
-size_t used_bytes;
+size_t used_bytes, most_used;
 int turns;    // of the device, one within another
 bool is_open; // its memory, within a turn
 
@@ -70,9 +70,14 @@ void on_fault(int number, siginfo_t *info, void *) {
     signal(number, SIG_DFL);
 }
 
+void say_most() {
+    fprintf(stderr, "emulated device: at most %zu bytes were taken\n", most_used);
+}
+
 void open_arena() {
     static unsigned char alternative[64 * 1024];
     if (arena) return;
+    if (getenv("DR_EMULATED_METER")) atexit(say_most);
     void *at = mmap(NULL, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) {
         perror("emulated device: no address space");
@@ -141,6 +146,7 @@ void *take_memory(size_t bytes) {
     if (!is_open && !stays_open) protect(a, PROT_NONE);
     allocations[data] = a;
     used_bytes += bytes;
+    if (used_bytes > most_used) most_used = used_bytes;
     return data;
 }
 
