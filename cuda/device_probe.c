@@ -37,8 +37,6 @@ dr_device_probe dr_device_probe_run(void) {
     value = 0;
     if (cudaDriverGetVersion(&value) == cudaSuccess) probe.driver_version = value;
     probe.runtime_built = CUDART_VERSION;
-    dr_nccl_versions(&probe.nccl_built, &probe.nccl_found);
-    dr_cuda_lt_versions(&probe.lt_built, &probe.lt_found);
     int count = 0;
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess) {
@@ -52,5 +50,12 @@ dr_device_probe dr_device_probe_run(void) {
     probe.n_devices = count;
     if (count == 0) snprintf(probe.reason, sizeof probe.reason, "the driver reports no device");
     for (int i = 0; i < count && i < DR_PROBE_DEVICES; i++) describe(i, &probe.devices[i]);
+    return probe;
+}
+
+dr_library_probe dr_library_probe_run(void) {
+    dr_library_probe probe;
+    dr_nccl_versions(&probe.nccl_built, &probe.nccl_found);
+    dr_cuda_lt_versions(&probe.lt_built, &probe.lt_found);
     return probe;
 }

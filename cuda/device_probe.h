@@ -23,18 +23,23 @@ typedef struct dr_device_info {
 void dr_device_bus_name(int64_t bus_id, char out[20]);
 
 typedef struct dr_device_probe {
-    int32_t runtime_built;          // of the toolkit's headers; 13000 for 13.0
-    int32_t runtime_version;        // of the runtime that is linked
-    int32_t driver_version;         // newest runtime the driver supports, 0 without a driver
-    int32_t nccl_built, nccl_found; // dr_nccl_versions
-    int32_t lt_built, lt_found;     // dr_cuda_lt_versions
-    int32_t n_devices;              // may be more than DR_PROBE_DEVICES; only so many are described
+    int32_t runtime_built;   // of the toolkit's headers; 13000 for 13.0
+    int32_t runtime_version; // of the runtime that is linked
+    int32_t driver_version;  // newest runtime the driver supports, 0 without a driver
+    int32_t n_devices;       // may be more than DR_PROBE_DEVICES; only so many are described
     dr_device_info devices[DR_PROBE_DEVICES];
     char reason[256]; // why there is no device to use; "" when there is one
 } dr_device_probe;
 
 // Never fails: what cannot be had is 0 or "", and `reason` says why. Creates no context on any device.
 dr_device_probe dr_device_probe_run(void);
+
+// Libraries that are opened when they are needed: opened here and closed again, which takes a while.
+typedef struct dr_library_probe {
+    int32_t nccl_built, nccl_found; // dr_nccl_versions
+    int32_t lt_built, lt_found;     // dr_cuda_lt_versions
+} dr_library_probe;
+dr_library_probe dr_library_probe_run(void);
 
 #ifdef __cplusplus
 }

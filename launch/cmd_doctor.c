@@ -210,6 +210,7 @@ static void library_line(const char *name, int32_t built, int32_t found, const c
 
 static void device_part(doctor *d) {
     dr_device_probe probe = dr_device_probe_run();
+    dr_library_probe libraries = dr_library_probe_run();
     char text[32], bus[20];
     printf("devices\n");
     char built[16], found[16];
@@ -219,8 +220,8 @@ static void device_part(doctor *d) {
     version_text(probe.driver_version, found);
     line("driver", "built for CUDA %s; %s%s", built, probe.driver_version ? "found for CUDA " : "not found",
          probe.driver_version ? found : "");
-    library_line("NCCL", probe.nccl_built, probe.nccl_found, "nccl.h of 2.14 or later");
-    library_line("cuBLASLt", probe.lt_built, probe.lt_found, "cublasLt.h");
+    library_line("NCCL", libraries.nccl_built, libraries.nccl_found, "nccl.h of 2.14 or later");
+    library_line("cuBLASLt", libraries.lt_built, libraries.lt_found, "cublasLt.h");
     d->n_devices = probe.n_devices;
     for (int i = 0; i < probe.n_devices && i < DR_PROBE_DEVICES; i++) {
         const dr_device_info *device = &probe.devices[i];
