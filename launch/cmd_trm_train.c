@@ -106,14 +106,15 @@ static dr_status copy_encoder(const dr_config *o, size_t size, char *out) {
 }
 
 // What training will take, in one line, before it takes it.
-static dr_status plan_memory(dr_backend *b, const dr_dataset *dataset, const dr_trm_train_options *train) {
+static dr_status plan_memory(const dr_backend_choice *choice, dr_backend *b, const dr_dataset *dataset,
+                             const dr_trm_train_options *train) {
     dr_memory_place place = {.n_workers = 1, .n_on_host = 1};
     dr_memory_plan plan;
     dr_buf line = {0};
     int64_t host_total = 0;
     DR_TRY(b->ops->memory_free(b, &place.free, &place.total));
     DR_TRY(dr_host_memory(&place.host_free, &host_total));
-    DR_TRY(dr_memory_plan_make_retrieval(b, dataset, train, &plan));
+    DR_TRY(dr_memory_plan_make_retrieval(b, dataset, train, dr_backend_reserve(choice, b, NULL), &plan));
     dr_status status = dr_memory_plan_print(&plan, &place, &line);
     if (status == DR_OK) dr_info("memory of the training: %s", line.data);
     dr_buf_reset(&line);
@@ -137,7 +138,7 @@ static dr_status trm_train_command(const dr_cli *cli) {
     dr_status status;
     const dr_backend_choice choice = dr_backend_choice_of(o, "precision");
     DR_TRY_GOTO(status, dr_backend_choose(&choice, &backend), destroy_dataset);
-    DR_TRY_GOTO(status, plan_memory(backend, dataset, &train), destroy_backend);
+    DR_TRY_GOTO(status, plan_memory(&choice, backend, dataset, &train), destroy_backend);
     DR_TRY_GOTO(status, dr_trm_train(backend, dataset, &train, &trm), destroy_backend);
     status = dr_trm_save(trm, dr_config_string(o, "out"));
     if (status == DR_OK) dr_info("retrieval model written to %s", dr_config_string(o, "out"));

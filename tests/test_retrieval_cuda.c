@@ -380,7 +380,7 @@ static void check_plan(const char *what, dr_precision precision, const dr_trm_tr
     dr_backend *b = NULL;
     dr_memory_plan plan, pinned;
     check_ok(dr_backend_cuda_create(precision, 0, &b));
-    check_ok(dr_memory_plan_make_retrieval(b, &data, o, &plan));
+    check_ok(dr_memory_plan_make_retrieval(b, &data, o, 0, &plan));
     double taken = plan_taken(b, &data, *o, in_use, b), planned = (double)plan.bytes;
     print_message("%s: planned %.2f MB, taken %.2f MB, of the host %.2f MB\n", what, planned * 1e-6,
                   taken * 1e-6, (double)plan.host * 1e-6);

@@ -19,7 +19,7 @@ static void compare(const char *what, dr_precision precision, dr_trm_train_optio
     dr_backend *b = NULL;
     check_ok(dr_backend_cpu_create(precision, 2, &b));
     dr_memory_plan plan;
-    check_ok(dr_memory_plan_make_retrieval(b, &data, &options, &plan));
+    check_ok(dr_memory_plan_make_retrieval(b, &data, &options, 0, &plan));
     assert_int_equal(plan.host, 0);
     double taken = plan_taken(b, &data, options, in_use, NULL), planned = (double)plan.bytes;
     print_message("%s: planned %.2f MB, taken %.2f MB\n", what, planned * 1e-6, taken * 1e-6);
@@ -57,9 +57,9 @@ static void test_refusal(void **state) {
     dr_memory_plan plan, larger;
     char want[128];
     check_ok(dr_backend_cpu_create(DR_FP32, 1, &b));
-    check_ok(dr_memory_plan_make_retrieval(b, &data, &o, &plan));
+    check_ok(dr_memory_plan_make_retrieval(b, &data, &o, 0, &plan));
     o.batch *= 2;
-    check_ok(dr_memory_plan_make_retrieval(b, &data, &o, &larger));
+    check_ok(dr_memory_plan_make_retrieval(b, &data, &o, 0, &larger));
     assert_true(larger.bytes > plan.bytes);
     dr_memory_place place = {.free = plan.bytes, .total = 4 * plan.bytes, .n_workers = 1};
     dr_log_set_level(DR_LOG_ERROR + 1);
@@ -69,12 +69,12 @@ static void test_refusal(void **state) {
     check_error(dr_memory_plan_check(&larger, &place), DR_ERR_MEMORY, want);
     // what the training itself refuses
     o.batch = 0;
-    check_error(dr_memory_plan_make_retrieval(b, &data, &o, &plan), DR_ERR_ARGUMENT, "batch 0");
+    check_error(dr_memory_plan_make_retrieval(b, &data, &o, 0, &plan), DR_ERR_ARGUMENT, "batch 0");
     o = plan_options();
     o.config.hidden = 7777;
-    check_error(dr_memory_plan_make_retrieval(b, &data, &o, &plan), DR_ERR_FORMAT, "sizes out of range");
+    check_error(dr_memory_plan_make_retrieval(b, &data, &o, 0, &plan), DR_ERR_FORMAT, "sizes out of range");
     snprintf(o.config.text_encoder, sizeof o.config.text_encoder, "%s", DR_GOLDEN_DIR "/nowhere");
-    check_error(dr_memory_plan_make_retrieval(b, &data, &o, &plan), DR_ERR_ARGUMENT, "no such folder");
+    check_error(dr_memory_plan_make_retrieval(b, &data, &o, 0, &plan), DR_ERR_ARGUMENT, "no such folder");
     dr_log_set_level(DR_LOG_INFO);
     dr_backend_cpu_destroy(b);
     plan_catalogue_reset(&data);

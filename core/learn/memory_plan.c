@@ -5,6 +5,8 @@
 #include "core/model/lm_shard.h"
 #include "core/model/optimizer.h"
 
+static const char RESERVE[] = "reserve for the device's libraries";
+
 // Of a training pass at most, loss rows too: a sequence longer than a pack has one of its own.
 static int64_t pass_tokens(const dr_memory_needs *needs) {
     const int64_t pack = needs->pack_tokens, longest = needs->rollout->protocol.max_total_tokens;
@@ -77,14 +79,15 @@ dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_
                    .on_host = true},
                   {.name = "retrieval model", .bytes = model.backend},
                   {.name = "retrieval model on the host", .bytes = model.host, .on_host = true},
-                  {.name = "reserve for the device's libraries", .bytes = needs->reserve}}};
+                  {.name = RESERVE, .bytes = needs->reserve}}};
     add_up(&plan);
     *out_plan = plan;
     return DR_OK;
 }
 
 dr_status dr_memory_plan_make_retrieval(dr_backend *b, const dr_dataset *dataset,
-                                        const dr_trm_train_options *options, dr_memory_plan *out_plan) {
+                                        const dr_trm_train_options *options, int64_t reserve,
+                                        dr_memory_plan *out_plan) {
     dr_trm_train_memory m;
     DR_TRY(dr_trm_train_memory_of(b, dataset, options, &m));
     bool apart = !m.is_host;
@@ -99,7 +102,8 @@ dr_status dr_memory_plan_make_retrieval(dr_backend *b, const dr_dataset *dataset
                                    {.name = "item texts", .bytes = m.host_items, .on_host = apart},
                                    {.name = "batches", .bytes = m.host_batch, .on_host = apart},
                                    {.name = "copies of weights", .bytes = m.host_copies, .on_host = apart},
-                                   {.name = "stages", .bytes = m.host_scratch, .on_host = apart}},
+                                   {.name = "stages", .bytes = m.host_scratch, .on_host = apart},
+                                   {.name = RESERVE, .bytes = reserve}},
                          .advice = "A smaller batch, max-history, hidden or text-dim, or a smaller text "
                                    "encoder, takes less"};
     add_up(out_plan);

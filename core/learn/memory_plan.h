@@ -48,10 +48,12 @@ typedef struct dr_memory_plan {
 // dr_rollout_create.
 dr_status dr_memory_plan_make(const dr_memory_needs *needs, dr_memory_plan *out_plan);
 
-// The same of training a retrieval model: what dr_trm_train takes, its encoder included; the data set, text
-// and what libraries take for themselves are left out. Errors are those of dr_trm_train_memory_of.
+// The same of training a retrieval model: what dr_trm_train takes, its encoder included; the data set and
+// text are left out. reserve: bytes of the backend that stay free beside all. Errors are those of
+// dr_trm_train_memory_of.
 dr_status dr_memory_plan_make_retrieval(dr_backend *backend, const dr_dataset *dataset,
-                                        const dr_trm_train_options *options, dr_memory_plan *out_plan);
+                                        const dr_trm_train_options *options, int64_t reserve,
+                                        dr_memory_plan *out_plan);
 
 // Where the plan has to fit.
 typedef struct dr_memory_place {

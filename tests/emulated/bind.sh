@@ -124,12 +124,12 @@ for command in "recommend --user u1 --temperature 1 --model fresh $models $rules
 done
 echo "one line says which backend and why"
 
-# The plan: at least what the device gave, its reserve aside; refused before a tenth of it was taken.
+# The plans: at least what the device gave, their reserve aside; refused before a tenth of it was taken.
 export DR_EMULATED_METER=1
 taken() { sed -n 's/^emulated device: at most \([0-9]*\) bytes were taken$/\1/p' said; }
-planned() { # WHO: of the device, without the reserve, in bytes
+planned() { # WHO: of the device, without the reserve, in bytes: at most so much, two figures were rounded to 0.1 MB
     sed -nE "s/.* memory of $1: (.*) MB; free are .* of .* MB;.*/\1/p" said | sed -E 's/.* libraries ([0-9.]*), in all ([0-9.]*)/\2 \1/' |
-        awk '{ printf "%.0f\n", ($1 - $2) * 1e6 }'
+        awk '{ printf "%.0f\n", ($1 - $2 + 0.1) * 1e6 }'
 }
 check_plan() { # WHO
     [ "$(taken)" -gt 0 ] && [ "$(planned "$1")" -ge "$(taken)" ] || fail "$1: $(planned "$1") bytes planned, $(taken) taken"
@@ -147,4 +147,7 @@ check_plan "the warm-up"
 if "$emulated" $warm --pack-tokens 100000000 >said 2>&1; then fail "a warm-up of terabytes was begun"; fi
 said 1 'memory: the plan does not fit: weights .* MB; free are'
 [ "$(taken)" -le $((whole / 10)) ] || fail "$(taken) bytes were taken before the refusal"
+"$emulated" trm train --dataset data.h5 --out trained --epochs 1 --hidden 16 --text-dim 64 --experts 2 --batch 64 --samples 64 --backend cuda \
+    >said 2>&1 || fail "the retrieval model's training"
+check_plan "the training"
 echo "the plan covers what the device gives, and is refused before"
