@@ -1,6 +1,6 @@
 """The work of bench_engine's decode and train parts in PyTorch, for bench/peers/run.sh: a model folder of this program, its weights
 in a model written out by hand (fused query/key/value product, SDPA with grouped heads, a static key/value cache), eager and, for
-the rows of COMPILED, with torch.compile too; the better counts. Eager decoding attends to exactly the positions there are, without a
+the rows of COMPILED, with torch.compile too; each has its line, and the fastest counts. Eager decoding attends to exactly the positions there are, without a
 mask, so that SDPA can take its fastest way; on cuda its steps are also captured as one graph (a gpt-fast-style loop), and the generate
 of transformers, if that is there, has rows of its own. In bf16 decoding has bf16 weights, training has fp32 weights under autocast,
 as here. The logits, packed and through the cache, are compared with this program's before anything is timed.
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from torch_peer import SHAPES, Lines, best_of, median_seconds
+from torch_peer import SHAPES, Lines, median_seconds
 
 STEPS = 8  # as in bench_engine
 COMPILED = ("decode.b1.c512", "decode.b32.c512")  # and training: each shape takes its minute
@@ -255,8 +255,7 @@ def main():
         else:
             tokens, context = decodes[name]
             work = lambda kind: decode_seconds(decoded, kind, tokens, context, a.seconds)
-        seconds, note = best_of([(kind, lambda kind=kind: work(kind)) for kind in kinds])
-        lines.add(name, seconds, note, tokens, "tokens/s")
+        lines.measure(name, [(kind, lambda kind=kind: work(kind)) for kind in kinds], tokens, "tokens/s")
         if a.device == "cuda":
             torch.cuda.empty_cache()
     for name, seconds, tokens, note in generate_rows(a.folder, a.precision, a.seconds) if a.generate else ():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from torch_peer import SHAPES, Lines, best_of, median_seconds
+from torch_peer import SHAPES, Lines, median_seconds
 
 CHUNKS = (1024, 4096)  # rows of the head whose logits stand in memory at a time; the better counts
 EPS = 1e-6
@@ -107,8 +107,8 @@ def attention(a, lines):
         return median_seconds(run, a.seconds, a.device, a.calls)
 
     for name, measure, products in (("attention_forward", forward, 1), ("attention_backward", backward, 2.5)):
-        seconds, note = best_of([(kind, lambda work=work: measure(work)) for kind, work in ways])
-        lines.add(f"{name}.{a.shape}.t{T}", seconds, note, products * flops * 1e-12, "TFLOP/s")
+        lines.measure(f"{name}.{a.shape}.t{T}", [(kind, lambda work=work: measure(work)) for kind, work in ways],
+                      products * flops * 1e-12, "TFLOP/s")
 
 
 # ---- decode attention: one query of each sequence over a static cache ----
@@ -157,9 +157,9 @@ def decode(a, lines):
             print(f"decode attention, {kind}: {str(error).splitlines()[0][:100]}")
     q, k, v = arrays(B, C)
     with torch.no_grad():
-        seconds, note = best_of([(kind, lambda work=work: median_seconds(lambda: work(q, k, v), a.seconds, a.device, a.calls))
-                                 for kind, work in good])
-    lines.add(f"attention_cached.c{C}.{a.shape}.t{B}", seconds, note, 2e-9 * k.numel() * k.element_size(), "GB/s")
+        lines.measure(f"attention_cached.c{C}.{a.shape}.t{B}",
+                      [(kind, lambda work=work: median_seconds(lambda: work(q, k, v), a.seconds, a.device, a.calls)) for kind, work in good],
+                      2e-9 * k.numel() * k.element_size(), "GB/s")
 
 
 # ---- loss head ----
@@ -201,10 +201,9 @@ def head(a, lines):
         return median_seconds(lambda: torch.autograd.grad(head_logprob(h, w, ids, n, work), (h, w), slope), a.seconds, a.device)
 
     flops, names = 2e-12 * T * V * D, [f"head_forward.{a.shape}.t{T}", f"head_backward.{a.shape}.t{T}"]
-    seconds, note = best_of([(kind, lambda n=n, work=work: forward(n, work)) for kind, n, work in ways])
-    lines.add(names[0], seconds, note, flops, "TFLOP/s")
-    seconds, note = best_of([(kind, lambda n=n, work=work: both(n, work)) for kind, n, work in ways])
-    lines.add(f"loss_head.{a.shape}.t{T}", seconds, f"{note}, forward and backward", 4 * flops, "TFLOP/s", names)
+    lines.measure(names[0], [(kind, lambda n=n, work=work: forward(n, work)) for kind, n, work in ways], flops, "TFLOP/s")
+    lines.measure(f"loss_head.{a.shape}.t{T}", [(kind, lambda n=n, work=work: both(n, work)) for kind, n, work in ways], 4 * flops,
+                  "TFLOP/s", names, ", forward and backward")
 
 
 # ---- RMSNorm with a residual ----
@@ -249,8 +248,8 @@ def norm(a, lines, dtype, suffix):
 
     gigabytes = 4e-9 * T * D * x.element_size()  # four arrays each
     for name, measure in (("rmsnorm_residual_forward", forward), ("rmsnorm_backward", backward)):
-        seconds, note = best_of([(kind, lambda work=work: measure(work)) for kind, work in ways])
-        lines.add(f"{name}.{a.shape}.t{T}{suffix}", seconds, note, gigabytes, "GB/s", [f"{name}.{a.shape}.t{T}"])
+        lines.measure(f"{name}.{a.shape}.t{T}{suffix}", [(kind, lambda work=work: measure(work)) for kind, work in ways], gigabytes, "GB/s",
+                      [f"{name}.{a.shape}.t{T}"])
 
 
 def norm_plain_wide(x, residual, w):
@@ -284,8 +283,7 @@ def adamw(a, lines):
         w, optimizer = make(n, torch.float32, fused=True)
         return median_seconds(optimizer.step, a.seconds, a.device, a.calls)
 
-    seconds, note = best_of([("fused", fused)])
-    lines.add(f"adamw.{a.shape}.t{a.rows}", seconds, note, 28e-9 * n, "GB/s")
+    lines.measure(f"adamw.{a.shape}.t{a.rows}", [("fused", fused)], 28e-9 * n, "GB/s")
 
 
 PARTS = {"attention": attention, "decode": decode, "head": head, "norm": None, "adamw": adamw}

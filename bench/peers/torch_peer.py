@@ -35,31 +35,25 @@ def median_seconds(work, seconds, device, calls=1):
     return statistics.median(times)
 
 
-def best_of(ways):
-    """ways: [(kind, function that returns seconds of its way)]. The fastest; a way that fails is named and does not count."""
-    best, how = 0.0, "nothing"
-    failed = ""
-    for kind, measure in ways:
-        try:
-            seconds = measure()
-        except Exception as error:  # no compiler, a backend that does not take the shape, say
-            failed += f"; {kind} failed: {type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
-            continue
-        if best == 0 or seconds < best:
-            best, how = seconds, kind
-    return best, f"torch {torch.__version__}, {how}{failed}"
-
-
 class Lines:
-    """A JSON line a figure, as bench_engine and bench_ops write them. ours: this program's figures that are the same work."""
+    """A JSON line a figure and way, as bench_engine and bench_ops write them: the fastest of a figure's lines counts. ours: this program's
+    figures that are the same work."""
 
     def __init__(self, path, model=None):
         self.out, self.model = open(path, "w"), model
 
     def add(self, name, seconds, note, amount=0.0, unit="s", ours=None):
-        if seconds <= 0:
-            print(f"{name}: no way worked: {note}")
-            return
         line = {"name": name, "model": self.model, "value": amount / seconds if amount else seconds, "unit": unit,
                 "seconds": seconds, "ours": ours or [name], "note": note}
         print(json.dumps(line), file=self.out, flush=True)
+
+    def measure(self, name, ways, amount=0.0, unit="s", ours=None, note=""):
+        """ways: [(kind, function that returns seconds of its way)]. Each has its line as soon as it is measured, so that a run that
+        is ended while a later way compiles has it; a way that fails is named and has none."""
+        for kind, work in ways:
+            try:
+                seconds = work()
+            except Exception as error:  # no compiler, a backend that does not take the shape, say
+                print(f"{name}: {kind} failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}", flush=True)
+                continue
+            self.add(name, seconds, f"torch {torch.__version__}, {kind}{note}", amount, unit, ours)
