@@ -1,14 +1,9 @@
 // The learner's gradient: by differences of the objective, whatever the packing, and for sampled tokens only.
 // labels: cpu
-#include "tests/check.h"
-
-#include <math.h>
-#include <string.h>
+#include "tests/learner_cases.h"
 
 #include "core/base/log.h"
-#include "core/base/rng.h"
 #include "core/episode/rollout.h"
-#include "core/learn/learner.h"
 #include "tests/tiny_catalogue.h"
 #include "tests/tiny_policy.h"
 #include "tests/tiny_trm.h"
@@ -16,125 +11,21 @@
 #if defined(__SANITIZE_ADDRESS__)
 enum { SAMPLED = 4 }; // slow there
 #else
-enum { SAMPLED = 64 };
+enum { SAMPLED = SLOTS };
 #endif
-enum { VOCAB = 97, LONGEST = 400, MOST = 12, SLOTS = SAMPLED > MOST ? SAMPLED : MOST };
-static const float temperature = 0.8f;
-static dr_backend *backend;
-static dr_lm *lm, *reference; // different weights
-static dr_trajectory trajectories[SLOTS];
-static dr_learn_item items[SLOTS];
-static float *gradient, *other, *direction, *kept; // [n_params]
-static int64_t n_params;
-
-static dr_lm *tiny(uint64_t seed, bool tied) {
-    dr_lm_config config;
-    dr_lm *made = NULL;
-    check_ok(dr_lm_preset("tiny", VOCAB, &config));
-    config.tied_head = tied;
-    check_ok(dr_lm_create(backend, &config, seed, &made));
-    float *p = dr_lm_params(made);
-    dr_rng rng = dr_rng_make(seed, 1);
-    for (int64_t i = 0; i < dr_lm_n_params(made); i++) p[i] += 0.05f * (float)dr_rng_normal(&rng);
-    check_ok(dr_lm_weights_changed(made));
-    return made;
-}
 
 static int group_setup(void **state) {
     (void)state;
     if (dr_backend_cpu_create(DR_FP32, 1, &backend) != DR_OK) return -1;
-    lm = tiny(3, true);
-    reference = tiny(4, true);
-    n_params = dr_lm_n_params(lm);
-    float **arrays[] = {&gradient, &other, &direction, &kept};
-    for (int i = 0; i < 4; i++) check_ok(dr_alloc(arrays[i], "test array", n_params, sizeof(float)));
+    learner_setup();
     return 0;
 }
 
 static int group_teardown(void **state) {
     (void)state;
-    float *arrays[] = {gradient, other, direction, kept};
-    for (int i = 0; i < 4; i++) dr_free(arrays[i]);
-    dr_lm_destroy(lm);
-    dr_lm_destroy(reference);
+    learner_teardown();
     dr_backend_cpu_destroy(backend);
     return 0;
-}
-
-static int case_teardown(void **state) {
-    (void)state;
-    for (int i = 0; i < SLOTS; i++) dr_trajectory_reset(&trajectories[i]);
-    return 0;
-}
-
-// ---- trajectories ----
-
-// Of the policy's tokens every second one was drawn from a kept set, about two thirds of the vocabulary.
-static void append_random(dr_trajectory *t, dr_rng *rng, int32_t n, dr_provenance from) {
-    for (int32_t i = 0; i < n; i++) {
-        int32_t kept[VOCAB], n_kept = 0, id = (int32_t)dr_rng_below(rng, VOCAB);
-        if (from != DR_FROM_POLICY) {
-            check_ok(dr_trajectory_append(t, &id, 1, from, 0, NULL, NULL));
-            continue;
-        }
-        for (int32_t k = 0; i % 2 && k < VOCAB; k++)
-            if (k == id || dr_rng_below(rng, 3) > 0) kept[n_kept++] = k;
-        dr_sampled token = {.id = id, .logprob = -4.5f, .logprob_kept = -4.25f, .kept = {kept, n_kept}};
-        check_ok(dr_trajectory_append_sampled(t, &token, 0));
-    }
-}
-
-// A prompt, a turn, a list, a forced token, an answer, and something behind it that was not sampled.
-static dr_trajectory *make_trajectory(int i) {
-    dr_trajectory *t = &trajectories[i];
-    dr_rng rng = dr_rng_make(51, (uint64_t)i);
-    dr_trajectory_reset(t);
-    t->step = 7;
-    t->prompt = (uint32_t)i / 3 + 5;
-    t->sample = (uint32_t)i % 3;
-    append_random(t, &rng, 3 + 2 * (i % 4), DR_FROM_PROMPT);
-    append_random(t, &rng, 4 + i, DR_FROM_POLICY);
-    append_random(t, &rng, 5 + 3 * (i % 3), DR_FROM_TOOL);
-    append_random(t, &rng, 1, DR_FROM_FORCED);
-    append_random(t, &rng, 6, DR_FROM_POLICY);
-    append_random(t, &rng, i % 2 ? 2 : 0, DR_FROM_TOOL);
-    items[i] = (dr_learn_item){.trajectory = t,
-                               .advantage = (i % 2 ? -1.0f : 1.5f) * (1 + 0.25f * (float)i),
-                               .token_weight = 1.0f / (float)(MOST * dr_trajectory_sampled_count(t))};
-    return t;
-}
-
-static void make_trajectories(int n) {
-    for (int i = 0; i < n; i++) make_trajectory(i);
-}
-
-// Log-probabilities of all tokens but the first under a model, by its own pass over this sequence alone.
-static void logprobs(dr_lm *model, const dr_trajectory *t, float *out) {
-    dr_lm_workspace *w = NULL;
-    int32_t rows[LONGEST], cu[2] = {0, t->n_tokens - 1};
-    float entropy[LONGEST];
-    dr_kept kept[LONGEST];
-    for (int32_t i = 0; i < t->n_tokens - 1; i++) {
-        rows[i] = i;
-        kept[i] = dr_trajectory_kept(t, i + 1);
-    }
-    dr_pack pack = {t->n_tokens - 1, t->ids, cu, 1, t->n_tokens - 1, rows, t->ids + 1, NULL, kept};
-    check_ok(dr_lm_workspace_create(model, t->n_tokens, DR_KEEP_ACTIVATIONS, &w));
-    check_ok(dr_lm_forward(model, w, &pack, temperature, out + 1, entropy));
-    dr_lm_workspace_destroy(w);
-}
-
-// The log-probability that counts: over the kept set where there is one.
-static float *stored_at(const dr_trajectory *t, int32_t i) {
-    return dr_trajectory_kept(t, i).n > 0 ? &t->logprob_kept[i] : &t->logprob[i];
-}
-
-// Stores log-probabilities for which the ratios of the policy's tokens are ratios[0], ratios[1], … in turn.
-static void store_ratios(dr_trajectory *t, const double *ratios, int n) {
-    float now[LONGEST];
-    logprobs(lm, t, now);
-    for (int32_t i = 1, k = 0; i < t->n_tokens; i++)
-        if (t->provenance[i] == DR_FROM_POLICY) *stored_at(t, i) = (float)(now[i] - log(ratios[k++ % n]));
 }
 
 // ---- the objective as the papers write it, in double ----
@@ -157,34 +48,6 @@ static double objective(const dr_learn_item *list, int n, const dr_loss_settings
         }
     }
     return sum;
-}
-
-static dr_loss_settings policy_loss(dr_kl_kind kl) {
-    return (dr_loss_settings){.kind = DR_LOSS_POLICY,
-                              .temperature = temperature,
-                              .clip_low = 0.2f,
-                              .clip_high = 0.28f,
-                              .kl = kl,
-                              .kl_weight = kl == DR_KL_OFF ? 0 : 0.4f};
-}
-
-static dr_learn_stats accumulate(const dr_learn_item *list, int n, const dr_loss_settings *s,
-                                 int64_t pack_tokens, float *into) {
-    dr_learner *learner = NULL;
-    dr_learn_stats stats = {0};
-    check_ok(dr_learner_create(lm, s->kl == DR_KL_OFF ? NULL : reference, pack_tokens, LONGEST,
-                               DR_KEEP_ACTIVATIONS, &learner));
-    check_ok(dr_learner_accumulate(learner, list, n, s, into, NULL, &stats));
-    dr_learner_destroy(learner);
-    return stats;
-}
-
-static void clear(float *values) {
-    memset(values, 0, (size_t)n_params * sizeof(float));
-}
-
-static double length_of(const float *values) {
-    return sqrt(dr_sum_of_squares(backend, values, n_params));
 }
 
 static void check_slopes(const char *name, int n, const dr_loss_settings *s) {
@@ -214,8 +77,6 @@ static void check_slopes(const char *name, int n, const dr_loss_settings *s) {
                      want, got, length);
     }
 }
-
-static const double ratios[] = {1.0, 0.5, 1.1, 1.6, 0.9, 2.5, 0.7}; // far from 0.8 and 1.28, where it bends
 
 static void check_objective(const char *name, dr_kl_kind kl) {
     enum { N = 4 };
@@ -323,76 +184,12 @@ static void test_clip(void **state) {
 
 static void test_packing_changes_nothing(void **state) {
     (void)state;
-    static const int64_t budgets[] = {64, 256, 1}; // 1: each trajectory alone
-    dr_loss_settings s = policy_loss(DR_KL_K3);
-    make_trajectories(MOST);
-    for (int i = 0; i < MOST; i++) store_ratios(&trajectories[i], ratios + i % 4, 4);
-    clear(gradient);
-    dr_learn_stats want = accumulate(items, MOST, &s, 4096, gradient);
-    double run = 0;
-    for (int i = 0; i < MOST; i++) run += trajectories[i].n_tokens - 1;
-    assert_true(want.run_tokens == run);
-    for (int i = 0; i < 3; i++) {
-        clear(other);
-        dr_learn_stats got = accumulate(items, MOST, &s, budgets[i], other);
-        check_relative_error("gradient of another packing", other, gradient, n_params, 1e-6);
-        assert_true(got.tokens == want.tokens && got.run_tokens == run && got.clipped == want.clipped);
-        assert_true(got.largest_gap == want.largest_gap); // rows are exact, so is everything summed from them
-        assert_true(fabs(got.loss - want.loss) <= 1e-9 && fabs(got.kl - want.kl) <= 1e-9 * want.kl);
-        assert_true(fabs(got.entropy - want.entropy) <= 1e-9 * want.entropy);
-    }
-    // in two parts, as two ranks do
-    clear(other);
-    dr_learn_stats sum = accumulate(items, 5, &s, 64, other),
-                   rest = accumulate(items + 5, MOST - 5, &s, 64, other);
-    dr_learn_stats_add(&sum, &rest);
-    check_relative_error("gradient in two parts", other, gradient, n_params, 1e-6);
-    assert_true(sum.tokens == want.tokens && sum.run_tokens == run && sum.clipped == want.clipped);
-    assert_true(fabs(sum.loss - want.loss) <= 1e-9 && fabs(sum.ratio - want.ratio) <= 1e-9 * want.ratio);
-    assert_true(fabs(sum.logprob_gap - want.logprob_gap) <= 1e-9 * want.logprob_gap);
-    assert_true(sum.largest_gap == want.largest_gap);
+    check_packing();
 }
 
-// The gradient of `n` items as `learners` learners compute it, each in micro-batches of `micro` trajectories,
-// summed in rank order as the collective does.
-static void distributed(int n, int learners, int micro, const dr_loss_settings *s, float *part, float *sum) {
-    clear(sum);
-    for (int rank = 0; rank < learners; rank++) {
-        int begin = n * rank / learners, end = n * (rank + 1) / learners;
-        clear(part);
-        for (int at = begin; at < end; at += micro)
-            accumulate(items + at, at + micro < end ? micro : end - at, s, 1024, part);
-        for (int64_t i = 0; i < n_params; i++) sum[i] += part[i];
-    }
-}
-
-// Micro-batches of 1, 2 and 8, packed or padded to one length, on 1, 2 and 4 learners: one gradient; and in
-// one topology the same bits each time.
 static void test_batching_changes_nothing(void **state) {
     (void)state;
-    static const int counts[] = {1, 2, 4}, micros[] = {1, 2, 8};
-    dr_loss_settings s = policy_loss(DR_KL_K3);
-    float *part = direction, *again = kept; // room of the slope checks
-    make_trajectories(MOST);
-    for (int i = 0; i < MOST; i++) store_ratios(&trajectories[i], ratios + i % 4, 4);
-    clear(gradient);
-    accumulate(items, MOST, &s, 1024, gradient);
-    for (int padded = 0; padded < 2; padded++) {
-        for (int l = 0; l < 3; l++)
-            for (int m = 0; m < 3; m++) {
-                char name[64];
-                snprintf(name, sizeof name, "%d learners, micro-batches of %d, %s", counts[l], micros[m],
-                         padded ? "padded" : "packed");
-                distributed(MOST, counts[l], micros[m], &s, part, other);
-                check_relative_error(name, other, gradient, n_params, 1e-6);
-                distributed(MOST, counts[l], micros[m], &s, part, again);
-                check_same_bits(name, again, other, n_params);
-            }
-        for (int i = 0; i < MOST; i++) // tokens behind the end that nothing looks at
-            while (trajectories[i].n_tokens < 64)
-                check_ok(dr_trajectory_append(&trajectories[i], (const int32_t[]){i}, 1, DR_FROM_TOOL, 0,
-                                              NULL, NULL));
-    }
+    check_batching();
 }
 
 static void test_skipped_and_refused(void **state) {
@@ -469,50 +266,10 @@ static void test_only_sampled_tokens(void **state) {
     assert_true(stats.tokens == 0 && stats.loss == 0 && length_of(gradient) == 0);
 }
 
-// Samples of one prompt, packed with it once: fewer tokens are run, the log-probabilities keep their bits,
-// and the gradient is the sum of those of the trajectories alone.
 static void test_shared_prompt(void **state) {
     (void)state;
     dr_loss_settings s = policy_loss(DR_KL_K3);
-    int64_t alone_tokens = 0, n_prompt[2] = {0};
-    make_trajectories(6); // three samples of each of two prompts
-    for (int i = 0; i < 6; i++) {
-        dr_trajectory *t = &trajectories[i], *first = &trajectories[i / 3 * 3];
-        int32_t n = dr_trajectory_prompt_count(first), own = dr_trajectory_prompt_count(t);
-        n_prompt[i / 3] = n;
-        if (i % 3 > 0) { // the prompt of its first sample, in the place of its own
-            dr_trajectory fresh = {.step = t->step, .prompt = t->prompt, .sample = t->sample};
-            check_ok(dr_trajectory_append(&fresh, first->ids, n, DR_FROM_PROMPT, 0, NULL, NULL));
-            for (int32_t k = own; k < t->n_tokens; k++)
-                if (t->provenance[k] == DR_FROM_POLICY)
-                    check_ok(dr_trajectory_append_sampled(
-                        &fresh, &(dr_sampled){.id = t->ids[k], .kept = dr_trajectory_kept(t, k)}, 0));
-                else
-                    check_ok(dr_trajectory_append(&fresh, t->ids + k, 1, t->provenance[k], 0, NULL, NULL));
-            dr_trajectory_reset(t);
-            *t = fresh;
-        }
-        store_ratios(t, ratios, 5);
-        alone_tokens += t->n_tokens - 1;
-    }
-    dr_learn_stats alone = {0};
-    clear(other);
-    for (int i = 0; i < 6; i++) {
-        dr_learn_stats part = accumulate(&items[i], 1, &s, 64, other);
-        dr_learn_stats_add(&alone, &part);
-    }
-    assert_int_equal(alone.run_tokens, alone_tokens);
-    static const int64_t budgets[] = {4096, 70};
-    for (int i = 0; i < 2; i++) {
-        clear(gradient);
-        dr_learn_stats shared = accumulate(items, 6, &s, budgets[i], gradient);
-        assert_int_equal(shared.tokens, alone.tokens);
-        if (i == 0) assert_int_equal(shared.run_tokens, alone_tokens - 2 * (n_prompt[0] + n_prompt[1]));
-        assert_true(shared.run_tokens < alone_tokens);
-        assert_true(shared.largest_gap == alone.largest_gap && shared.clipped == alone.clipped);
-        assert_true(fabs(shared.loss - alone.loss) <= 1e-12 * fabs(alone.loss));
-        check_relative_error("gradient with shared prompts", gradient, other, n_params, 1e-6);
-    }
+    check_shared_prompt(&s);
     check_slopes("shared prompts", 6, &s);
     trajectories[1].ids[0] = (trajectories[1].ids[0] + 1) % VOCAB; // another prompt shares nothing
     dr_learn_stats three = accumulate(items, 3, &s, 4096, gradient);
