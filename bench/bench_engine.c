@@ -134,16 +134,17 @@ static dr_status read_options(int argc, char **argv, settings *out) {
     return DR_OK;
 }
 
-// The device's own copy and products; the copy is `memory` bytes/s.
+// The device's copy and products; the copy is `memory` bytes/s.
 static dr_status add_device_figures(bench_engine *engine, double memory) {
     enum { SIDE = BENCH_DEVICE_SIDE };
     bench_product side = {.m = SIDE, .n = SIDE, .k = SIDE, .count = 1};
-    char name[32], copied[64], multiplied[64];
+    char name[32], copied[64], multiplied[128];
     double seconds = 0;
     snprintf(name, sizeof name, "ceiling.gemm.%d", SIDE);
     snprintf(copied, sizeof copied, "read and written together, %d MiB", BENCH_DEVICE_BYTES >> 20);
-    snprintf(multiplied, sizeof multiplied, "linear_forward, %d x %d x %d", SIDE, SIDE, SIDE);
     DR_TRY(bench_products_seconds(engine->ceilings, &side, 1, &seconds));
+    snprintf(multiplied, sizeof multiplied, "%s, %d x %d x %d", bench_product_note(engine->ceilings), SIDE,
+             SIDE, SIDE);
     double rate = bench_product_flops(&side, 1) / seconds;
     bench_figure copy = {.name = "ceiling.copy", .unit = "GB/s", .value = memory * 1e-9, .note = copied},
                  product = {.name = name, .unit = "TFLOP/s", .value = rate * 1e-12, .note = multiplied};

@@ -47,6 +47,7 @@ typedef struct measured_product {
 struct bench_ceilings {
     dr_backend *device;           // NULL: the processor
     double copy_rate, flops_rate; // of the device; 0: not measured yet
+    char product_note[BENCH_NOTE];
     int n_threads;
     bool bf16; // products of bf16 have units of their own; else they are fp32's
     double seconds;
@@ -141,10 +142,14 @@ static dr_status device_rates(bench_ceilings *c) {
     double copy = 0, product = 0;
     if (c->copy_rate > 0) return DR_OK;
     DR_TRY(bench_device_copy(c->device, BENCH_DEVICE_BYTES, c->seconds, &copy));
-    DR_TRY(bench_device_product(c->device, BENCH_DEVICE_SIDE, c->seconds, &product));
+    DR_TRY(bench_device_product(c->device, BENCH_DEVICE_SIDE, c->seconds, &product, c->product_note));
     c->copy_rate = 2.0 * BENCH_DEVICE_BYTES / copy;
     c->flops_rate = 2.0 * side * side * side / product;
     return DR_OK;
+}
+
+const char *bench_product_note(const bench_ceilings *c) {
+    return c->product_note;
 }
 
 dr_status bench_read_rate(bench_ceilings *c, size_t bytes, double *out_rate) {

@@ -1,7 +1,9 @@
 // What this machine can do at best, measured beside the figures it bounds. On the processor: reading memory,
 // and oneDNN's products at given shapes, on all threads. On a device: the backend's own copy of a large
-// block, and its own linear_forward at 8192 x 8192 x 8192, one rate for all shapes. Also the one way in which
-// things are timed here: medians. The emulated device has smaller sizes, and one repeat.
+// block, and cuBLASLt's product at 8192 x 8192 x 8192, the fastest of its offers with a workspace, operands
+// in the type that is multiplied and results in it, so that nothing but the product is timed: one rate for
+// all shapes. Also the one way in which things are timed here: medians. The emulated device has smaller
+// sizes, and one repeat.
 #ifndef DR_BENCH_CEILING_H
 #define DR_BENCH_CEILING_H
 
@@ -48,9 +50,15 @@ dr_status bench_read_rate(bench_ceilings *ceilings, size_t bytes, double *out_ra
 dr_status bench_products_seconds(bench_ceilings *ceilings, const bench_product *products, int32_t n,
                                  double *out_seconds);
 
-// On a device, seconds of one backend copy, or linear_forward of n rows by an [n, n] weight.
+// What the products' rate on a device is of: "cuBLASLt, offer 2 of 8", once it has been measured.
+const char *bench_product_note(const bench_ceilings *ceilings);
+
+// On a device, seconds of one backend copy, or of one product [n, n] · [n, n] in the precision of `b`; note
+// says which, and without cuBLASLt it is the backend's own linear_forward.
+enum { BENCH_NOTE = 64 };
 dr_status bench_device_copy(dr_backend *b, size_t bytes, double seconds, double *out_seconds);
-dr_status bench_device_product(dr_backend *b, int64_t n, double seconds, double *out_seconds);
+dr_status bench_device_product(dr_backend *b, int64_t n, double seconds, double *out_seconds,
+                               char note[BENCH_NOTE]);
 
 // A piece of work: bytes that must be read at least once, products (there may be none), and other
 // floating-point operations, which are taken to run at the products' mean rate.

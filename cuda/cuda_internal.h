@@ -164,6 +164,10 @@ dr_status dr_cuda_lt_open(dr_cuda_state *state, dr_precision precision, const ch
 void dr_cuda_lt_close(dr_cuda_state *state); // without one: nothing
 // *out_served false: the own kernels must do it. Exact precisions: the same answer for every T but 0.
 dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *product, bool *out_served);
+// For measuring what the library can do: products with this one's key go on with the library's offer number
+// `offer`, 0 its best by its own estimate. *out_is_there false: there are not so many, and nothing serves.
+dr_status dr_cuda_lt_take_offer(dr_cuda_state *state, const dr_lt_product *product, int offer,
+                                bool *out_is_there);
 
 // linear_forward, and the two products of linear_backward from a dy that is rounded where products round.
 dr_status dr_cuda_linear(dr_backend *b, const dr_weight *w, const float *x, int64_t T, const float *bias,

@@ -257,8 +257,8 @@ static dr_status takes_rows(const dr_cuda_lt *lt, const choice *c, const cublasL
 
 enum { MOST_OFFERS = 64 };
 
-// The first of the library's offers, best first, that can serve.
-static dr_status choose(const dr_cuda_lt *lt, choice *c, cublasLtMatmulPreference_t preference) {
+// Of the library's offers, best first, the one that can serve behind `skipped` others that can.
+static dr_status choose(const dr_cuda_lt *lt, choice *c, cublasLtMatmulPreference_t preference, int skipped) {
     cublasLtMatmulHeuristicResult_t offers[MOST_OFFERS];
     int n = 0;
     DR_TRY(preference_fill(lt, preference));
@@ -274,15 +274,20 @@ static dr_status choose(const dr_cuda_lt *lt, choice *c, cublasLtMatmulPreferenc
         if (offers[i].state != CUBLAS_STATUS_SUCCESS) continue;
         if (!lt->is_loose) DR_TRY(is_exact(lt, &offers[i], &is_fit));
         if (is_fit) DR_TRY(takes_rows(lt, c, &offers[i].algo, &is_fit));
-        if (!is_fit) continue;
+        if (!is_fit || skipped-- > 0) continue;
         c->algorithm = offers[i].algo;
         c->is_served = true;
     }
-    if (!c->is_served)
-        dr_info("cublasLt: none of %d algorithms serves operation %d of a weight of %lld x %lld; the own "
-                "kernels do",
-                n, (int)c->key.op, (long long)c->key.n_out, (long long)c->key.n_in);
     return DR_OK;
+}
+
+static dr_status offer_take(const dr_cuda_lt *lt, choice *c, int skipped) {
+    cublasLtMatmulPreference_t preference = NULL;
+    c->is_served = false;
+    LT_TRY(lt, lt->lib.preference_create(&preference), "preference");
+    dr_status status = choose(lt, c, preference, skipped);
+    lt->lib.preference_destroy(preference);
+    return status;
 }
 
 static void choice_free(const dr_cuda_lt *lt, const choice *c) {
@@ -296,15 +301,15 @@ static dr_status choice_fill(const dr_cuda_lt *lt, choice *c) {
     const dr_lt_shape shape = dr_lt_shape_of(c->key.op, c->key.n_out, c->key.n_in, dr_lt_chosen_for(&c->key));
     const cudaDataType type = lt->is_bf16 ? CUDA_R_16BF : CUDA_R_32F,
                        result = c->key.op == DR_LT_FORWARD_ROUNDED ? CUDA_R_16BF : CUDA_R_32F;
-    cublasLtMatmulPreference_t preference = NULL;
     DR_TRY(desc_make(lt, c, &shape));
     DR_TRY(layout_make(lt, &shape.a, type, &c->a));
     DR_TRY(layout_make(lt, &shape.b, type, &c->b));
     DR_TRY(layout_make(lt, &shape.d, result, &c->d));
-    LT_TRY(lt, lt->lib.preference_create(&preference), "preference");
-    dr_status status = choose(lt, c, preference);
-    lt->lib.preference_destroy(preference);
-    return status;
+    DR_TRY(offer_take(lt, c, 0));
+    if (!c->is_served)
+        dr_info("cublasLt: no algorithm serves operation %d of a weight of %lld x %lld; the own kernels do",
+                (int)c->key.op, (long long)c->key.n_out, (long long)c->key.n_in);
+    return DR_OK;
 }
 
 static dr_status choice_of(dr_cuda_lt *lt, const dr_lt_key *key, choice **out_choice) {
@@ -401,7 +406,7 @@ dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *p, bool 
     const dr_lt_shape shape = dr_lt_shape_of(p->op, p->n_out, p->n_in, p->T);
     const size_t element = p->op == DR_LT_FORWARD_ROUNDED ? sizeof(uint16_t) : sizeof(float);
     const int64_t bytes = shape.d.rows * shape.d.columns * (int64_t)element;
-    const choice *c = NULL;
+    choice *c = NULL;
     const void *left = NULL, *right = NULL;
     void *out = p->out, *bias = NULL;
     DR_TRY(choice_for(lt, p, &c));
@@ -415,6 +420,16 @@ dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *p, bool 
     DR_TRY(multiply(state, c, p, left, right, out));
     *out_served = true;
     return out == p->out ? DR_OK : device_copy(state, p->out, out, bytes);
+}
+
+dr_status dr_cuda_lt_take_offer(dr_cuda_state *state, const dr_lt_product *p, int offer, bool *out_is_there) {
+    dr_cuda_lt *lt = state->lt;
+    choice *c = NULL;
+    const dr_lt_key key = dr_lt_key_of(p->op, p->n_out, p->n_in, p->T, lt->is_loose);
+    DR_TRY(choice_of(lt, &key, &c));
+    DR_TRY(offer_take(lt, c, offer));
+    *out_is_there = c->is_served;
+    return DR_OK;
 }
 
 // ---- start and end ----
@@ -470,6 +485,13 @@ void dr_cuda_lt_close(dr_cuda_state *state) {
 dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *product, bool *out_served) {
     (void)state, (void)product;
     *out_served = false;
+    return DR_OK;
+}
+
+dr_status dr_cuda_lt_take_offer(dr_cuda_state *state, const dr_lt_product *product, int offer,
+                                bool *out_is_there) {
+    (void)state, (void)product, (void)offer;
+    *out_is_there = false;
     return DR_OK;
 }
 
