@@ -38,13 +38,14 @@ static const struct {
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static const char usage[] =
-    "bench_engine [--backend cpu|cuda|cuda-graphs|cuda-wgmma] [--threads N] [--precision fp32|bf16]\n"
-    "             [--seconds S] [--json FILE] [--part NAME] [--only NAME,NAME] [--shape "
+    "bench_engine [--backend cpu|cuda|cuda-graphs|cuda-wgmma|cuda-reference] [--threads N]\n"
+    "             [--precision fp32|bf16] [--seconds S] [--json FILE] [--part NAME] [--only NAME,NAME] "
+    "[--shape "
     "tiny|small|0.5b|1.5b|7b]\n"
     "             [--layers N] [--pack TOKENS] [--length TOKENS] [--write-model FOLDER]\n"
     "  --backend    the processor, or device 0, there with decode passes as graphs, or with packed "
     "attention\n"
-    "               by wgmma in bf16 (default cpu)\n"
+    "               by wgmma in bf16, or with the simple kernels (default cpu)\n"
     "  --threads    of the engine and of the ceilings (default: all)\n"
     "  --precision  of the linear layers (default fp32)\n"
     "  --seconds    aimed at for one figure, of which at least five repeats are taken (default 1)\n"
@@ -95,8 +96,7 @@ static bool read_option(int option, settings *s) {
         return bench_model_shape(optarg, &unused) == DR_OK;
     } else if (option == 'b') {
         s->backend = optarg;
-        return strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0 ||
-               strcmp(optarg, "cuda-graphs") == 0 || strcmp(optarg, "cuda-wgmma") == 0;
+        return bench_is_kind(optarg);
     } else if (option == 'a') {
         s->part = optarg;
         return is_part(optarg);

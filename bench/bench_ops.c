@@ -35,12 +35,13 @@ typedef struct bencher {
 } bencher;
 
 static const char usage[] =
-    "bench_ops [--backend cpu|cuda|cuda-wgmma] [--precision fp32|bf16] [--part NAME] [--only NAME,NAME]\n"
+    "bench_ops [--backend cpu|cuda|cuda-wgmma|cuda-reference] [--precision fp32|bf16] [--part NAME] [--only "
+    "NAME,NAME]\n"
     "          [--shape tiny|small|0.5b|1.5b|7b] [--rows N] [--batch N] [--threads N] [--seconds S] [--json "
     "FILE]\n"
     "  --backend    the processor, or device 0 (default cpu); cuda-wgmma: there with packed attention by "
     "wgmma\n"
-    "               in bf16 (compute capability 9.0)\n"
+    "               in bf16 (compute capability 9.0), cuda-reference with the simple kernels\n"
     "  --precision  of the products (default fp32)\n"
     "  --part       products, rows, attention or head alone\n"
     "  --only       these figures alone, adamw.7b.t4096 say\n"
@@ -211,7 +212,7 @@ static bool read_option(int option, settings *s) {
     char *end = NULL;
     if (option == 'b') {
         s->backend = optarg;
-        return strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0 || strcmp(optarg, "cuda-wgmma") == 0;
+        return bench_is_kind(optarg) && strcmp(optarg, "cuda-graphs") != 0;
     } else if (option == 'p') {
         s->precision = strcmp(optarg, "bf16") == 0 ? DR_BF16 : DR_FP32;
         return s->precision == DR_BF16 || strcmp(optarg, "fp32") == 0;

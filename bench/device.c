@@ -20,7 +20,8 @@ static dr_status set_up(const char *kind, const dr_device_probe *probe) {
         DR_ERR_UNSUPPORTED, "backend %s: %s has compute capability %d.%d, expected 9.0 and a build for it",
         kind, probe->devices[0].name, probe->devices[0].major, probe->devices[0].minor);
     dr_cuda_record_passes(strcmp(kind, "cuda-graphs") == 0);
-    dr_cuda_wgmma_in_bf16(wgmma);
+    dr_cuda_wgmma_in_bf16(wgmma ? DR_WGMMA_BOTH : DR_WGMMA_GRADIENT);
+    dr_cuda_reference_kernels(strcmp(kind, "cuda-reference") == 0);
     return DR_OK;
 }
 
@@ -43,12 +44,19 @@ static dr_status open_device(const char *kind, dr_precision precision, dr_backen
 }
 #endif
 
+bool bench_is_kind(const char *kind) {
+    static const char *const kinds[] = {"cpu", "cuda", "cuda-graphs", "cuda-wgmma", "cuda-reference"};
+    size_t i = 0;
+    while (i < sizeof kinds / sizeof *kinds && strcmp(kinds[i], kind) != 0) i++;
+    return i < sizeof kinds / sizeof *kinds;
+}
+
 dr_status bench_backend_open(const char *kind, dr_precision precision, int n_threads,
                              dr_backend **out_backend, bench_device *out_device) {
     *out_device = (bench_device){0};
     if (strcmp(kind, "cpu") == 0) return dr_backend_cpu_create(precision, n_threads, out_backend);
-    DR_CHECK(strcmp(kind, "cuda") == 0 || strcmp(kind, "cuda-graphs") == 0 || strcmp(kind, "cuda-wgmma") == 0,
-             DR_ERR_ARGUMENT, "backend %s: expected cpu, cuda, cuda-graphs or cuda-wgmma", kind);
+    DR_CHECK(bench_is_kind(kind), DR_ERR_ARGUMENT,
+             "backend %s: expected cpu, cuda, cuda-graphs, cuda-wgmma or cuda-reference", kind);
     return open_device(kind, precision, out_backend, out_device);
 }
 

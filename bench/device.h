@@ -17,7 +17,9 @@ typedef struct bench_device {
 } bench_device;
 
 // kind "cpu", or "cuda": device 0; "cuda-graphs": there with recorded passes; "cuda-wgmma": there with packed
-// attention by wgmma in bf16. DR_ERR_UNSUPPORTED, saying why, when this build or machine has no device.
+// attention by wgmma in bf16, forward too; "cuda-reference": there with the simple kernels.
+// DR_ERR_UNSUPPORTED, saying why, when this build or machine has no device.
+bool bench_is_kind(const char *kind);
 dr_status bench_backend_open(const char *kind, dr_precision precision, int n_threads,
                              dr_backend **out_backend, bench_device *out_device);
 // The host can use the backend's memory: the processor is measured.

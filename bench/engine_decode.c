@@ -199,6 +199,37 @@ static dr_status decode_figure(bench_engine *engine, bench_decoder *decoder, con
     return add_step(engine, &work, batch, seconds, name, "");
 }
 
+// The decode loop with its draws, as rollouts run it.
+static const struct {
+    const char *name;
+    dr_sampling sampling;
+} drawn_ways[] = {{"sampled", {.temperature = 1.0f, .top_p = 1.0f}},
+                  {"nucleus", {.temperature = 1.0f, .top_p = 0.95f}}};
+enum { DRAWN_WAYS = sizeof drawn_ways / sizeof *drawn_ways };
+
+static void name_drawn(int32_t batch, int32_t context, int way, char out[64]) {
+    snprintf(out, 64, "decode.b%d.c%d.%s", batch, context, drawn_ways[way].name);
+}
+
+// When they are named, or at the table's longest context.
+static dr_status drawn_figures(bench_engine *engine, bench_decoder *decoder, const dr_lm_config *c,
+                               int32_t batch, int32_t context, bool is_last) {
+    bench_product products[BENCH_LM_PRODUCTS];
+    for (int way = 0; way < DRAWN_WAYS; way++) {
+        char name[64], more[64];
+        double seconds = 0, kept = 0;
+        name_drawn(batch, context, way, name);
+        if (bench_report_is_limited(engine->report) ? !bench_report_wants(engine->report, name) : !is_last)
+            continue;
+        DR_TRY(
+            bench_decoder_burst(decoder, batch, drawn_ways[way].sampling, engine->seconds, &seconds, &kept));
+        bench_work work = step_work(engine, c, batch, bench_positions_read(context), 1, 0, products);
+        snprintf(more, sizeof more, "; drawn in bursts, %.0f ids kept a draw", kept);
+        DR_TRY(add_step(engine, &work, batch, seconds, name, more));
+    }
+    return DR_OK;
+}
+
 // Samples of a prompt share its pages: ALIKE sequences, 1,536 of 4,096 positions.
 enum { ALIKE = 8 };
 
@@ -235,7 +266,7 @@ typedef struct extent {
 static extent extent_of(const bench_engine *engine) {
     bool is_device = !bench_is_cpu(engine->backend), is_limited = bench_report_is_limited(engine->report);
     extent e = {0};
-    char own[64], shared[64];
+    char own[64], shared[64], drawn[64];
     if (!is_limited) {
         e.n_batches = is_device ? sized(5, 2) : engine->is_slow ? 3 : 4;
         e.n_contexts = is_device ? sized(4, 1) : 3;
@@ -249,7 +280,12 @@ static extent extent_of(const bench_engine *engine) {
             snprintf(own, sizeof own, "decode.b%d.c%d", batches[b], contexts[c]);
             name_shared(batches[b], contexts[c], shared);
             bool is_shared = batches[b] % ALIKE == 0 && bench_report_wants(engine->report, shared);
-            if (!is_shared && !bench_report_wants(engine->report, own)) continue;
+            bool is_drawn = false;
+            for (int way = 0; way < DRAWN_WAYS; way++) {
+                name_drawn(batches[b], contexts[c], way, drawn);
+                is_drawn |= bench_report_wants(engine->report, drawn);
+            }
+            if (!is_shared && !is_drawn && !bench_report_wants(engine->report, own)) continue;
             if (b >= e.n_batches) e.n_batches = b + 1;
             if (c >= e.n_contexts) e.n_contexts = c + 1;
             if (is_shared) e.batch = batches[b], e.context = contexts[c];
@@ -273,8 +309,12 @@ dr_status bench_decode_figures(bench_engine *engine) {
     bench_report_section(engine->report, "Decode: one token for each of b sequences at context c");
     for (int32_t i = 0; i < e.n_contexts; i++) {
         DR_TRY_GOTO(status, bench_decoder_extend(decoder, contexts[i]), release);
-        for (int32_t b = 0; b < e.n_batches; b++)
+        for (int32_t b = 0; b < e.n_batches; b++) {
             DR_TRY_GOTO(status, decode_figure(engine, decoder, c, batches[b], contexts[i]), release);
+            DR_TRY_GOTO(status,
+                        drawn_figures(engine, decoder, c, batches[b], contexts[i], i == e.n_contexts - 1),
+                        release);
+        }
     }
     if (e.batch > 0) {
         DR_CHECK_GOTO(e.context == contexts[e.n_contexts - 1], status, DR_ERR_ARGUMENT, release,

@@ -4,6 +4,7 @@
 #include "bench/engine_parts.h"
 #include "core/base/alloc.h"
 #include "core/base/clock.h"
+#include "core/base/rng.h"
 
 enum { STEPS = sized(8, 2) };
 
@@ -16,6 +17,11 @@ struct bench_decoder {
     int32_t *ids;        // [n_seqs], one token each
     dr_lm_chunk *chunks; // [n_seqs]
     float *logits;       // [n_seqs, vocab], backend memory
+    // of a burst
+    dr_sampling *sampling; // [n_seqs]
+    uint32_t *bits;        // [STEPS, n_seqs]
+    int32_t *limits, *counts;
+    dr_sampled *drawn; // [STEPS, n_seqs]
 };
 
 // Filling 128 sequences of 2,048 positions with the real model would take minutes and serve nothing: what a
@@ -46,6 +52,11 @@ dr_status bench_decoder_create(bench_engine *engine, dr_lm *lm, int32_t n_seqs, 
     DR_TRY_GOTO(status, dr_alloc(&d->seqs, "sequences", n_seqs, sizeof *d->seqs), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->ids, "ids", n_seqs, sizeof *d->ids), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->chunks, "chunks", n_seqs, sizeof *d->chunks), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&d->sampling, "draws", n_seqs, sizeof *d->sampling), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&d->bits, "draws", (int64_t)STEPS * n_seqs, sizeof *d->bits), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&d->limits, "draws", n_seqs, sizeof *d->limits), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&d->counts, "draws", n_seqs, sizeof *d->counts), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&d->drawn, "draws", (int64_t)STEPS * n_seqs, sizeof *d->drawn), destroy);
     DR_TRY_GOTO(status, dr_memory_create(engine->backend, &d->logits, "logits", n_seqs * V, sizeof(float)),
                 destroy);
     for (; d->n_open < n_seqs; d->n_open++)
@@ -65,6 +76,11 @@ void bench_decoder_destroy(bench_decoder *d) {
     dr_free(d->seqs);
     dr_free(d->ids);
     dr_free(d->chunks);
+    dr_free(d->sampling);
+    dr_free(d->bits);
+    dr_free(d->limits);
+    dr_free(d->counts);
+    dr_free(d->drawn);
     if (d->logits) d->engine->backend->ops->memory_destroy(d->engine->backend, d->logits);
     dr_free(d);
 }
@@ -100,19 +116,77 @@ dr_status bench_decoder_share(bench_decoder *d, int32_t batch, int32_t n_alike, 
     return bench_decoder_extend(d, context);
 }
 
-// Forks whole pages, decodes a few steps and drops the forks, so that the context stays.
-static dr_status decode_run(void *context, double *out_seconds) {
-    bench_decoder *d = context;
+static dr_status fork_all(bench_decoder *d) {
     for (int32_t s = 0; s < d->batch; s++) {
         d->chunks[s] = (dr_lm_chunk){.n = 1, .ids = &d->ids[s], .want_logits = true};
         DR_TRY(dr_kv_fork(d->kv, d->seqs[s], &d->chunks[s].seq));
     }
+    return DR_OK;
+}
+
+// Forks whole pages, decodes a few steps and drops the forks, so that the context stays.
+static dr_status decode_run(void *context, double *out_seconds) {
+    bench_decoder *d = context;
+    DR_TRY(fork_all(d));
     double begun = dr_clock_seconds();
     for (int i = 0; i < STEPS; i++) DR_TRY(dr_lm_decode(d->lm, d->kv, d->chunks, d->batch, d->logits));
     DR_TRY(bench_wait(d->engine->backend, d->logits));
     *out_seconds = (dr_clock_seconds() - begun) / STEPS;
     for (int32_t s = 0; s < d->batch; s++) dr_kv_close(d->kv, d->chunks[s].seq);
     return DR_OK;
+}
+
+static int64_t count_drawn(const bench_decoder *d) {
+    int64_t n = 0;
+    for (int32_t r = 0; r < d->batch; r++) n += d->counts[r];
+    return n;
+}
+
+static dr_status burst_run(void *context, double *out_seconds) {
+    bench_decoder *d = context;
+    dr_lm_drawn drawn = {.tokens = d->drawn, .counts = d->counts};
+    const dr_lm_burst burst = {.chunks = d->chunks,
+                               .n_chunks = d->batch,
+                               .n_steps = STEPS,
+                               .sampling = d->sampling,
+                               .bits = d->bits,
+                               .limits = d->limits,
+                               .logits = d->logits};
+    DR_TRY(fork_all(d));
+    double begun = dr_clock_seconds();
+    DR_TRY(dr_lm_decode_burst(d->lm, d->kv, &burst, &drawn)); // its end has waited for all draws
+    *out_seconds = (dr_clock_seconds() - begun) * d->batch / (double)count_drawn(d);
+    for (int32_t s = 0; s < d->batch; s++) dr_kv_close(d->kv, d->chunks[s].seq);
+    return DR_OK;
+}
+
+// What was drawn last: tokens of the vocabulary, with log-probabilities.
+static dr_status check_drawn(const bench_decoder *d, double *out_kept) {
+    const int32_t vocab = dr_lm_config_of(d->lm)->vocab;
+    int64_t kept = 0;
+    for (int32_t r = 0; r < d->batch; r++)
+        for (int32_t step = 0; step < d->counts[r]; step++) {
+            const dr_sampled *token = &d->drawn[(int64_t)step * d->batch + r];
+            kept += token->kept.n;
+            DR_CHECK(token->id >= 0 && token->id < vocab && token->logprob <= 0 && isfinite(token->logprob),
+                     DR_ERR_INTERNAL, "check: row %d drew id %d of %d in step %d, log-probability %g", r,
+                     token->id, vocab, step, (double)token->logprob);
+        }
+    *out_kept = (double)kept / (double)count_drawn(d);
+    return DR_OK;
+}
+
+dr_status bench_decoder_burst(bench_decoder *d, int32_t batch, dr_sampling sampling, double seconds,
+                              double *out_seconds, double *out_kept) {
+    dr_rng rng = dr_rng_make(7, 9);
+    d->batch = batch;
+    for (int32_t r = 0; r < batch; r++) {
+        d->sampling[r] = sampling;
+        d->limits[r] = STEPS;
+    }
+    for (int64_t i = 0; i < (int64_t)STEPS * batch; i++) d->bits[i] = dr_rng_bits(&rng);
+    DR_TRY(bench_median(burst_run, d, seconds, out_seconds));
+    return check_drawn(d, out_kept);
 }
 
 dr_status bench_decoder_step(bench_decoder *d, int32_t batch, double seconds, double *out_seconds) {

@@ -88,6 +88,10 @@ dr_status bench_decoder_share(bench_decoder *decoder, int32_t batch, int32_t n_a
                               int32_t context);
 // Median seconds of a step of the first `batch` sequences at that context.
 dr_status bench_decoder_step(bench_decoder *decoder, int32_t batch, double seconds, double *out_seconds);
+// The same as rollouts decode: in one burst, each token drawn before the next pass. Seconds of a step for
+// each row that drew; *out_kept: ids that a draw kept, on average (0: top-p 1).
+dr_status bench_decoder_burst(bench_decoder *decoder, int32_t batch, dr_sampling sampling, double seconds,
+                              double *out_seconds, double *out_kept);
 double bench_positions_read(int32_t context); // by a sequence in one of these steps, on average
 
 #ifdef __cplusplus

@@ -279,7 +279,8 @@ static dr_status state_open(dr_cuda_state *state) {
     return stage_create(state, &state->burst.stage);
 }
 
-static bool own_products_only, record_passes, wgmma_in_bf16;
+static bool own_products_only, record_passes, reference_kernels;
+static dr_cuda_wgmma wgmma_in_bf16 = DR_WGMMA_GRADIENT;
 
 void dr_cuda_record_passes(bool record) {
     record_passes = record;
@@ -289,7 +290,11 @@ void dr_cuda_own_products_only(bool own) {
     own_products_only = own;
 }
 
-void dr_cuda_wgmma_in_bf16(bool use) {
+void dr_cuda_reference_kernels(bool reference) {
+    reference_kernels = reference;
+}
+
+void dr_cuda_wgmma_in_bf16(dr_cuda_wgmma use) {
     wgmma_in_bf16 = use;
 }
 
@@ -302,8 +307,11 @@ static dr_status wgmma_open(dr_cuda_state *state, dr_precision precision) {
     DR_CUDA_TRY(DR_ERR_INTERNAL,
                 cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, state->device), "device %d",
                 state->device);
-    state->wgmma = dr_cuda_wgmma_is_built() && major == 9 && minor == 0 &&
-                   (precision == DR_BF16_LOOSE || (precision == DR_BF16 && wgmma_in_bf16));
+    bool is_there = dr_cuda_wgmma_is_built() && major == 9 && minor == 0 && !state->is_reference;
+    state->wgmma_forward =
+        is_there && (precision == DR_BF16_LOOSE || (precision == DR_BF16 && wgmma_in_bf16 == DR_WGMMA_BOTH));
+    state->wgmma_backward = is_there && (precision == DR_BF16_LOOSE ||
+                                         (precision == DR_BF16 && wgmma_in_bf16 != DR_WGMMA_NOWHERE));
     return DR_OK;
 }
 
@@ -311,7 +319,7 @@ static dr_status wgmma_open(dr_cuda_state *state, dr_precision precision) {
 static dr_status products_open(dr_cuda_state *state, dr_precision precision) {
     const char *reason = "they were asked for";
     if (precision == DR_FP32) return DR_OK;
-    if (!own_products_only) DR_TRY(dr_cuda_lt_open(state, precision, &reason));
+    if (!own_products_only && !state->is_reference) DR_TRY(dr_cuda_lt_open(state, precision, &reason));
     if (state->lt) return DR_OK;
     DR_CHECK(!dr_is_loose(precision), DR_ERR_UNSUPPORTED,
              "cuda: products that sum in any order are cuBLASLt's, expected and not found: %s", reason);
@@ -378,6 +386,7 @@ dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend 
     state->records = record_passes;
     DR_TRY_GOTO(status, state_open(state), close_state);
     DR_TRY_GOTO(status, products_open(state, precision), close_state);
+    state->is_reference = reference_kernels;
     DR_TRY_GOTO(status, wgmma_open(state, precision), close_state);
     *backend = (dr_backend){.ops = table(), .precision = precision, .n_threads = 1, .state = state};
     *out_backend = backend;

@@ -44,10 +44,17 @@ int64_t dr_cuda_recordings_made(const dr_backend *backend); // graphs since it w
 // library where there is one.
 void dr_cuda_own_products_only(bool own);
 
-// Backends of DR_BF16_LOOSE on a device of compute capability 9.0 attend over packed sequences with wgmma,
-// whose sums have another order than those over the cache. Tests and benchmarks: while this is set, backends
-// of DR_BF16 that are made do so too.
-void dr_cuda_wgmma_in_bf16(bool use);
+// Backends made while it is set take the simple way of everything that has a fast one: own products, and
+// attention.cu's attention in bf16 too, whose rows are as exact as the fast ones' (other bits). To find which
+// of them a wrong result comes from. They are of an exact precision: create refuses the loose ones.
+void dr_cuda_reference_kernels(bool reference);
+
+// Where backends of DR_BF16 attend over packed sequences with wgmma, on a device of compute capability 9.0.
+// In the gradient, which no cache has to agree with; in the forward pass it adds in another order than
+// attention over the cache, so that only backends of DR_BF16_LOOSE have it there, too. Tests and benchmarks
+// ask for the other two.
+typedef enum dr_cuda_wgmma { DR_WGMMA_GRADIENT, DR_WGMMA_NOWHERE, DR_WGMMA_BOTH } dr_cuda_wgmma;
+void dr_cuda_wgmma_in_bf16(dr_cuda_wgmma use); // of backends made from now on; at first in the gradient
 
 // Waits for what is under way, then frees the backend. Memory and weights must have been destroyed before.
 // NULL is fine.

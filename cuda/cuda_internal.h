@@ -87,8 +87,10 @@ typedef struct dr_cuda_state {
     dr_cuda_plan packed, cached;
     dr_cuda_later_plans later;
     dr_cuda_burst burst;
-    bool wgmma;   // packed attention through the kernels of compute capability 9.0, of heads that they take
-    bool records; // passes of the decode loop
+    bool wgmma_forward,
+        wgmma_backward; // packed attention by the kernels of compute capability 9.0, of heads that they take
+    bool is_reference;  // simple kernels only
+    bool records;       // passes of the decode loop
     dr_cuda_recording recordings[DR_CUDA_RECORDINGS];
     int64_t n_passes, n_recorded;
 } dr_cuda_state;

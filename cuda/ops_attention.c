@@ -191,17 +191,18 @@ static dr_status planned(dr_cuda_state *state, const span_source *from, dr_cuda_
 }
 
 static bool takes_mma(const dr_backend *b, int32_t H, int32_t G, int32_t d) {
-    return dr_rounds_to_bf16(b->precision) && dr_mma_takes(H / G, d);
+    const dr_cuda_state *state = b->state;
+    return dr_rounds_to_bf16(b->precision) && !state->is_reference && dr_mma_takes(H / G, d);
 }
 
-static bool takes_wgmma(const dr_cuda_state *state, int32_t H, int32_t G, int32_t d) {
-    return state->wgmma && dr_wgmma_takes(H / G, d);
+// One plan serves a pass and its gradient.
+static bool is_wide(const dr_cuda_state *state, int32_t H, int32_t G, int32_t d) {
+    return (state->wgmma_forward || state->wgmma_backward) && dr_wgmma_takes(H / G, d);
 }
 
 static dr_status planned_sequences(dr_backend *b, dr_cuda_state *state, const dr_sequences *sequences,
                                    int32_t H, int32_t G, int32_t d, dr_cuda_attention *out_work) {
-    span_source from = {
-        sequences, NULL, sequences->n, H / G, takes_mma(b, H, G, d), takes_wgmma(state, H, G, d)};
+    span_source from = {sequences, NULL, sequences->n, H / G, takes_mma(b, H, G, d), is_wide(state, H, G, d)};
     return planned(state, &from, out_work);
 }
 
@@ -260,7 +261,8 @@ static dr_status attention_forward(dr_backend *b, const float *q, const float *k
         return dr_cuda_attention_forward("attention_forward", &a, out, lse, state->stream);
     DR_TRY(reserve_rounded(state, T * 2 * G * d, &next));
     DR_TRY(round_keys(state, T, &a, &next));
-    if (takes_wgmma(state, H, G, d)) return dr_cuda_attention_wgmma_forward(&a, out, lse, state->stream);
+    if (state->wgmma_forward && dr_wgmma_takes(H / G, d))
+        return dr_cuda_attention_wgmma_forward(&a, out, lse, state->stream);
     return dr_cuda_attention_bf16_forward("attention_forward", &a, out, lse, state->stream);
 }
 
@@ -286,10 +288,11 @@ static dr_status attention_backward(dr_backend *b, const float *dout, const floa
     DR_TRY(round_keys(state, T, &a, &next));
     DR_TRY(round_rows(state, q, q_stride, T, (int64_t)H * d, &next, &q_rounded));
     DR_TRY(round_rows(state, dout, (int64_t)H * d, T, (int64_t)H * d, &next, &dout_rounded));
-    return takes_wgmma(state, H, G, d) ? dr_cuda_attention_wgmma_backward(&a, q_rounded, dout_rounded, lse,
-                                                                          delta, dq, dk, dv, state->stream)
-                                       : dr_cuda_attention_bf16_backward(&a, q_rounded, dout_rounded, lse,
-                                                                         delta, dq, dk, dv, state->stream);
+    if (state->wgmma_backward && dr_wgmma_takes(H / G, d))
+        return dr_cuda_attention_wgmma_backward(&a, q_rounded, dout_rounded, lse, delta, dq, dk, dv,
+                                                state->stream);
+    return dr_cuda_attention_bf16_backward(&a, q_rounded, dout_rounded, lse, delta, dq, dk, dv,
+                                           state->stream);
 }
 
 static dr_status attention_bidirectional(dr_backend *b, const float *q, const float *k, const float *v,

@@ -2,6 +2,7 @@
 #include "launch/backend_choice.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/log.h"
@@ -29,6 +30,7 @@ static void see_devices(dr_seen_devices *out, const char **out_reason) {
     probe = dr_device_probe_run();
     *out_reason = probe.reason;
     out->n = probe.n_devices < DR_SEEN_DEVICES ? probe.n_devices : DR_SEEN_DEVICES;
+    out->is_apart = getenv("NCCL_HOSTID") != NULL;
     for (int i = 0; i < out->n; i++) out->bus_id[i] = probe.devices[i].bus_id;
 }
 
@@ -56,7 +58,8 @@ static void say_device(const dr_backend_choice *choice, const dr_seen_devices *s
         snprintf(pick, sizeof pick, "the first of %d that no other worker takes", seen->n);
     else
         snprintf(pick, sizeof pick, "the first of %d", seen->n);
-    dr_info("backend: cuda, device %d at %s, %s; %s", device, name, pick, reason);
+    dr_info("backend: cuda, device %d at %s, %s%s; %s", device, name, pick,
+            choice->reference ? ", simple kernels" : "", reason);
     if (choice->precision == DR_FP32)
         dr_warn("fp32 on a device has the simple kernels only, which use no tensor cores; %s is the fast one",
                 choice->fast_option);
@@ -77,7 +80,10 @@ static dr_status check_own(const dr_backend_choice *choice, const dr_seen_device
 static dr_status open_device(const dr_backend_choice *choice, const dr_seen_devices *seen,
                              dr_backend **out_backend) {
     DR_TRY(check_own(choice, seen));
+    DR_CHECK(!choice->reference || !dr_is_loose(choice->precision), DR_ERR_ARGUMENT,
+             "the simple kernels are exact: with kernels=reference the precision is fp32 or bf16");
     dr_cuda_record_passes(!choice->no_graphs);
+    dr_cuda_reference_kernels(choice->reference);
     DR_TRY(dr_backend_cuda_create(choice->precision, device_of(choice), out_backend));
     say_device(choice, seen);
     return DR_OK;
@@ -129,6 +135,11 @@ static dr_status join_devices(dr_backend *backend, dr_collective *host, dr_colle
 
 static bool is_cuda(const dr_backend *backend) {
     return strcmp(backend->ops->name, "cuda") == 0;
+}
+
+dr_precision dr_train_precision(int row) {
+    static const dr_precision rows[] = {DR_FP32, DR_BF16, DR_BF16_LOOSE};
+    return rows[row];
 }
 
 dr_backend_choice dr_backend_choice_of(const dr_config *options, const char *precision_option) {
@@ -186,7 +197,8 @@ int dr_backend_sharers(const dr_backend_choice *choice, const dr_backend *backen
 // All learners answer alike, so that none waits in vain.
 static bool sums_on_devices(const dr_backend_choice *choice, const dr_collective *host) {
     const dr_device_binding *binding = choice->binding;
-    return binding && host && host->size > 1 && binding->n_without == 0 && binding->n_shared == 0;
+    return binding && host && host->size > 1 && binding->n_without == 0 &&
+           (binding->n_shared == 0 || binding->n_apart == host->size);
 }
 
 int64_t dr_backend_collective_memory(const dr_backend_choice *choice, const dr_collective *host) {
@@ -206,6 +218,7 @@ dr_status dr_backend_collective(const dr_backend_choice *choice, dr_backend *bac
     if (!host || host->size == 1 || !binding || binding->n_without == host->size) return DR_OK;
     if (sums_on_devices(choice, host)) {
         dr_status status = join_devices(backend, host, out);
+        if (host->rank == 0 && status == DR_OK) dr_info("gradients: summed up through NCCL");
         if (status != DR_ERR_UNSUPPORTED) return status;
     } else if (binding->n_without > 0) {
         snprintf(counts, sizeof counts, "%d of %d learners have no device", binding->n_without, host->size);

@@ -14,6 +14,12 @@
 #define DR_BACKEND_CHOICES "cpu|cuda|auto"
 typedef enum dr_backend_kind { DR_BACKEND_CPU, DR_BACKEND_CUDA, DR_BACKEND_AUTO } dr_backend_kind;
 
+// Rows of the options "kernels" and "model.kernels", in this order.
+#define DR_KERNEL_CHOICES "fast|reference"
+// Those of "model.precision"; the precision of a row.
+#define DR_TRAIN_PRECISIONS "fp32|bf16|bf16-loose"
+dr_precision dr_train_precision(int row);
+
 typedef struct dr_backend_choice {
     dr_backend_kind kind; // auto: CUDA where this build has it and there is a device, else the CPU
     dr_precision precision;
@@ -24,6 +30,7 @@ typedef struct dr_backend_choice {
     bool is_default;                  // and nobody gave it a value
     const char *fast_option;          // what makes products fast on a device, "--precision bf16"
     const dr_device_binding *binding; // of this worker among all; NULL: it works alone, on device 0
+    bool reference;                   // the simple kernels on a device; the processor has no others
 } dr_backend_choice;
 
 // What the option of that name, its precision's and "threads" say, for a command that works alone.
@@ -53,8 +60,9 @@ int64_t dr_backend_reserve(const dr_backend_choice *choice, const dr_backend *ba
                            const dr_collective *learners);
 
 // The learners' collective on their devices, through NCCL; *out NULL: `host` (the MPI body, borrowed) serves,
-// and one line says why where devices were asked for. Called by all learners together. Destroyed before
-// `host` and the backend.
+// and one line says why where devices were asked for. Learners that share a device go through host memory,
+// unless each of them has been told by NCCL_HOSTID that it is a machine of its own, as tests on one device
+// do. Called by all learners together. Destroyed before `host` and the backend.
 dr_status dr_backend_collective(const dr_backend_choice *choice, dr_backend *backend, dr_collective *host,
                                 dr_collective **out);
 

@@ -11,6 +11,7 @@ static const dr_setting options[] = {
     DR_TEXT("model", NULL, "FOLDER", "Hugging Face folder"),
     DR_CHOICE("dtype", "fp32", "fp32|bf16", "operands of the matrix products"),
     DR_CHOICE("backend", "cpu", DR_BACKEND_CHOICES, "what computes the model"),
+    DR_CHOICE("kernels", "fast", DR_KERNEL_CHOICES, "on a device; reference: the simple ones"),
     DR_INT("tokens", "100000", 1, 1000000000, "tokens", "tokens to sample, at least"),
     DR_INT("live", "24", 1, 4096, "sequences", "sequences decoded together"),
     DR_INT("samples", "3", 1, 1024, "", "samples of a prompt, which share its cache"),
@@ -118,7 +119,8 @@ static dr_status verify_command(const dr_cli *cli) {
     double sampling = 0, training = 0;
     dr_precision precision = (dr_precision)dr_config_choice(o, "dtype"); // rows in the enum's order
     double begun = dr_clock_seconds();
-    const dr_backend_choice choice = dr_backend_choice_of(o, "dtype");
+    dr_backend_choice choice = dr_backend_choice_of(o, "dtype");
+    choice.reference = dr_config_choice(o, "kernels") == 1;
     DR_TRY(dr_backend_choose(&choice, &backend));
     dr_status status = dr_lm_load_frozen(backend, dr_config_string(o, "model"), &lm);
     double loaded = dr_clock_seconds() - begun;

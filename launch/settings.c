@@ -51,7 +51,13 @@ const dr_setting dr_train_settings[] = {
     DR_FREE_STRING("model.trm", NULL, "folder of the trained retrieval model"),
     DR_FREE_STRING("model.text_encoder", "",
                    "folder of its sentence encoder, where that is not where it was in its training"),
-    DR_CHOICE("model.precision", "fp32", "fp32|bf16", "matrix products of the policy; sums are fp32 in both"),
+    DR_CHOICE(
+        "model.precision", "fp32", DR_TRAIN_PRECISIONS,
+        "matrix products of the policy; sums are fp32 in all. bf16-loose: on a device products and "
+        "attention add in any order, so that log-probabilities recorded in rollouts are not bit for bit "
+        "those of training and the ratio is only about 1 at first (ratio_mean); elsewhere it is bf16"),
+    DR_CHOICE("model.kernels", "fast", DR_KERNEL_CHOICES,
+              "on a device; reference: the simple kernels, to find which one a wrong result comes from"),
     DR_CHOICE("model.backend", "cpu", DR_BACKEND_CHOICES,
               "what computes the policy; auto: cuda where this build has it and there is a device"),
 

@@ -126,13 +126,14 @@ static bool has_worker(const placement *p, int process) {
 
 static dr_backend_choice choose_backend(const dr_config *c, const placement *p, int threads) {
     dr_backend_choice choice = {.kind = (dr_backend_kind)dr_config_choice(c, "model.backend"),
-                                .precision = (dr_precision)dr_config_choice(c, "model.precision"),
+                                .precision = dr_train_precision(dr_config_choice(c, "model.precision")),
                                 .threads = threads,
                                 .may_share = dr_config_bool(c, "ranks.share_devices"),
                                 .no_graphs = !dr_config_bool(c, "rollout.graphs"),
                                 .option = "model.backend",
                                 .is_default = !dr_config_is_given(c, "model.backend"),
-                                .fast_option = "model.precision=bf16"};
+                                .fast_option = "model.precision=bf16",
+                                .reference = dr_config_choice(c, "model.kernels") == 1};
     if (!has_worker(p, p->world.rank)) { // only the shape of the policy is looked at here
         choice.kind = DR_BACKEND_CPU;
         choice.precision = DR_FP32;

@@ -164,6 +164,37 @@ step_train() {
     return $same
 }
 
+# In bf16, as runs on a device are: the ratio of what was drawn to what training computes is 1 to the last bit, so the first update's
+# log-probabilities have no gap, and a run is the same bytes again.
+step_train_bf16() {
+    work_file run.yaml
+    train "$work/bf16" 1 --set model.precision=bf16 --set stage2.steps=0 --set stage1.updates=1 || return 1
+    train "$work/bf16_again" 1 --set model.precision=bf16 --set stage2.steps=0 --set stage1.updates=1 || return 1
+    cmp "$work/bf16/policy/model.safetensors" "$work/bf16_again/policy/model.safetensors" || return 1
+    ! cmp -s "$work/bf16/policy/model.safetensors" "$work/warm/model.safetensors" || { echo "nothing was learned"; return 1; }
+    grep -o '"ratio_mean":[^,]*' "$work/bf16/metrics.jsonl"
+    grep -q '"ratio_mean": *1\(\.0*\)\?[,}]' "$work/bf16/metrics.jsonl" || { echo "the ratio is not 1 at first"; return 1; }
+    echo "bf16: the same weights twice, and the ratio is 1 at first"
+}
+
+# Two learners on one device, each a machine of its own to NCCL: the bytes of their sum through MPI.
+step_train_nccl() {
+    on_device
+    work_file run.yaml
+    has_nccl
+    work_file two/policy/model.safetensors
+    local job=("$bin/deeprec" train "$work/run.yaml" --set "run.dir=$work/joined" --set "data.dataset=$work/data.h5"
+        --set "model.trm=$work/trm" --set "model.policy=$work/warm" --set "model.backend=$backend" --set ranks.share_devices=true)
+    mpirun -n 2 "${job[@]}" : -n 1 -x NCCL_HOSTID=one "${job[@]}" : -n 1 -x NCCL_HOSTID=two "${job[@]}" > "$work/joined.log" 2>&1 || {
+        cat "$work/joined.log"
+        return 1
+    }
+    grep 'gradients: summed up' "$work/joined.log"
+    grep -q 'gradients: summed up through NCCL' "$work/joined.log" || return 1
+    cmp "$work/two/policy/model.safetensors" "$work/joined/policy/model.safetensors" &&
+        echo "two learners on one device: the same weights through NCCL as through MPI"
+}
+
 # What the processor draws in fp32, the device draws: sums in another order move log-probabilities by some 1e-6, and a draw
 # changes only where it was that close.
 step_same_draws() {
@@ -182,13 +213,17 @@ step_same_draws() {
     [ $retrieved -gt 0 ] && return $different
 }
 
-step_nccl() {
-    on_device
+has_nccl() {
     [ "$place" = emulated ] || [ -e "$work/found/libnccl.so.2" ] || ldconfig -p | grep -qF libnccl.so.2 || skip "no NCCL here"
     ! "$bin/deeprec" doctor | grep -q '^  NCCL  *built without' || skip "a build without nccl.h of 2.14 or later"
+}
+
+step_nccl() {
+    on_device
+    has_nccl
     local ranks failed=0
     for ranks in 2 4; do
-        NCCL_DEBUG=WARN timeout -k 2 $((18 * patience)) mpirun -n $ranks "$bin/gpu_nccl" || { echo "$ranks ranks: status $?"; failed=1; }
+        NCCL_DEBUG=WARN timeout -k 2 $((15 * patience)) mpirun -n $ranks "$bin/gpu_nccl" || { echo "$ranks ranks: status $?"; failed=1; }
     done
     return $failed
 }
@@ -231,8 +266,9 @@ figures() { # STEP
             echo "head_forward.$h,head_backward.$h,head_forward_kept.$h,head_backward_kept.$h"
             ;;
         peers_head) echo "head_forward.$large.t$head_rows,loss_head.$large.t$head_rows" ;;
-        goal_decode_large) echo "decode.b$batch.c$context,decode.b1.c$short,decode.b$batch.c$context.shared" ;;
-        goal_decode | peers_decode) echo "decode.b1.c$short,decode.b$batch.c$context" ;;
+        goal_decode_large) echo "decode.b$batch.c$context.sampled,decode.b$batch.c$context.nucleus,decode.b$batch.c$context,decode.b1.c$short,decode.b$batch.c$context.shared" ;;
+        goal_decode) echo "decode.b1.c$short.sampled,decode.b$batch.c$context.sampled,decode.b$batch.c$context.nucleus" ;;
+        peers_decode) echo "decode.b1.c$short,decode.b$batch.c$context" ;;
         peers_small) echo "decode.b1.c$short,decode.b$batch.c$context,generate.b1.c512" ;;
         goal_train | goal_slice | peers_train | peers_slice) echo "train.p$pack.c$length" ;;
         goal_handover) echo "handover.bytes,handover.packed" ;;

@@ -22,7 +22,8 @@ static dr_trajectory trajectories[SLOTS];
 static dr_learn_item items[SLOTS];
 static float *gradient, *other, *direction, *kept; // [n_params], on the host
 static int64_t n_params;
-static double limit = 1e-6; // of gradients that differ in the order of their sums
+static int32_t head_size = 0; // of the policy; 0: the preset's
+static double limit = 1e-6;   // of gradients that differ in the order of their sums
 
 static inline dr_lm *tiny(uint64_t seed, bool tied) {
     dr_lm_config config;
@@ -30,6 +31,7 @@ static inline dr_lm *tiny(uint64_t seed, bool tied) {
     float *p = NULL;
     check_ok(dr_lm_preset("tiny", VOCAB, &config));
     config.tied_head = tied;
+    if (head_size > 0) config.head_size = head_size;
     check_ok(dr_lm_create(backend, &config, seed, &made));
     dr_rng rng = dr_rng_make(seed, 1);
     int64_t n = dr_lm_n_params(made);

@@ -94,17 +94,45 @@ static void test_bidirectional(void **state) {
         }
 }
 
+static dr_backend *mma,
+    *simple; // bf16 without wgmma, which the gradient has otherwise; by the simple kernels
+
 // Heads for the tensor cores' kernels and, behind them, for the others, which do not round.
 static void test_bf16_attention(void **state) {
     (void)state;
-    if (!cuda_bf16) skip();
+    if (!mma) skip();
     static const int64_t heads[][4] = {
         {2, 1, 64, true}, {14, 2, 64, true}, {4, 2, 128, true}, {3, 1, 128, true},  {6, 2, 16, true},
         {2, 2, 80, true}, {64, 1, 64, true}, {3, 1, 7, false},  {65, 1, 16, false}, {2, 1, 256, false}};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
         for (int64_t p = sized(0, i % 5); p < 6; p += sized(1, 5)) {
             const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2], heads[i][3]};
+            compare_on(mma, run_attention, sizes, 100 * i);
+        }
+}
+
+// As backends are made unless they are asked for otherwise: where the device has wgmma, its gradient of the
+// other kernels' forward pass.
+static void test_default_attention(void **state) {
+    (void)state;
+    if (!cuda_bf16) skip();
+    static const int64_t heads[][3] = {{2, 1, 64}, {14, 2, 64}, {4, 2, 128}, {28, 4, 128}};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        for (int64_t p = sized(0, i); p < 6; p += sized(1, 4)) {
+            const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2], true};
             compare_on(cuda_bf16, run_attention, sizes, 100 * i);
+        }
+}
+
+// Heads that the fast kernels take, by the simple ones: nothing is rounded but keys and values.
+static void test_simple_attention(void **state) {
+    (void)state;
+    if (!simple) skip();
+    static const int64_t heads[][3] = {{2, 1, 64}, {4, 2, 128}};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        for (int64_t p = sized(0, i); p < 6; p += sized(1, 4)) {
+            const int64_t sizes[] = {p, heads[i][0], heads[i][1], heads[i][2], false};
+            compare_on(simple, run_attention, sizes, 100 * i);
         }
 }
 
@@ -239,6 +267,7 @@ static void test_attention_rows(void **state) {
         check_attention_rows(cuda, heads[i][0], heads[i][1], heads[i][2]);
         check_attention_rows(cuda_bf16, heads[i][0], heads[i][1], heads[i][2]);
     }
+    check_attention_rows(simple, 2, 1, 64);
 }
 
 // Rows that see several splits of keys.
@@ -303,12 +332,19 @@ static void test_few_rows(void **state) {
 static int attention_setup(void **state) {
     if (setup(state) != 0) return -1;
 #if DR_HAVE_CUDA_KERNELS
+    if (!cuda) return 0;
+    dr_cuda_reference_kernels(true);
+    dr_status status = dr_backend_cuda_create(DR_BF16, 0, &simple);
+    dr_cuda_reference_kernels(false);
+    dr_cuda_wgmma_in_bf16(DR_WGMMA_NOWHERE);
+    if (status == DR_OK) status = dr_backend_cuda_create(DR_BF16, 0, &mma);
+    dr_cuda_wgmma_in_bf16(DR_WGMMA_GRADIENT);
+    if (status != DR_OK) return -1;
     const dr_device_probe probe = dr_device_probe_run();
-    if (!cuda || probe.devices[0].major != 9 || probe.devices[0].minor != 0 || !dr_cuda_wgmma_is_built())
-        return 0;
-    dr_cuda_wgmma_in_bf16(true);
-    dr_status status = dr_backend_cuda_create(DR_BF16, 0, &wgmma);
-    dr_cuda_wgmma_in_bf16(false);
+    if (probe.devices[0].major != 9 || probe.devices[0].minor != 0 || !dr_cuda_wgmma_is_built()) return 0;
+    dr_cuda_wgmma_in_bf16(DR_WGMMA_BOTH);
+    status = dr_backend_cuda_create(DR_BF16, 0, &wgmma);
+    dr_cuda_wgmma_in_bf16(DR_WGMMA_GRADIENT);
     return status == DR_OK ? 0 : -1;
 #else
     return 0;
@@ -318,15 +354,17 @@ static int attention_setup(void **state) {
 static int attention_teardown(void **state) {
 #if DR_HAVE_CUDA_KERNELS
     dr_backend_cuda_destroy(wgmma);
+    dr_backend_cuda_destroy(mma);
+    dr_backend_cuda_destroy(simple);
 #endif
     return teardown(state);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_attention),      cuda_test(test_bf16_attention), cuda_test(test_wgmma_attention),
-        cuda_test(test_attention_rows), cuda_test(test_long_rows),      cuda_test(test_few_rows),
-        cuda_test(test_bidirectional),
+        cuda_test(test_attention),         cuda_test(test_bf16_attention),   cuda_test(test_wgmma_attention),
+        cuda_test(test_default_attention), cuda_test(test_simple_attention), cuda_test(test_attention_rows),
+        cuda_test(test_long_rows),         cuda_test(test_few_rows),         cuda_test(test_bidirectional),
     };
     int n_failed = cmocka_run_group_tests(tests, attention_setup, attention_teardown);
     return n_failed != 0 || cuda ? n_failed : 77; // 77: skipped

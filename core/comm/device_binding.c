@@ -1,8 +1,6 @@
 // The choice is greedy: sets of devices that overlap in odd ways may share where another choice would not.
 #include "core/comm/device_binding.h"
 
-#include <stdbool.h>
-
 #include "core/base/alloc.h"
 
 static int64_t id_of(const dr_seen_devices *seen, const dr_device_binding *bound, int w) {
@@ -50,7 +48,7 @@ static void count_node(const dr_seen_devices *seen, int n, int w, dr_device_bind
 }
 
 void dr_devices_bind(const dr_seen_devices *seen, int n, dr_device_binding *out) {
-    int32_t n_without = 0, n_shared = 0;
+    int32_t n_without = 0, n_shared = 0, n_apart = 0;
     for (int w = 0; w < n; w++) out[w] = (dr_device_binding){.device = -1};
     for (int32_t sees = 1; sees <= DR_SEEN_DEVICES; sees++)
         for (int w = 0; w < n; w++)
@@ -60,28 +58,32 @@ void dr_devices_bind(const dr_seen_devices *seen, int n, dr_device_binding *out)
         if (out[w].device >= 0) out[w].n_sharing = count_takers(seen, out, n, w, id_of(seen, out, w));
         n_without += out[w].device < 0;
         n_shared += out[w].n_sharing > 1;
+        n_apart += seen[w].is_apart;
     }
     for (int w = 0; w < n; w++) {
         out[w].n_without = n_without;
         out[w].n_shared = n_shared;
+        out[w].n_apart = n_apart;
     }
 }
 
 // As a sum in which each row has one term that is not zero: doubles hold these numbers exactly.
 dr_status dr_devices_exchange(dr_collective *c, dr_seen_devices *all) {
-    enum { ROW = 2 + DR_SEEN_DEVICES };
+    enum { HEAD = 3, ROW = HEAD + DR_SEEN_DEVICES };
     double *rows = NULL;
     DR_TRY(dr_alloc(&rows, "devices of all workers", (int64_t)c->size * ROW, sizeof *rows));
     double *own = rows + (int64_t)c->rank * ROW;
     own[0] = all[c->rank].node;
     own[1] = all[c->rank].n;
-    for (int i = 0; i < DR_SEEN_DEVICES; i++) own[2 + i] = (double)all[c->rank].bus_id[i];
+    own[2] = all[c->rank].is_apart;
+    for (int i = 0; i < DR_SEEN_DEVICES; i++) own[HEAD + i] = (double)all[c->rank].bus_id[i];
     dr_status status = c->ops->allreduce_sum_double(c, rows, (int64_t)c->size * ROW);
     for (int r = 0; r < c->size && status == DR_OK; r++) {
         const double *row = rows + (int64_t)r * ROW;
         all[r].node = (int32_t)row[0];
         all[r].n = (int32_t)row[1];
-        for (int i = 0; i < DR_SEEN_DEVICES; i++) all[r].bus_id[i] = (int64_t)row[2 + i];
+        all[r].is_apart = row[2] != 0;
+        for (int i = 0; i < DR_SEEN_DEVICES; i++) all[r].bus_id[i] = (int64_t)row[HEAD + i];
     }
     dr_free(rows);
     return status;
