@@ -1,5 +1,5 @@
-// The same gradient on the CUDA body, however a batch is packed, padded, cut or dealt out; in fp32 the
-// processor's. labels: gpu No device: skipped.
+// The same gradient on the CUDA body, however a batch is cut; in fp32 the processor's. No device: skipped.
+// labels: gpu
 #include "tests/learner_cases.h"
 
 #if DR_HAVE_CUDA_KERNELS
