@@ -246,7 +246,7 @@ case $place in
         ;;
     emulated)
         export DR_EMULATED_OPEN=1
-        backend=cuda patience=6 verify_tokens=20 live=2 exact_type=bf16 seconds=0.001 shape=tiny ops_options="--shape tiny --rows 16 --batch 2"
+        backend=cuda patience=9 verify_tokens=20 live=2 exact_type=bf16 seconds=0.001 shape=tiny ops_options="--shape tiny --rows 16 --batch 2"
         large=tiny middle=tiny layers=2 op_rows=16 head_rows=16 batch=8 short=128 context=128 pack=32 length=16
         prompts=2 samples=2 more_steps=0 users="u1 u2 u3" warm_tokens=20 verify_few="--live 2 --samples 2 --alone 8" written=tiny train_options="--pack 32 --length 16"
         ;;
