@@ -19,7 +19,7 @@ struct bench_decoder {
     float *logits;       // [n_seqs, vocab], backend memory
     // of a burst
     dr_sampling *sampling; // [n_seqs]
-    uint32_t *bits;        // [STEPS, n_seqs]
+    dr_draw_key *keys;     // [n_seqs]
     int32_t *limits, *counts;
     dr_sampled *drawn; // [STEPS, n_seqs]
 };
@@ -53,7 +53,7 @@ dr_status bench_decoder_create(bench_engine *engine, dr_lm *lm, int32_t n_seqs, 
     DR_TRY_GOTO(status, dr_alloc(&d->ids, "ids", n_seqs, sizeof *d->ids), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->chunks, "chunks", n_seqs, sizeof *d->chunks), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->sampling, "draws", n_seqs, sizeof *d->sampling), destroy);
-    DR_TRY_GOTO(status, dr_alloc(&d->bits, "draws", (int64_t)STEPS * n_seqs, sizeof *d->bits), destroy);
+    DR_TRY_GOTO(status, dr_alloc(&d->keys, "draws", n_seqs, sizeof *d->keys), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->limits, "draws", n_seqs, sizeof *d->limits), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->counts, "draws", n_seqs, sizeof *d->counts), destroy);
     DR_TRY_GOTO(status, dr_alloc(&d->drawn, "draws", (int64_t)STEPS * n_seqs, sizeof *d->drawn), destroy);
@@ -77,7 +77,7 @@ void bench_decoder_destroy(bench_decoder *d) {
     dr_free(d->ids);
     dr_free(d->chunks);
     dr_free(d->sampling);
-    dr_free(d->bits);
+    dr_free(d->keys);
     dr_free(d->limits);
     dr_free(d->counts);
     dr_free(d->drawn);
@@ -149,7 +149,7 @@ static dr_status burst_run(void *context, double *out_seconds) {
                                .n_chunks = d->batch,
                                .n_steps = STEPS,
                                .sampling = d->sampling,
-                               .bits = d->bits,
+                               .keys = d->keys,
                                .limits = d->limits,
                                .logits = d->logits};
     DR_TRY(fork_all(d));
@@ -178,13 +178,12 @@ static dr_status check_drawn(const bench_decoder *d, double *out_kept) {
 
 dr_status bench_decoder_burst(bench_decoder *d, int32_t batch, dr_sampling sampling, double seconds,
                               double *out_seconds, double *out_kept) {
-    dr_rng rng = dr_rng_make(7, 9);
     d->batch = batch;
     for (int32_t r = 0; r < batch; r++) {
         d->sampling[r] = sampling;
         d->limits[r] = STEPS;
+        d->keys[r] = (dr_draw_key){.seed = 7, .sample = (uint32_t)r};
     }
-    for (int64_t i = 0; i < (int64_t)STEPS * batch; i++) d->bits[i] = dr_rng_bits(&rng);
     DR_TRY(bench_median(burst_run, d, seconds, out_seconds));
     return check_drawn(d, out_kept);
 }

@@ -406,7 +406,7 @@ dr_status dr_cuda_lt_product(dr_cuda_state *state, const dr_lt_product *p, bool 
     const dr_lt_shape shape = dr_lt_shape_of(p->op, p->n_out, p->n_in, p->T);
     const size_t element = p->op == DR_LT_FORWARD_ROUNDED ? sizeof(uint16_t) : sizeof(float);
     const int64_t bytes = shape.d.rows * shape.d.columns * (int64_t)element;
-    choice *c = NULL;
+    const choice *c = NULL;
     const void *left = NULL, *right = NULL;
     void *out = p->out, *bias = NULL;
     DR_TRY(choice_for(lt, p, &c));
