@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/log.h"
 #include "cuda/cuda_internal.h"
+#include "cuda/draw_index.h"
 #include "cuda/held_memory.h"
 #include "cuda/stage_plan.h"
 
@@ -167,15 +168,15 @@ static int64_t operand_memory(const dr_backend *b, const dr_pass_shape *s) {
            gated * (int64_t)sizeof(float);
 }
 
-// Sums; draws with their kept sets, those of a step and those of a burst; operands; and the stages of plans
-// and bursts. The loss head counts its own (head_memory): kept sets are the most that goes through the
-// others.
+// Sums; draws with their scratch and kept sets, those of a step and those of a burst; operands; and the
+// stages of plans and bursts. The loss head counts its own (head_memory): kept sets are the most that goes
+// through the others.
 static int64_t pass_memory(dr_backend *b, const dr_pass_shape *s, int64_t *out_host) {
     int64_t ids = s->n_draws * s->V + dr_burst_listed_ids(s->n_draws, s->V),
             n_drawn = s->n_draws * larger(s->n_steps, 1);
     *out_host = dr_passes_on_host(s);
     return (dr_partials_floats(s) + ids) * (int64_t)sizeof(float) + n_drawn * (int64_t)sizeof(dr_cuda_drawn) +
-           operand_memory(b, s) + dr_stages_memory(s);
+           dr_draw_bytes(s->n_draws, s->V) + operand_memory(b, s) + dr_stages_memory(s);
 }
 
 dr_status dr_cuda_reserve(dr_cuda_state *state, dr_cuda_buffer *buffer, const char *label, int64_t bytes) {
@@ -331,6 +332,7 @@ static void state_close(dr_cuda_state *state) {
     dr_cuda_lt_close(state);
     dr_cuda_release(state, &state->partials);
     dr_cuda_release(state, &state->logits);
+    dr_cuda_release(state, &state->draw_scratch);
     dr_cuda_release(state, &state->kept_ids);
     dr_cuda_release(state, &state->drawn);
     dr_cuda_release(state, &state->burst.list);

@@ -78,6 +78,7 @@ typedef struct dr_cuda_state {
     dr_cuda_buffer dgated;          // the gradient there, fp32; in fp32 then silu(gate) · up
     dr_cuda_buffer dy;              // the gradient that a layer's, or the head's, both products read, as bf16
     dr_cuda_buffer logits;          // one block of rows of the head
+    dr_cuda_buffer draw_scratch;    // histograms, sums and pieces of rows that are drawn from
     dr_cuda_buffer kept_ids, drawn; // of one call of sample or one burst, and the same in host memory
     int32_t *kept_host;
     dr_cuda_drawn *drawn_host;
@@ -197,6 +198,8 @@ void dr_cuda_end_burst(dr_cuda_state *state);
 // ---- draws (ops_sample.c) ----
 
 dr_cuda_draw dr_cuda_draw_of(const dr_sampling *settings, uint32_t bits);
+// Device memory for T draws from V ids: scratch and kept ids.
+dr_status dr_cuda_reserve_draws(dr_cuda_state *state, int64_t T, int64_t V);
 // Host memory, state->drawn_host and state->kept_host, for n draws with n_ids kept ids between them.
 dr_status dr_cuda_reserve_drawn(dr_cuda_state *state, int64_t n, int64_t n_ids);
 dr_status dr_cuda_fetch(dr_cuda_state *state, void *to, const void *from, size_t bytes); // does not wait

@@ -210,9 +210,9 @@ typedef struct dr_cuda_drawn {
 
 // draws, drawn [T]; kept_ids [T, V], of which row t's first drawn[t].n_kept are written. Of a burst: keys and
 // rows [T]; a finished row is left as it is, and the bits of the others are made of their keys, not those of
-// draws. Else both NULL.
+// draws. Else both NULL. scratch: dr_draw_bytes(T, V) bytes (draw_index.h).
 dr_status dr_cuda_sample(const float *logits, int64_t T, int64_t V, const dr_cuda_draw *draws,
-                         const dr_draw_key *keys, const dr_burst_row *rows, int32_t *kept_ids,
+                         const dr_draw_key *keys, const dr_burst_row *rows, void *scratch, int32_t *kept_ids,
                          dr_cuda_drawn *drawn, dr_cuda_stream stream);
 
 // What the settling of a step writes of the plan that the next pass goes by. NULL: nothing.

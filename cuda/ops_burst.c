@@ -42,10 +42,9 @@ static int64_t listed_ids(const dr_burst *burst) {
 }
 
 static dr_status reserve(dr_cuda_state *state, const dr_burst *burst) {
-    const int64_t ids_bytes = burst->n_rows * burst->V * (int64_t)sizeof(int32_t),
-                  n_drawn = burst->n_steps * burst->n_rows;
+    const int64_t n_drawn = burst->n_steps * burst->n_rows;
     dr_cuda_burst *own = &state->burst;
-    DR_TRY(dr_cuda_reserve(state, &state->kept_ids, "kept ids", ids_bytes));
+    DR_TRY(dr_cuda_reserve_draws(state, burst->n_rows, burst->V));
     if (own->lists)
         DR_TRY(dr_cuda_reserve(state, &own->list, "kept ids of a burst",
                                listed_ids(burst) * (int64_t)sizeof(int32_t)));
@@ -115,8 +114,8 @@ static dr_status draw_step(dr_cuda_state *state, const float *logits, int32_t *i
     const bool is_followed = burst->pages && burst->pages->chunks && own->step < burst->n_steps;
     DR_CHECK(!is_followed || settling.next.spans, DR_ERR_INTERNAL,
              "burst: pages are taken before pass %d, which has no plan that could name them", own->step);
-    DR_TRY(dr_cuda_sample(logits, n, burst->V, draws, keys, settling.rows, state->kept_ids.data,
-                          settling.drawn, state->stream));
+    DR_TRY(dr_cuda_sample(logits, n, burst->V, draws, keys, settling.rows, state->draw_scratch.data,
+                          state->kept_ids.data, settling.drawn, state->stream));
     DR_TRY(dr_cuda_settle(&settling, state->stream));
     if (!own->lists) return DR_OK;
     return dr_cuda_list_kept(&settling, state->kept_ids.data, own->list.data, state->stream);

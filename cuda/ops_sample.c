@@ -3,6 +3,7 @@
 
 #include "core/base/alloc.h"
 #include "cuda/cuda_internal.h"
+#include "cuda/draw_index.h"
 
 dr_cuda_draw dr_cuda_draw_of(const dr_sampling *settings, uint32_t bits) {
     bool greedy = settings->temperature == 0;
@@ -17,6 +18,11 @@ static dr_status send_draws(dr_cuda_state *state, const dr_sampling *settings, c
     for (int64_t t = 0; t < T; t++) draws[t] = dr_cuda_draw_of(&settings[t], bits[t]);
     *out_draws = (const dr_cuda_draw *)stage->device;
     return dr_cuda_stage_send(state, stage, T * (int64_t)sizeof *draws);
+}
+
+dr_status dr_cuda_reserve_draws(dr_cuda_state *state, int64_t T, int64_t V) {
+    DR_TRY(dr_cuda_reserve(state, &state->draw_scratch, "scratch of draws", dr_draw_bytes(T, V)));
+    return dr_cuda_reserve(state, &state->kept_ids, "kept ids", T * V * (int64_t)sizeof(int32_t));
 }
 
 dr_status dr_cuda_reserve_drawn(dr_cuda_state *state, int64_t n, int64_t n_ids) {
@@ -64,17 +70,16 @@ static dr_status sample(dr_backend *b, const float *logits, int64_t T, int64_t V
                         const uint32_t *bits, dr_sampled *out) {
     dr_cuda_state *state;
     const dr_cuda_draw *draws;
-    int64_t ids_bytes = T * V * (int64_t)sizeof(int32_t), drawn_bytes = T * (int64_t)sizeof(dr_cuda_drawn),
-            n_ids = 0;
+    int64_t drawn_bytes = T * (int64_t)sizeof(dr_cuda_drawn), n_ids = 0;
     for (int64_t t = 0; t < T; t++) DR_TRY(dr_sampling_check(&settings[t]));
     if (T == 0) return DR_OK;
     DR_TRY(dr_cuda_enter(b, &state));
     DR_TRY(send_draws(state, settings, bits, T, &draws));
-    DR_TRY(dr_cuda_reserve(state, &state->kept_ids, "kept ids", ids_bytes));
+    DR_TRY(dr_cuda_reserve_draws(state, T, V));
     DR_TRY(dr_cuda_reserve(state, &state->drawn, "draws", drawn_bytes));
     DR_TRY(dr_cuda_reserve_drawn(state, T, 0));
-    DR_TRY(dr_cuda_sample(logits, T, V, draws, NULL, NULL, state->kept_ids.data, state->drawn.data,
-                          state->stream));
+    DR_TRY(dr_cuda_sample(logits, T, V, draws, NULL, NULL, state->draw_scratch.data, state->kept_ids.data,
+                          state->drawn.data, state->stream));
     DR_TRY(dr_cuda_fetch(state, state->drawn_host, state->drawn.data, (size_t)drawn_bytes));
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamSynchronize(state->stream), "%lld draws", (long long)T);
     for (int64_t t = 0; t < T; t++) {

@@ -4,10 +4,11 @@
 #ifndef DR_CUDA_SOFTMAX_CUH
 #define DR_CUDA_SOFTMAX_CUH
 
+#include "cuda/draw_index.h"
 #include "cuda/launch.cuh"
 
-// Of a row's block, in every kernel: what sampling and the head both sum up must be summed up in one order.
-enum { DR_SOFTMAX_THREADS = 512 };
+// Of a row's block: a chain of sums each, in the order that draws have too.
+enum { DR_SOFTMAX_THREADS = DR_DRAW_CHAINS };
 
 static __device__ __forceinline__ double dr_mass_of(float p) {
     return __dsub_rn(__dadd_rn((double)p, 0x1.8p20), 0x1.8p20); // whose last bit is 2^-32
@@ -41,7 +42,7 @@ static __device__ __forceinline__ dr_row_stats dr_row_softmax(const float *z, in
     top = dr_block_max<DR_SOFTMAX_THREADS>(top);
     for (int64_t j = threadIdx.x; j < V; j += DR_SOFTMAX_THREADS) {
         float x = dr_exponent_of(z[j], top, inv_temperature), p = expf(x);
-        total += p;
+        total = __fadd_rn(total, p); // not into what expf ends with: sample.cu adds p in the same order
         weighted = fmaf(p, x, weighted);
     }
     total = dr_block_sum<DR_SOFTMAX_THREADS>(total);

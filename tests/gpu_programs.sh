@@ -1,6 +1,6 @@
 # Programs for tests/gpu.sh, which sources this: built here, packed for another machine, or unpacked. Reads $root, $work, $bin.
 
-op_tests="test_backend_cuda test_cuda_products test_head_cuda test_attention_cuda test_decode_cuda test_learner_cuda test_retrieval_cuda"
+op_tests="test_backend_cuda test_draws_cuda test_cuda_products test_head_cuda test_attention_cuda test_decode_cuda test_learner_cuda test_retrieval_cuda"
 small_tests=$(printf '%s_small ' $op_tests) # with small cases, for compute-sanitizer
 programs="deeprec bench_ops bench_engine bench_table $op_tests $small_tests gpu_nccl"
 emulated="deeprec bench_ops bench_engine gpu_nccl $op_tests"

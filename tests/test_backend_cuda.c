@@ -243,59 +243,7 @@ static void test_head(void **state) {
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) compare(run_head, shapes[i], 100 * i);
 }
 
-// ---- draws ----
-
-// Ids, kept sets and log-probabilities against the CPU's, and the latter against the head's own bits.
-static void check_draws(int64_t T, int64_t V, float scale, const dr_sampling *how) {
-    float *z = op_normal(T * V, 0, scale), *logits = put(cuda, z, T * V);
-    dr_sampling *settings = op_array(T, sizeof *settings);
-    uint32_t *bits = op_array(T, sizeof *bits);
-    dr_sampled *want = op_array(T, sizeof *want), *got = op_array(T, sizeof *got);
-    float temperature = how->temperature == 0 ? 1.0f : how->temperature;
-    for (int64_t t = 0; t < T; t++) {
-        settings[t] = *how;
-        bits[t] = dr_draw(&(dr_draw_key){9, (uint32_t)V, (uint32_t)t, 0, 0, 0});
-    }
-    check_ok(op_one->ops->sample(op_one, z, T, V, settings, bits, want));
-    check_ok(cuda->ops->sample(cuda, logits, T, V, settings, bits, got));
-    dr_kept *sets = op_array(T, sizeof *sets);
-    for (int64_t t = 0; t < T; t++) sets[t] = got[t].kept;
-    float *stats = put_poison(cuda, T), *entropy = put_poison(cuda, T);
-    cuda->ops->softmax_stats(cuda, logits, T, V, temperature, stats, entropy);
-    float *lse = get(cuda, stats, T);
-    cuda->ops->kept_lse(cuda, logits, T, V, temperature, sets, stats);
-    float *kept = get(cuda, stats, T);
-    for (int64_t t = 0; t < T; t++) {
-        float whole = dr_logprob_of(z[t * V + got[t].id], temperature, lse[t]),
-              of_kept = how->temperature == 0 ? 0 : dr_logprob_of(z[t * V + got[t].id], temperature, kept[t]);
-        assert_int_equal(got[t].id, want[t].id);
-        assert_int_equal(got[t].kept.n, want[t].kept.n);
-        for (int32_t k = 0; k < got[t].kept.n; k++) assert_int_equal(got[t].kept.ids[k], want[t].kept.ids[k]);
-        check_same_bits("logprob of draw and head", &got[t].logprob, &whole, 1);
-        check_same_bits("logprob_kept of draw and head", &got[t].logprob_kept, &of_kept, 1);
-        check_close("logprob", &got[t].logprob, &want[t].logprob, 1, 1e-5, 1e-5);
-        check_close("logprob_kept", &got[t].logprob_kept, &want[t].logprob_kept, 1, 1e-5, 1e-5);
-    }
-    free_all();
-}
-
-static void test_draws(void **state) {
-    (void)state;
-    if (!cuda) skip();
-    static const dr_sampling how[] = {{0, 1}, {1, 1}, {1, 0.9f}, {0.7f, 0.5f}, {1.3f, 0.999f}, {1, 1e-6f}};
-    static const int64_t shapes[][2] = {{1, 1}, {7, 33}, {5, 512}, {3, 5000}};
-    for (int i = 0; i < 6; i++)
-        for (int k = 0; k < 4; k++) {
-            check_draws(shapes[k][0], shapes[k][1], 2, &how[i]);
-            if (shapes[k][1] < 1000) check_draws(shapes[k][0], shapes[k][1], 0, &how[i]); // all equal
-        }
-    float bad[6] = {0, 1, 2, 0, NAN, 2};
-    uint32_t bits[2] = {1, 2};
-    dr_sampling both[2] = {{1, 0.9f}, {1, 0.9f}};
-    dr_sampled out[2];
-    check_error(cuda->ops->sample(cuda, put(cuda, bad, 6), 2, 3, both, bits, out), DR_ERR_NUMERIC,
-                "row 1: logit 1 is");
-}
+// ---- bursts ----
 
 // Each step of a burst, rows that go on, stop and idle, against the CPU's. The kept sets of all steps
 // together are smaller than the vocabulary, so that each finds room. Rows that come to a new page take one,
@@ -576,9 +524,8 @@ static void test_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_products), cuda_test(test_norms),   cuda_test(test_head_norms),
-        cuda_test(test_elements), cuda_test(test_head),    cuda_test(test_draws),
-        cuda_test(test_burst),    cuda_test(test_refused), cuda_test(test_rows),
+        cuda_test(test_products), cuda_test(test_norms), cuda_test(test_head_norms), cuda_test(test_elements),
+        cuda_test(test_head),     cuda_test(test_burst), cuda_test(test_refused),    cuda_test(test_rows),
     };
     cuda_run(tests);
 }

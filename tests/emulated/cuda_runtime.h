@@ -174,6 +174,9 @@ static inline float __uint_as_float(uint32_t bits) {
     memcpy(&value, &bits, sizeof value);
     return value;
 }
+static inline int __popc(unsigned int bits) {
+    return __builtin_popcount(bits);
+}
 static inline int __ffs(int bits) {
     return __builtin_ffs(bits);
 }
