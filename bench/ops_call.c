@@ -14,7 +14,11 @@ static dr_status keep(bench_call *c, float *memory) {
 }
 
 dr_status bench_call_normal(bench_call *c, int64_t n, float **out) {
-    DR_TRY(bench_normal(c->b, n, 0, 1, ++c->stream, out));
+    return bench_call_spread(c, n, 1, out);
+}
+
+dr_status bench_call_spread(bench_call *c, int64_t n, double deviation, float **out) {
+    DR_TRY(bench_normal(c->b, n, 0, deviation, ++c->stream, out));
     return keep(c, *out);
 }
 

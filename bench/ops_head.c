@@ -92,9 +92,9 @@ static dr_status run_kept_backward(bench_call *c) {
 }
 
 // x[0] logits, x[1] lse, x[2] entropy
-static dr_status prepare_logits(bench_call *c) {
+static dr_status prepare_logits(bench_call *c, double deviation) {
     int64_t n = c->T * c->m->vocab;
-    DR_TRY(bench_call_normal(c, n, &c->x[0]));
+    DR_TRY(bench_call_spread(c, n, deviation, &c->x[0]));
     DR_TRY(bench_call_zeros(c, c->T, &c->x[1]));
     DR_TRY(bench_call_zeros(c, c->T, &c->x[2]));
     bench_call_compare(c, c->x[1], c->T);
@@ -103,7 +103,7 @@ static dr_status prepare_logits(bench_call *c) {
 }
 
 static dr_status prepare_stats(bench_call *c) {
-    DR_TRY(prepare_logits(c));
+    DR_TRY(prepare_logits(c, 1));
     bench_call_compare(c, c->x[2], c->T);
     return DR_OK;
 }
@@ -118,7 +118,7 @@ static dr_status prepare_kept(bench_call *c) {
     enum { ONE_IN = 10 };
     int32_t n = (c->m->vocab + ONE_IN - 1) / ONE_IN, *ids = NULL;
     dr_kept *kept = NULL;
-    DR_TRY(prepare_logits(c));
+    DR_TRY(prepare_logits(c, 1));
     DR_TRY(bench_call_host(c, 0, c->T, sizeof *kept, &kept));
     DR_TRY(bench_call_host(c, 1, n, sizeof *ids, &ids));
     for (int32_t i = 0; i < n; i++) ids[i] = ONE_IN * i;
@@ -132,22 +132,38 @@ static dr_status run_kept(bench_call *c) {
     return DR_OK;
 }
 
-// out_host: id, logprob and logprob_kept of each row
-static dr_status prepare_sample(bench_call *c) {
+// out_host: id, logprob and logprob_kept of each row. Logits of this deviation; bytes: every logit read once,
+// and what is kept, found by a draw of its own, written once.
+static dr_status prepare_draws(bench_call *c, double deviation, float top_p) {
     dr_sampling *settings = NULL;
     uint32_t *bits = NULL;
     dr_sampled *drawn = NULL;
-    DR_TRY(prepare_logits(c));
+    DR_TRY(prepare_logits(c, deviation));
     DR_TRY(bench_call_host(c, 0, c->T, sizeof *settings, &settings));
     DR_TRY(bench_call_host(c, 1, c->T, sizeof *bits, &bits));
     DR_TRY(bench_call_host(c, 2, c->T, sizeof *drawn, &drawn));
     DR_TRY(bench_call_host(c, 3, 3 * c->T, sizeof(float), &c->out_host));
     c->n_out_host = 3 * c->T;
     for (int64_t t = 0; t < c->T; t++) {
-        settings[t] = (dr_sampling){.temperature = 1, .top_p = 0.95f};
+        settings[t] = (dr_sampling){.temperature = 1, .top_p = top_p};
         bits[t] = (uint32_t)t * 2654435761u;
     }
+    DR_TRY(c->b->ops->sample(c->b, c->x[0], c->T, c->m->vocab, settings, bits, drawn));
+    for (int64_t t = 0; t < c->T; t++) c->bytes += 4.0 * drawn[t].kept.n;
     return DR_OK;
+}
+
+static dr_status prepare_whole(bench_call *c) {
+    return prepare_draws(c, 1, 1);
+}
+
+// A flat distribution, most of whose ids are kept, and a trained policy's sharp one.
+static dr_status prepare_flat(bench_call *c) {
+    return prepare_draws(c, 1, 0.95f);
+}
+
+static dr_status prepare_peaked(bench_call *c) {
+    return prepare_draws(c, 5, 0.95f);
 }
 
 static dr_status run_sample(bench_call *c) {
@@ -168,5 +184,7 @@ static const bench_op ops[] = {
     {"head_backward_kept", prepare_kept_backward, run_kept_backward, NULL, false, true},
     {"softmax_stats", prepare_stats, run_stats, NULL, true, false},
     {"kept_lse", prepare_kept, run_kept, NULL, true, false},
-    {"sample", prepare_sample, run_sample, NULL, true, false}};
+    {"sample_whole", prepare_whole, run_sample, NULL, true, false},
+    {"sample_flat", prepare_flat, run_sample, NULL, true, false},
+    {"sample_peaked", prepare_peaked, run_sample, NULL, true, false}};
 const bench_ops_part bench_ops_head = {"head", "Head, softmax and draws", ops, sizeof ops / sizeof *ops};

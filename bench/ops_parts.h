@@ -55,6 +55,7 @@ extern const bench_ops_part bench_ops_products, bench_ops_rows, bench_ops_attent
 
 // Arrays of a call; they go with it.
 dr_status bench_call_normal(bench_call *c, int64_t n, float **out);
+dr_status bench_call_spread(bench_call *c, int64_t n, double deviation, float **out); // the same, wider
 dr_status bench_call_zeros(bench_call *c, int64_t n, float **out);
 // n random values of gate and up as the backend keeps them; out_floats, where it is not NULL: as many floats,
 // zeros, for bench_call_widen, which writes what the kept ones are.
