@@ -12,7 +12,8 @@
 #include "cuda/device_probe.h"
 #endif
 
-static dr_backend *cuda, *cuda_bf16; // NULL: no device
+static dr_backend *cuda;                              // NULL: no device
+__attribute__((unused)) static dr_backend *cuda_bf16; // likewise; not every program has cases in bf16
 enum { MAX_RESULTS = 16 };
 
 // ---- one case on both backends ----
