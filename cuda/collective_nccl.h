@@ -14,19 +14,19 @@ extern "C" {
 // host's. Called by all ranks of the group together, also by those whose backend is not CUDA: whether all of
 // them can is agreed on through host before any of them waits for another one. *out_collective is the
 // caller's, written on success only. backend and host are borrowed and must outlive it.
-//   reduce_scatter_sum, all_gather: values and bytes are memory of `backend`, DEVICE memory, where the alone and
-//   MPI bodies take host memory. They go behind what is on the backend's stream and return when the result is
-//   there. Rank order and single fp32 additions: the bits of the MPI body, but for the payload of a NaN. The
-//   deadline is that of each wait: the work that was on the stream before it and the wait for ranks that come
-//   later included; it moves on while another rank says that it works. After a failure `values` are lost and the communicator is given up: every later call
-//   of these is DR_ERR_PEER.
-//   reduce_scatter_begin: final is what the work on the backend's stream so far makes so. Chunks of it go on
-//   a stream of their own, behind that work and beside what follows; 256 / (size + 5) of them are under way
-//   at most, and each begin queues as many more as have ended. From begin to sum, and within a sum, memory of
-//   all CUDA backends of the process that is given back (memory_destroy, scratch that grows) stays taken
-//   until the sum has ended or was given up: giving it back would wait for the other ranks, without a
-//   deadline. A kernel that is loaded at its first use meanwhile may wait so.
-//   all_gather_host, allreduce_sum_double and broadcast: host's, on host memory.
+//   reduce_scatter_sum, all_gather: values and bytes are memory of `backend`, DEVICE memory, where the alone
+//   and MPI bodies take host memory. They go behind what is on the backend's stream and return when the
+//   result is there. Rank order and single fp32 additions: the bits of the MPI body, but for the payload of a
+//   NaN. The deadline is that of each wait: the work that was on the stream before it and the wait for ranks
+//   that come later included; it moves on while another rank says that it works. After a failure `values` are
+//   lost and the communicator is given up: every later call of these is DR_ERR_PEER. reduce_scatter_begin:
+//   final is what the work on the backend's stream so far makes so. Chunks of it go on a stream of their own,
+//   behind that work and beside what follows; 256 / (size + 5) of them are under way at most, and each begin
+//   queues as many more as have ended. From begin to sum, and within a sum, memory of all CUDA backends of
+//   the process that is given back (memory_destroy, scratch that grows) stays taken until the sum has ended
+//   or was given up: giving it back would wait for the other ranks, without a deadline. A kernel that is
+//   loaded at its first use meanwhile may wait so. all_gather_host, allreduce_sum_double and broadcast:
+//   host's, on host memory.
 // Takes size · chunk floats of backend memory once, for begun sums and others; a chunk is 4 Mi values, less
 // from 17 ranks on: 256 MiB at most, and 2 KiB for what ranks tell each other. The library, libnccl.so.2, is
 // looked for here and not when the program starts; it stays loaded. Errors of create: DR_ERR_UNSUPPORTED, in

@@ -62,7 +62,7 @@ static dr_status record(dr_backend *b, dr_cuda_recording *r, dr_pass_ops *ops, v
                 "recording of a pass of %d rows", n);
     dr_status status = ops(context, b, 0, n);
     cudaError_t error = cudaStreamEndCapture(state->stream, &graph); // whatever became of the ops
-    // mutated
+    cudaGetLastError(); // clears what a broken recording leaves: the next launch would take it for its own
     if (status == DR_OK) status = state->failed;
     if (status == DR_OK && error == cudaSuccess) error = cudaGraphInstantiate(&r->exec, graph, 0);
     if (graph) cudaGraphDestroy(graph);

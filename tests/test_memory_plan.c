@@ -288,7 +288,8 @@ static void test_shares(void **state) {
         dr_memory_plan plan = plan_of(b, DR_RECOMPUTE, true, n_learners);
         int64_t share = 4 * dr_shard_of(n, 0, n_learners).end, weights = part(&plan, "weights");
         assert_true(weights > share && weights < share + 2 * n); // what is on its way comes to it
-        assert_int_equal(part(&plan, "frozen policy"), 4 * n + part(&plan, "weights in bf16"));
+        const int64_t beside = part(&plan, "frozen policy") - part(&plan, "weights in bf16");
+        assert_true(beside > 0 && beside < n / 100); // the vectors
     }
     dr_lm_destroy(lm);
     dr_backend_cpu_destroy(b);
