@@ -65,7 +65,7 @@ count() {
 }
 
 # ctest NAME BUILD ARGS...: prints each test's line, and the whole output of those that failed. As many run beside each
-# other as there are cores; those that start ranks or whole programs run alone.
+# other as there are cores; of those that start ranks one at a time, and whole programs run alone.
 run_ctest() {
     local name=$1 build=$2 file
     shift 2
