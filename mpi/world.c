@@ -72,18 +72,17 @@ dr_status dr_world_init(int *argc, char ***argv, double deadline_s, dr_world *ou
 // ---- the meeting ----
 
 // Messages are empty: each rank says to rank 0 that it is here, and rank 0 answers at once, that it is here,
-// and again when all are. No channel uses this tag: it would stand for endpoint 0 and an endpoint beyond the
-// last (channel_mpi.c).
-enum { MEET_TAG = 32767, MOST_NAMED = 16 };
+// and again when all are.
+enum { MOST_NAMED = 16 };
 static const double MEET_PAUSE_S = 0.002, MEET_GRACE_S = 2;
 
 static dr_status say(int rank, MPI_Request *out_request) {
-    return dr_mpi_check(MPI_Isend(NULL, 0, MPI_BYTE, rank, MEET_TAG, MPI_COMM_WORLD, out_request),
+    return dr_mpi_check(MPI_Isend(NULL, 0, MPI_BYTE, rank, DR_MEET_TAG, MPI_COMM_WORLD, out_request),
                         "MPI_Isend");
 }
 
 static dr_status listen_to(int rank, MPI_Request *out_request) {
-    return dr_mpi_check(MPI_Irecv(NULL, 0, MPI_BYTE, rank, MEET_TAG, MPI_COMM_WORLD, out_request),
+    return dr_mpi_check(MPI_Irecv(NULL, 0, MPI_BYTE, rank, DR_MEET_TAG, MPI_COMM_WORLD, out_request),
                         "MPI_Irecv");
 }
 

@@ -15,6 +15,9 @@ typedef struct dr_world {
     int node;                   // the lowest rank there: names the node
 } dr_world;
 
+// Tags of MPI_COMM_WORLD: the meeting's, and the first of the channels'.
+enum { DR_MEET_TAG = 0, DR_FIRST_CHANNEL_TAG = 1 };
+
 // True when a launcher (mpirun, srun) started this process as one of several.
 int dr_world_is_launched(void);
 // The rank that the launcher's environment says this process will have, before MPI_Init; -1: it says none.
@@ -35,6 +38,7 @@ void dr_world_abort(int code) __attribute__((noreturn));
 
 // Endpoints over processes: endpoint e lives on process process_of[e] (borrowed until the channels are
 // destroyed). Creates the channels of the endpoints that live here: out_channels[e], NULL for the others.
+// DR_ERR_RANGE where MPI has too few tags for all pairs of endpoints.
 dr_status dr_channel_mpi_create(const int *process_of, int n_endpoints, dr_channel **out_channels);
 
 // Collective over the listed processes (ascending), created by all processes of the job together; *out is

@@ -40,6 +40,43 @@ static void test_often(void **state) {
     }
 }
 
+// Endpoints want a tag for every two, and no MPI has more than 2^31; words of 300 endpoints, of which the
+// last ones live on the last rank, arrive beside those of the meeting.
+static void test_tags(void **state) {
+    (void)state;
+    enum { TOO_MANY = 46341, MANY = 300 };
+    dr_channel **channels = NULL;
+    int *process_of = NULL, from = -1, to = MANY - 2;
+    dr_buf bytes = {0};
+    check_ok(dr_alloc(&channels, "channels", TOO_MANY, sizeof *channels));
+    check_ok(dr_alloc(&process_of, "endpoints", TOO_MANY, sizeof *process_of));
+    check_error(dr_channel_mpi_create(process_of, TOO_MANY, channels), DR_ERR_RANGE,
+                "46341 endpoints take 2147488281 tags");
+    for (int e = MANY / 2; e < MANY; e++) process_of[e] = world.size - 1;
+    check_ok(dr_channel_mpi_create(process_of, MANY, channels));
+    for (int e = 0; e < MANY; e++) assert_true((channels[e] != NULL) == (process_of[e] == world.rank));
+    if (world.rank == 0) {
+        check_ok(channels[MANY / 2 - 1]->ops->send(channels[MANY / 2 - 1], to, "word", 5));
+        while (channels[0]->ops->pending_sends(channels[0]) > 0) {
+            check_ok(channels[0]->ops->poll(channels[0], &from, &bytes));
+            assert_int_equal(from, -1);
+        }
+    }
+    double end = dr_clock_seconds() + 30;
+    while (world.rank == world.size - 1 && from < 0) {
+        check_ok(channels[to]->ops->poll(channels[to], &from, &bytes));
+        assert_true(dr_clock_seconds() < end);
+        if (from >= 0) assert_string_equal(bytes.data, "word");
+    }
+    if (world.rank == world.size - 1) assert_int_equal(from, MANY / 2 - 1);
+    for (int e = 0; e < MANY; e++)
+        if (channels[e]) channels[e]->ops->destroy(channels[e]);
+    dr_buf_reset(&bytes);
+    dr_free(process_of);
+    dr_free(channels);
+    MPI_Barrier(MPI_COMM_WORLD);
+}
+
 // The last rank never comes: rank 0 names it, and first of all.
 static void test_missing(void **state) {
     (void)state;
@@ -72,8 +109,7 @@ static void test_missing_first(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_late),
-        cmocka_unit_test(test_often),
+        cmocka_unit_test(test_late),          cmocka_unit_test(test_often), cmocka_unit_test(test_tags),
         cmocka_unit_test(test_missing), // from here on: what is left open never arrives
         cmocka_unit_test(test_missing_first),
     };
