@@ -1,6 +1,7 @@
 // Every op of the compute seam but attention (test_ops_attention.c) against plain double precision.
 // labels: cpu
 #include "tests/op_check.h"
+#include "tests/op_perf.h"
 
 #include <stdio.h>
 
@@ -678,7 +679,8 @@ static void test_sum_of_squares(void **state) {
     assert_true(isinf(dr_sum_of_squares(op_one, bad, 5000)));
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "perf") == 0) return op_perf(argv);
     const struct CMUnitTest tests[] = {
         op_test(test_memory),
         op_test(test_linear),
