@@ -27,6 +27,7 @@ bool dr_cuda_wait_for(cudaEvent_t event, double deadline_s) {
     static const double pause_s = 100e-6;
     double end = dr_clock_seconds() + deadline_s;
     while (cudaEventQuery(event) == cudaErrorNotReady) {
+        cudaGetLastError(); // clears it: the next launch would take "not ready" for its own
         if (dr_clock_seconds() >= end) return false;
         dr_clock_sleep(pause_s);
     }
@@ -81,6 +82,9 @@ static dr_status send(dr_cuda_state *state, void *to_backend, const void *from_h
     DR_CUDA_TRY(DR_ERR_INTERNAL,
                 cudaMemcpyAsync(to_backend, from_host, bytes, cudaMemcpyHostToDevice, state->stream),
                 "copy_in of %zu bytes", bytes);
+    // elsewhere the driver has read pageable memory when it comes back
+    if (state->reads_host_late)
+        DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamSynchronize(state->stream), "copy_in of %zu bytes", bytes);
     return DR_OK;
 }
 
@@ -273,6 +277,10 @@ static dr_status state_open(dr_cuda_state *state) {
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaSetDevice(state->device), "device %d", state->device);
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking),
                 "stream of device %d", state->device);
+    DR_CUDA_TRY(DR_ERR_INTERNAL,
+                cudaDeviceGetAttribute(&state->reads_host_late,
+                                       cudaDevAttrPageableMemoryAccessUsesHostPageTables, state->device),
+                "device %d", state->device);
     for (int i = 0; i < DR_CUDA_STAGES; i++) DR_TRY(stage_create(state, &state->stages[i]));
     DR_TRY(stage_create(state, &state->packed.stage));
     DR_TRY(stage_create(state, &state->cached.stage));
@@ -386,9 +394,9 @@ dr_status dr_backend_cuda_create(dr_precision precision, int device, dr_backend 
     DR_TRY_GOTO(status, dr_alloc(&state, "cuda backend state", 1, sizeof *state), free_backend);
     state->device = device;
     state->records = record_passes;
+    state->is_reference = reference_kernels;
     DR_TRY_GOTO(status, state_open(state), close_state);
     DR_TRY_GOTO(status, products_open(state, precision), close_state);
-    state->is_reference = reference_kernels;
     DR_TRY_GOTO(status, wgmma_open(state, precision), close_state);
     *backend = (dr_backend){.ops = table(), .precision = precision, .n_threads = 1, .state = state};
     *out_backend = backend;

@@ -6,6 +6,7 @@
 
 #ifdef DR_HAVE_NCCL
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/alloc.h"
@@ -86,6 +87,9 @@ static dr_status prepare(dr_nccl_group *g) {
     dr_cuda_state *state;
     DR_CHECK(strcmp(b->ops->name, "cuda") == 0, DR_ERR_UNSUPPORTED,
              "nccl: sums up in memory of a cuda backend; this one is %s", b->ops->name);
+    const char *blocking = getenv("NCCL_COMM_BLOCKING"); // stands above the configuration that join gives
+    DR_CHECK(!blocking || strcmp(blocking, "1") != 0, DR_ERR_ARGUMENT,
+             "nccl: NCCL_COMM_BLOCKING=1 in the environment takes the deadlines from its calls: unset it");
     DR_TRY(dr_nccl_load(&g->nccl));
     DR_TRY(dr_cuda_enter(b, &state));
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking),

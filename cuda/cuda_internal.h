@@ -89,9 +89,10 @@ typedef struct dr_cuda_state {
     dr_cuda_later_plans later;
     dr_cuda_burst burst;
     bool wgmma_forward,
-        wgmma_backward; // packed attention by the kernels of compute capability 9.0, of heads that they take
-    bool is_reference;  // simple kernels only
-    bool records;       // passes of the decode loop
+        wgmma_backward;  // packed attention by the kernels of compute capability 9.0, of heads that they take
+    bool is_reference;   // simple kernels only
+    int reads_host_late; // 1: the device reads pageable memory itself, when the stream comes to it
+    bool records;        // passes of the decode loop
     dr_cuda_recording recordings[DR_CUDA_RECORDINGS];
     int64_t n_passes, n_recorded;
 } dr_cuda_state;

@@ -34,6 +34,7 @@ typedef enum cudaMemcpyKind {
 } cudaMemcpyKind;
 typedef enum cudaDeviceAttr {
     cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrPageableMemoryAccessUsesHostPageTables = 100,
     cudaDevAttrComputeCapabilityMinor = 76
 } cudaDeviceAttr;
 typedef enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 } cudaFuncAttribute;

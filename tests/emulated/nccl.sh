@@ -51,6 +51,7 @@ refused() { # RANKS WHAT SECONDS PATTERN...: none hangs, and each pattern is in 
 DR_EMULATED_NCCL_FAULT=error:1:3 refused 4 "an error" 20 '1:^rank 1 of 4: input/output error: .*sum of .*: a fault asked for in group 3' \
     '3:^rank [023] of 4: peer failure: .*sum of .*closed its connection'
 DR_EMULATED_NCCL_FAULT=stall:0:3 refused 2 "a rank that stands still" 25 '2:^rank .*sum of .*\(did not finish within 5 s\|closed its connection\)'
+NCCL_COMM_BLOCKING=1 refused 2 "calls that block" 20 '2:^rank .*NCCL_COMM_BLOCKING=1 in the environment.*unset it'
 NCCL_HOSTID=one refused 2 "two ranks on one device" 20 '2:^rank .*Duplicate GPU detected.*ranks.share_devices'
 echo "an error, a rank that stands still, one device: each rank names the cause"
 

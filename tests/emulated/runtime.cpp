@@ -370,9 +370,16 @@ cudaError_t cudaGetDevice(int *device) {
     return cudaSuccess;
 }
 
+static bool reads_host_late() {
+    const char *host = getenv("DR_EMULATED_HOST");
+    return host && strcmp(host, "late") == 0;
+}
+
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
     if (!is_device(device)) return told(cudaErrorInvalidDevice);
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    *value = attribute == cudaDevAttrComputeCapabilityMajor                   ? 9
+             : attribute == cudaDevAttrPageableMemoryAccessUsesHostPageTables ? reads_host_late()
+                                                                              : 0;
     return cudaSuccess;
 }
 
@@ -427,8 +434,8 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
     return cudaSuccess;
 }
 
-// To and from pinned memory as late as the stream is; other memory of the host is read at once, and written
-// before the call returns.
+// To and from pinned memory as late as the stream is; other memory of the host is read at once, or as late too
+// with DR_EMULATED_HOST=late, and written before the call returns.
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
     call one(calls);
@@ -441,6 +448,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     if (!host || is_pinned(host, bytes))
         return enqueue(stream, {[=]() { memcpy(to, from, bytes); }, NULL, 0});
     if (spoils(stream)) return cudaErrorStreamCaptureUnsupported;
+    if (!from_device && reads_host_late()) return enqueue(stream, {[=]() { memcpy(to, from, bytes); }, NULL, 0});
     if (!from_device) {
         auto copy = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
         return enqueue(stream, {[=]() { memcpy(to, copy->data(), bytes); }, NULL, 0});

@@ -119,6 +119,25 @@ static void test_no_handle(void **state) {
     op_free_arrays();
 }
 
+// With the simple kernels no product is the library's, whose products are there.
+static void test_simple_kernels(void **state) {
+    (void)state;
+    dr_backend *own = backend(DR_BF16, true);
+    char *said = NULL;
+    const float *want = forward(own, T, DR_OK, &said);
+    check_said(said, NULL);
+    dr_cuda_reference_kernels(true);
+    dr_backend *b = backend_heard(&said);
+    dr_cuda_reference_kernels(false);
+    check_said(said, "own kernels for bf16 products, not cuBLASLt's: they were asked for");
+    assert_int_equal(emulated_cublas_lt_living(), 0);
+    check_same_bits("the simple kernels' product", forward(b, T, DR_OK, &said), want, T * O);
+    check_said(said, NULL);
+    dr_backend_cuda_destroy(b);
+    dr_backend_cuda_destroy(own);
+    op_free_arrays();
+}
+
 // Objects that there are of libcublasLt.so.12, -1 where it is not loaded.
 static int64_t living_of_12(void) {
     int64_t (*living)(void) = NULL;
@@ -220,13 +239,10 @@ static void test_rows_within_a_range(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_no_offers),
-        cuda_test(test_no_handle),
-        cuda_test(test_no_algorithm_for_all),
-        cuda_test(test_next_library),
-        cuda_test(test_refused_rows),
-        cuda_test(test_refused_loose_rows),
-        cuda_test(test_rows_within_a_range),
+        cuda_test(test_no_offers),          cuda_test(test_no_handle),
+        cuda_test(test_simple_kernels),     cuda_test(test_no_algorithm_for_all),
+        cuda_test(test_next_library),       cuda_test(test_refused_rows),
+        cuda_test(test_refused_loose_rows), cuda_test(test_rows_within_a_range),
     };
     dr_log_set_level(DR_LOG_INFO);
     return cmocka_run_group_tests(tests, op_group_setup, op_group_teardown);
