@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/log.h"
 #include "cuda/cuda_internal.h"
+#include "cuda/device_probe.h"
 #include "cuda/draw_index.h"
 #include "cuda/held_memory.h"
 #include "cuda/stage_plan.h"
@@ -248,8 +249,6 @@ dr_status dr_cuda_stage_send(dr_cuda_state *state, dr_cuda_stage *stage, int64_t
 
 // ---- creation ----
 
-enum { LEAST_MAJOR = 8 }; // compute capability: bf16 on the tensor cores
-
 static dr_status check_device(int device) {
     int count = 0, major = 0;
     DR_CUDA_TRY(DR_ERR_ARGUMENT, cudaGetDeviceCount(&count), "device %d", device);
@@ -257,8 +256,8 @@ static dr_status check_device(int device) {
              count);
     DR_CUDA_TRY(DR_ERR_INTERNAL, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
                 "device %d", device);
-    DR_CHECK(major >= LEAST_MAJOR, DR_ERR_UNSUPPORTED,
-             "cuda device %d has compute capability %d, expected %d or more", device, major, LEAST_MAJOR);
+    DR_CHECK(major >= DR_LEAST_MAJOR, DR_ERR_UNSUPPORTED,
+             "cuda device %d has compute capability %d, expected %d or more", device, major, DR_LEAST_MAJOR);
     return DR_OK;
 }
 

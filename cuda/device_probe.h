@@ -9,11 +9,12 @@
 extern "C" {
 #endif
 
-enum { DR_PROBE_DEVICES = 16 };
+// DR_LEAST_MAJOR: compute capability of the oldest devices of use, bf16 on the tensor cores.
+enum { DR_PROBE_DEVICES = 16, DR_LEAST_MAJOR = 8 };
 
 typedef struct dr_device_info {
     char name[128];
-    int32_t major, minor; // compute capability
+    int32_t major, minor; // compute capability; 0.0 of one that cannot be asked
     int32_t n_processors; // streaming multiprocessors
     int64_t total_bytes;
     int64_t bus_id; // domain << 16 | bus << 8 | device; -1 - number of a device that cannot be asked

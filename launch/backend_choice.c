@@ -15,6 +15,14 @@ static void reason_of(const dr_backend_choice *choice, const char *found, char o
         snprintf(out, 320, "%s %s", choice->is_default ? "the default of" : "asked for by", choice->option);
 }
 
+// What a look at this machine's devices found.
+typedef struct sight {
+    dr_seen_devices seen;            // those of use
+    int32_t number[DR_SEEN_DEVICES]; // that the CUDA runtime has for each of them
+    int32_t n_others;                // devices that are too old
+    char reason[256];                // why none is of use, "" where one is
+} sight;
+
 #if DR_HAVE_CUDA_KERNELS
 #include "cuda/backend_cuda.h"
 #include "cuda/collective_nccl.h"
@@ -24,41 +32,54 @@ static void reason_of(const dr_backend_choice *choice, const char *found, char o
 // and kernels beside: allowances, not measured.
 static const int64_t CUDA_RESERVE = (int64_t)512 << 20, NCCL_RESERVE = (int64_t)512 << 20;
 
-// reason: why no device can be used, "" otherwise.
-static void see_devices(dr_seen_devices *out, const char **out_reason) {
-    static dr_device_probe probe;
-    probe = dr_device_probe_run();
-    *out_reason = probe.reason;
-    out->n = probe.n_devices < DR_SEEN_DEVICES ? probe.n_devices : DR_SEEN_DEVICES;
-    out->is_apart = getenv("NCCL_HOSTID") != NULL;
-    for (int i = 0; i < out->n; i++) out->bus_id[i] = probe.devices[i].bus_id;
+static void see_devices(sight *out) {
+    dr_device_probe probe = dr_device_probe_run();
+    const dr_device_info *first = &probe.devices[0];
+    snprintf(out->reason, sizeof out->reason, "%s", probe.reason);
+    for (int i = 0; i < probe.n_devices && i < DR_PROBE_DEVICES; i++) {
+        if (probe.devices[i].major < DR_LEAST_MAJOR) {
+            out->n_others++;
+        } else if (out->seen.n < DR_SEEN_DEVICES) {
+            out->seen.bus_id[out->seen.n] = probe.devices[i].bus_id;
+            out->number[out->seen.n++] = i;
+        }
+    }
+    if (out->n_others > 0 && out->seen.n == 0)
+        snprintf(out->reason, sizeof out->reason,
+                 "no device of compute capability %d.0 or newer: device 0, %.127s, has %d.%d", DR_LEAST_MAJOR,
+                 first->name, first->major, first->minor);
 }
 
-static int device_of(const dr_backend_choice *choice) {
+static int place_of(const dr_backend_choice *choice) {
     return choice->binding ? choice->binding->device : 0;
 }
 
-static dr_status open_beside(const dr_backend_choice *choice, dr_backend **out_backend) {
-    return dr_backend_cuda_create(DR_FP32, device_of(choice), out_backend);
+static int device_of(const dr_backend_choice *choice, const sight *found) {
+    return found->number[place_of(choice)];
 }
 
-static void say_device(const dr_backend_choice *choice, const dr_seen_devices *seen) {
+static dr_status open_beside(const dr_backend_choice *choice, const sight *found, dr_backend **out_backend) {
+    return dr_backend_cuda_create(DR_FP32, device_of(choice, found), out_backend);
+}
+
+static void say_device(const dr_backend_choice *choice, const sight *found) {
     const dr_device_binding *binding = choice->binding;
+    const dr_seen_devices *seen = &found->seen;
     char reason[320], name[20], pick[96] = "";
-    int device = device_of(choice);
     if (!choice->option) return;
-    dr_device_bus_name(seen->bus_id[device], name);
+    dr_device_bus_name(seen->bus_id[place_of(choice)], name);
     reason_of(choice, "there is a device", reason);
     if (binding && binding->n_sharing > 1)
         snprintf(pick, sizeof pick, "shared by %d of the node's %d workers", binding->n_sharing,
                  binding->n_here);
     else if (seen->n == 1)
-        snprintf(pick, sizeof pick, "the only one that is visible here");
+        snprintf(pick, sizeof pick, "the only one that is %s here",
+                 found->n_others ? "new enough" : "visible");
     else if (binding)
         snprintf(pick, sizeof pick, "the first of %d that no other worker takes", seen->n);
     else
         snprintf(pick, sizeof pick, "the first of %d", seen->n);
-    dr_info("backend: cuda, device %d at %s, %s%s; %s", device, name, pick,
+    dr_info("backend: cuda, device %d at %s, %s%s; %s", device_of(choice, found), name, pick,
             choice->reference ? ", simple kernels" : "", reason);
     if (choice->precision == DR_FP32)
         dr_warn("fp32 on a device has the simple kernels only, which use no tensor cores; %s is the fast one",
@@ -77,15 +98,14 @@ static dr_status check_own(const dr_backend_choice *choice, const dr_seen_device
                    binding->n_sharing, name);
 }
 
-static dr_status open_device(const dr_backend_choice *choice, const dr_seen_devices *seen,
-                             dr_backend **out_backend) {
-    DR_TRY(check_own(choice, seen));
+static dr_status open_device(const dr_backend_choice *choice, const sight *found, dr_backend **out_backend) {
+    DR_TRY(check_own(choice, &found->seen));
     DR_CHECK(!choice->reference || !dr_is_loose(choice->precision), DR_ERR_ARGUMENT,
              "the simple kernels are exact: with kernels=reference the precision is fp32 or bf16");
     dr_cuda_record_passes(!choice->no_graphs);
     dr_cuda_reference_kernels(choice->reference);
-    DR_TRY(dr_backend_cuda_create(choice->precision, device_of(choice), out_backend));
-    say_device(choice, seen);
+    DR_TRY(dr_backend_cuda_create(choice->precision, device_of(choice, found), out_backend));
+    say_device(choice, found);
     return DR_OK;
 }
 
@@ -101,19 +121,17 @@ static dr_status join_devices(dr_backend *backend, dr_collective *host, dr_colle
     return dr_collective_nccl_create(backend, host, out);
 }
 #else
-static void see_devices(dr_seen_devices *out, const char **out_reason) {
-    *out_reason = "this build has no CUDA kernels";
-    out->n = 0;
+static void see_devices(sight *out) {
+    snprintf(out->reason, sizeof out->reason, "this build has no CUDA kernels");
 }
 
-static dr_status open_device(const dr_backend_choice *choice, const dr_seen_devices *seen,
-                             dr_backend **out_backend) {
+static dr_status open_device(const dr_backend_choice *choice, const sight *found, dr_backend **out_backend) {
     (void)choice, (void)out_backend;
-    return DR_FAIL(DR_ERR_INTERNAL, "%d devices in a build without CUDA", seen->n);
+    return DR_FAIL(DR_ERR_INTERNAL, "%d devices in a build without CUDA", found->seen.n);
 }
 
-static dr_status open_beside(const dr_backend_choice *choice, dr_backend **out_backend) {
-    return open_device(choice, &(dr_seen_devices){0}, out_backend);
+static dr_status open_beside(const dr_backend_choice *choice, const sight *found, dr_backend **out_backend) {
+    return open_device(choice, found, out_backend);
 }
 
 // No rank of such a build has a device.
@@ -154,30 +172,43 @@ dr_backend_choice dr_backend_choice_of(const dr_config *options, const char *pre
         .fast_option = fast_option};
 }
 
-// DR_OK without a device: the processor works, *out_reason says why.
-static dr_status look(const dr_backend_choice *choice, dr_seen_devices *seen, const char **out_reason) {
-    *out_reason = "";
+// What the collective library takes for a machine's name, where it is told one: 48 bits of FNV-1a, so that
+// doubles hold it.
+static int64_t told_machine(void) {
+    const char *name = getenv("NCCL_HOSTID");
+    uint64_t hash = 14695981039346656037u;
+    if (!name) return 0;
+    for (; *name; name++) hash = (hash ^ (unsigned char)*name) * 1099511628211u;
+    return (int64_t)(hash >> 16) | 1;
+}
+
+// DR_OK without a device: the processor works, out->reason says why.
+static dr_status look(const dr_backend_choice *choice, sight *out) {
+    *out = (sight){.seen = {.told_machine = told_machine()}};
     if (choice->kind == DR_BACKEND_CPU) return DR_OK;
-    see_devices(seen, out_reason);
-    DR_CHECK(seen->n > 0 || choice->kind != DR_BACKEND_CUDA, DR_ERR_UNSUPPORTED, "backend cuda: %s",
-             *out_reason);
+    see_devices(out);
+    DR_CHECK(out->seen.n > 0 || choice->kind != DR_BACKEND_CUDA, DR_ERR_UNSUPPORTED, "backend cuda: %s",
+             out->reason);
     return DR_OK;
 }
 
 dr_status dr_backend_see(const dr_backend_choice *choice, dr_seen_devices *out) {
-    const char *reason;
-    return look(choice, out, &reason);
+    sight found;
+    int32_t node = out->node;
+    DR_TRY(look(choice, &found));
+    *out = found.seen;
+    out->node = node;
+    return DR_OK;
 }
 
 dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_backend) {
-    dr_seen_devices seen = {0};
-    const char *found;
+    sight found;
     char reason[320];
-    DR_TRY(look(choice, &seen, &found));
-    if (seen.n > 0) return open_device(choice, &seen, out_backend);
+    DR_TRY(look(choice, &found));
+    if (found.seen.n > 0) return open_device(choice, &found, out_backend);
     DR_TRY(dr_backend_cpu_create(choice->precision, choice->threads, out_backend));
     if (!choice->option) return DR_OK;
-    reason_of(choice, found, reason);
+    reason_of(choice, found.reason, reason);
     dr_info("backend: cpu, %d thread%s; %s", (*out_backend)->n_threads,
             (*out_backend)->n_threads == 1 ? "" : "s", reason);
     return DR_OK;
@@ -185,7 +216,11 @@ dr_status dr_backend_choose(const dr_backend_choice *choice, dr_backend **out_ba
 
 dr_status dr_backend_choose_beside(const dr_backend_choice *choice, const dr_backend *first,
                                    dr_backend **out_backend) {
-    if (is_cuda(first)) return open_beside(choice, out_backend);
+    sight found;
+    if (is_cuda(first)) {
+        DR_TRY(look(choice, &found));
+        return open_beside(choice, &found, out_backend);
+    }
     return dr_backend_cpu_create(DR_FP32, choice->threads, out_backend);
 }
 
@@ -194,11 +229,11 @@ int dr_backend_sharers(const dr_backend_choice *choice, const dr_backend *backen
     return is_cuda(backend) ? choice->binding->n_sharing : choice->binding->n_here;
 }
 
-// All learners answer alike, so that none waits in vain.
+// All learners answer alike, so that none waits in vain. NCCL refuses two ranks on one device, unless it is
+// told that they are on two machines.
 static bool sums_on_devices(const dr_backend_choice *choice, const dr_collective *host) {
     const dr_device_binding *binding = choice->binding;
-    return binding && host && host->size > 1 && binding->n_without == 0 &&
-           (binding->n_shared == 0 || binding->n_apart == host->size);
+    return binding && host && host->size > 1 && binding->n_without == 0 && binding->n_clashing == 0;
 }
 
 int64_t dr_backend_collective_memory(const dr_backend_choice *choice, const dr_collective *host) {
@@ -222,8 +257,11 @@ dr_status dr_backend_collective(const dr_backend_choice *choice, dr_backend *bac
         if (status != DR_ERR_UNSUPPORTED) return status;
     } else if (binding->n_without > 0) {
         snprintf(counts, sizeof counts, "%d of %d learners have no device", binding->n_without, host->size);
-    } else {
+    } else if (binding->n_shared > 0) {
         snprintf(counts, sizeof counts, "%d of %d learners share devices", binding->n_shared, host->size);
+    } else {
+        snprintf(counts, sizeof counts, "NCCL_HOSTID makes one device of those of %d of %d learners",
+                 binding->n_clashing, host->size);
     }
     if (host->rank == 0)
         dr_info("gradients: summed up through host memory and MPI: %s", counts[0] ? counts : dr_last_error());

@@ -107,11 +107,41 @@ static void test_without(void **state) {
     check_run(2, 0);
 }
 
+// What NCCL takes for one device: a bus id of a machine, which may be told another name.
+static int32_t clashing(int n, const int32_t *nodes, const int64_t *told, const int64_t *ids) {
+    dr_seen_devices seen[MOST];
+    memset(seen, 0, sizeof seen);
+    for (int w = 0; w < n; w++)
+        seen[w] = (dr_seen_devices){
+            .node = nodes[w], .n = ids[w] != 0, .told_machine = told[w], .bus_id = {ids[w]}};
+    dr_devices_bind(seen, n, bound);
+    for (int w = 1; w < n; w++) assert_int_equal(bound[w].n_clashing, bound[0].n_clashing);
+    return bound[0].n_clashing;
+}
+
+static void test_told_machines(void **state) {
+    (void)state;
+#define I32(...) ((const int32_t[]){__VA_ARGS__})
+#define I64(...) ((const int64_t[]){__VA_ARGS__})
+    assert_int_equal(clashing(3, I32(0, 0, 0), I64(0, 0, 0), I64(A, A, B)), 2);
+    assert_int_equal(clashing(3, I32(0, 0, 0), I64(1, 2, 3), I64(A, A, A)), 0); // a machine of its own each
+    assert_int_equal(clashing(3, I32(0, 0, 0), I64(1, 2, 1), I64(A, A, A)), 2);
+    assert_int_equal(clashing(3, I32(0, 0, 0), I64(0, 1, 0), I64(A, A, B)), 0); // one alone is told
+    assert_int_equal(clashing(2, I32(0, 0), I64(7, 7), I64(A, A)), 2);          // told alike: as if not told
+    assert_int_equal(clashing(2, I32(0, 0), I64(7, 7), I64(A, B)), 0);
+    assert_int_equal(clashing(2, I32(0, 1), I64(0, 0), I64(A, A)), 0);
+    assert_int_equal(clashing(2, I32(0, 1), I64(7, 7), I64(A, A)), 2);          // two nodes under one name
+    assert_int_equal(clashing(3, I32(0, 0, 0), I64(7, 7, 7), I64(0, 0, A)), 0); // without devices
+}
+
 // What doubles carry comes back exactly; over ranks the emulated job exchanges them.
 static void test_exchange(void **state) {
     (void)state;
     dr_collective *alone = NULL;
-    dr_seen_devices all[1] = {{.node = 70000, .n = 2, .bus_id = {(int64_t)0x7FFFFFFF << 16 | 0xFFFF, -1}}};
+    dr_seen_devices all[1] = {{.node = 70000,
+                               .n = 2,
+                               .told_machine = ((int64_t)1 << 48) - 1,
+                               .bus_id = {(int64_t)0x7FFFFFFF << 16 | 0xFFFF, -1}}};
     const dr_seen_devices want = all[0];
     check_ok(dr_collective_alone_create(&alone));
     check_ok(dr_devices_exchange(alone, all));
@@ -127,6 +157,7 @@ int main(void) {
         cmocka_unit_test(test_overlapping_sets),
         cmocka_unit_test(test_shared),
         cmocka_unit_test(test_without),
+        cmocka_unit_test(test_told_machines),
         cmocka_unit_test(test_exchange),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,8 @@
 // The choice is greedy: sets of devices that overlap in odd ways may share where another choice would not.
 #include "core/comm/device_binding.h"
 
+#include <stdbool.h>
+
 #include "core/base/alloc.h"
 
 static int64_t id_of(const dr_seen_devices *seen, const dr_device_binding *bound, int w) {
@@ -15,6 +17,20 @@ static int32_t count_takers(const dr_seen_devices *seen, const dr_device_binding
         takers += seen[other].node == seen[w].node && bound[other].device >= 0 &&
                   id_of(seen, bound, other) == bus_id;
     return takers;
+}
+
+// To the collective library, which takes a bus id of a machine for one device.
+static bool is_same_device(const dr_seen_devices *seen, const dr_device_binding *bound, int a, int b) {
+    int64_t told = seen[a].told_machine;
+    if (bound[a].device < 0 || bound[b].device < 0) return false;
+    return told == seen[b].told_machine && (told || seen[a].node == seen[b].node) &&
+           id_of(seen, bound, a) == id_of(seen, bound, b);
+}
+
+static bool clashes(const dr_seen_devices *seen, const dr_device_binding *bound, int n, int w) {
+    for (int other = 0; other < n; other++)
+        if (other != w && is_same_device(seen, bound, w, other)) return true;
+    return false;
 }
 
 static int32_t choose(const dr_seen_devices *seen, const dr_device_binding *bound, int n, int w) {
@@ -48,7 +64,7 @@ static void count_node(const dr_seen_devices *seen, int n, int w, dr_device_bind
 }
 
 void dr_devices_bind(const dr_seen_devices *seen, int n, dr_device_binding *out) {
-    int32_t n_without = 0, n_shared = 0, n_apart = 0;
+    int32_t n_without = 0, n_shared = 0, n_clashing = 0;
     for (int w = 0; w < n; w++) out[w] = (dr_device_binding){.device = -1};
     for (int32_t sees = 1; sees <= DR_SEEN_DEVICES; sees++)
         for (int w = 0; w < n; w++)
@@ -58,12 +74,12 @@ void dr_devices_bind(const dr_seen_devices *seen, int n, dr_device_binding *out)
         if (out[w].device >= 0) out[w].n_sharing = count_takers(seen, out, n, w, id_of(seen, out, w));
         n_without += out[w].device < 0;
         n_shared += out[w].n_sharing > 1;
-        n_apart += seen[w].is_apart;
+        n_clashing += clashes(seen, out, n, w);
     }
     for (int w = 0; w < n; w++) {
         out[w].n_without = n_without;
         out[w].n_shared = n_shared;
-        out[w].n_apart = n_apart;
+        out[w].n_clashing = n_clashing;
     }
 }
 
@@ -75,14 +91,14 @@ dr_status dr_devices_exchange(dr_collective *c, dr_seen_devices *all) {
     double *own = rows + (int64_t)c->rank * ROW;
     own[0] = all[c->rank].node;
     own[1] = all[c->rank].n;
-    own[2] = all[c->rank].is_apart;
+    own[2] = (double)all[c->rank].told_machine;
     for (int i = 0; i < DR_SEEN_DEVICES; i++) own[HEAD + i] = (double)all[c->rank].bus_id[i];
     dr_status status = c->ops->allreduce_sum_double(c, rows, (int64_t)c->size * ROW);
     for (int r = 0; r < c->size && status == DR_OK; r++) {
         const double *row = rows + (int64_t)r * ROW;
         all[r].node = (int32_t)row[0];
         all[r].n = (int32_t)row[1];
-        all[r].is_apart = row[2] != 0;
+        all[r].told_machine = (int64_t)row[2];
         for (int i = 0; i < DR_SEEN_DEVICES; i++) all[r].bus_id[i] = (int64_t)row[HEAD + i];
     }
     dr_free(rows);

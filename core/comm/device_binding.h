@@ -4,7 +4,6 @@
 #ifndef DR_CORE_COMM_DEVICE_BINDING_H
 #define DR_CORE_COMM_DEVICE_BINDING_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/comm/collective.h"
@@ -16,9 +15,9 @@ extern "C" {
 enum { DR_SEEN_DEVICES = 16 }; // of one worker, at most
 
 typedef struct dr_seen_devices {
-    int32_t node;  // the same for the workers of one machine
-    int32_t n;     // 0: the worker has none, or wants none
-    bool is_apart; // its collective library is told that it is a machine of its own
+    int32_t node;         // the same for the workers of one machine
+    int32_t n;            // 0: the worker has none, or wants none
+    int64_t told_machine; // what its collective library is told that this machine is, 0: nothing; 48 bits
     // Of device 0, 1, … of this worker: where it is on the bus, the same for all workers of the machine. Two
     // parts of one device are one device.
     int64_t bus_id[DR_SEEN_DEVICES]; // domain << 16 | bus << 8 | device
@@ -31,7 +30,7 @@ typedef struct dr_device_binding {
     int32_t n_devices_here; // that these see, each counted once
     int32_t n_without;      // of all workers: those without a device
     int32_t n_shared;       // and those that do not have their device for themselves
-    int32_t n_apart;        // and those that are told to be machines of their own
+    int32_t n_clashing;     // and those whose device is another one's to a library that is told so
 } dr_device_binding;
 
 // out [n]: each worker takes the first of its devices that fewest of its node's workers take before it; those

@@ -106,8 +106,25 @@ train 0 4 -- --set ranks.share_devices=true
 said 2 "backend: cuda, device 0 at 0000:11:00.0, shared by 2 of the node's 2 workers"
 said 1 'gradients: summed up through host memory and MPI: 2 of 2 learners share devices'
 said 2 'memory of worker [01]: .* of 2 workers here'
-unset DR_EMULATED_VISIBLE
+export NCCL_HOSTID=one # the same machine for all: as if nothing was said
+train 0 4 -- --set ranks.share_devices=true
+said 1 'gradients: summed up through host memory and MPI: 2 of 2 learners share devices'
+unset NCCL_HOSTID DR_EMULATED_VISIBLE
 echo "two workers on one device: refused, or shared with sums through MPI"
+
+# Devices that are too old are passed by.
+export DR_EMULATED_OLD=1
+train 0 1
+said 1 'backend: cuda, device 1 at 0000:11:00.0, the only one that is new enough here; asked for by model.backend'
+train 1 4 -- --plan
+said 2 '2 workers on a node see 1 device between them, and 2 of them would use that at 0000:11:00.0: '
+export DR_EMULATED_OLD=2
+train 0 1 -- --plan --set model.backend=auto
+said 1 'backend: cpu, .*; model.backend is auto: no device of compute capability 8.0 or newer: device 0, emulated .*, has 7.0'
+train 1 1 -- --plan
+said 1 'backend cuda: no device of compute capability 8.0 or newer'
+unset DR_EMULATED_OLD
+echo "devices that are too old: passed by"
 
 # One line a run says what computes it, and why.
 train 0 1 -- --plan --set model.backend=auto --set model.precision=bf16

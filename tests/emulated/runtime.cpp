@@ -370,6 +370,12 @@ cudaError_t cudaGetDevice(int *device) {
     return cudaSuccess;
 }
 
+// Of the machine's devices below DR_EMULATED_OLD.
+static int major_of(int device) {
+    const char *old = getenv("DR_EMULATED_OLD");
+    return old && visible[(size_t)device] < atoi(old) ? 7 : 9;
+}
+
 static bool reads_host_late() {
     const char *host = getenv("DR_EMULATED_HOST");
     return host && strcmp(host, "late") == 0;
@@ -377,7 +383,7 @@ static bool reads_host_late() {
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
     if (!is_device(device)) return told(cudaErrorInvalidDevice);
-    *value = attribute == cudaDevAttrComputeCapabilityMajor                   ? 9
+    *value = attribute == cudaDevAttrComputeCapabilityMajor                   ? major_of(device)
              : attribute == cudaDevAttrPageableMemoryAccessUsesHostPageTables ? reads_host_late()
                                                                               : 0;
     return cudaSuccess;
@@ -387,7 +393,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
     if (!is_device(device)) return told(cudaErrorInvalidDevice);
     *properties = {};
     snprintf(properties->name, sizeof properties->name, "emulated on the processor");
-    properties->major = 9;
+    properties->major = major_of(device);
     properties->multiProcessorCount = 1;
     properties->pciBusID = 0x10 + visible[(size_t)device];
     properties->totalGlobalMem = emulated::TOTAL_MEMORY;
