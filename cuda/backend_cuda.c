@@ -160,17 +160,20 @@ static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-// Operands of a training pass: silu(gate) · up and the gradient there; in bf16 also the gradient that a
-// layer's both products read (that of gate and up is the caller's), attention's, and rows of x, forward and
-// backward, where the library multiplies.
+// Operands of passes: silu(gate) · up, of a pass over the cache too, which may have more rows than one of
+// training, and the gradient there; in bf16 also the gradient that a layer's both products read (that of gate
+// and up is the caller's), attention's, and rows of x, forward and backward, where the library multiplies.
 static int64_t operand_memory(const dr_backend *b, const dr_pass_shape *s) {
     const dr_cuda_state *state = b->state;
-    int64_t gated = s->is_plain ? 0 : s->T * s->n_in;
-    if (!dr_rounds_to_bf16(b->precision)) return 2 * gated * (int64_t)sizeof(float);
-    int64_t attention = !s->is_plain && dr_mma_takes(s->H / s->G, s->d) ? 2 * (s->H + s->G) * s->d : 0,
-            rows = state->lt ? 2 * s->n_in : 0;
-    return s->T * (attention + rows + s->n_in + s->n_dy) * (int64_t)sizeof(uint16_t) +
-           gated * (int64_t)sizeof(float);
+    int64_t most = larger(s->T, s->n_cached),
+            gradient = s->is_plain ? 0 : s->T * s->n_in * (int64_t)sizeof(float),
+            of_library = state->lt ? s->n_in : 0;
+    if (!dr_rounds_to_bf16(b->precision))
+        return s->is_plain ? 0 : most * s->n_in * (int64_t)sizeof(float) + gradient;
+    int64_t attention = !s->is_plain && dr_mma_takes(s->H / s->G, s->d) ? 2 * (s->H + s->G) * s->d : 0;
+    return (most * (s->n_in + of_library) + s->T * (attention + of_library + s->n_dy)) *
+               (int64_t)sizeof(uint16_t) +
+           gradient;
 }
 
 // Sums; draws with their scratch and kept sets, those of a step and those of a burst; operands; and the

@@ -105,7 +105,7 @@ static inline bool dr_lt_is_aligned(const void *address) {
 // place, so nothing that depends on how many tiles there are enters the sum. A sum over several blocks, split
 // or streamed, needs memory to meet in, or its own reduction.
 static inline bool dr_lt_is_exact(int32_t n_splits, uint32_t reduction, uint64_t workspace) {
-    return n_splits <= 1 && reduction == 0 && workspace == 0;
+    return (n_splits == 0 || n_splits == 1) && reduction == 0 && workspace == 0;
 }
 
 #endif

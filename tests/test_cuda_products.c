@@ -447,6 +447,38 @@ static void test_gradient_memory(void **state) {
 #endif
 }
 
+// A pass over the cache may have more rows than one of training: the plan counts silu(gate) · up and the
+// operands of its products, too.
+static void test_cached_memory(void **state) {
+    (void)state;
+#if DR_HAVE_CUDA_KERNELS
+    enum { T = 600, O = 8, I = 2048 };
+    const dr_pass_shape shape = {
+        .T = 8, .n_out = I, .n_in = I, .n_dy = O, .n_cached = T, .H = 1, .G = 1, .d = 8, .V = 16};
+    static const dr_precision precisions[] = {DR_FP32, DR_BF16};
+    if (!plain) skip();
+    for (int i = 0; i < 2; i++) {
+        dr_backend *b = NULL;
+        check_ok(dr_backend_cuda_create(precisions[i], 0, &b));
+        const dr_cuda_state *own = b->state;
+        dr_weight *w = pack(b, O, I, op_normal(O * I, 0, 1));
+        void *gate_up = put_gated(b, op_normal(T * 2 * I, 0, 1), T * 2 * I);
+        float *x = put(b, op_normal(T * I, 0, 1), T * I), *y = put_poison(b, T * O);
+        check_ok(b->ops->swiglu_linear_forward(b, w, gate_up, T, y));
+        check_ok(b->ops->linear_forward(b, w, x, T, NULL, y));
+        int64_t on_host = 0, plan = b->ops->pass_memory(b, &shape, &on_host);
+        int64_t of_library = own->lt ? T * I * (int64_t)sizeof(uint16_t) : 0; // rows of x
+        assert_int_equal(own->gated.bytes, T * I * (i == 0 ? sizeof(float) : sizeof(uint16_t)));
+        assert_true(own->gated.bytes + of_library <= plan);
+        b->ops->weight_destroy(b, w);
+        free_all();
+        dr_backend_cuda_destroy(b);
+    }
+#else
+    skip();
+#endif
+}
+
 // ---- the program ----
 
 static int setup(void **state) {
@@ -483,10 +515,10 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cuda_test(test_values),       cuda_test(test_loose),         cuda_test(test_weight_rows),
-        cuda_test(test_rows_alone),   cuda_test(test_odd_addresses), cuda_test(test_swiglu),
-        cuda_test(test_gate_up),      cuda_test(test_weight_memory), cuda_test(test_gradient_memory),
-        cuda_test(test_weight_taken),
+        cuda_test(test_values),        cuda_test(test_loose),         cuda_test(test_weight_rows),
+        cuda_test(test_rows_alone),    cuda_test(test_odd_addresses), cuda_test(test_swiglu),
+        cuda_test(test_gate_up),       cuda_test(test_weight_memory), cuda_test(test_gradient_memory),
+        cuda_test(test_cached_memory), cuda_test(test_weight_taken),
     };
     int n_failed = cmocka_run_group_tests(tests, setup, teardown);
     return n_failed != 0 || bodies[OWN] ? n_failed : 77; // 77: skipped
