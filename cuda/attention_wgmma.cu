@@ -108,7 +108,7 @@ static __device__ __forceinline__ void attend(const forward_shared<D> &shared, c
     uint32_t weights[KEYS / 4] = {};
     int32_t limit[2] = {dr_step_limit(&span, 0, KEYS, seen[0]), dr_step_limit(&span, 0, KEYS, seen[1])};
     if (own == 1 && n_steps > 1) dr_named_arrive(TURN + other, BOTH); // the first turn
-    dr_barrier_wait(shared.barrier(KEYS_FULL, 0), 0);
+    dr_barrier_wait_warp(shared.barrier(KEYS_FULL, 0), 0);
     start_dots<D, KEYS>(shared.queries(0), ROWS, first, shared.keys(0), score);
     dr_wgmma_wait<0>();
     dr_wgmma_keep(score);
@@ -119,10 +119,10 @@ static __device__ __forceinline__ void attend(const forward_shared<D> &shared, c
         const int stage = dr_stage_of(j), before = dr_stage_of(j - 1);
         take_weights<D>(score, shrink, weights, sum);
         if (j > 1) release(shared.barrier(VALUES_EMPTY, dr_stage_of(j - 2)));
-        dr_barrier_wait(shared.barrier(KEYS_FULL, stage), dr_stage_parity(j));
+        dr_barrier_wait_warp(shared.barrier(KEYS_FULL, stage), dr_stage_parity(j));
         dr_named_wait(TURN + own, BOTH);
         start_dots<D, KEYS>(shared.queries(0), ROWS, first, shared.keys(stage), score);
-        dr_barrier_wait(shared.barrier(VALUES_FULL, before), dr_stage_parity(j - 1));
+        dr_barrier_wait_warp(shared.barrier(VALUES_FULL, before), dr_stage_parity(j - 1));
         start_weighing<D, KEYS>(weights, shared.values(before), sum);
         if (own == 0 || j + 1 < n_steps) dr_named_arrive(TURN + other, BOTH);
         dr_wgmma_wait<1>();
@@ -133,7 +133,7 @@ static __device__ __forceinline__ void attend(const forward_shared<D> &shared, c
         soften(score, limit, scale, of, shrink);
     }
     take_weights<D>(score, shrink, weights, sum);
-    dr_barrier_wait(shared.barrier(VALUES_FULL, last), dr_stage_parity(n_steps - 1));
+    dr_barrier_wait_warp(shared.barrier(VALUES_FULL, last), dr_stage_parity(n_steps - 1));
     start_weighing<D, KEYS>(weights, shared.values(last), sum);
     dr_wgmma_wait<0>();
     dr_wgmma_keep(sum);

@@ -45,9 +45,9 @@ add_keys(const dq_shared<D> &shared, int32_t step, const int32_t (&limit)[2], co
     const float scale = __fmul_rn(raw_scale, DR_LOG2_E);
     float score[KEYS / 2], dot[KEYS / 2];
     uint32_t pairs[KEYS / 4];
-    dr_barrier_wait(shared.barrier(KEYS_FULL, stage), dr_stage_parity(step));
+    dr_barrier_wait_warp(shared.barrier(KEYS_FULL, stage), dr_stage_parity(step));
     start_dots<D, KEYS>(shared.queries(0), ROWS, first, shared.keys(stage), score);
-    dr_barrier_wait(shared.barrier(VALUES_FULL, stage), dr_stage_parity(step));
+    dr_barrier_wait_warp(shared.barrier(VALUES_FULL, stage), dr_stage_parity(step));
     start_dots<D, KEYS>(shared.queries(1), ROWS, first, shared.values(stage), dot);
     dr_wgmma_wait<1>();
     dr_wgmma_keep(score);
@@ -86,7 +86,7 @@ static __device__ __forceinline__ void sum_dq(const backward_arguments &c, const
     }
 #pragma unroll
     for (int i = 0; i < D / 2; i++) sum[i] = 0.0f;
-    dr_barrier_wait(shared.queries_full(), 0);
+    dr_barrier_wait_warp(shared.queries_full(), 0);
 #pragma unroll 1
     for (int32_t j = 0; j < n_steps; j++) {
         const int32_t limit[2] = {dr_step_limit(&span, j, KEYS, at[0].seen),
@@ -289,7 +289,7 @@ static __device__ __forceinline__ void sum_dkv(const backward_arguments &c, cons
     float dk[D / 2], dv[D / 2];
 #pragma unroll
     for (int i = 0; i < D / 2; i++) dk[i] = dv[i] = 0.0f;
-    dr_barrier_wait(shared.keys_full(), 0);
+    dr_barrier_wait_warp(shared.keys_full(), 0);
     dr_view at = first_view(c.in, tile, range);
 #pragma unroll 1
     for (int32_t j = 0; at.n > 0; j++) {
@@ -299,7 +299,7 @@ static __device__ __forceinline__ void sum_dkv(const backward_arguments &c, cons
             low[n] = dr_view_low(&at, &tile, key + 8 * n, group);
             high[n] = key + 8 * n < n_keys ? at.n * group : 0;
         }
-        dr_barrier_wait(shared.full(dr_stage_of(j)), dr_stage_parity(j));
+        dr_barrier_wait_warp(shared.full(dr_stage_of(j)), dr_stage_parity(j));
         add_queries<D>(shared, dr_stage_of(j), low, high, c.in.scale, dk, dv);
         at = next_view(c.in, at, range);
     }

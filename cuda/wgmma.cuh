@@ -153,6 +153,12 @@ static __device__ __forceinline__ void dr_barrier_wait(uint32_t barrier, uint32_
     __trap();
 }
 
+// The same by all threads of a warp, which go on together: what multiplies wants them so.
+static __device__ __forceinline__ void dr_barrier_wait_warp(uint32_t barrier, uint32_t parity) {
+    dr_barrier_wait(barrier, parity);
+    __syncwarp();
+}
+
 // ---- named barriers of some of a block's threads: 0 is __syncthreads' ----
 
 static __device__ __forceinline__ void dr_named_wait(int barrier, int threads) {

@@ -164,6 +164,11 @@ static inline void dr_barrier_wait(uint32_t barrier, uint32_t parity) {
     emulated::shared_barrier_wait(barrier, parity);
 }
 
+static inline void dr_barrier_wait_warp(uint32_t barrier, uint32_t parity) {
+    dr_barrier_wait(barrier, parity);
+    __syncwarp();
+}
+
 static inline void dr_named_wait(int barrier, int threads) {
     emulated::barrier_wait(barrier, threads, false);
 }
