@@ -6,6 +6,7 @@
 enum { KEYS = DR_KEYS, MAX_HEAD = DR_MAX_HEAD, HEADS = DR_ATTENTION_HEADS, UNIT = 16, LINE = 64, AHEAD = 3 };
 
 typedef uint32_t words8 __attribute__((vector_size(32), aligned(4)));
+typedef uint32_t words16 __attribute__((vector_size(64), aligned(4)));
 
 // A unit of 16 elements into vectors, in their order.
 DR_INLINE void unit_float8(const float *at, vec8 *out) {
@@ -23,13 +24,13 @@ DR_INLINE void unit_bf16_8(const bf16 *at, vec8 *out) {
     out[1] = (vec8)(words & 0xFFFF0000u);
 }
 
+// The words twice: in the first eight lanes their lower halves go up, in the others the upper ones stay. All
+// in registers: what two halves of a vector wrote is slow to read as one.
 DR_INLINE void unit_bf16_16(const bf16 *at, vec16 *out) {
-    union {
-        vec8 part[2];
-        vec16 whole;
-    } v;
-    unit_bf16_8(at, v.part);
-    out[0] = v.whole;
+    static const words16 up = {16, 16, 16, 16, 16, 16, 16, 16};
+    words8 words = *(const words8 *)at;
+    words16 both = __builtin_shufflevector(words, words, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7);
+    out[0] = (vec16)(both << up & 0xFFFF0000u);
 }
 
 DR_INLINE float value_float(const float *at) {
