@@ -122,7 +122,7 @@ static void cpu_part(doctor *d) {
     if (d->has_amx)
         verdict(d, FINE, "bf16 matrix products run on AMX");
     else if (d->has_avx2)
-        verdict(d, FINE, "fp32 vector units%s", d->has_bf16 ? " and bf16 products" : "");
+        verdict(d, FINE, "fp32 vector units");
     else
         verdict(d, NOTE, "no AVX2: correct but slow");
 }

@@ -69,7 +69,7 @@ pipeline_run() {
     pipeline_say "Done: $RUN"
 }
 
-# bf16 where the processor multiplies it, else fp32.
+# bf16 where the processor has AMX for it, else fp32.
 pipeline_precision() {
-    if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo 2> /dev/null; then echo bf16; else echo fp32; fi
+    if grep -q amx_bf16 /proc/cpuinfo 2> /dev/null; then echo bf16; else echo fp32; fi
 }

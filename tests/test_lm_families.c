@@ -277,10 +277,11 @@ static void check_family(const char *name) {
     check_told(lm, &s.pack, dlogprob, DR_RECOMPUTE);
     compare_training(lm, w, &s, losses);
     check_saved(dir);
-    check_frozen(dir, &s, (int32_t)n_ids);
-    dr_cpu_lanes_only(true); // and where the processor multiplies bf16, without that
-    check_frozen(dir, &s, (int32_t)n_ids);
-    dr_cpu_lanes_only(false);
+    for (dr_bf16_body body = DR_BF16_LANES; body <= DR_BF16_LIBRARY; body++) {
+        dr_cpu_bf16_body(body);
+        check_frozen(dir, &s, (int32_t)n_ids);
+    }
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
     dr_free(gradient);
     dr_free(got);
     dr_free(ids);

@@ -263,19 +263,21 @@ static void check_steps(dr_backend *b, kind which, bool with_checkpoint) {
 static void test_steps(void **state) {
     (void)state;
     dr_backend *b = NULL;
+    dr_cpu_bf16_body(DR_BF16_LIBRARY);
     check_ok(dr_backend_cpu_create(DR_BF16, 1, &b));
     for (kind which = TIED; which < N_KINDS; which++) check_steps(b, which, true);
     dr_backend_cpu_destroy(b);
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
 static void test_steps_in_lanes(void **state) {
     (void)state;
     dr_backend *b = NULL;
-    dr_cpu_lanes_only(true);
+    dr_cpu_bf16_body(DR_BF16_LANES);
     check_ok(dr_backend_cpu_create(DR_BF16, 2, &b));
     check_steps(b, WITH_HEAD, false);
     dr_backend_cpu_destroy(b);
-    dr_cpu_lanes_only(false);
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
 // Where the host cannot touch the backend's memory.

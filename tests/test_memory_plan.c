@@ -191,12 +191,13 @@ static void test_taken(void **state) {
     compare(DR_FP32, DR_KEEP_ACTIVATIONS, false, 1);
     compare(DR_FP32, DR_RECOMPUTE, true, 1);
     compare(DR_FP32, DR_RECOMPUTE, false, 3);
-    dr_cpu_lanes_only(true);
+    dr_cpu_bf16_body(DR_BF16_LANES);
     compare(DR_BF16, DR_KEEP_ACTIVATIONS, false, 1);
     compare(DR_BF16, DR_RECOMPUTE, false, 2);
-    dr_cpu_lanes_only(false);
+    dr_cpu_bf16_body(DR_BF16_LIBRARY);
     for (int n = 1; n <= 4; n *= 2) compare(DR_BF16, DR_RECOMPUTE, false, n);
     compare(DR_BF16, DR_RECOMPUTE, true, 1); // frozen: two bytes a weight
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
 // Logits that oneDNN makes for more rows than there are, of a vocabulary wider than all layers.

@@ -480,17 +480,21 @@ static void check_bf16_rows(void) {
     dr_backend_cpu_destroy(two);
 }
 
-static void test_bf16(void **state) {
-    (void)state;
+static void check_bf16_body(dr_bf16_body body) {
+    dr_cpu_bf16_body(body);
     check_bf16_products();
     check_bf16_rows();
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
-// Also on processors with units for bf16.
+static void test_bf16(void **state) {
+    (void)state;
+    check_bf16_body(DR_BF16_LIBRARY);
+}
+
 static void test_bf16_in_lanes(void **state) {
-    dr_cpu_lanes_only(true);
-    test_bf16(state);
-    dr_cpu_lanes_only(false);
+    (void)state;
+    check_bf16_body(DR_BF16_LANES);
 }
 
 static float *op_rounded(int64_t n) {
@@ -553,12 +557,12 @@ static void check_chains(int64_t T, int64_t O, int64_t I) {
 
 static void test_bf16_is_the_same_chain(void **state) {
     (void)state;
-    dr_cpu_lanes_only(true);
+    dr_cpu_bf16_body(DR_BF16_LANES);
     check_chains(37, 75, 530);
     check_chains(1101, 1107, 33);
     check_chains(8300, 50, 13);
     check_chains(5, 8300, 13);
-    dr_cpu_lanes_only(false);
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
 static void test_backends_refused(void **state) {

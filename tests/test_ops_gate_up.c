@@ -142,13 +142,14 @@ static void test_fp32(void **state) {
 
 static void test_bf16(void **state) {
     (void)state;
+    dr_cpu_bf16_body(DR_BF16_LIBRARY);
     check_precision(DR_BF16);
-    dr_cpu_lanes_only(true); // also on processors with units for bf16
+    dr_cpu_bf16_body(DR_BF16_LANES);
     check_precision(DR_BF16);
     dr_cpu_narrow_only(true);
     check_precision(DR_BF16);
     dr_cpu_narrow_only(false);
-    dr_cpu_lanes_only(false);
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
 // Two bytes a value where products round: nothing behind them is written. No rows: nothing at all, and

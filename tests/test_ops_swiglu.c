@@ -155,10 +155,11 @@ static void test_fp32_bits(void **state) {
 
 static void test_bf16_bits(void **state) {
     (void)state;
+    dr_cpu_bf16_body(DR_BF16_LIBRARY);
     check_precision(DR_BF16);
-    dr_cpu_lanes_only(true); // also on processors with units for bf16
+    dr_cpu_bf16_body(DR_BF16_LANES);
     check_precision(DR_BF16);
-    dr_cpu_lanes_only(false);
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
 int main(void) {

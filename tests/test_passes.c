@@ -77,11 +77,12 @@ static void test_fp32(void **state) {
 
 static void test_bf16(void **state) {
     (void)state;
+    dr_cpu_bf16_body(DR_BF16_LIBRARY);
     check_threads(DR_BF16, false);
     check_threads(DR_BF16, true);
-    dr_cpu_lanes_only(true); // and where the processor multiplies bf16, without that
+    dr_cpu_bf16_body(DR_BF16_LANES);
     check_threads(DR_BF16, true);
-    dr_cpu_lanes_only(false);
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
 // ---- shares ----
@@ -204,13 +205,13 @@ static void test_same_products(void **state) {
     (void)state;
     for (int has_library = 0; has_library < 2; has_library++) {
         dr_backend *b = NULL;
-        dr_cpu_lanes_only(!has_library);
+        dr_cpu_bf16_body(has_library ? DR_BF16_LIBRARY : DR_BF16_LANES);
         check_ok(dr_backend_cpu_create(DR_BF16, 2, &b));
         dr_cpu_state *own = dr_cpu_state_of(b);
         if (has_library && !own->bf16) check_ok(dr_bf16_create(2, &own->bf16));
-        dr_cpu_lanes_only(has_library);
+        dr_cpu_bf16_body(has_library ? DR_BF16_LANES : DR_BF16_LIBRARY);
         check_ok(dr_cpu_singles_create(b));
-        dr_cpu_lanes_only(false);
+        dr_cpu_bf16_body(DR_BF16_CHOSEN);
         for (int i = 0; i < 2; i++)
             assert_int_equal(dr_cpu_state_of(own->singles[i])->bf16 != NULL, has_library);
         dr_backend_destroy(b);
@@ -243,7 +244,9 @@ static void test_threads_that_end(void **state) {
     dr_rng rng = dr_rng_make(5, 4);
     for (int i = 0; i < OUT * IN; i++) values[i] = (float)dr_rng_normal(&rng);
     for (int i = 0; i < PRODUCT_ROWS * IN; i++) x[i] = (float)dr_rng_normal(&rng);
+    dr_cpu_bf16_body(DR_BF16_LIBRARY);
     check_ok(dr_backend_cpu_create(DR_BF16, 1, &call.b));
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
     check_ok(call.b->ops->weight_create(call.b, OUT, IN, &call.w));
     check_ok(call.b->ops->weight_pack(call.b, call.w, values));
     for (int i = 0; i < 2; i++) {

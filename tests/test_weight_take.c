@@ -4,8 +4,8 @@
 
 #include "core/compute/cpu_internal.h"
 
-static void check_ways(bool lanes_only) {
-    dr_cpu_lanes_only(lanes_only);
+static void check_ways(dr_bf16_body body) {
+    dr_cpu_bf16_body(body);
     for (int threads = 1; threads <= 2; threads++) {
         dr_backend *b = NULL;
         check_ok(dr_backend_cpu_create(DR_BF16, threads, &b));
@@ -15,17 +15,17 @@ static void check_ways(bool lanes_only) {
         }
         dr_backend_cpu_destroy(b);
     }
-    dr_cpu_lanes_only(false);
+    dr_cpu_bf16_body(DR_BF16_CHOSEN);
 }
 
 static void test_taken(void **state) {
     (void)state;
-    check_ways(false);
+    check_ways(DR_BF16_LIBRARY);
 }
 
 static void test_taken_in_lanes(void **state) {
     (void)state;
-    check_ways(true);
+    check_ways(DR_BF16_LANES);
 }
 
 static void test_rounding(void **state) {

@@ -568,9 +568,9 @@ typedef enum dr_host_use { DR_HOST_READS, DR_HOST_WRITES, DR_HOST_CHANGES } dr_h
 dr_status dr_host_open(dr_backend *b, float *memory, int64_t n, dr_host_use use, float **out_host);
 void dr_host_close(dr_backend *b, float *memory, int64_t n, dr_host_use use, float *host);
 
-// The CPU body. n_threads 0: what OpenMP offers. DR_BF16 works on every processor; where none of its units
-// multiplies bf16 it halves what is read of weights and takes fp32's time. DR_BF16_LOOSE gives a backend
-// whose precision is DR_BF16.
+// The CPU body. n_threads 0: what OpenMP offers. DR_BF16 works on every processor; without AMX it
+// halves what is read of weights, keys and values, and multiplies in fp32's time. DR_BF16_LOOSE gives a
+// backend whose precision is DR_BF16.
 dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backend **out_backend);
 void dr_backend_cpu_destroy(dr_backend *backend);
 bool dr_cpu_has_bf16(void); // AMX-BF16 or AVX512-BF16: units that multiply it

@@ -141,14 +141,15 @@ dr_status dr_scratch_reserve(dr_scratch *scratch, int64_t count) {
     return DR_OK;
 }
 
-static bool narrow_only, lanes_only;
+static bool narrow_only;
+static dr_bf16_body bf16_body;
 
 void dr_cpu_narrow_only(bool narrow) {
     narrow_only = narrow;
 }
 
-void dr_cpu_lanes_only(bool lanes) {
-    lanes_only = lanes;
+void dr_cpu_bf16_body(dr_bf16_body body) {
+    bf16_body = body;
 }
 
 bool dr_cpu_is_wide(void) {
@@ -182,6 +183,12 @@ bool dr_cpu_has_bf16(void) {
 }
 
 enum { LIKELY_CACHE = 8 << 20 };
+
+// AVX512-BF16 alone gives the library no more than fp32's speed, and less on few rows, which it takes in
+// sixteens.
+static bool takes_library(void) {
+    return bf16_body == DR_BF16_LIBRARY ? dr_cpu_has_bf16() : bf16_body == DR_BF16_CHOSEN && dr_cpu_has_amx();
+}
 
 dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backend **out_backend) {
     static dr_backend_ops ops;
@@ -222,7 +229,7 @@ dr_status dr_backend_cpu_create(dr_precision precision, int n_threads, dr_backen
     DR_TRY_GOTO(status, dr_alloc(&state, "cpu backend state", 1, sizeof *state), free_backend);
     int threads = n_threads ? n_threads : omp_get_max_threads();
     if (threads > DR_MAX_THREADS) threads = DR_MAX_THREADS;
-    if (precision == DR_BF16 && dr_cpu_has_bf16() && !lanes_only)
+    if (precision == DR_BF16 && takes_library())
         DR_TRY_GOTO(status, dr_bf16_create(threads, &state->bf16), free_state);
     state->cache = dr_host_cache();
     if (state->cache == 0) state->cache = LIKELY_CACHE;

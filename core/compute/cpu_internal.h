@@ -26,9 +26,10 @@ typedef float vec8 __attribute__((vector_size(32), aligned(4)));
 #endif
 bool dr_cpu_is_wide(void); // 16 lanes are native and allowed
 // For tests, the other bodies on the same processor: 8 lanes; in backends made while it is set, bf16 in
-// lanes.
+// lanes, or through the library where the processor multiplies bf16, in lanes elsewhere.
+typedef enum dr_bf16_body { DR_BF16_CHOSEN, DR_BF16_LANES, DR_BF16_LIBRARY } dr_bf16_body;
 void dr_cpu_narrow_only(bool narrow);
-void dr_cpu_lanes_only(bool lanes);
+void dr_cpu_bf16_body(dr_bf16_body body);
 
 enum { DR_PANEL = 32, DR_DEPTH = 8192, DR_MAX_THREADS = 256, DR_LANES = 16 };
 
