@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include "core/base/log.h"
 
 // How the choice came about, for the line that tells it.
@@ -172,14 +175,11 @@ dr_backend_choice dr_backend_choice_of(const dr_config *options, const char *pre
         .fast_option = fast_option};
 }
 
-// What the collective library takes for a machine's name, where it is told one: 48 bits of FNV-1a, so that
-// doubles hold it.
+// What the collective library takes for a machine's name, where it is told one: 48 bits, so that doubles hold
+// them.
 static int64_t told_machine(void) {
     const char *name = getenv("NCCL_HOSTID");
-    uint64_t hash = 14695981039346656037u;
-    if (!name) return 0;
-    for (; *name; name++) hash = (hash ^ (unsigned char)*name) * 1099511628211u;
-    return (int64_t)(hash >> 16) | 1;
+    return name ? (int64_t)(XXH3_64bits(name, strlen(name)) >> 16) | 1 : 0;
 }
 
 // DR_OK without a device: the processor works, out->reason says why.
