@@ -90,6 +90,11 @@ const char *check_path(const char *dir, const char *name) {
     return slot;
 }
 
+const char *check_golden(const char *name) {
+    const char *dir = getenv("DR_GOLDEN_DIR");
+    return check_path(dir ? dir : DR_GOLDEN_DIR, name);
+}
+
 char *check_read_file(const char *path, size_t *out_length) {
     FILE *file = fopen(path, "rb");
     if (!file) fail_msg("cannot open %s", path);

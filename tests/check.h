@@ -32,6 +32,8 @@ void check_error(dr_status status, dr_status expected, const char *text);
 const char *check_scratch_dir(void);
 // dir/name in static storage of 16 rotating slots.
 const char *check_path(const char *dir, const char *name);
+// The same of tests/golden, or of $DR_GOLDEN_DIR where a program runs elsewhere than it was built.
+const char *check_golden(const char *name);
 // Whole file as bytes; fails when it can't be read. Free with free().
 char *check_read_file(const char *path, size_t *out_length);
 void check_write_file(const char *path, const void *bytes, size_t length);

@@ -11,7 +11,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
-export LC_ALL=C
+export LC_ALL=C DR_GOLDEN_DIR=$root/tests/golden # programs that come along were built elsewhere
 
 . tests/gpu_programs.sh
 . tests/gpu_steps.sh

@@ -64,7 +64,7 @@ static inline dr_trm_train_options plan_options(void) {
 }
 
 static inline void plan_encoder(dr_trm_train_options *o) {
-    snprintf(o->config.text_encoder, sizeof o->config.text_encoder, "%s", DR_GOLDEN_DIR "/sentence_bert");
+    snprintf(o->config.text_encoder, sizeof o->config.text_encoder, "%s", check_golden("sentence_bert"));
     o->config.max_text_tokens = 96;
 }
 

@@ -120,7 +120,7 @@ static outcome run_family(dr_backend *b, const char *family, dr_activations acti
     outcome out = {0};
     dr_lm *lm = NULL;
     dr_mismatch m;
-    check_ok(dr_lm_load(b, check_path(DR_GOLDEN_DIR, family), &lm));
+    check_ok(dr_lm_load(b, check_golden(family), &lm));
     dr_mismatch_settings s = small_settings(lm);
     check_ok(dr_mismatch_sample(lm, &s, &out.set));
     check_ok(dr_mismatch_train(lm, &s, &out.set, true, &m));

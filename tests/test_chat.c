@@ -9,7 +9,7 @@
 #include "tests/check.h"
 
 static void check_form(const char *name, const char *form, const char *default_system) {
-    const char *dir = check_path(check_path(DR_GOLDEN_DIR, "chat"), name);
+    const char *dir = check_path(check_golden("chat"), name);
     dr_chat *chat = NULL;
     json_t *cases = NULL, *entry;
     size_t i;

@@ -240,7 +240,7 @@ static void check_frozen(const char *dir, const sequence *s, int32_t n) {
 }
 
 static void check_family(const char *name) {
-    const char *dir = check_path(DR_GOLDEN_DIR, name);
+    const char *dir = check_golden(name);
     dr_safetensors *golden = NULL;
     dr_lm *lm = NULL;
     dr_lm_workspace *w = NULL;

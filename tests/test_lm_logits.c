@@ -23,8 +23,8 @@ static int run_logits(const char *model, const char *ids, const char *out, const
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static void check_golden(const char *name) {
-    const char *dir = check_path(DR_GOLDEN_DIR, name), *scratch = check_scratch_dir();
+static void check_family(const char *name) {
+    const char *dir = check_golden(name), *scratch = check_scratch_dir();
     const char *ids_path = check_path(scratch, "ids.txt"), *out = check_path(scratch, "out.h5");
     dr_safetensors *golden = NULL;
     check_ok(dr_safetensors_open(check_path(dir, "golden.safetensors"), &golden));
@@ -54,13 +54,13 @@ static void check_golden(const char *name) {
 
 static void test_goldens(void **state) {
     (void)state;
-    check_golden("lm_qwen3");
-    check_golden("lm_sharded");
-    check_golden("lm_bf16");
+    check_family("lm_qwen3");
+    check_family("lm_sharded");
+    check_family("lm_bf16");
 }
 
 static void refuse(const char *ids, const char *text) {
-    const char *scratch = check_scratch_dir(), *model = check_path(DR_GOLDEN_DIR, "lm_qwen2");
+    const char *scratch = check_scratch_dir(), *model = check_golden("lm_qwen2");
     const char *path = check_path(scratch, "ids.txt"), *out = check_path(scratch, "out.h5"),
                *log = check_path(scratch, "log");
     check_write_file(path, ids, strlen(ids));

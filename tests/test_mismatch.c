@@ -48,7 +48,7 @@ static void check_families(dr_precision precision) {
         dr_backend *backend = NULL;
         dr_lm *lm = NULL;
         check_ok(dr_backend_cpu_create(precision, 1 + i % 2, &backend));
-        check_ok(dr_lm_load(backend, check_path(DR_GOLDEN_DIR, families[i]), &lm));
+        check_ok(dr_lm_load(backend, check_golden(families[i]), &lm));
         dr_mismatch_settings s = small_settings(lm);
         s.sampling = (dr_sampling){temperatures[i], top_ps[i]};
         check_all_ways(families[i], lm, &s);
@@ -70,7 +70,7 @@ static void test_bf16(void **state) {
 static dr_lm *load_qwen2(dr_backend **out_backend) {
     dr_lm *lm = NULL;
     check_ok(dr_backend_cpu_create(DR_FP32, 1, out_backend));
-    check_ok(dr_lm_load(*out_backend, check_path(DR_GOLDEN_DIR, "lm_qwen2"), &lm));
+    check_ok(dr_lm_load(*out_backend, check_golden("lm_qwen2"), &lm));
     return lm;
 }
 

@@ -289,7 +289,7 @@ static void test_encoder(void **state) {
     o.config.n_experts = TINY_EXPERTS;
     o.batch = 8;
     o.max_epochs = 1;
-    snprintf(o.config.text_encoder, sizeof o.config.text_encoder, "%s", DR_GOLDEN_DIR "/sentence_bert");
+    snprintf(o.config.text_encoder, sizeof o.config.text_encoder, "%s", check_golden("sentence_bert"));
     check_ok(dr_trm_train(cuda, &data, &o, &trm));
     for (int i = 0; i < MANY; i++) {
         dr_example e;

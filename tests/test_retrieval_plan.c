@@ -73,7 +73,7 @@ static void test_refusal(void **state) {
     o = plan_options();
     o.config.hidden = 7777;
     check_error(dr_memory_plan_make_retrieval(b, &data, &o, 0, &plan), DR_ERR_FORMAT, "sizes out of range");
-    snprintf(o.config.text_encoder, sizeof o.config.text_encoder, "%s", DR_GOLDEN_DIR "/nowhere");
+    snprintf(o.config.text_encoder, sizeof o.config.text_encoder, "%s", check_golden("nowhere"));
     check_error(dr_memory_plan_make_retrieval(b, &data, &o, 0, &plan), DR_ERR_ARGUMENT, "no such folder");
     dr_log_set_level(DR_LOG_INFO);
     dr_backend_cpu_destroy(b);

@@ -40,7 +40,7 @@ static int setup(void **state) {
     o.config.max_text_tokens = 96;
     o.batch = 8;
     o.max_epochs = 2;
-    snprintf(o.config.text_encoder, sizeof o.config.text_encoder, "%s", DR_GOLDEN_DIR "/sentence_bert");
+    snprintf(o.config.text_encoder, sizeof o.config.text_encoder, "%s", check_golden("sentence_bert"));
     trm_path = check_scratch_dir();
     if (dr_trm_train(backend, &data, &o, &fresh) != DR_OK || dr_trm_save(fresh, trm_path) != DR_OK) return -1;
     dr_trm_destroy(fresh);

@@ -11,7 +11,7 @@
 #include "tests/tiny_catalogue.h"
 #include "tests/tiny_sentence.h"
 
-#define GOLDEN DR_GOLDEN_DIR "/sentence_bert"
+#define GOLDEN check_golden("sentence_bert")
 #define BY_MEAN "{\"pooling_mode_cls_token\": false, \"pooling_mode_mean_tokens\": true}"
 enum { DIM = 24, TEXTS = 10, MOST_TOKENS = 20 };
 
@@ -24,7 +24,7 @@ static int group_setup(void **state) {
     if (dr_backend_cpu_create(DR_FP32, 1, &one) != DR_OK ||
         dr_backend_cpu_create(DR_FP32, 2, &two) != DR_OK ||
         dr_backend_cpu_create(DR_BF16, 1, &bf16) != DR_OK ||
-        dr_json_load(GOLDEN "/texts.json", &golden_texts) != DR_OK)
+        dr_json_load(check_golden("sentence_bert/texts.json"), &golden_texts) != DR_OK)
         return -1;
     const json_t *list = json_object_get(golden_texts, "texts");
     if (json_array_size(list) != TEXTS ||
@@ -69,9 +69,11 @@ static void encode(const dr_text_encoder *encoder, const char *const *of, int64_
 static void test_golden(void **state) {
     (void)state;
     static const char *const names[] = {"first", "mean"};
-    const char *dirs[] = {GOLDEN, folder((tiny_sentence){.pooling = BY_MEAN})};
+    char golden[1024]; // outlasts the paths of this test
+    snprintf(golden, sizeof golden, "%s", GOLDEN);
+    const char *dirs[] = {golden, folder((tiny_sentence){.pooling = BY_MEAN})};
     dr_safetensors *file = NULL;
-    check_ok(dr_safetensors_open(GOLDEN "/golden.safetensors", &file));
+    check_ok(dr_safetensors_open(check_golden("sentence_bert/golden.safetensors"), &file));
     for (int i = 0; i < 2; i++) {
         dr_text_encoder *encoder = opened(one, dirs[i]);
         float *want = read_golden(file, names[i], NULL), got[TEXTS * DIM];
@@ -224,7 +226,7 @@ static void test_bad_folders(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check_error(open_folder(one, folder(cases[i].folder), &encoder), cases[i].status, cases[i].text);
     check_error(open_folder(bf16, GOLDEN, &encoder), DR_ERR_UNSUPPORTED, "fp32 only");
-    check_error(open_folder(one, GOLDEN "/nowhere", &encoder), DR_ERR_ARGUMENT,
+    check_error(open_folder(one, check_golden("sentence_bert/nowhere"), &encoder), DR_ERR_ARGUMENT,
                 "known by name: hashed-ngram");
     dr_text_encoder_choice choice = {.name = GOLDEN, .max_tokens = 2, .query_instruction = "auto"};
     check_error(dr_text_encoder_open(one, &choice, &encoder), DR_ERR_ARGUMENT, "2 are special ones");
@@ -348,7 +350,7 @@ static void test_neighbours(void **state) {
          .prompts = "{\"model_type\": \"SentenceTransformer\", \"default_prompt_name\": null, "
                     "\"prompts\": {\"query\": \"\", \"document\": \"\"}}"}};
     dr_safetensors *file = NULL;
-    check_ok(dr_safetensors_open(GOLDEN "/golden.safetensors", &file));
+    check_ok(dr_safetensors_open(check_golden("sentence_bert/golden.safetensors"), &file));
     float *want = read_golden(file, "mean", NULL), got[TEXTS * DIM];
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
         dr_text_encoder *encoder = opened(one, folder(folders[i]));
@@ -446,8 +448,9 @@ static void test_retrieval_model(void **state) {
     loaded = NULL;
     tiny_sentence_write(moved, &(tiny_sentence){.poked = "embeddings.LayerNorm.weight", .value = 1.5f});
     check_error(dr_trm_load_with(one, dir, moved, &loaded), DR_ERR_ARGUMENT, "another text encoder");
-    check_error(dr_trm_load_with(one, dir, GOLDEN "/nowhere", &loaded), DR_ERR_ARGUMENT, "say where");
-    check_error(dr_trm_load_with(one, dir, DR_GOLDEN_DIR "/lm_llama", &loaded), DR_ERR_UNSUPPORTED,
+    check_error(dr_trm_load_with(one, dir, check_golden("sentence_bert/nowhere"), &loaded), DR_ERR_ARGUMENT,
+                "say where");
+    check_error(dr_trm_load_with(one, dir, check_golden("lm_llama"), &loaded), DR_ERR_UNSUPPORTED,
                 "model_type");
     tiny_sentence_write(home, &(tiny_sentence){.poked = "embeddings.LayerNorm.weight", .value = 1.5f});
     check_error(dr_trm_load(one, dir, &loaded), DR_ERR_ARGUMENT, "another text encoder");

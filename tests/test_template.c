@@ -156,7 +156,7 @@ static void test_in_chat(void **state) {
         dr_template *t = load(names[i % 2]);
         dr_chat *chat = NULL;
         dr_buf plain = {0}, want = {0}, got = {0};
-        check_ok(dr_chat_load(check_path(check_path(DR_GOLDEN_DIR, "chat"), forms[i / 2]), NULL, &chat));
+        check_ok(dr_chat_load(check_path(check_golden("chat"), forms[i / 2]), NULL, &chat));
         check_ok(dr_template_prompt(t, &data, history, 2, 10, 20, &plain));
         check_ok(dr_template_in_chat(t, chat));
         check_ok(dr_template_prompt(t, &data, history, 2, 10, 20, &got));
@@ -194,7 +194,7 @@ static void test_in_chat(void **state) {
     dr_rendering scratch = {0};
     id_list l = {0};
     check_ok(dr_tokenizer_train(texts, 1, 280, tags, 3, &tokenizer));
-    check_ok(dr_chat_load(check_path(check_path(DR_GOLDEN_DIR, "chat"), "qwen3"), NULL, &chat));
+    check_ok(dr_chat_load(check_path(check_golden("chat"), "qwen3"), NULL, &chat));
     check_ok(dr_template_in_chat(t, chat));
     check_ok(
         dr_template_prompt_ids(t, tokenizer, &odd, history, 2, 10, 20, &scratch, &l.ids, &l.n, &l.capacity));

@@ -24,7 +24,7 @@ static void test_golden(void **state) {
     write_two_steps(path);
     write_two_steps(path); // replaces, does not append
     char *bytes = check_read_file(path, &n);
-    char *golden = check_read_file(DR_GOLDEN_DIR "/tensorboard/two_steps.tfevents", &n_golden);
+    char *golden = check_read_file(check_golden("tensorboard/two_steps.tfevents"), &n_golden);
     assert_int_equal(n, n_golden);
     assert_memory_equal(bytes, golden, n);
     free(bytes);

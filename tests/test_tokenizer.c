@@ -106,8 +106,8 @@ static void test_training_is_deterministic_and_saved(void **state) {
 
 // golden/tokenizer_NAME: tokenizer.json and cases.json ([{"text": …, "ids": […]}, …]) written by
 // make_tokenizer.py.
-static void check_golden(const char *name) {
-    const char *dir = check_path(DR_GOLDEN_DIR, name);
+static void check_family(const char *name) {
+    const char *dir = check_golden(name);
     dr_tokenizer *t = NULL;
     check_ok(dr_tokenizer_load(dir, &t));
     json_t *cases = NULL, *entry;
@@ -131,12 +131,12 @@ static void check_golden(const char *name) {
 
 static void test_golden_qwen2(void **state) {
     (void)state;
-    check_golden("tokenizer_qwen2");
+    check_family("tokenizer_qwen2");
 }
 
 static void test_golden_llama3(void **state) {
     (void)state;
-    check_golden("tokenizer_llama3");
+    check_family("tokenizer_llama3");
 }
 
 static void check_refused(const char *text, const char *message) {
@@ -208,7 +208,7 @@ static void test_loaded_is_saved_as_it_was(void **state) {
     static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
     const char *from = check_scratch_dir(), *to = check_scratch_dir();
     size_t n, m;
-    char *text = check_read_file(check_path(check_path(DR_GOLDEN_DIR, "tokenizer_qwen2"), names[0]), &n);
+    char *text = check_read_file(check_path(check_golden("tokenizer_qwen2"), names[0]), &n);
     dr_tokenizer *t = NULL;
     check_write_file(check_path(from, names[0]), text, n);
     free(text);
@@ -233,7 +233,7 @@ static void check_frame(const char *post_processor, const int32_t *want, int32_t
     dr_tokenizer *t = NULL;
     const int32_t *before, *after;
     int32_t n, m;
-    check_ok(dr_json_load(check_path(check_path(DR_GOLDEN_DIR, "tokenizer_qwen2"), "tokenizer.json"), &root));
+    check_ok(dr_json_load(check_path(check_golden("tokenizer_qwen2"), "tokenizer.json"), &root));
     json_object_set_new(root, "post_processor", json_loads(post_processor, 0, NULL));
     char *text = json_dumps(root, 0);
     json_decref(root);
@@ -288,7 +288,7 @@ static void test_program(void **state) {
     (void)state;
     char ids[4096], text[4096];
     static const char input[] = "<|im_start|>The dog\n\n caf\xC3\xA9 \xFF\xE4 end\nlast";
-    const char *dir = check_path(DR_GOLDEN_DIR, "tokenizer_llama3");
+    const char *dir = check_golden("tokenizer_llama3");
     run_program(dir, "", input, sizeof input - 1, ids, sizeof ids);
     assert_memory_equal(ids, "[0,", 3);
     assert_non_null(strstr(ids, "]\n[]\n["));

@@ -66,8 +66,7 @@ static const char sample[] = "The the <|a|>  ab abab aaaa 123 it's e\xCC\x81 \xE
 // The same of a WordPiece model: the seed of the fuzz target.
 static void read_word_file(dr_buf *out) {
     size_t n;
-    char *text =
-        check_read_file(check_path(DR_GOLDEN_DIR, "../fuzz/seeds/fuzz_tokenizer/wordpiece.json"), &n);
+    char *text = check_read_file(check_golden("../fuzz/seeds/fuzz_tokenizer/wordpiece.json"), &n);
     check_ok(dr_buf_append(out, text, n));
     free(text);
 }

@@ -16,7 +16,7 @@ static json_t *zoo_model, *zoo_variants, *zoo_cases;
 
 static int open_zoo(void **state) {
     (void)state;
-    const char *dir = check_path(DR_GOLDEN_DIR, "tokenizer_zoo");
+    const char *dir = check_golden("tokenizer_zoo");
     return dr_json_load(check_path(dir, "model.json"), &zoo_model) == DR_OK &&
                    dr_json_load(check_path(dir, "variants.json"), &zoo_variants) == DR_OK &&
                    dr_json_load(check_path(dir, "cases.json"), &zoo_cases) == DR_OK

@@ -37,7 +37,7 @@ typedef struct golden {
 } golden;
 
 static void golden_open(golden *g) {
-    const char *dir = check_path(DR_GOLDEN_DIR, "trm");
+    const char *dir = check_golden("trm");
     check_ok(dr_safetensors_open(check_path(dir, "golden.safetensors"), &g->file));
     check_ok(dr_trm_load(backend, dir, &g->trm));
     float *history = read_golden(g->file, "history", NULL), *lengths = read_golden(g->file, "lengths", NULL);

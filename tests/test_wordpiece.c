@@ -13,7 +13,7 @@ static json_t *models, *variants, *cases;
 
 static int open_golden(void **state) {
     (void)state;
-    const char *dir = check_path(DR_GOLDEN_DIR, "tokenizer_wordpiece");
+    const char *dir = check_golden("tokenizer_wordpiece");
     return dr_json_load(check_path(dir, "models.json"), &models) == DR_OK &&
                    dr_json_load(check_path(dir, "variants.json"), &variants) == DR_OK &&
                    dr_json_load(check_path(dir, "cases.json"), &cases) == DR_OK

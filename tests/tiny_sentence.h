@@ -30,7 +30,7 @@ typedef struct tiny_sentence {
 
 static inline void tiny_sentence_config(const char *dir, const tiny_sentence *t) {
     size_t length = 0;
-    char *text = check_read_file(DR_GOLDEN_DIR "/sentence_bert/config.json", &length);
+    char *text = check_read_file(check_golden("sentence_bert/config.json"), &length);
     dr_buf out = {0};
     text = realloc(text, length + 1);
     assert_non_null(text);
@@ -52,7 +52,7 @@ static inline void tiny_sentence_weights(const char *dir, const tiny_sentence *t
     const float one = 1;
     dr_safetensors *file = NULL;
     int32_t n = 0;
-    check_ok(dr_safetensors_open(DR_GOLDEN_DIR "/sentence_bert/model.safetensors", &file));
+    check_ok(dr_safetensors_open(check_golden("sentence_bert/model.safetensors"), &file));
     for (int32_t i = 0; i < dr_safetensors_count(file); i++) {
         const dr_safetensor *from = dr_safetensors_at(file, i);
         if (t->left_out && strcmp(from->name, t->left_out) == 0) continue;
@@ -80,7 +80,7 @@ static inline void tiny_sentence_file(const char *dir, const char *name, const c
 // Overwrites the folder's files.
 static inline void tiny_sentence_write(const char *dir, const tiny_sentence *t) {
     size_t length = 0;
-    char *tokenizer = check_read_file(DR_GOLDEN_DIR "/sentence_bert/tokenizer.json", &length);
+    char *tokenizer = check_read_file(check_golden("sentence_bert/tokenizer.json"), &length);
     check_write_file(check_path(dir, "tokenizer.json"), tokenizer, length);
     free(tokenizer);
     tiny_sentence_config(dir, t);
