@@ -2,6 +2,7 @@
 // vocabularies, alone and among others; what they take of memory. No device: skipped.
 // labels: gpu
 #include "tests/cuda_check.h"
+#include "tests/ranked.h"
 
 #include <stdlib.h>
 
@@ -88,23 +89,12 @@ static void test_draws(void **state) {
 
 // ---- large vocabularies ----
 
-typedef struct ranked {
-    float p;
-    int32_t id;
-} ranked;
-
-static int by_rank(const void *a, const void *b) {
-    const ranked *x = a, *y = b;
-    if (x->p != y->p) return x->p > y->p ? -1 : 1;
-    return x->id - y->id;
-}
-
 static int by_id(const void *a, const void *b) {
     return ((const ranked *)a)->id - ((const ranked *)b)->id;
 }
 
-static double mass_of(float p) {
-    volatile double shifted = (double)p + 0x1.8p20;
+static double mass_of(double p) {
+    volatile double shifted = p + 0x1.8p20;
     return shifted - 0x1.8p20;
 }
 

@@ -19,17 +19,6 @@
 
 enum { SAMPLES = 6, MOST = TINY_USERS * SAMPLES, PACK = 1024 };
 
-static int setup(void **state) {
-    (void)state;
-    return tiny_rollout_open();
-}
-
-static int teardown(void **state) {
-    (void)state;
-    tiny_rollout_close();
-    return 0;
-}
-
 // ---- a worker's parts ----
 
 static dr_lm_config policy_config(void) {
@@ -665,5 +654,5 @@ int main(void) {
         cmocka_unit_test(test_retrieval_outline),
         cmocka_unit_test(test_needs),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, tiny_rollout_setup, tiny_rollout_teardown);
 }

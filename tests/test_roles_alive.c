@@ -28,17 +28,6 @@ static dr_run_assets assets;
 static dr_trajectory rolled[MOST];
 static const char *run_dir;
 
-static int setup(void **state) {
-    (void)state;
-    return tiny_rollout_open();
-}
-
-static int teardown(void **state) {
-    (void)state;
-    tiny_rollout_close();
-    return 0;
-}
-
 // ---- what the roles stand on ----
 
 static dr_status count_create(dr_backend *b, const char *label, size_t bytes, void **out_memory) {
@@ -341,5 +330,5 @@ int main(void) {
         cmocka_unit_test(test_coordinator),
         cmocka_unit_test(test_excuse),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, tiny_rollout_setup, tiny_rollout_teardown);
 }

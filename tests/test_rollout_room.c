@@ -11,17 +11,6 @@
 #include "tests/rollout_outcome.h"
 #include "tests/tiny_rollout.h"
 
-static int setup(void **state) {
-    (void)state;
-    return tiny_rollout_open();
-}
-
-static int teardown(void **state) {
-    (void)state;
-    tiny_rollout_close();
-    return 0;
-}
-
 static int lines_with(FILE *file, const char *text) {
     char line[1024];
     int n = 0;
@@ -98,5 +87,5 @@ static void test_room_for_kept_sets(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_room_for_kept_sets)};
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, tiny_rollout_setup, tiny_rollout_teardown);
 }

@@ -5,23 +5,13 @@
 #include <stdlib.h>
 
 #include "tests/op_check.h"
+#include "tests/ranked.h"
 
 enum { V = 300 };
 
 static dr_status draw(const float *logits, int32_t vocab, const dr_sampling *settings, uint32_t bits,
                       dr_sampled *out) {
     return op_two->ops->sample(op_two, logits, 1, vocab, settings, &bits, out);
-}
-
-typedef struct ranked {
-    double p;
-    int32_t id;
-} ranked;
-
-static int by_rank(const void *a, const void *b) {
-    const ranked *x = a, *y = b;
-    if (x->p != y->p) return x->p > y->p ? -1 : 1;
-    return x->id - y->id;
 }
 
 // Probabilities of the full softmax, and of the truncated one (0 outside the kept set), the slow way in

@@ -29,6 +29,18 @@ static inline void tiny_rollout_close(void) {
     tiny_catalogue_reset(&data);
 }
 
+// The same for groups of tests that want no more.
+static inline int tiny_rollout_setup(void **state) {
+    (void)state;
+    return tiny_rollout_open();
+}
+
+static inline int tiny_rollout_teardown(void **state) {
+    (void)state;
+    tiny_rollout_close();
+    return 0;
+}
+
 static inline dr_rollout_parts tiny_rollout_parts(dr_lm *lm) {
     return (dr_rollout_parts){.lm = lm,
                               .tokenizer = tokenizer,
