@@ -117,7 +117,6 @@ static dr_status verify_command(const dr_cli *cli) {
     dr_mismatch_set set = {0};
     dr_mismatch_settings s;
     double sampling = 0, training = 0;
-    dr_precision precision = (dr_precision)dr_config_choice(o, "dtype"); // rows in the enum's order
     double begun = dr_clock_seconds();
     dr_backend_choice choice = dr_backend_choice_of(o, "dtype");
     choice.reference = dr_config_choice(o, "kernels") == 1;
@@ -140,7 +139,7 @@ static dr_status verify_command(const dr_cli *cli) {
     dr_mismatch_set_reset(&set);
     dr_lm_destroy(lm);
     dr_backend_destroy(backend);
-    if (status == DR_OK) status = compare_loose(o, &s, precision, sampling, training);
+    if (status == DR_OK) status = compare_loose(o, &s, choice.precision, sampling, training);
     return status;
 }
 

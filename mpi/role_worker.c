@@ -9,9 +9,8 @@
 #include "core/base/log.h"
 #include "core/comm/message.h"
 #include "core/learn/checkpoint.h"
+#include "mpi/metrics_log.h"
 #include "mpi/run.h"
-
-enum { STATS = 18 };
 
 typedef struct worker {
     dr_role base;
@@ -174,26 +173,26 @@ static dr_status read_update(worker *w, dr_reader *reader, dr_learn_item *items,
 static dr_status send_trained(worker *w, const dr_learn_stats *s, double norm, double rate, double train_s) {
     dr_rollout_stats now;
     dr_rollout_stats_get(w->rollout, &now);
-    double values[STATS] = {s->tokens,
-                            s->run_tokens,
-                            s->loss,
-                            s->entropy,
-                            s->ratio,
-                            s->clipped,
-                            s->kl,
-                            s->logprob_gap,
-                            norm,
-                            rate,
-                            train_s,
-                            w->rollout_s,
-                            (double)now.sampled_tokens,
-                            (double)(now.prompt_tokens + now.tool_tokens),
-                            now.retrieve_s,
-                            (double)now.retrievals,
-                            (double)now.short_bursts,
-                            (double)now.idle_rows};
+    double values[DR_METRIC_SUMS] = {s->tokens,
+                                     s->run_tokens,
+                                     s->loss,
+                                     s->entropy,
+                                     s->ratio,
+                                     s->clipped,
+                                     s->kl,
+                                     s->logprob_gap,
+                                     norm,
+                                     rate,
+                                     train_s,
+                                     w->rollout_s,
+                                     (double)now.sampled_tokens,
+                                     (double)(now.prompt_tokens + now.tool_tokens),
+                                     now.retrieve_s,
+                                     (double)now.retrievals,
+                                     (double)now.short_bursts,
+                                     (double)now.idle_rows};
     DR_TRY(dr_message_begin(&w->box.out, DR_MSG_TRAINED, w->step));
-    for (int i = 0; i < STATS; i++) DR_TRY(dr_put_f64(&w->box.out, values[i]));
+    for (int i = 0; i < DR_METRIC_SUMS; i++) DR_TRY(dr_put_f64(&w->box.out, values[i]));
     return dr_mailbox_send(&w->box, 0, (uint64_t)dr_optimizer_updates(w->optimizer));
 }
 

@@ -51,7 +51,6 @@ static dr_status init_watched(int *argc, char ***argv, dr_world_watch *watch, dr
     MPI_Comm node;
     dr_world_watch_next(watch, "making the communicator of each node", world.rank);
     DR_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
-    DR_MPI(MPI_Comm_rank(node, &world.local_rank));
     DR_MPI(MPI_Comm_size(node, &world.local_size));
     world.node = world.rank; // of rank 0 there, which is the lowest
     DR_MPI(MPI_Bcast(&world.node, 1, MPI_INT, 0, node));

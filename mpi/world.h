@@ -10,9 +10,9 @@ extern "C" {
 #endif
 
 typedef struct dr_world {
-    int rank, size;             // processes
-    int local_rank, local_size; // on this node
-    int node;                   // the lowest rank there: names the node
+    int rank, size; // processes
+    int local_size; // of them on this node
+    int node;       // the lowest rank there: names the node
 } dr_world;
 
 // Tags of MPI_COMM_WORLD: the meeting's, and the first of the channels'.

@@ -1,4 +1,4 @@
-// bf16 products through oneDNN, on processors that multiply bf16 (AMX, AVX512-BF16): operands rounded to
+// bf16 products through oneDNN, on processors with AMX (and in tests with AVX512-BF16): operands rounded to
 // nearest even, sums in fp32, results in fp32 or rounded. Rows are taken in chunks of 512 and the rest in
 // powers of two, so that a handful of primitives per matrix serves every batch size. Weights: [n_out, n_in].
 #include <dnnl.h>

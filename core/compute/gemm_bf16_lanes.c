@@ -1,4 +1,4 @@
-// bf16 products on processors that do not multiply bf16: operands are rounded to it, and multiplied and
+// bf16 products on processors without AMX: operands are rounded to it, and multiplied and
 // summed in fp32, where the product of two of them is exact (short of under- and overflow). Weights are kept
 // in panels of 32 outputs, [n_in][32], so that they stream from memory in half the bytes and widen in
 // registers. Each output is one chain over k.

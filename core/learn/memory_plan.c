@@ -26,8 +26,8 @@ static int64_t scratch_of(const dr_memory_needs *needs, int64_t *out_host) {
     return b->ops->pass_memory(b, &shape, out_host);
 }
 
-// The frozen policy is loaded while there is no learner: only where its matrix on the way is larger than the
-// activations that follow does it need room of its own.
+// The frozen policy is loaded while there is no learner: only where the pieces on their way are larger than
+// the activations that follow does it need room of its own.
 static int64_t reference_of(const dr_memory_needs *needs, int64_t activations) {
     int64_t loading = 0;
     if (!needs->has_reference) return 0;
