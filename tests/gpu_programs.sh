@@ -57,7 +57,7 @@ pack() {
 }
 
 # Programs through wrappers: only they see the libraries that came along, not Python or the toolkit's tools, which have
-# newer ones. Ranks copy through shared memory, for sandboxes forbid them to read each other's.
+# newer ones. Ranks copy through shared memory, for some containers forbid them to read each other's.
 use_prebuilt() {
     local packed=$work/packed file
     bin=$work/bin

@@ -49,6 +49,7 @@ unique() {
     tr ';' '\n' | sed 's/-.*//' | sort -un -k1.1
 }
 common=$(sed -n 1p "$work/architectures" | unique)
+[ -n "$common" ] || { echo "FAILED: no architectures"; exit 1; }
 wgmma=$(sed -n 2p "$work/architectures" | unique)
 cc -std=c17 -D_GNU_SOURCE -O1 -Wall -Wextra -Werror tests/cuda12/ptx_of.c -o "$work/ptx_of" || exit 1
 nvcc=$(command -v nvcc || echo "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc")
@@ -166,5 +167,5 @@ runtime=$wheels/cuda_runtime/lib
 said=$("$work/deeprec" doctor)
 echo "$said" | grep -iE 'cuda'
 echo "$said" | grep -qE "^  CUDA +built in$" || fail "the program has no CUDA body"
-echo "$said" | grep -qE "^  CUDA runtime .*${version%.*}" || fail "the program has another runtime"
+echo "$said" | grep -qE "^  CUDA runtime .*; found ${version%.*}" || fail "the program has another runtime"
 exit $failed

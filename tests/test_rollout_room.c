@@ -41,6 +41,7 @@ static void run_narrow(int64_t n_ids, const float temperatures[2], outcome *o, d
         }
         dr_rollout_stats_get(rollout, &stats[i]);
     }
+    assert_int_equal(o->n, PROMPTS * SAMPLES);
     dr_rollout_destroy(rollout);
     dr_lm_destroy(own);
 }

@@ -64,6 +64,7 @@ while [ $((($(date +%s%N) - begun) / 1000000)) -lt $((deadline * 1700)) ] && [ "
 done
 wait_for_training 2
 took=$(sed -n '1s/.*"train_s":\([0-9]*\).*/\1/p' "$work/run/metrics.jsonl")
+[ -n "$took" ] || fail "no train_s in the metrics"
 [ "$took" -lt "$deadline" ] && echo "skipped: a slow worker's step, which is trained in $took s here"
 
 kill -STOP "$slow"
